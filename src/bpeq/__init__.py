@@ -1,0 +1,1 @@
+"""bpeq: backpropagation and equilibrium propagation from one hand-written backward pass."""

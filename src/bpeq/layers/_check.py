@@ -1,0 +1,119 @@
+"""A layer checked against autodiff: one generic check for the tests and for `bpeq check` alike."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from bpeq.types import Key, Layer, Params
+
+
+class CheckRow(NamedTuple):
+    """One layer's largest gradient error in units of its tolerance: it passes at 1 or below.
+
+    name: the layer. error: max |a−b| / max(|leaf|, |tree|·share) over all leaves, plain fraction.
+    tolerance: what `error` may be. passed: error <= tolerance, NaN fails.
+    """
+
+    name: str
+    error: float
+    tolerance: float
+    passed: bool
+
+
+def tolerance(dtype: Any, deep: bool = False) -> float:
+    """Single layers: 1e-12 in float64, 2e-6 in float32; whole nets: 1e-11 and 2e-5."""
+    double = jnp.finfo(dtype).bits == 64
+    if deep:
+        return 1e-11 if double else 2e-5
+    return 1e-12 if double else 2e-6
+
+
+def gradient_error(ours: Any, reference: Any) -> float:
+    """max over leaves of max|a−b| / (max|b| of that leaf + max|b| of the tree).
+
+    A leaf whose gradient is exactly zero, such as a bias in front of batch normalisation, is so
+    measured against its tree: against itself correct code would show errors up to 1e9.
+    """
+    tree = max((float(jnp.abs(b).max()) for b in jax.tree.leaves(reference) if b.size), default=0.0)
+    worst = 0.0
+    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(reference), strict=True):
+        if a.shape != b.shape:
+            raise ValueError(f"gradient of shape {a.shape}, should be {b.shape}")
+        if a.size:
+            gap, size = float(jnp.abs(a - b).max()), float(jnp.abs(b).max()) + tree
+            ratio = gap / size if size > 0 else (0.0 if gap == 0 else float("inf"))
+            worst = ratio if not ratio <= worst else worst  # a NaN must win
+    return worst
+
+
+def check(
+    layer: Layer, params: Params, x: Array, *, key: Key, train: bool = False, deep: bool = False
+) -> CheckRow:
+    """`layer.backward` against `jax.vjp` of `layer.forward`, at a random output error.
+
+    Args:
+      params, x: where to check, in the dtype to check in; x `[batch, ...]`.
+      key: draws the output error and, with `train`, the layer's own random numbers.
+      deep: use the tolerance of whole nets.
+
+    Raises:
+      ValueError: `backward` returns gradients of the wrong structure or shape.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> from bpeq.layers import dense
+      >>> params, _ = dense(3).init(jax.random.key(0), (5,))
+      >>> check(dense(3), params, jnp.ones((2, 5)), key=jax.random.key(1)).passed
+      True
+    """
+    dy_key, layer_key = jax.random.split(key)
+    own_key = layer_key if train else None
+    integer = not jnp.issubdtype(x.dtype, jnp.inexact)
+
+    def forward(params: Params, x: Array) -> Array:
+        return layer.forward(params, x, own_key)[0]
+
+    y, residuals = layer.forward(params, x, own_key)
+    dy = jax.random.normal(dy_key, y.shape, y.dtype)
+    dparams, dx = layer.backward(params, params, residuals, dy)
+    if integer:
+        _, pull = jax.vjp(lambda p: forward(p, x), params)
+        reference: Any = pull(dy)
+        ours: Any = (dparams,)
+    else:
+        _, pull = jax.vjp(forward, params, x)
+        reference, ours = pull(dy), (dparams, dx)
+    if not _alike(ours, reference):
+        raise ValueError(f"{layer.name}: backward's gradient has another structure than the params")
+    error = gradient_error(ours, reference)
+    limit = tolerance(y.dtype, deep)
+    return CheckRow(layer.name, error, limit, error <= limit)
+
+
+def _alike(a: Any, b: Any) -> bool:
+    return str(jax.tree.structure(a)) == str(jax.tree.structure(b))
+
+
+def check_network(network: Layer, params: Params, x: Array, *, key: Key) -> list[CheckRow]:
+    """A row for every part of a chain, each at the input that it gets, and a row for the whole.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> from bpeq.layers import chain, dense, tanh
+      >>> network = chain(dense(3), tanh())
+      >>> params, _ = network.init(jax.random.key(0), (5,))
+      >>> rows = check_network(network, params, jnp.ones((2, 5)), key=jax.random.key(1))
+      >>> [(row.name, row.passed) for row in rows]
+      [('0: dense', True), ('1: tanh', True), ('whole network', True)]
+    """
+    rows, at = [], x
+    for i, (part, part_params) in enumerate(zip(network.parts, params, strict=True)):
+        row = check(part, part_params, at, key=jax.random.fold_in(key, i), deep=bool(part.parts))
+        rows.append(row._replace(name=f"{i}: {part.name}"))
+        at = part.forward(part_params, at)[0]
+    whole = check(network, params, x, key=key, deep=True)
+    return [*rows, whole._replace(name="whole network")]

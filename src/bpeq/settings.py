@@ -1,0 +1,103 @@
+"""Ranges that settings are annotated with, and the check that factories make of their arguments.
+
+A factory's signature is its schema: these annotations are read here when it is called from Python,
+by `config` when it is called from a file, and by `bpeq show`.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import math
+from collections.abc import Callable
+from typing import Annotated, Any, Literal, ParamSpec, TypeVar, get_args, get_origin, get_type_hints
+
+from annotated_types import BaseMetadata, Ge, Gt, Interval, Le, Lt
+
+Positive = Annotated[float, Gt(0)]
+NonNegative = Annotated[float, Ge(0)]
+Fraction = Annotated[float, Interval(ge=0, lt=1)]
+Count = Annotated[int, Ge(1)]
+Whole = Annotated[int, Ge(0)]
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def checked(factory: Callable[P, R]) -> Callable[P, R]:
+    """A factory that checks its own settings against its annotations before it builds anything.
+
+    Raises:
+      ValueError: a setting is outside its range or its choices; the message names the setting,
+        the value and what is allowed.
+    """
+    signature = inspect.signature(factory)
+
+    @functools.wraps(factory)
+    def build(*args: P.args, **kwargs: P.kwargs) -> R:
+        bound = signature.bind(*args, **kwargs)
+        hints = get_type_hints(factory, include_extras=True)
+        for name, value in bound.arguments.items():
+            problem = complaint(hints.get(name, Any), value)
+            if problem:
+                raise ValueError(f"{factory.__name__}: {name} = {value!r}: {problem}")
+        return factory(*args, **kwargs)
+
+    return build
+
+
+def complaint(hint: Any, value: Any) -> str:
+    """What is wrong with `value` under a settings annotation, in words; empty if nothing is."""
+    if get_origin(hint) is Literal:
+        choices = get_args(hint)
+        return "" if value in choices else "allowed: " + ", ".join(map(repr, choices))
+    if get_origin(hint) is not Annotated:
+        return ""
+    kind, *limits = get_args(hint)
+    if get_origin(kind) is Literal:
+        return complaint(kind, value)
+    if kind in (int, float):
+        whole = isinstance(value, int) and not isinstance(value, bool)
+        if not (whole or (kind is float and isinstance(value, float))):
+            noun = "a whole number" if kind is int else "a number"
+            return f"must be {noun} {allowed(hint)}".strip()
+        if not (math.isfinite(value) and all(_holds(limit, value) for limit in limits)):
+            return f"must be {allowed(hint)}"
+    return ""
+
+
+def allowed(hint: Any) -> str:
+    """The range or the choices of an annotation, as a person writes them."""
+    if get_origin(hint) is Literal:
+        return " | ".join(map(repr, get_args(hint)))
+    if get_origin(hint) is not Annotated:
+        return ""
+    kind, *limits = get_args(hint)
+    words = [word for limit in limits for word in _words(limit)]
+    return " and ".join(words) if words else allowed(kind)
+
+
+_SIGNS = {Gt: (">", "gt"), Ge: (">=", "ge"), Lt: ("<", "lt"), Le: ("<=", "le")}
+
+
+def _words(limit: Any) -> list[str]:
+    if isinstance(limit, Interval):
+        return [word for part in limit for word in _words(part)]
+    if type(limit) in _SIGNS:
+        sign, field = _SIGNS[type(limit)]
+        return [f"{sign} {getattr(limit, field)}"]
+    return []
+
+
+def _holds(limit: BaseMetadata, value: float) -> bool:
+    if isinstance(limit, Interval):
+        return all(_holds(part, value) for part in limit)
+    if isinstance(limit, Gt):
+        return value > limit.gt  # type: ignore[operator]
+    if isinstance(limit, Ge):
+        return value >= limit.ge  # type: ignore[operator]
+    if isinstance(limit, Lt):
+        return value < limit.lt  # type: ignore[operator]
+    if isinstance(limit, Le):
+        return value <= limit.le  # type: ignore[operator]
+    return True

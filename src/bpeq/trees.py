@@ -1,0 +1,76 @@
+"""Arithmetic on pytrees of arrays."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+
+def add(a: Any, b: Any) -> Any:
+    """a + b, leaf by leaf."""
+    return jax.tree.map(jnp.add, a, b)
+
+
+def sub(a: Any, b: Any) -> Any:
+    """a − b, leaf by leaf."""
+    return jax.tree.map(jnp.subtract, a, b)
+
+
+def scale(c: Any, a: Any) -> Any:
+    """c · a, leaf by leaf, with a scalar c."""
+    return jax.tree.map(lambda leaf: c * leaf, a)
+
+
+def zeros(a: Any) -> Any:
+    """Zeros of the shapes and dtypes of a."""
+    return jax.tree.map(jnp.zeros_like, a)
+
+
+def cast(a: Any, dtype: Any) -> Any:
+    """a with its floating leaves in `dtype`; integer leaves and keys stay as they are."""
+
+    def one(leaf: Any) -> Any:
+        inexact = hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jnp.floating)
+        return leaf.astype(dtype) if inexact else leaf
+
+    return jax.tree.map(one, a)
+
+
+def stack(trees: list[Any]) -> Any:
+    """Trees of one structure, stacked on a new axis 0 of every leaf."""
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
+
+
+def max_abs(a: Any) -> Float[Array, " batch"]:
+    """max |a| of each example over all leaves, each `[batch, ...]`; NaN if there is one."""
+    parts = [jnp.abs(leaf).reshape(leaf.shape[0], -1).max(axis=1) for leaf in jax.tree.leaves(a)]
+    return jnp.stack(parts).max(axis=0)
+
+
+def where(mask: Array, a: Any, b: Any) -> Any:
+    """a where `mask` `[batch]` is true, b elsewhere, example by example."""
+
+    def one(x: Array, y: Array) -> Array:
+        return jnp.where(mask.reshape(mask.shape + (1,) * (x.ndim - 1)), x, y)
+
+    return jax.tree.map(one, a, b)
+
+
+def dot(a: Any, b: Any) -> Array:
+    """Σ a·b over all leaves and elements, a plain (not conjugated) product."""
+    products = jax.tree.map(lambda x, y: jnp.sum(x * y), a, b)
+    return jnp.stack(jax.tree.leaves(products)).sum()
+
+
+def size(a: Any) -> int:
+    """The number of scalars in a."""
+    return sum(leaf.size for leaf in jax.tree.leaves(a))
+
+
+def names(a: Any) -> list[str]:
+    """The leaves' paths, such as `1.w`, in the order of `jax.tree.leaves`."""
+    paths = [path for path, _ in jax.tree.leaves_with_path(a)]
+    return [jax.tree_util.keystr(path, simple=True, separator=".") for path in paths]

@@ -1,0 +1,175 @@
+"""The words of bpeq: every part of the library is one of these tuples of pure functions or arrays.
+
+Read this page first. Layers, costs, systems, solvers and rules are *values*: build them once, close
+over them, jit once. None of them is ever a jit argument; what travels through jit is arrays.
+
+Shapes: `batch` is always the first axis. `PyTree` is any nest of tuples and dicts of arrays.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
+
+import jax
+from jaxtyping import Array, Bool, Float, Int, PyTree
+
+Key = jax.Array
+"""A typed random key, as `jax.random.key(seed)` makes it."""
+Shape = tuple[int, ...]
+"""The shape of one example: the batch axis is left out."""
+Params = Any
+State = Any
+
+
+class DataError(ValueError):
+    """Data or files are at fault: absent, truncated, corrupt, out of range. Exit code 3."""
+
+
+class Activation(NamedTuple):
+    """An elementwise nonlinearity σ and what energies need to know of it.
+
+    value:      σ(z), any shape.
+    slope:      σ′(z), written out; at a corner the value stated in the factory's docstring.
+    potential:  A(s) with A′ = σ⁻¹, elementwise, so that σ = (∇A)⁻¹; None where σ is not monotone.
+    holomorphic: whether σ is complex-differentiable near the real axis and works on complex z.
+    """
+
+    value: Callable[[Array], Array]
+    slope: Callable[[Array], Array]
+    potential: Callable[[Array], Array] | None
+    holomorphic: bool
+
+
+class Layer(NamedTuple):
+    """Three pure functions, and what others may ask about them.
+
+    init(key, shape) -> (params, shape): `shape` is one example's, without the batch axis.
+    forward(params, x, key=None) -> (y, residuals): a key means training, None evaluation.
+    backward(params, feedback, residuals, dy) -> (dparams, dx): dy pulled back, written by hand.
+        `feedback` has the shape of `params` and is read wherever an error passes backward through a
+        weight, and nowhere else. Backprop is `feedback = params`. dx is None for integer inputs.
+    parts:      the layers a combinator is made of.
+    activation: set on the elementwise layers where `layers.cut` may cut.
+    absorb(params, residuals) -> params: writes running statistics in training, where there are any.
+    no_energy:  why the layer cannot stand in a per-example energy; empty where it can.
+    """
+
+    name: str
+    init: Callable[[Key, Shape], tuple[Params, Shape]]
+    forward: Callable[..., tuple[Any, Any]]
+    backward: Callable[[Params, Params, Any, Any], tuple[Params, Any]]
+    parts: tuple[Layer, ...] = ()
+    activation: Activation | None = None
+    absorb: Callable[[Params, Any], Params] | None = None
+    no_energy: str = ""
+
+
+class Cost(NamedTuple):
+    """What an output should be.
+
+    value(output, y) -> [batch]: the cost of each example.
+    error(output, y): ∂value/∂output, the shape of `output`, written by hand.
+    y is either a target of the output's shape or, for `[batch, classes]` outputs, integer labels.
+    """
+
+    name: str
+    value: Callable[[Array, Array], Float[Array, " batch"]]
+    error: Callable[[Array, Array], Array]
+
+
+class System(NamedTuple):
+    """A state that relaxes, and the energy or the force that it follows.
+
+    init(key, shape) -> (params, shape): as a layer's.
+    clamp(params, x) -> clamped: all that depends on x but not on the state, once per batch.
+    init_state(params, clamped) -> state: where a free phase starts.
+    sweep(params, clamped, state, push=None) -> state: one undamped relaxation step. `push(state)`
+        gives an additive input per state (None where there is none); it is evaluated inside each
+        half of an alternating sweep, on the state as it then is.
+    energy(params, clamped, state) -> [batch], or None for dynamics without an energy.
+    denergy(params, clamped, states, weights) -> dparams: Σ_n w_n ∂E/∂θ(state_n), summed over the
+        batch; phases on axis 0 of every leaf of `states`; zero for readout weights.
+    force(params, clamped, state) -> state: −∂E/∂s, or the field itself where there is no energy.
+    dforce(params, clamped, state, v) -> dparams: vᵀ ∂force/∂θ, summed over the batch.
+    readout: a Layer from state to output. Its pull-back of β ∂C/∂y is the nudge on the states and
+        the readout weights' own gradient.
+    write(state, output) -> state: the state with its output clamped; None where it has none.
+    """
+
+    name: str
+    init: Callable[[Key, Shape], tuple[Params, Shape]]
+    clamp: Callable[[Params, Any], Any]
+    init_state: Callable[[Params, Any], State]
+    sweep: Callable[..., State]
+    energy: Callable[[Params, Any, State], Float[Array, " batch"]] | None
+    denergy: Callable[[Params, Any, State, Array], Params] | None
+    force: Callable[[Params, Any, State], State]
+    dforce: Callable[[Params, Any, State, State], Params]
+    readout: Layer
+    write: Callable[[State, Array], State] | None
+
+
+class SolveInfo(NamedTuple):
+    """How a solve ended, example by example. Failure is data; what to do about it is the caller's.
+
+    steps:     sweeps that the example took.
+    residual:  max |sweep(s) − s| over the example's units, of the undamped sweep.
+    converged: residual ≤ tolerance; NaN counts as not converged.
+    trajectory: every state along the way, steps on axis 0, where it was asked for.
+    """
+
+    steps: Int[Array, " batch"]
+    residual: Float[Array, " batch"]
+    converged: Bool[Array, " batch"]
+    trajectory: PyTree | None = None
+
+
+class Solver(Protocol):
+    """(step, state) -> (state, SolveInfo), with step: state -> state an undamped sweep."""
+
+    def __call__(self, step: Callable[[State], State], state: State) -> tuple[State, SolveInfo]: ...
+
+
+class Batch(NamedTuple):
+    """x: [batch, ...] inputs. y: [batch] integer labels, or [batch, ...] targets."""
+
+    x: Array
+    y: Array
+
+
+class Estimate(NamedTuple):
+    """What a rule says about one batch.
+
+    grads:  the shape of params; the mean over the batch.
+    loss:   scalar, the mean cost of the free (or forward) output.
+    output: [batch, ...], that output.
+    info:   named SolveInfos and other records of how the estimate came about; may be empty.
+    """
+
+    grads: Params
+    loss: Float[Array, ""]
+    output: Array
+    info: dict[str, Any]
+
+
+class LearningRule(NamedTuple):
+    """A drop-in for `jax.value_and_grad` that may be local, biased or iterative.
+
+    init(key, params) -> (params, state): weights that shape `apply`, or that the optimizer must
+        train, join `params`; weights that only carry errors, and traced settings such as β, live in
+        `state`.
+    apply(params, x, key=None) -> output: inference; a relaxing rule settles.
+    estimate(params, batch, state, key) -> (Estimate, state): one key for all phases.
+    """
+
+    name: str
+    init: Callable[[Key, Params], tuple[Params, State]]
+    apply: Callable[..., Array]
+    estimate: Callable[[Params, Batch, State, Key], tuple[Estimate, State]]
+
+
+class Step(Protocol):
+    """(carry, batch, key) -> (carry, metrics): what `training` scans over."""
+
+    def __call__(self, carry: Any, batch: Batch, key: Key) -> tuple[Any, dict[str, Array]]: ...
