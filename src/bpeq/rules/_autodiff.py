@@ -1,0 +1,48 @@
+"""The gradient by JAX's own reverse mode: the reference for rules on a feed-forward network."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+from jaxtyping import Array
+
+from bpeq.rules._means import mean_loss
+from bpeq.types import Batch, Cost, Estimate, Key, Layer, LearningRule, Params, State
+
+
+def autodiff(network: Layer, cost: Cost) -> LearningRule:
+    """∂C/∂θ by `jax.value_and_grad` through the network's forward pass; no hand-written backward.
+
+    Args:
+      network: any layer. cost: compares its output with y.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> from bpeq.costs import squared_error
+      >>> from bpeq.layers import chain, dense
+      >>> from bpeq.types import Batch
+      >>> rule = autodiff(chain(dense(1)), squared_error())
+      >>> params = ({"w": jnp.zeros((2, 1)), "b": jnp.zeros(1)},)
+      >>> batch = Batch(jnp.array([[1.0, 2.0]]), jnp.array([[1.0]]))
+      >>> float(rule.estimate(params, batch, (), jax.random.key(0))[0].loss)
+      0.5
+
+    Source: Linnainmaa 1976; Bradbury et al. 2018, JAX.
+    """
+
+    def init(key: Key, params: Params) -> tuple[Params, State]:
+        return params, ()
+
+    def apply(params: Params, x: Any, key: Key | None = None) -> Array:
+        return network.forward(params, x, key)[0]
+
+    def estimate(params: Params, batch: Batch, state: State, key: Key) -> tuple[Estimate, State]:
+        def loss(params: Params) -> tuple[Array, Array]:
+            output = apply(params, batch.x, key)
+            return mean_loss(cost, output, batch.y), output
+
+        (value, output), grads = jax.value_and_grad(loss, has_aux=True)(params)
+        return Estimate(grads, value, output, {}), state
+
+    return LearningRule("autodiff", init, apply, estimate)

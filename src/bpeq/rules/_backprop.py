@@ -1,0 +1,48 @@
+"""Backpropagation by the layers' hand-written backward passes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from jaxtyping import Array
+
+from bpeq.rules._means import mean_loss
+from bpeq.types import Batch, Cost, Estimate, Key, Layer, LearningRule, Params, State
+
+
+def backprop(network: Layer, cost: Cost) -> LearningRule:
+    """∂C/∂θ by the chain rule: `backward` seeded with the output error ∂C/∂y, feedback = params.
+
+    Its pull-backs are the δ's; `layers.deltas` hands them out. Exact up to round-off.
+
+    Args:
+      network: any layer. cost: compares its output with y.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> from bpeq.costs import squared_error
+      >>> from bpeq.layers import chain, dense
+      >>> from bpeq.types import Batch
+      >>> rule = backprop(chain(dense(1)), squared_error())
+      >>> params = ({"w": jnp.zeros((2, 1)), "b": jnp.zeros(1)},)
+      >>> batch = Batch(jnp.array([[1.0, 2.0]]), jnp.array([[1.0]]))
+      >>> estimate, _ = rule.estimate(params, batch, (), jax.random.key(0))
+      >>> estimate.grads[0]["w"].ravel().tolist()
+      [-1.0, -2.0]
+
+    Source: Rumelhart, Hinton & Williams 1986, Learning representations by back-propagating errors.
+    """
+
+    def init(key: Key, params: Params) -> tuple[Params, State]:
+        return params, ()
+
+    def apply(params: Params, x: Any, key: Key | None = None) -> Array:
+        return network.forward(params, x, key)[0]
+
+    def estimate(params: Params, batch: Batch, state: State, key: Key) -> tuple[Estimate, State]:
+        output, residuals = network.forward(params, batch.x, key)
+        delta = cost.error(output, batch.y) / output.shape[0]
+        grads, _ = network.backward(params, params, residuals, delta)
+        return Estimate(grads, mean_loss(cost, output, batch.y), output, {}), state
+
+    return LearningRule("backprop", init, apply, estimate)

@@ -1,0 +1,80 @@
+"""Settling a system: the free phase and the nudged ones, shared by every rule that relaxes."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+from jaxtyping import Array, Inexact
+
+from bpeq import trees
+from bpeq.types import Cost, Params, SolveInfo, Solver, State, System
+
+
+class Free(NamedTuple):
+    """A settled free phase: what x clamps, the equilibrium s⁰, how it was reached, its output."""
+
+    clamped: Any
+    state: State
+    info: SolveInfo
+    output: Array
+
+
+def free_phase(system: System, solver: Solver, params: Params, x: Array) -> Free:
+    """s⁰, the fixed point of the sweep from the system's own start."""
+    clamped = system.clamp(params, x)
+    state, info = solver(
+        lambda s: system.sweep(params, clamped, s), system.init_state(params, clamped)
+    )
+    return Free(clamped, state, info, system.readout.forward(params, state)[0])
+
+
+def nudged_phases(
+    system: System,
+    cost: Cost,
+    solver: Solver,
+    params: Params,
+    free: Free,
+    y: Array,
+    betas: Inexact[Array, " phases"],
+) -> tuple[State, SolveInfo]:
+    """s^β for every β at once, from s⁰: phases on axis 0 of the states and of the info.
+
+    The push on the states is −β times the readout's pull-back of ∂C/∂output, taken at the state as
+    it then is.
+    """
+
+    def settle(beta: Array) -> tuple[State, SolveInfo]:
+        def push(state: State) -> Any:
+            output, residuals = system.readout.forward(params, state)
+            error = cost.error(output, y)
+            _, pulled = system.readout.backward(params, params, residuals, -beta * error)
+            return pulled
+
+        return solver(lambda s: system.sweep(params, free.clamped, s, push), free.state)
+
+    return jax.vmap(settle)(betas)
+
+
+def contrast(
+    system: System,
+    cost: Cost,
+    params: Params,
+    clamped: Any,
+    y: Array,
+    states: State,
+    betas: Array,
+    weights: Array,
+) -> Params:
+    """Σ_n w_n ∂F^{β_n}/∂θ(s_n), F = E + βC, summed over the batch; phases on axis 0 of `states`."""
+    assert system.denergy is not None
+
+    def readout_part(state: State, seed: Array) -> Params:
+        output, residuals = system.readout.forward(params, state)
+        error = cost.error(output, y)
+        return system.readout.backward(params, params, residuals, seed * error)[0]
+
+    # Weights that E knows get zeros here, weights that only the readout knows get β ∂C/∂θ.
+    per_phase = jax.vmap(readout_part)(states, weights * betas)
+    readout = jax.tree.map(lambda g: g.sum(axis=0), per_phase)
+    return trees.add(system.denergy(params, clamped, states, weights), readout)

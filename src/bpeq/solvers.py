@@ -1,0 +1,124 @@
+"""Fixed-point solvers: they iterate a sweep and say, example by example, how it ended."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from bpeq import trees
+from bpeq.settings import Count, Fraction, NonNegative, Positive, checked
+from bpeq.types import SolveInfo, Solver, State
+
+
+@checked
+def fixed_steps(
+    steps: Count, *, tolerance: NonNegative = 1e-4, damping: Fraction = 0.0, record: bool = False
+) -> Solver:
+    """A fixed number of sweeps, s ← damping·s + (1 − damping)·sweep(s), as one scan.
+
+    The reported residual is that of the last sweep, max |sweep(s) − s| over an example's units, at
+    the state it started from; `converged` compares it with `tolerance` and stops nothing.
+
+    Args:
+      steps: sweeps, >= 1.
+      tolerance: what counts as settled in the record, in units of the state, >= 0.
+      damping: 0 <= damping < 1; the residual is of the undamped sweep whatever the damping.
+      record: keep every state, steps on axis 0, in `SolveInfo.trajectory`.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> state, info = fixed_steps(3, record=True)(lambda s: 0.5 * s, jnp.ones((1, 1)))
+      >>> state.tolist(), info.trajectory.ravel().tolist()
+      ([[0.125]], [0.5, 0.25, 0.125])
+
+    Source: Scellier & Bengio 2017, Equilibrium propagation, runs its phases this way.
+    """
+
+    def solve(step: Callable[[State], State], state: State) -> tuple[State, SolveInfo]:
+        def one(carry: tuple[State, Array], _: None) -> tuple[tuple[State, Array], State | None]:
+            state, _residual = carry
+            swept = step(state)
+            residual = trees.max_abs(trees.sub(swept, state))
+            state = _damp(damping, state, swept)
+            return (state, residual), (state if record else None)
+
+        start = (state, jnp.full_like(_unsettled(state), jnp.inf))
+        (state, residual), trajectory = jax.lax.scan(one, start, length=steps)
+        counts = jnp.full(residual.shape, steps, jnp.int32)
+        return state, SolveInfo(counts, residual, residual <= tolerance, trajectory)
+
+    return solve
+
+
+class _Carry(NamedTuple):
+    state: State
+    swept: State  # sweep(state): the residual of `state` is measured before it moves
+    residual: Float[Array, " batch"]
+    active: Bool[Array, " batch"]
+    steps: Int[Array, " batch"]
+    sweeps: Int[Array, ""]
+
+
+@checked
+def fixed_point(
+    tolerance: Positive = 1e-6, max_steps: Count = 1000, *, damping: Fraction = 0.0
+) -> Solver:
+    """Sweeps until every example's residual max |sweep(s) − s| is at most `tolerance`.
+
+    An example that has settled stops moving, so its result does not depend on its batch mates; it
+    ends at the very state whose residual was measured: that makes `residual` a certificate.
+    NaN never counts as settled. An example that is not settled after `max_steps` sweeps is returned
+    as it then is, with `converged` false.
+
+    Args:
+      tolerance: in units of the state, > 0; in float32 little below 1e-6 can be reached.
+      max_steps: sweeps at most, >= 1.
+      damping: 0 <= damping < 1; the residual is of the undamped sweep whatever the damping.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> state, info = fixed_point(1e-3)(lambda s: 0.5 * s, jnp.array([[1.0], [0.0]]))
+      >>> info.steps.tolist(), info.converged.tolist(), bool((info.residual <= 1e-3).all())
+      ([10, 1], [True, True], True)
+    """
+
+    def solve(step: Callable[[State], State], state: State) -> tuple[State, SolveInfo]:
+        def measure(state: State, active: Array, steps: Array, sweeps: Array) -> _Carry:
+            swept = step(state)
+            residual = trees.max_abs(trees.sub(swept, state))
+            unsettled = active & ~(residual <= tolerance)
+            return _Carry(
+                state, swept, residual, unsettled, steps + active.astype(jnp.int32), sweeps + 1
+            )
+
+        def go_on(carry: _Carry) -> Array:
+            return jnp.any(carry.active) & (carry.sweeps < max_steps)
+
+        def move(carry: _Carry) -> _Carry:
+            moved = _damp(damping, carry.state, carry.swept)
+            state = trees.where(carry.active, moved, carry.state)
+            after = measure(state, carry.active, carry.steps, carry.sweeps)
+            return after._replace(residual=jnp.where(carry.active, after.residual, carry.residual))
+
+        everyone = jnp.ones_like(_unsettled(state), dtype=bool)
+        nobody = jnp.zeros(everyone.shape, jnp.int32)
+        # Measured before the loop: a loop that trusts its initial residual can run zero steps.
+        start = measure(state, everyone, nobody, jnp.zeros((), jnp.int32))
+        end = jax.lax.while_loop(go_on, move, start)
+        return end.state, SolveInfo(end.steps, end.residual, end.residual <= tolerance)
+
+    return solve
+
+
+def _damp(damping: float, state: State, swept: State) -> State:
+    if damping == 0.0:
+        return swept
+    return jax.tree.map(lambda old, new: damping * old + (1.0 - damping) * new, state, swept)
+
+
+def _unsettled(state: State) -> Float[Array, " batch"]:
+    return trees.max_abs(jax.tree.map(jnp.zeros_like, state))

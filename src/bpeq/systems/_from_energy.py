@@ -1,0 +1,117 @@
+"""A system out of a user's own energy function, over any pytree state."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from bpeq import trees
+from bpeq.settings import Positive, checked
+from bpeq.systems._readout import state_readout
+from bpeq.types import Key, Params, Shape, State, System
+
+
+@checked
+def from_energy(
+    energy: Callable[[Params, State, Array], Float[Array, ""]],
+    init_state: Callable[[Params, Array], State],
+    readout: Callable[[Params, State], Array],
+    init: Callable[[Key, Shape], tuple[Params, Shape]],
+    *,
+    step_size: Positive = 0.5,
+    project: Callable[[State], State] | None = None,
+    write: Callable[[State, Array], State] | None = None,
+    name: str = "from_energy",
+) -> System:
+    """Projected gradient flow on E(θ, s, x): s ← project( s + step_size · (−∂E/∂s + push) ).
+
+    All functions of the user's are for ONE example; they are mapped over the batch, and their
+    derivatives are JAX's.
+
+    Args:
+      energy: (params, state, x) -> scalar.
+      init_state: (params, x) -> state, any pytree of arrays; where a free phase starts.
+      readout: (params, state) -> output. It may use params of its own that E does not: they get
+        ∂C/∂θ at the nudged states.
+      init: (key, shape of one x) -> (params, shape of one output).
+      step_size: ε > 0. Too large a step diverges, which the residual shows.
+      project: state -> state, onto the allowed set, such as a clip to [0, 1]. None: no constraint.
+      write: (state, output) -> state with its output clamped, for rules that clamp; None where the
+        output is no state.
+
+    Example (a leaky unit that follows its input):
+      >>> import jax, jax.numpy as jnp
+      >>> system = from_energy(
+      ...     energy=lambda p, s, x: 0.5 * jnp.sum(s**2) - jnp.sum(s * (p @ x)),
+      ...     init_state=lambda p, x: jnp.zeros(2), readout=lambda p, s: s,
+      ...     init=lambda key, shape: (jnp.ones((2, *shape)), (2,)))
+      >>> params, _ = system.init(jax.random.key(0), (3,))
+      >>> clamped = system.clamp(params, jnp.ones((1, 3)))
+      >>> system.sweep(params, clamped, system.init_state(params, clamped)).tolist()
+      [[1.5, 1.5]]
+
+    Source: the general setting of Scellier & Bengio 2017, Equilibrium propagation.
+    """
+    energies = jax.vmap(energy, in_axes=(None, 0, 0))
+    slope = jax.vmap(jax.grad(energy, argnums=1), in_axes=(None, 0, 0))
+
+    def clamp(params: Params, x: Array) -> Array:
+        return x
+
+    def start(params: Params, x: Array) -> State:
+        return jax.vmap(init_state, in_axes=(None, 0))(params, x)
+
+    def force(params: Params, x: Array, state: State) -> State:
+        return trees.scale(-1.0, slope(params, state, x))
+
+    def sweep(params: Params, x: Array, state: State, push: Any = None) -> State:
+        pull = force(params, x, state)
+        if push is not None:
+            pull = add_push(pull, push(state))
+        moved = jax.tree.map(lambda s, ds: s + step_size * ds, state, pull)
+        return moved if project is None else jax.vmap(project)(moved)
+
+    def denergy(params: Params, x: Array, phases: State, weights: Array) -> Params:
+        def total(params: Params) -> Array:
+            per_phase = jax.vmap(lambda state: jnp.sum(energies(params, state, x)))(phases)
+            return jnp.sum(weights * per_phase)
+
+        return jax.grad(total)(params)
+
+    def dforce(params: Params, x: Array, state: State, v: State) -> Params:
+        return jax.grad(lambda p: trees.dot(v, force(p, x, state)))(params)
+
+    def forward(params: Params, state: State, key: Key | None = None) -> tuple[Array, Any]:
+        return jax.vmap(readout, in_axes=(None, 0))(params, state), state
+
+    def backward(params: Params, feedback: Params, state: Any, dy: Array) -> tuple[Params, Any]:
+        _, pull = jax.vjp(lambda p, s: forward(p, s)[0], params, state)
+        return pull(dy)
+
+    return System(
+        name=name,
+        init=init,
+        clamp=clamp,
+        init_state=start,
+        sweep=sweep,
+        energy=lambda params, x, state: energies(params, state, x),
+        denergy=denergy,
+        force=force,
+        dforce=dforce,
+        readout=state_readout(forward, backward),
+        write=write and jax.vmap(write),
+    )
+
+
+def add_push(pull: State, push: Any) -> State:
+    """pull + push, where push has None for the states that get none."""
+    return jax.tree.map(
+        lambda extra, ds: ds if extra is None else jax.tree.map(jnp.add, ds, extra),
+        push,
+        pull,
+        is_leaf=lambda node: node is None,
+    )
