@@ -1,1 +1,44 @@
-"""bpeq: backpropagation and equilibrium propagation from one hand-written backward pass."""
+"""bpeq: backpropagation and equilibrium propagation from one hand-written backward pass.
+
+Everything is loaded when it is first used, so that `import bpeq` stays light.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from bpeq import costs, data, layers, optimizers, rules, solvers, systems, types
+    from bpeq.experiment import load_run
+    from bpeq.training import train
+
+__version__ = "0.1.0"
+
+_MODULES = ("costs", "data", "layers", "optimizers", "rules", "solvers", "systems", "types")
+_FUNCTIONS = {"train": "bpeq.training", "load_run": "bpeq.experiment"}
+
+__all__ = [
+    "costs",
+    "data",
+    "layers",
+    "load_run",
+    "optimizers",
+    "rules",
+    "solvers",
+    "systems",
+    "train",
+    "types",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return importlib.import_module(f"bpeq.{name}")
+    if name in _FUNCTIONS:
+        return getattr(importlib.import_module(_FUNCTIONS[name]), name)
+    raise AttributeError(f"module 'bpeq' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -15,7 +15,7 @@ def logsumexp(z: Array, axis: int = -1, keepdims: bool = False) -> Array:
     1000.69
     """
     top = lax.stop_gradient(jnp.max(z.real, axis=axis, keepdims=True))
-    top = jnp.where(jnp.isfinite(top), top, 0.0)
+    top = jnp.where(jnp.isfinite(top), top, 0.0).astype(z.dtype)
     total = jnp.log(jnp.sum(jnp.exp(z - top), axis=axis, keepdims=True)) + top
     return total if keepdims else jnp.squeeze(total, axis)
 
@@ -27,7 +27,7 @@ def softmax(z: Array, axis: int = -1) -> Array:
     >>> softmax(jnp.array([-1e4, 0.0, 0.0])).tolist()
     [0.0, 0.5, 0.5]
     """
-    top = lax.stop_gradient(jnp.max(z.real, axis=axis, keepdims=True))
+    top = lax.stop_gradient(jnp.max(z.real, axis=axis, keepdims=True)).astype(z.dtype)
     weight = jnp.exp(z - top)
     return weight / jnp.sum(weight, axis=axis, keepdims=True)
 

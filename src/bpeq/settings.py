@@ -10,7 +10,18 @@ import functools
 import inspect
 import math
 from collections.abc import Callable
-from typing import Annotated, Any, Literal, ParamSpec, TypeVar, get_args, get_origin, get_type_hints
+from types import NoneType, UnionType
+from typing import (
+    Annotated,
+    Any,
+    Literal,
+    ParamSpec,
+    TypeVar,
+    Union,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 from annotated_types import BaseMetadata, Ge, Gt, Interval, Le, Lt
 
@@ -48,6 +59,11 @@ def checked(factory: Callable[P, R]) -> Callable[P, R]:
 
 def complaint(hint: Any, value: Any) -> str:
     """What is wrong with `value` under a settings annotation, in words; empty if nothing is."""
+    if get_origin(hint) in (Union, UnionType):
+        problems = [complaint(part, value) for part in get_args(hint)]
+        return "" if "" in problems else " or ".join(problems)
+    if hint is NoneType:
+        return "" if value is None else "None"
     if get_origin(hint) is Literal:
         choices = get_args(hint)
         return "" if value in choices else "allowed: " + ", ".join(map(repr, choices))
@@ -68,6 +84,10 @@ def complaint(hint: Any, value: Any) -> str:
 
 def allowed(hint: Any) -> str:
     """The range or the choices of an annotation, as a person writes them."""
+    if get_origin(hint) in (Union, UnionType):
+        return " or ".join(filter(None, map(allowed, get_args(hint))))
+    if hint is NoneType:
+        return "None"
     if get_origin(hint) is Literal:
         return " | ".join(map(repr, get_args(hint)))
     if get_origin(hint) is not Annotated:

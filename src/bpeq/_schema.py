@@ -1,0 +1,105 @@
+"""A factory's signature as the schema of its settings: what is wired, set, and wrong."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from functools import cache
+from typing import Any, get_args, get_type_hints
+
+from pydantic import BaseModel, ConfigDict, ValidationError, create_model
+
+from bpeq.registry import choices
+from bpeq.settings import allowed
+from bpeq.types import Cost, Layer, LearningRule, Solver, System
+
+WORDS = (Layer, Cost, System, Solver, LearningRule)
+
+
+class ConfigError(ValueError):
+    """A config is at fault; its text is the line that the user sees: place, key, value, remedy."""
+
+
+class Fault(ValueError):
+    """One wrong setting, before it is known in which section of which file it stands."""
+
+    def __init__(self, key: str, value: Any, remedy: str) -> None:
+        super().__init__(key, value, remedy)
+        self.key, self.value, self.remedy = key, value, remedy
+
+
+@cache
+def wires(factory: Callable[..., Any]) -> dict[str, type]:
+    """The arguments that are other parts of the config, with the word each is annotated with."""
+    hints = get_type_hints(factory)
+    found: dict[str, type] = {}
+    for name in inspect.signature(factory).parameters:
+        options = (hints.get(name), *get_args(hints.get(name)))
+        word = next((w for w in WORDS if w in options), None)
+        if word is not None:
+            found[name] = word
+    return found
+
+
+@cache
+def fields(factory: Callable[..., Any]) -> dict[str, tuple[Any, Any]]:
+    """The settings: (annotation, default) by name; `...` where a value must be given."""
+    hints = get_type_hints(factory, include_extras=True)
+    found = {}
+    for name, parameter in inspect.signature(factory).parameters.items():
+        variadic = parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+        if name not in wires(factory) and not variadic:
+            default = ... if parameter.default is parameter.empty else parameter.default
+            found[name] = (hints.get(name, Any), default)
+    return found
+
+
+def settle(factory: Callable[..., Any], given: dict[str, Any]) -> dict[str, Any]:
+    """The factory's settings with `given` checked and the defaults filled in.
+
+    Raises:
+      Fault: the first setting that is unknown, missing, of the wrong type or out of range.
+    """
+    known = fields(factory)
+    for key, value in given.items():
+        if key not in known:
+            raise Fault(key, value, f"unknown key; {choices(known, key)}")
+    try:
+        model = _model(factory)(**given)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = str(first["loc"][0])
+        wanted = " ".join(filter(None, (_kind(known[key][0]), allowed(known[key][0]))))
+        wanted = f"must be {wanted}" if wanted else first["msg"]
+        if first["type"] == "missing":
+            raise Fault(key, None, f"is missing; {wanted}") from None
+        raise Fault(key, given[key], wanted) from None
+    return {name: getattr(model, _alias(name)) for name in known}
+
+
+@cache
+def _model(factory: Callable[..., Any]) -> type[BaseModel]:
+    from pydantic import Field
+
+    specs: Any = {
+        _alias(name): (hint, Field(default, alias=name))
+        for name, (hint, default) in fields(factory).items()
+    }
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+    return create_model("settings", __config__=model_config, **specs)
+
+
+def _alias(name: str) -> str:
+    """pydantic keeps names such as `copy` and `json` for itself."""
+    return f"setting_{name}"
+
+
+def _kind(hint: Any) -> str:
+    """The noun for a setting's type; empty for choices, which speak for themselves."""
+    nouns = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
+    if hint in nouns:
+        return nouns[hint]
+    origin_args = get_args(hint)
+    if getattr(hint, "__origin__", None) is list:
+        return f"a list, each entry {_kind(origin_args[0])} {allowed(origin_args[0])}".strip()
+    return next((kind for part in origin_args[:1] if (kind := _kind(part))), "")

@@ -1,0 +1,290 @@
+"""From a config to results: build the parts, train every seed at once, leave a run folder."""
+
+from __future__ import annotations
+
+import importlib.util
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from bpeq import runs, training, trees
+from bpeq.config import Config, load
+from bpeq.data import Dataset
+from bpeq.layers import cut
+from bpeq.problem import Problem, build
+from bpeq.types import Key, Layer, LearningRule, Params
+
+Progress = Callable[[int, int, dict[str, Any]], None]
+"""(epochs done, epochs in all, the row just logged)"""
+
+
+class Diverged(ArithmeticError):
+    """A loss is no longer finite. Exit code 4; the last good parameters are saved."""
+
+
+class Interrupted(Exception):
+    """A signal asked to stop, and what there was has been saved. `signal` is its number."""
+
+    def __init__(self, signal: int, message: str) -> None:
+        super().__init__(message)
+        self.signal = signal
+
+
+def run(
+    config: Config,
+    folder: Path,
+    progress: Progress | None = None,
+    stop: Callable[[], int | None] = lambda: None,
+) -> dict[str, Any]:
+    """Trains what a config says into a new run folder, and returns its summary.
+
+    The folder gets `config.toml`, `environment.json`, `metrics.jsonl` as it goes, and at the end
+    `params.safetensors` (every seed's, seeds on axis 0) and `summary.json`.
+
+    Args:
+      progress: called after every logged row.
+      stop: asked between rows; a signal's number ends the run with what it has.
+
+    Raises:
+      Diverged, Interrupted: after saving. ConfigError, DataError, FileExistsError: before starting.
+    """
+    import tomli_w
+
+    if "experiment" in config.tree:
+        return _study(config, folder)
+    began = time.perf_counter()
+    problem = build(config)
+    runs.claim(folder)
+    runs.write_text(folder / "config.toml", tomli_w.dumps(config.tree))
+    with jax.enable_x64(config.tree["precision"] == "float64"):
+        environment = runs.environment()
+        runs.write_json(folder / "environment.json", environment)
+        params, metrics, seconds, last = _train(config, problem, folder, progress, stop)
+    runs.save_arrays(folder / "params.safetensors", params)
+    seconds["total"] = time.perf_counter() - began
+    summary = {
+        "name": config.name,
+        "rule": config.tree["rule"]["name"],
+        "config": config.tree,
+        "seeds": config.tree["seeds"],
+        "metrics": {name: statistics(values) for name, values in metrics.items()},
+        "seconds": seconds,
+        "updates": last["step"],
+        "last": last,
+        "layers": _layer_sizes(problem, params),
+        "data": _about(problem),
+        "environment": environment,
+    }
+    runs.write_json(folder / "summary.json", summary)
+    return summary
+
+
+def _train(
+    config: Config, problem: Problem, folder: Path, progress: Progress | None, stop: Any
+) -> tuple[Params, dict[str, np.ndarray], dict[str, float], dict[str, Any]]:
+    settings, seeds = config.tree["training"], config.tree["seeds"]
+    total, stride = settings["epochs"], min(settings["evaluate_every"], settings["epochs"])
+    dtype = jnp.result_type(float)
+    x = jnp.asarray(problem.data.x, dtype)
+    classes = problem.data.task == "classification"
+    y = jnp.asarray(problem.data.y, jnp.int32 if classes else dtype)
+    seed_key = jax.random.key(config.tree["seed"])
+    # Three keys a seed, none of which depends on the rule: compared rules start and shuffle alike.
+    keys = jax.vmap(lambda i: jax.random.split(jax.random.fold_in(seed_key, i), 3))(
+        jnp.arange(seeds)
+    )
+    params = jax.vmap(problem.init)(keys[:, 0])
+    carry = jax.vmap(lambda p, k: training.start(problem.rule, problem.optimizer, p, k))(
+        params, keys[:, 1]
+    )
+    step = training.supervised(problem.rule, problem.optimizer)
+    epochs = training.over_seeds(training.epoch_scan(step, settings["batch_size"]))
+    measure = training.evaluator(
+        problem.rule, problem.cost, problem.data.task, unit=problem.data.unit
+    )
+    measure = jax.jit(jax.vmap(measure, in_axes=(0, None, None, 0)))
+    rows, clock = jnp.asarray(problem.rows), _Clock()
+    compiled: dict[int, Any] = {}
+    per_epoch = rows.shape[1] // settings["batch_size"]
+    good, row = jax.device_get(carry.params), {}
+    for first, count in _strides(total, stride):
+        inputs = (carry, x, y, rows, keys[:, 2], jnp.asarray(first))
+        if count not in compiled:
+            with clock("compile"):
+                compiled[count] = epochs.lower(*inputs, count).compile()
+        with clock("train"):
+            carry, trained = jax.block_until_ready(compiled[count](*inputs))
+        with clock("evaluate"):
+            values = {f"train_{k}" if k == "loss" else k: v[:, -1] for k, v in trained.items()}
+            for split, chosen in (("validation", problem.validation), ("test", problem.test)):
+                if chosen.shape[1]:
+                    values |= _named(split, measure(carry.params, x, y, jnp.asarray(chosen)))
+            values = jax.device_get(values)
+        _check_finite(config, folder, np.asarray(trained["loss"]), values, first, good)
+        good = jax.device_get(carry.params)
+        row = {"epoch": first + count, "step": (first + count) * per_epoch}
+        row |= {name: float(np.mean(value)) for name, value in values.items()}
+        row |= {"seconds": clock.spent["train"], "values": values}
+        runs.append_json(folder / "metrics.jsonl", row)
+        if progress is not None:
+            progress(first + count, total, row)
+        signal = stop()
+        if signal is not None and first + count < total:
+            runs.save_arrays(folder / "params.safetensors", good)
+            raise Interrupted(
+                signal, f"stopped after epoch {first + count} of {total}; saved {folder}"
+            )
+    with clock("evaluate"):
+        values |= jax.device_get(_named("train", measure(carry.params, x, y, rows)))
+    reported = {k: v for k, v in values.items() if k.startswith(("train", "val", "test", "solved"))}
+    return good, reported, clock.spent, {k: v for k, v in row.items() if k != "values"}
+
+
+def statistics(values: np.ndarray) -> dict[str, Any]:
+    """mean, sample standard deviation (0 for one seed) and every seed's value."""
+    values = np.asarray(values, np.float64)
+    std = float(values.std(ddof=1)) if len(values) > 1 else 0.0
+    return {"mean": float(values.mean()), "std": std, "values": values.tolist()}
+
+
+class LoadedRun(NamedTuple):
+    """A finished run, ready to use: `rule.apply(params, x)` gives its outputs.
+
+    params: one seed's weights. all_params: every seed's, seeds on axis 0 of each leaf.
+    config: the checked config. data: its data set. summary: the run's summary.json.
+    """
+
+    params: Params
+    all_params: Params
+    rule: LearningRule
+    network: Layer | None
+    data: Dataset
+    config: Config
+    summary: dict[str, Any]
+
+
+def load_run(folder: Path | str, seed: int = 0) -> LoadedRun:
+    """Parameters, rule, data and config of a finished run.
+
+    Args:
+      folder: what `bpeq run` left behind.
+      seed: whose parameters, counted from 0.
+
+    Raises:
+      DataError: the folder holds no finished run, or its files are damaged.
+      ValueError: the run had fewer seeds.
+    """
+    folder = Path(folder)
+    summary = runs.read_json(folder / "summary.json")
+    config = load(folder / "config.toml")
+    problem = build(config)
+    seeds = config.tree["seeds"]
+    if not 0 <= seed < seeds:
+        raise ValueError(f"load_run: seed = {seed}: the run has seeds 0 to {seeds - 1}")
+    with jax.enable_x64(config.tree["precision"] == "float64"):
+        keys = jax.vmap(jax.random.key)(jnp.arange(seeds))
+
+        def first(key: Key) -> Params:
+            return problem.rule.init(key, problem.init(key))[0]
+
+        template = jax.eval_shape(jax.vmap(first), keys)
+        everyone = jax.tree.map(
+            jnp.asarray, runs.load_arrays(folder / "params.safetensors", template)
+        )
+    params = jax.tree.map(lambda leaf: leaf[seed], everyone)
+    return LoadedRun(params, everyone, problem.rule, problem.network, problem.data, config, summary)
+
+
+class _Clock:
+    """Adds up seconds by name."""
+
+    def __init__(self) -> None:
+        self.spent = {"compile": 0.0, "train": 0.0, "evaluate": 0.0}
+        self._name = ""
+
+    def __call__(self, name: str) -> _Clock:
+        self._name = name
+        return self
+
+    def __enter__(self) -> None:
+        self._began = time.perf_counter()
+
+    def __exit__(self, *_: object) -> None:
+        self.spent[self._name] += time.perf_counter() - self._began
+
+
+def _strides(total: int, stride: int) -> Iterator[tuple[int, int]]:
+    for first in range(0, total, stride):
+        yield first, min(stride, total - first)
+
+
+def _named(split: str, metrics: dict[str, Any]) -> dict[str, Any]:
+    """test_error, train_loss, …; `solved` is said of the run, not of a split."""
+    shared = {"solved": metrics["solved"]} if "solved" in metrics else {}
+    return {f"{split}_{k}": v for k, v in metrics.items() if k != "solved"} | shared
+
+
+def _check_finite(
+    config: Config, folder: Path, losses: np.ndarray, values: dict, first: int, good: Params
+) -> None:
+    bad = ~np.isfinite(losses)
+    late = [k for k, v in values.items() if k.endswith("loss") and not np.isfinite(v).all()]
+    if not bad.any() and not late:
+        return
+    path = folder / "params.safetensors"
+    runs.save_arrays(path, good)
+    if bad.any():
+        seed, epoch = np.argwhere(bad)[0][0], first + int(np.argwhere(bad.any(axis=0))[0, 0]) + 1
+        seed = int(np.argmax(bad[:, epoch - first - 1]))
+        what = f"the training loss of seed {seed} is {losses[seed, epoch - first - 1]}"
+    else:
+        epoch, what = first + losses.shape[1], f"{late[0]} is not finite"
+    rate = config.tree["optimizer"].get("learning_rate")
+    raise Diverged(
+        f"{config.path}: diverged in epoch {epoch}: {what}; try a smaller "
+        f"optimizer.learning_rate than {rate}; the parameters of epoch {first} are in {path}"
+    )
+
+
+def _layer_sizes(problem: Problem, params: Params) -> list[dict[str, Any]]:
+    one = jax.tree.map(lambda leaf: leaf[0], params)
+    if problem.network is None:
+        return [{"name": "all", "parameters": trees.size(one)}]
+    return [
+        {"name": block.name, "parameters": trees.size(one[block.slice])}
+        for block in cut(problem.network)
+    ]
+
+
+def _about(problem: Problem) -> dict[str, Any]:
+    data = problem.data
+    return {
+        "name": data.name,
+        "task": data.task,
+        "train": problem.rows.shape[1],
+        "validation": problem.validation.shape[1],
+        "test": problem.test.shape[1],
+        "splits": len(data.train),
+        "checksum": data.checksum,
+    }
+
+
+def _study(config: Config, folder: Path) -> dict[str, Any]:
+    """Runs `run(config, folder)` of the study file that the config names."""
+    path = config.path.parent / config.tree["experiment"]
+    path = path if path.exists() else Path(config.tree["experiment"])
+    if not path.is_file():
+        given = config.tree["experiment"]
+        raise config.fault("experiment", given, "no such study file beside the config or here")
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    runs.claim(folder)
+    return module.run(config, folder)

@@ -1,0 +1,140 @@
+"""The parts that a config names, built and wired, with all checked that can be before compiling."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import optax
+
+from bpeq._schema import wires
+from bpeq.config import Config, ConfigError
+from bpeq.data import Dataset
+from bpeq.optimizers import with_rates
+from bpeq.registry import resolve
+from bpeq.types import Cost, Key, Layer, LearningRule, Params, Solver, System
+
+
+class Problem(NamedTuple):
+    """Everything a config names, built: what a user's own loop would start from."""
+
+    network: Layer | None
+    cost: Cost
+    rule: LearningRule
+    data: Dataset
+    optimizer: optax.GradientTransformation
+    init: Callable[[Key], Params]
+    rows: np.ndarray  # [seeds, m] the training rows of each seed
+    validation: np.ndarray
+    test: np.ndarray
+
+
+def build(config: Config) -> Problem:
+    """The parts of a config, with everything checked that can be before compiling.
+
+    Raises:
+      ConfigError: parts that do not fit each other or the data. DataError: the data are at fault.
+    """
+    with jax.enable_x64(config.tree["precision"] == "float64"):
+        data = config.build("data")
+        network, cost = config.build_network(), config.build("cost")
+        rule_factory = resolve("rules", config.tree["rule"]["name"], config.path.parent)
+        wired: dict[str, Any] = {}
+        init: Any = network.init if network is not None else None
+        for name, word in wires(rule_factory).items():
+            if word is Solver:
+                if name in config.tree["solvers"]:
+                    wired[name] = config.build(f"solvers.{name}")
+            elif word is System:
+                wired[name] = _system(config, network)
+                init = wired[name].init
+            else:
+                wired[name] = _need_network(config, network) if word is Layer else cost
+        rule = config.build("rule", wired)
+        _check_fit(config, data, _need_network(config, network) if init is None else init)
+        rows = _for_seeds(data.train, config.tree["seeds"])
+        optimizer = _optimizer(config, network, rows.shape[1])
+        return Problem(
+            network,
+            cost,
+            rule,
+            data,
+            optimizer,
+            lambda key: init(key, data.x.shape[1:])[0],
+            rows,
+            _for_seeds(data.validation, config.tree["seeds"]),
+            _for_seeds(data.test, config.tree["seeds"]),
+        )
+
+
+def _system(config: Config, network: Layer | None) -> System:
+    factory = resolve("systems", config.tree["system"]["name"], config.path.parent)
+    wired = {
+        name: _need_network(config, network) for name, w in wires(factory).items() if w is Layer
+    }
+    return config.build("system", wired)
+
+
+def _need_network(config: Config, network: Layer | None) -> Layer:
+    if network is None:
+        rule = config.tree["rule"]["name"]
+        raise config.fault("network.layers", None, f"is missing; the rule {rule!r} needs a network")
+    return network
+
+
+def _optimizer(config: Config, network: Layer | None, examples: int) -> Any:
+    settings, chosen = config.tree["training"], config.tree["optimizer"]
+    size = settings["batch_size"]
+    if size > examples:
+        raise config.fault(
+            "training.batch_size", size, f"must be 1 to {examples}, the training set"
+        )
+    try:
+        return with_rates(
+            config.build("optimizer"),
+            learning_rate=chosen["learning_rate"],
+            total_steps=settings["epochs"] * (examples // size),
+            schedule=config.build("schedule"),
+            layer_rates=chosen.get("layer_rates"),
+            network=network,
+            clip_norm=chosen.get("clip_norm"),
+        )
+    except ConfigError:
+        raise
+    except ValueError as error:
+        rates = chosen.get("layer_rates")
+        raise config.fault("optimizer.layer_rates", rates, str(error)) from error
+
+
+def _check_fit(config: Config, data: Dataset, init: Any) -> None:
+    """The network takes the data's examples and gives as many outputs as the data have."""
+    shapes: list[Any] = []
+
+    def note(key: Key) -> Params:
+        params, shape = init(key, data.x.shape[1:])
+        shapes.append(shape)
+        return params
+
+    try:
+        jax.eval_shape(note, jax.random.key(0))
+    except ValueError as error:
+        raise config.fault("network.layers", None, f"do not fit {data.name}: {error}") from error
+    if shapes[0] != (data.outputs,):
+        last = len(config.tree.get("network", {}).get("layers", [])) - 1
+        remedy = (
+            f"one example of {data.name} ({'×'.join(map(str, data.x.shape[1:]))}) gives outputs of "
+            f"shape {tuple(shapes[0])}; it must be ({data.outputs},)"
+        )
+        if len(shapes[0]) > 1:
+            remedy += '; is a "flatten" missing?'
+        raise config.fault(f"network.layers.{last}" if last >= 0 else "system.name", None, remedy)
+    if data.task == "regression" and config.tree["cost"]["name"] == "softmax_cross_entropy":
+        raise config.fault(
+            "cost.name", "softmax_cross_entropy", f"{data.name} is a regression; use squared_error"
+        )
+
+
+def _for_seeds(splits: np.ndarray, seeds: int) -> np.ndarray:
+    return splits[np.arange(seeds) % len(splits)]

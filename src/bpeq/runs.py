@@ -1,0 +1,175 @@
+"""The run folder: what a run leaves behind, written so that nothing half-done passes for done."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import platform
+import sys
+from collections.abc import Iterator
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bpeq.types import DataError
+
+MARKS = ("config.toml", "summary.json", "comparison.json", "metrics.jsonl")
+
+
+def claim(folder: Path) -> Path:
+    """Makes a folder for a run.
+
+    Raises:
+      FileExistsError: it already holds a run, or is not empty; nothing is touched.
+      DataError: it cannot be made or written to.
+    """
+    try:
+        if folder.exists() and not folder.is_dir():
+            raise FileExistsError(f"{folder} is a file, not a folder")
+        if folder.is_dir() and any(folder.iterdir()):
+            kind = (
+                "already holds a run"
+                if any((folder / m).exists() for m in MARKS)
+                else "is not empty"
+            )
+            raise FileExistsError(f"the folder {kind}; name a new one")
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / ".writable"
+        probe.touch()
+        probe.unlink()
+    except (PermissionError, NotADirectoryError) as error:
+        raise DataError(f"{folder}: cannot write there: {error.strerror}") from error
+    except FileExistsError:
+        raise
+    except OSError as error:
+        raise DataError(f"{folder}: {error.strerror or error}") from error
+    return folder
+
+
+def fresh(parent: Path, name: str) -> Path:
+    """The first of parent/name, parent/name-2, … that does not exist."""
+    number = 1
+    while (parent / (name if number == 1 else f"{name}-{number}")).exists():
+        number += 1
+    return parent / (name if number == 1 else f"{name}-{number}")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a whole file or none: to a temporary one, to the disk, then renamed."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Writes a whole file or none.
+
+    Raises:
+      DataError: the disk is full or the folder cannot be written.
+    """
+    temporary = path.with_name(path.name + ".part")
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        raise DataError(f"{path}: cannot write: {error.strerror or error}") from error
+
+
+def write_json(path: Path, content: Any) -> None:
+    """JSON with NaN and infinities as null, since JSON has none."""
+    write_text(path, json.dumps(plain(content), indent=1, allow_nan=False) + "\n")
+
+
+def append_json(path: Path, row: Any) -> None:
+    """One more line of a .jsonl file, flushed at once."""
+    try:
+        with path.open("a") as file:
+            file.write(json.dumps(plain(row), allow_nan=False) + "\n")
+    except OSError as error:
+        raise DataError(f"{path}: cannot write: {error.strerror or error}") from error
+
+
+def read_json(path: Path) -> Any:
+    """Raises DataError where the file is absent or is not JSON."""
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: cannot read: {error}") from error
+
+
+def plain(value: Any) -> Any:
+    """Arrays and NumPy scalars as Python's own, non-finite numbers as None."""
+    if isinstance(value, dict):
+        return {str(key): plain(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(part) for part in value]
+    if hasattr(value, "tolist"):
+        return plain(value.tolist())
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def save_arrays(path: Path, tree: Any) -> None:
+    """A pytree's arrays as one safetensors file, named by tree path."""
+    from safetensors.numpy import save
+
+    arrays = {name: np.ascontiguousarray(leaf) for name, leaf in _named(tree)}
+    write_bytes(path, save(arrays))
+
+
+def load_arrays(path: Path, template: Any) -> Any:
+    """The arrays of a file in the structure of `template`, whose shapes and dtypes they must have.
+
+    Raises:
+      DataError: absent, corrupt, or of another network.
+    """
+    import jax
+    from safetensors import SafetensorError
+    from safetensors.numpy import load
+
+    try:
+        arrays = load(path.read_bytes())
+    except (OSError, SafetensorError) as error:
+        raise DataError(f"{path}: cannot read: {error}") from error
+    wanted = dict(_named(template))
+    if set(arrays) != set(wanted):
+        odd = sorted(set(arrays) ^ set(wanted))
+        raise DataError(f"{path}: holds another network: {', '.join(odd[:4])} do not match")
+    for name, leaf in wanted.items():
+        found = arrays[name]
+        if found.shape != leaf.shape or found.dtype != leaf.dtype:
+            raise DataError(
+                f"{path}: {name} is {found.dtype}{list(found.shape)}, the config makes "
+                f"{leaf.dtype}{list(leaf.shape)}"
+            )
+    return jax.tree.unflatten(jax.tree.structure(template), [arrays[name] for name in wanted])
+
+
+def environment() -> dict[str, Any]:
+    """What a repeat would need to match: versions, platform, devices, flags that change numbers."""
+    import jax
+
+    return {
+        "python": sys.version.split()[0],
+        "platform": platform.platform(),
+        "machine": platform.machine(),
+        "cpu_count": os.cpu_count(),
+        "devices": [device.device_kind for device in jax.devices()],
+        "backend": jax.default_backend(),
+        "versions": {name: version(name) for name in ("bpeq", "jax", "jaxlib", "numpy", "optax")},
+        "matmul_precision": jax.config.read("jax_default_matmul_precision") or "default",
+        "xla_flags": os.environ.get("XLA_FLAGS", ""),
+    }
+
+
+def _named(tree: Any) -> Iterator[tuple[str, Any]]:
+    import jax
+
+    from bpeq import trees
+
+    yield from zip(trees.names(tree), jax.tree.leaves(tree), strict=True)
