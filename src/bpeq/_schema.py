@@ -69,7 +69,7 @@ def settle(factory: Callable[..., Any], given: dict[str, Any]) -> dict[str, Any]
     except ValidationError as error:
         first = error.errors()[0]
         key = str(first["loc"][0])
-        wanted = " ".join(filter(None, (_kind(known[key][0]), allowed(known[key][0]))))
+        wanted = " ".join(filter(None, (kind_of(known[key][0]), allowed(known[key][0]))))
         wanted = f"must be {wanted}" if wanted else first["msg"]
         if first["type"] == "missing":
             raise Fault(key, None, f"is missing; {wanted}") from None
@@ -94,12 +94,12 @@ def _alias(name: str) -> str:
     return f"setting_{name}"
 
 
-def _kind(hint: Any) -> str:
+def kind_of(hint: Any) -> str:
     """The noun for a setting's type; empty for choices, which speak for themselves."""
     nouns = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
     if hint in nouns:
         return nouns[hint]
     origin_args = get_args(hint)
     if getattr(hint, "__origin__", None) is list:
-        return f"a list, each entry {_kind(origin_args[0])} {allowed(origin_args[0])}".strip()
-    return next((kind for part in origin_args[:1] if (kind := _kind(part))), "")
+        return f"a list, each entry {kind_of(origin_args[0])} {allowed(origin_args[0])}".strip()
+    return next((kind for part in origin_args[:1] if (kind := kind_of(part))), "")

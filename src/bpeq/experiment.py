@@ -40,6 +40,7 @@ def run(
     folder: Path,
     progress: Progress | None = None,
     stop: Callable[[], int | None] = lambda: None,
+    problem: Problem | None = None,
 ) -> dict[str, Any]:
     """Trains what a config says into a new run folder, and returns its summary.
 
@@ -49,6 +50,7 @@ def run(
     Args:
       progress: called after every logged row.
       stop: asked between rows; a signal's number ends the run with what it has.
+      problem: the config's parts, where they are built already.
 
     Raises:
       Diverged, Interrupted: after saving. ConfigError, DataError, FileExistsError: before starting.
@@ -58,7 +60,7 @@ def run(
     if "experiment" in config.tree:
         return _study(config, folder)
     began = time.perf_counter()
-    problem = build(config)
+    problem = build(config) if problem is None else problem
     runs.claim(folder)
     runs.write_text(folder / "config.toml", tomli_w.dumps(config.tree))
     with jax.enable_x64(config.tree["precision"] == "float64"):

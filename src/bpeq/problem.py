@@ -23,6 +23,7 @@ class Problem(NamedTuple):
     network: Layer | None
     cost: Cost
     rule: LearningRule
+    system: System | None
     data: Dataset
     optimizer: optax.GradientTransformation
     init: Callable[[Key], Params]
@@ -30,15 +31,20 @@ class Problem(NamedTuple):
     validation: np.ndarray
     test: np.ndarray
 
+    @property
+    def relaxes(self) -> bool:
+        """Whether the rule settles a system, which makes its output another function."""
+        return self.system is not None
 
-def build(config: Config) -> Problem:
+
+def build(config: Config, data: Dataset | None = None) -> Problem:
     """The parts of a config, with everything checked that can be before compiling.
 
     Raises:
       ConfigError: parts that do not fit each other or the data. DataError: the data are at fault.
     """
     with jax.enable_x64(config.tree["precision"] == "float64"):
-        data = config.build("data")
+        data = config.build("data") if data is None else data
         network, cost = config.build_network(), config.build("cost")
         rule_factory = resolve("rules", config.tree["rule"]["name"], config.path.parent)
         wired: dict[str, Any] = {}
@@ -60,6 +66,7 @@ def build(config: Config) -> Problem:
             network,
             cost,
             rule,
+            next((part for part in wired.values() if isinstance(part, System)), None),
             data,
             optimizer,
             lambda key: init(key, data.x.shape[1:])[0],

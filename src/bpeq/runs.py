@@ -162,7 +162,7 @@ def environment() -> dict[str, Any]:
         "devices": [device.device_kind for device in jax.devices()],
         "backend": jax.default_backend(),
         "versions": {name: version(name) for name in ("bpeq", "jax", "jaxlib", "numpy", "optax")},
-        "matmul_precision": jax.config.read("jax_default_matmul_precision") or "default",
+        "matmul_precision": getattr(jax.config, "jax_default_matmul_precision", None) or "default",
         "xla_flags": os.environ.get("XLA_FLAGS", ""),
     }
 

@@ -51,7 +51,8 @@ class Layer(NamedTuple):
         weight, and nowhere else. Backprop is `feedback = params`. dx is None for integer inputs.
     parts:      the layers a combinator is made of.
     activation: set on the elementwise layers where `layers.cut` may cut.
-    absorb(params, residuals) -> params: writes running statistics in training, where there are any.
+    absorb(params, residuals) -> params: writes running statistics in training, where there are any;
+        from an evaluation pass's residuals that pass's own statistics (`layers.calibrate`).
     no_energy:  why the layer cannot stand in a per-example energy; empty where it can.
     """
 

@@ -12,7 +12,7 @@ from bpeq.types import Batch, Cost, Estimate, Key, Layer, LearningRule, Params, 
 
 
 def autodiff(network: Layer, cost: Cost) -> LearningRule:
-    """∂C/∂θ by `jax.value_and_grad` through the network's forward pass; no hand-written backward.
+    """JAX's own reverse mode through the network's forward pass; no hand-written backward.
 
     Args:
       network: any layer. cost: compares its output with y.

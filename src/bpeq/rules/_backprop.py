@@ -11,9 +11,10 @@ from bpeq.types import Batch, Cost, Estimate, Key, Layer, LearningRule, Params, 
 
 
 def backprop(network: Layer, cost: Cost) -> LearningRule:
-    """∂C/∂θ by the chain rule: `backward` seeded with the output error ∂C/∂y, feedback = params.
+    """Backpropagation: ∂C/∂θ by the chain rule, with hand-written backward passes.
 
-    Its pull-backs are the δ's; `layers.deltas` hands them out. Exact up to round-off.
+    The network's `backward` is seeded with the output error ∂C/∂y, with feedback = params. Its
+    pull-backs are the δ's; `layers.deltas` hands them out. Exact up to round-off.
 
     Args:
       network: any layer. cost: compares its output with y.

@@ -37,7 +37,9 @@ def eqprop(
     beta: Positive = 0.1,
     nudging: Nudging = "centered",
 ) -> LearningRule:
-    """∂C/∂θ(s⁰) from the equilibria of F = E + βC, with ∂F^β = ∂E/∂θ(s^β) + β ∂C/∂θ(s^β):
+    """Equilibrium propagation: the gradient from free and nudged equilibria of F = E + βC.
+
+    With ∂F^β = ∂E/∂θ(s^β) + β ∂C/∂θ(s^β) the estimate is
 
         one-sided     (∂F^β − ∂F⁰) / β            bias of order β
         centered      (∂F^β − ∂F^−β) / 2β         bias of order β²

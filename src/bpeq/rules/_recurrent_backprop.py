@@ -27,7 +27,9 @@ from bpeq.types import (
 def recurrent_backprop(
     system: System, cost: Cost, free: Solver | None = None, adjoint: Solver | None = None
 ) -> LearningRule:
-    """dC/dθ at the equilibrium s* = T(s*, θ) of the sweep T, by the implicit function theorem:
+    """Recurrent backpropagation: implicit differentiation of a settled system.
+
+    At the equilibrium s* = T(s*, θ) of the sweep T the implicit function theorem gives
 
         λ = (∂T/∂s)ᵀ λ + ∂C/∂s        dC/dθ = ∂C/∂θ + λᵀ ∂T/∂θ
 

@@ -1,0 +1,126 @@
+"""The commands of the command line: thin, they call the library and print what it returns."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from bpeq.config import Config
+
+app = typer.Typer(
+    help="Train networks by backpropagation, equilibrium propagation and their kin, from configs.",
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="a TOML config")]
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="override a setting, such as rule.beta=0.1"),
+]
+Out = Annotated[Path | None, typer.Option("--out", help="the run folder; runs/NAME if not given")]
+Seeds = Annotated[int | None, typer.Option("--seeds", help="initialisations trained side by side")]
+
+
+@app.command()
+def run(config: ConfigFile, set_: Set = None, out: Out = None, seeds: Seeds = None) -> None:
+    """Train what a config says; leaves a run folder with metrics, parameters and a report."""
+    from bpeq import _signals, experiment
+    from bpeq._terminal import bar, console
+    from bpeq.report import run_table, write_run_report
+
+    checked = _load(config, set_, seeds)
+    folder = _folder(out, checked.name)
+    _signals.begin_saving()
+    with bar() as track:
+        progress = track(checked.tree["rule"]["name"])
+        summary = experiment.run(checked, folder, progress, _signals.asked_to_stop)
+    if "metrics" in summary:
+        console.print(run_table(summary))
+        console.print(f"{write_run_report(folder)}", soft_wrap=True, highlight=False)
+
+
+@app.command()
+def compare(
+    config: ConfigFile,
+    rules: Annotated[str, typer.Option("--rules", help="names, separated by commas")],
+    set_: Set = None,
+    out: Out = None,
+    seeds: Seeds = None,
+) -> None:
+    """Train a config under several rules and the null controls, and set them side by side."""
+    from bpeq import _signals, comparison
+    from bpeq._schema import ConfigError
+    from bpeq._terminal import bar, console
+    from bpeq.report import comparison_table, write_comparison_report
+
+    checked = _load(config, set_, seeds)
+    names = [name.strip() for name in rules.split(",") if name.strip()]
+    if not names or len(set(names)) < len(names):
+        raise ConfigError(f"--rules = {rules!r}: must be different rules, such as backprop,eqprop")
+    folder = _folder(out, f"{checked.name}-compare")
+    _signals.begin_saving()
+    with bar() as track:
+        result = comparison.compare(checked, names, folder, track, _signals.asked_to_stop)
+    console.print(comparison_table(result))
+    for note in result["notes"]:
+        console.print(f"[dim]{note}[/dim]")
+    console.print(f"{write_comparison_report(folder)}", soft_wrap=True, highlight=False)
+
+
+@app.command()
+def check(config: ConfigFile, set_: Set = None) -> int:
+    """Check every layer's hand-written backward, and the energy's, against autodiff."""
+    from bpeq._terminal import check_table, console
+    from bpeq.checking import check_problem
+    from bpeq.cli import DONE, NUMERICAL
+
+    rows = check_problem(_load(config, set_, None))
+    console.print(check_table(rows))
+    return DONE if all(row.passed for row in rows) else NUMERICAL
+
+
+@app.command()
+def report(folders: Annotated[list[Path], typer.Argument(metavar="DIR...")]) -> None:
+    """Write the report of a finished run or comparison anew."""
+    from bpeq._schema import ConfigError
+    from bpeq._terminal import console
+    from bpeq.report import write_report
+
+    for folder in folders:
+        try:
+            path = write_report(folder)
+        except ValueError as error:
+            raise error if type(error) is not ValueError else ConfigError(str(error)) from error
+        console.print(f"{path}", soft_wrap=True, highlight=False)
+
+
+@app.command()
+def show(
+    what: Annotated[str, typer.Argument(help="rules, layers, data, … or rule, layer, …, config")],
+    name: Annotated[str, typer.Argument(help="which one, or the config's file")] = "",
+    set_: Set = None,
+) -> None:
+    """List what there is, show one factory's settings and docstring, or a config as resolved."""
+    from bpeq._terminal import console
+    from bpeq.showing import describe
+
+    console.print(describe(what, name, set_ or ()), markup=False, highlight=False, soft_wrap=True)
+
+
+def _load(path: Path, overrides: list[str] | None, seeds: int | None) -> Config:
+    from bpeq.config import load
+
+    extra = [] if seeds is None else [f"seeds={seeds}"]
+    return load(path, [*(overrides or []), *extra])
+
+
+def _folder(out: Path | None, name: str) -> Path:
+    from bpeq import runs
+
+    return runs.fresh(Path("runs"), name) if out is None else out

@@ -1,0 +1,57 @@
+"""What a person sees in the terminal: results on stdout, progress on stderr."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from bpeq.layers import CheckRow
+
+console = Console()
+
+
+@contextmanager
+def bar() -> Iterator[Callable[[str], Callable[[int, int, dict[str, Any]], None]]]:
+    """A progress display; `track(name)` adds a bar and gives the callback that moves it."""
+    progress = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.completed}/{task.total} epochs"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[said]}"),
+        console=Console(stderr=True),
+    )
+
+    def track(name: str) -> Callable[[int, int, dict[str, Any]], None]:
+        task = progress.add_task(name, total=None, said="compiling")
+
+        def move(done: int, total: int, row: dict[str, Any]) -> None:
+            progress.update(task, completed=done, total=total, said=_headline(row))
+
+        return move
+
+    with progress:
+        yield track
+
+
+def check_table(rows: list[CheckRow]) -> Table:
+    """A row a layer: its largest gradient error against autodiff, and what it may be."""
+    table = Table("layer", "error", "tolerance", "", title="hand-written backward against autodiff")
+    for row in rows:
+        verdict = "[green]ok[/green]" if row.passed else "[bold red]FAILS[/bold red]"
+        table.add_row(row.name, f"{row.error:.1e}", f"{row.tolerance:.0e}", verdict)
+    return table
+
+
+def _headline(row: dict[str, Any]) -> str:
+    if "solved" in row:
+        return f"solved {row['solved']:.0%}"
+    if "test_error" in row:
+        return f"test error {100 * row['test_error']:.2f} %"
+    return f"test rmse {row['test_rmse']:.4g}" if "test_rmse" in row else ""

@@ -1,0 +1,59 @@
+"""The command line: every error is one plain line on stderr and an exit code of its own."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from bpeq import _signals
+
+DONE, BUG, BAD_INPUT, BAD_DATA, NUMERICAL = 0, 1, 2, 3, 4
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a command and returns its exit code.
+
+    0 done; 2 bad input; 3 data or disk; 4 numerical; 130/143 interrupted after saving. Anything
+    else that goes wrong is a bug of ours, keeps its traceback and returns 1.
+    """
+    _signals.watch()
+    from typer.exceptions import TyperException
+
+    from bpeq._commands import app
+
+    arguments = list(sys.argv[1:] if argv is None else argv) or ["--help"]
+    try:
+        result = app(arguments, prog_name="bpeq", standalone_mode=False)
+        return result if isinstance(result, int) else DONE
+    except TyperException as error:
+        return _say(getattr(error, "format_message", error.__str__)(), BAD_INPUT)
+    except Exception as error:
+        code = _code(error)
+        if code == BUG:
+            raise
+        return _say(str(error), code)
+
+
+def _code(error: Exception) -> int:
+    from bpeq._schema import ConfigError
+    from bpeq.types import DataError
+
+    if isinstance(error, ConfigError | FileExistsError):
+        return BAD_INPUT
+    if isinstance(error, DataError):
+        return BAD_DATA
+    from bpeq.experiment import Diverged, Interrupted
+
+    if isinstance(error, Diverged):
+        return NUMERICAL
+    return 128 + error.signal if isinstance(error, Interrupted) else BUG
+
+
+def _say(message: str, code: int) -> int:
+    print("bpeq: " + " ".join(message.split()), file=sys.stderr)
+    return code
+
+
+def script() -> None:
+    """The console entry point."""
+    sys.exit(main())
