@@ -68,8 +68,6 @@ def compare(
     with bar() as track:
         result = comparison.compare(checked, names, folder, track, _signals.asked_to_stop)
     console.print(comparison_table(result))
-    for note in result["notes"]:
-        console.print(f"[dim]{note}[/dim]")
     console.print(f"{write_comparison_report(folder)}", soft_wrap=True, highlight=False)
 
 

@@ -32,18 +32,27 @@ def choose_rule(
                 raise Fault(f"rules.{other}.{key}", own[key], remedy)
     own = tree.get("rules", {}).get(name, {})
     merged = {key: value for key, value in tree.items() if key != "rules"}
-    for key, value in own.items():
-        if key in tables:
-            base = merged.get(key, {})
-            renamed = "name" in value and value["name"] != base.get("name")
-            merged[key] = value if renamed else merge(base, value)
+    merged = overlay(merged, {key: value for key, value in own.items() if key in tables})
     settings = {key: value for key, value in own.items() if key not in tables}
     of_file = in_file if name == in_file["name"] else {}
     merged["rule"] = {**settings, **of_file, "name": name}
     return merged
 
 
+def overlay(tree: Tree, sections: Tree) -> Tree:
+    """The tree with some sections' entries replaced; one that names another factory, wholly."""
+    laid = dict(tree)
+    for key, value in sections.items():
+        base = laid.get(key, {})
+        renamed = isinstance(value, dict) and value.get("name", base.get("name")) != base.get(
+            "name"
+        )
+        laid[key] = merge(base, value) if isinstance(value, dict) and not renamed else value
+    return laid
+
+
 def read_pair(text: str) -> tuple[str, Any]:
+    """`key=value`, the value as TOML writes it or, failing that, as plain text."""
     key, sign, value = text.partition("=")
     if not sign or not key.strip():
         raise ConfigError(f"--set {text}: must be key=value, such as rule.beta=0.1")
@@ -54,6 +63,7 @@ def read_pair(text: str) -> tuple[str, Any]:
 
 
 def put(tree: Tree, key: str, value: Any) -> None:
+    """Sets a dotted key, making sections on the way; a number steps into a list."""
     *way, last = key.split(".")
     node: Any = tree
     for i, step in enumerate(way):
@@ -78,6 +88,7 @@ def _child(node: Any, step: str, place: str, value: Any) -> Any:
 
 
 def merge(base: Tree, over: Tree) -> Tree:
+    """`base` with the entries of `over` in place of its own, section by section."""
     merged = dict(base)
     for key, value in over.items():
         both = isinstance(value, dict) and isinstance(merged.get(key), dict)

@@ -44,7 +44,7 @@ def compare(
         after saving; the rows that were finished stay.
     """
     configs = {name: config.with_rule(name) for name in rules}
-    configs |= _controls(config.with_rule("backprop")) if "network" in config.tree else {}
+    configs |= _controls(config.for_controls()) if "network" in config.tree else {}
     problems: dict[str, Problem] = {}
     for name, each in configs.items():
         shared = next(iter(problems.values())).data if problems else None

@@ -12,7 +12,7 @@ from annotated_types import Interval
 
 from bpeq import registry
 from bpeq._calls import build_layer, parse_layer, settle_layer
-from bpeq._overrides import choose_rule, put, read_pair, resolve
+from bpeq._overrides import choose_rule, overlay, put, read_pair, resolve
 from bpeq._schema import ConfigError, Fault, fields, settle, wires
 from bpeq.settings import Count, NonNegative
 from bpeq.types import Solver
@@ -53,7 +53,7 @@ SECTIONS = {
     "schedule": ("schedules", "constant"),
 }
 """Section -> (kind of factory, the name taken where the section is absent)."""
-_TABLES = (*SECTIONS, "network", "solvers", "training", "rules")
+_TABLES = (*SECTIONS, "network", "solvers", "training", "rules", "controls")
 
 
 class Config(NamedTuple):
@@ -71,6 +71,10 @@ class Config(NamedTuple):
     def with_rule(self, name: str) -> Config:
         """The same config under another rule, which brings its own [rules.NAME] along."""
         return load(self.path, (*self.overrides, f"rule.name={name}"))
+
+    def for_controls(self) -> Config:
+        """The same config under backprop, with what [controls] asks for the null controls."""
+        return load(self.path, (*self.overrides, "rule.name=backprop"), controls=True)
 
     def changed(self, **sections: Any) -> Config:
         """The same config with some sections' entries replaced."""
@@ -108,12 +112,13 @@ class Config(NamedTuple):
         return chain(*layers)
 
 
-def load(path: Path | str, overrides: Sequence[str] = ()) -> Config:
+def load(path: Path | str, overrides: Sequence[str] = (), *, controls: bool = False) -> Config:
     """Reads and checks a config, with `key=value` overrides on top.
 
     The settings of [rule] belong to the rule that it names. When an override names another rule,
     they stay behind, and [rules.NAME] of the new one applies: its settings, and whole sections like
-    `optimizer` that this rule wants different. Other overrides come last.
+    `optimizer` that this rule wants different. With `controls`, the sections of [controls] are laid
+    on top. Other overrides come last.
 
     Raises:
       ConfigError: anything at all that is wrong with it, in one line.
@@ -135,6 +140,8 @@ def load(path: Path | str, overrides: Sequence[str] = ()) -> Config:
             raise problem(name, value, "must be a section")
     try:
         tree = choose_rule(tree, pairs, "backprop", _TABLES, path.parent)
+        own = tree.pop("controls", {})
+        tree = overlay(tree, own) if controls else tree
         if "network" in tree:
             tree["network"] = _parsed(tree["network"], path.parent)
         for key, value in pairs:

@@ -1,4 +1,4 @@
-"""What a data set is: one table of examples, and index arrays that say who belongs to which split."""
+"""What a data set is: a table of examples, and index arrays that say which split has which."""
 
 from __future__ import annotations
 

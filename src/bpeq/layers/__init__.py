@@ -12,12 +12,28 @@ from bpeq.layers._activations import (
     tanh,
 )
 from bpeq.layers._apply import apply
+from bpeq.layers._attention import attention
+from bpeq.layers._avg_pool import avg_pool
+from bpeq.layers._batch_norm import batch_norm
+from bpeq.layers._calibrate import calibrate
 from bpeq.layers._chain import chain, deltas
 from bpeq.layers._check import CheckRow, check, check_network, gradient_error, tolerance
+from bpeq.layers._conv import conv
+from bpeq.layers._custom_vjp import with_custom_vjp
 from bpeq.layers._cut import Block, cut, part_names
 from bpeq.layers._dense import dense
+from bpeq.layers._dropout import dropout
+from bpeq.layers._embedding import embedding, position_embedding
 from bpeq.layers._flatten import flatten
+from bpeq.layers._gru import gru
 from bpeq.layers._initialisers import Initialiser, initialise
+from bpeq.layers._layer_norm import layer_norm
+from bpeq.layers._lstm import lstm
+from bpeq.layers._max_pool import max_pool
+from bpeq.layers._repeat import repeat
+from bpeq.layers._residual import residual
+from bpeq.layers._rnn import rnn
+from bpeq.layers._soft_pool import soft_pool
 
 __all__ = [
     "Block",
@@ -25,23 +41,40 @@ __all__ = [
     "Initialiser",
     "activation_layer",
     "apply",
+    "attention",
+    "avg_pool",
+    "batch_norm",
+    "calibrate",
     "chain",
     "check",
     "check_network",
+    "conv",
     "cut",
     "deltas",
     "dense",
+    "dropout",
+    "embedding",
     "flatten",
     "gelu",
     "gradient_error",
+    "gru",
     "hard_sigmoid",
     "initialise",
+    "layer_norm",
     "linear",
+    "lstm",
+    "max_pool",
     "part_names",
+    "position_embedding",
     "relu",
+    "repeat",
+    "residual",
+    "rnn",
     "shifted_sigmoid",
     "sigmoid",
+    "soft_pool",
     "softplus",
     "tanh",
     "tolerance",
+    "with_custom_vjp",
 ]

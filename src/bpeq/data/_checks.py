@@ -1,0 +1,117 @@
+"""What numbers and labels must satisfy, and how a failure is worded: one line, with the place."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import numpy as np
+from jaxtyping import Float, Int
+
+if TYPE_CHECKING:
+    from bpeq.types import DataError
+
+Name = Callable[[tuple[int, ...]], str]
+"""Index of an entry -> what to call it in an error; () is the whole array."""
+
+LABEL_LIMIT = 2**31
+_LARGEST = np.float64(np.finfo(np.float32).max)
+
+
+def data_error(message: str) -> DataError:
+    """A DataError, imported late: `bpeq.types` loads jax, and reading data needs none of it."""
+    from bpeq.types import DataError
+
+    return DataError(message)
+
+
+def named(source: str, array: str) -> Name:
+    """Names as NumPy writes them: `source: x[3, 1]`."""
+
+    def name(index: tuple[int, ...]) -> str:
+        return f"{source}: {array}" + (f"[{', '.join(map(str, index))}]" if index else "")
+
+    return name
+
+
+def as_float32(array: np.ndarray, name: Name) -> Float[np.ndarray, "n ..."]:
+    """The same numbers in float32.
+
+    Raises:
+      DataError: not numbers, or an entry that is NaN, infinite or too large for float32.
+    """
+    _require_numbers(array, name)
+    index = _first(~(np.abs(array) <= _LARGEST))
+    if index is not None:
+        value = array[index]
+        reason = "too large for float32" if np.isfinite(value) else "not a finite number"
+        raise data_error(f"{name(index)} is {value}, {reason}")
+    return array.astype(np.float32, order="C")
+
+
+def as_labels(array: np.ndarray, name: Name, classes: int | None) -> Int[np.ndarray, " n"]:
+    """The same labels in int32; whole numbers in a float array will do.
+
+    Raises:
+      DataError: not one label a row, or a label that is not whole, negative, or >= `classes`.
+    """
+    if array.ndim != 1:
+        raise data_error(f"{name(())} has shape {array.shape}: labels are one a row, [n]")
+    _require_numbers(array, name)
+    whole = np.isfinite(array) & (array == np.floor(array))
+    top = LABEL_LIMIT if classes is None else classes
+    rules = [
+        (~whole, "not a whole number: labels are 0, 1, 2, …"),
+        (array < 0, "negative: labels are 0, 1, 2, …"),
+        (array >= top, f"not below {top}" + ("" if classes is None else ", the number of classes")),
+    ]
+    for bad, reason in rules:
+        index = _first(bad)
+        if index is not None:
+            raise data_error(f"{name(index)} is {array[index]}, {reason}")
+    return array.astype(np.int32)
+
+
+def count_classes(labels: Int[np.ndarray, " n"], name: Name, classes: int | None) -> int:
+    """`classes`, or the highest label plus one where every class below it has an example.
+
+    Raises:
+      DataError: a class without examples, or a single class, where `classes` was not given.
+    """
+    if classes is not None:
+        return classes
+    present = np.unique(labels)
+    gaps = np.flatnonzero(present != np.arange(len(present)))
+    if len(gaps):
+        raise data_error(
+            f"{name(())}: class {gaps[0]} has no examples though labels run up to {present[-1]}; "
+            f"set classes = {present[-1] + 1} if that is meant, or task = 'regression'"
+        )
+    if len(present) < 2:
+        raise data_error(f"{name(())}: every label is 0; a classification needs two classes")
+    return len(present)
+
+
+def as_bits(array: np.ndarray, name: Name) -> Float[np.ndarray, "n ..."]:
+    """Binary targets in float32.
+
+    Raises:
+      DataError: an entry that is neither 0 nor 1.
+    """
+    values = as_float32(array, name)
+    index = _first((values != 0) & (values != 1))
+    if index is not None:
+        raise data_error(f"{name(index)} is {array[index]}: a binary target is 0 or 1")
+    return values
+
+
+def _require_numbers(array: np.ndarray, name: Name) -> None:
+    if array.dtype.kind not in "biuf":
+        raise data_error(f"{name(())} holds {array.dtype}, not real numbers")
+
+
+def _first(bad: np.ndarray) -> tuple[int, ...] | None:
+    """Index of the first True, None where there is none."""
+    if not bad.any():
+        return None
+    return tuple(int(i) for i in np.unravel_index(np.argmax(bad), bad.shape))

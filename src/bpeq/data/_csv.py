@@ -1,0 +1,163 @@
+"""A user's own table, from one .csv file."""
+
+from __future__ import annotations
+
+import csv as files
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from bpeq.data._checks import Name, data_error
+from bpeq.data._table import TEST, VALIDATION, Choices, Classes, Part, TaskChoice, table
+from bpeq.data._types import Dataset
+from bpeq.settings import Count, Fraction, checked
+
+_WHOLE = re.compile(r"[+-]?[0-9]+")
+
+
+class Sheet(NamedTuple):
+    """The cells of a file, blanks around them taken off; lines: each row's line number."""
+
+    path: str
+    columns: list[str]
+    rows: list[list[str]]
+    lines: list[int]
+
+    def place(self, row: int, column: int) -> str:
+        return f"{self.path}: line {self.lines[row]}, column {self.columns[column]!r}"
+
+
+@checked
+def csv(
+    path: str,
+    target: str = "",
+    *,
+    task: TaskChoice = "auto",
+    classes: Classes | None = None,
+    validation: Fraction = VALIDATION,
+    test: Fraction = TEST,
+    splits: Count = 1,
+) -> Dataset:
+    """Your own table: UTF-8, commas, a header row, one example a line, one target column.
+
+    Every other column is an input and must be numeric. Class labels may be whole numbers 0 … K − 1,
+    or names, which are numbered in sorted order (by code point: "B" before "a"). Blanks around
+    cells and empty lines do not count. Inputs are cast to float32, not scaled.
+
+    Shapes: x `[n, columns − 1]` float32, in the file's order; y `[n]` int32, or `[n, 1]` float32.
+
+    Args:
+      path: the file.
+      target: the target's column name; "" is the last column.
+      task: "auto" takes a target column of whole numbers (1, not 1.0) or of names for labels, one
+        of other numbers for regression.
+      classes: number of classes, >= 2. None: the highest label + 1, and each must have an example.
+      validation: fraction of the examples outside the test set, in [0, 1).
+      test: fraction of all examples, in [0, 1).
+      splits: how many independent splits to draw, >= 1; stratified as `npz` has it.
+
+    Raises:
+      ValueError: a setting is out of range, or `target` is no column of the file.
+      DataError: the file is absent or not CSV, has no header or no rows; a line has another number
+        of cells; a cell is empty, not a number, NaN or infinite; labels are numbers here and names
+        there, or as `npz` refuses them.
+    """
+    sheet = _read(path)
+    if target and target not in sheet.columns:
+        allowed = ", ".join(map(repr, sheet.columns))
+        raise ValueError(f"csv: target = {target!r}: the columns of {path} are {allowed}")
+    aim = sheet.columns.index(target) if target else len(sheet.columns) - 1
+    inputs = [column for column in range(len(sheet.columns)) if column != aim]
+    resolved, y = _target(sheet, aim, task)
+    x = np.array([_numbers(sheet, column) for column in inputs], np.float64).T
+    part = Part(x, y, _name(sheet, inputs), _name(sheet, [aim]))
+    choices = Choices(resolved, classes, validation, test, splits)
+    return table("csv", path, {"all": part}, choices)
+
+
+def _read(path: str) -> Sheet:
+    rows, lines = [], []
+    try:
+        with open(Path(path).expanduser(), newline="", encoding="utf-8-sig") as file:
+            reader = files.reader(file, strict=True)
+            for cells in reader:
+                if cells:
+                    rows.append([cell.strip() for cell in cells])
+                    lines.append(reader.line_num)
+    except FileNotFoundError:
+        raise data_error(f"{path}: no such file") from None
+    except OSError as error:
+        raise data_error(f"{path}: cannot be read: {error.strerror or error}") from None
+    except UnicodeDecodeError as error:
+        raise data_error(f"{path}: not UTF-8 text: {error.reason}") from None
+    except files.Error as error:
+        raise data_error(f"{path}: line {reader.line_num}: not CSV: {error}") from None
+    if not rows:
+        raise data_error(f"{path}: the file is empty")
+    _check_header(path, rows[0])
+    sheet = Sheet(path, rows[0], rows[1:], lines[1:])
+    if not sheet.rows:
+        raise data_error(f"{path}: a header but no rows")
+    for line, row in zip(sheet.lines, sheet.rows, strict=True):
+        if len(row) != len(sheet.columns):
+            raise data_error(
+                f"{path}: line {line} has {len(row)} cells, the header {len(sheet.columns)}"
+            )
+    return sheet
+
+
+def _check_header(path: str, columns: list[str]) -> None:
+    if len(columns) < 2:
+        raise data_error(f"{path}: one column, {columns[0]!r}: an input and a target are needed")
+    if all(_number(cell) is not None for cell in columns):
+        raise data_error(f"{path}: line 1 is all numbers: a header with column names is needed")
+    for position, column in enumerate(columns):
+        if not column:
+            raise data_error(f"{path}: column {position + 1} has no name in the header")
+        if column in columns[:position]:
+            raise data_error(f"{path}: two columns are named {column!r}")
+
+
+def _target(sheet: Sheet, aim: int, task: TaskChoice) -> tuple[TaskChoice, np.ndarray]:
+    """The task that "auto" stands for, and the target column in numbers."""
+    cells = [row[aim] for row in sheet.rows]
+    numeric = [_number(cell) is not None for cell in cells]
+    if task in ("auto", "classification") and "" not in cells and not all(numeric):
+        if any(numeric):
+            row = numeric.index(False)
+            raise data_error(f"{sheet.place(row, aim)} is {cells[row]!r} where others are numbers")
+        numbers = {name: number for number, name in enumerate(sorted(set(cells)))}
+        return "classification", np.array([numbers[cell] for cell in cells])
+    if task == "auto":
+        whole = all(_WHOLE.fullmatch(cell) for cell in cells)
+        task = "classification" if whole else "regression"
+    return task, _numbers(sheet, aim)
+
+
+def _numbers(sheet: Sheet, column: int) -> np.ndarray:
+    values = np.empty(len(sheet.rows))
+    for row, cells in enumerate(sheet.rows):
+        value = _number(cells[column])
+        if value is None:
+            what = f"is {cells[column]!r}, not a number" if cells[column] else "is empty"
+            raise data_error(f"{sheet.place(row, column)} {what}")
+        values[row] = value
+    return values
+
+
+def _number(cell: str) -> float | None:
+    try:
+        return None if "_" in cell else float(cell)  # Python reads "1_000" as a number
+    except ValueError:
+        return None
+
+
+def _name(sheet: Sheet, columns: list[int]) -> Name:
+    def name(index: tuple[int, ...]) -> str:
+        if not index:
+            return f"{sheet.path}: column {', '.join(repr(sheet.columns[c]) for c in columns)}"
+        return sheet.place(index[0], columns[index[1] if len(index) > 1 else 0])
+
+    return name

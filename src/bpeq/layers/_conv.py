@@ -1,0 +1,160 @@
+"""Two-dimensional convolution; its two gradients are convolutions again, written out as such."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array
+
+from bpeq.layers._initialisers import Initialiser, initialise
+from bpeq.settings import Count, Positive, Whole, checked
+from bpeq.types import Key, Layer, Params, Shape
+
+Pads = tuple[tuple[int, int], tuple[int, int]]
+
+
+@checked
+def conv(
+    features: Count,
+    kernel: Count,
+    stride: Count = 1,
+    padding: Literal["SAME", "VALID"] | Whole = "SAME",
+    *,
+    init: Initialiser = "glorot_uniform",
+    scale: Positive = 1.0,
+    bias: bool = True,
+    bias_init: Literal["zeros", "normal", "uniform", "fan_in_uniform"] = "zeros",
+) -> Layer:
+    """z[p] = b + Σ_q x[p·stride + q − pad]·w[q] over the offsets q of a square kernel.
+
+    No kernel is flipped going forward (a cross-correlation, as in every library). With δ = ∂C/∂z
+
+        ∂C/∂x = δ, its pixels `stride` apart, convolved with the flipped kernel wᵀ
+        ∂C/∂w[q] = Σ_p x[p·stride + q − pad] δ[p]        ∂C/∂b = Σ_p δ[p]
+
+    summed over the batch. `backward` reads the flipped kernel from `feedback`.
+
+    Shapes: x `[batch, height, width, n]`, z `[batch, height', width', features]`; params
+    `{"w": [kernel, kernel, n, features], "b": [features]}` (no "b" without bias). Complex x, δ or w
+    work, without a conjugate. Keeps x for the backward pass, nothing else.
+
+    Args:
+      features: output channels, >= 1.
+      kernel: side of the kernel in pixels, >= 1.
+      stride: pixels between two outputs, >= 1.
+      padding: zeros around the image: "SAME" gives ceil(size / stride) outputs (an odd zero goes to
+        the far side), "VALID" none, a whole number that many pixels on every side.
+      init: initialiser of w, multiplied by `scale` > 0; fan-in kernel²·n, fan-out kernel²·features.
+      bias: whether there is a b.
+      bias_init: initialiser of b.
+
+    Raises:
+      ValueError: a setting is out of range, one example is no `[height, width, channels]` image, or
+        the kernel is larger than the padded image.
+
+    Example:
+      >>> import jax
+      >>> params, shape = conv(32, kernel=5).init(jax.random.key(0), (28, 28, 1))
+      >>> shape, params["w"].shape
+      ((28, 28, 32), (5, 5, 1, 32))
+
+    Source: LeCun et al. 1998, Gradient-based learning applied to document recognition.
+    """
+
+    def pads(x: Shape) -> Pads:
+        return _pads(x[0], kernel, stride, padding), _pads(x[1], kernel, stride, padding)
+
+    def make(key: Key, shape: Shape) -> tuple[Params, Shape]:
+        if len(shape) != 3:
+            raise ValueError(
+                f"conv: one example has shape {shape}, needs (height, width, channels)"
+            )
+        n, around = shape[2], pads(shape)
+        if any(size + sum(pad) < kernel for size, pad in zip(shape[:2], around, strict=True)):
+            raise ValueError(
+                f"conv: kernel = {kernel} is larger than the padded image; images are "
+                f"{shape[0]} x {shape[1]} with padding = {padding!r}"
+            )
+        w_key, b_key = jax.random.split(key)
+        fan_in = kernel * kernel * n
+        params = {"w": initialise(init, w_key, (kernel, kernel, n, features), fan_in, scale)}
+        if bias:
+            params["b"] = initialise(bias_init, b_key, (features,), fan_in)
+        height, width = (
+            (size + sum(pad) - kernel) // stride + 1
+            for size, pad in zip(shape[:2], around, strict=True)
+        )
+        return params, (height, width, features)
+
+    def forward(params: Params, x: Array, key: Key | None = None) -> tuple[Array, Any]:
+        if x.ndim != 4 or x.shape[3] != params["w"].shape[2]:
+            raise ValueError(
+                f"conv: input of shape {x.shape} does not fit weights of shape {params['w'].shape}"
+            )
+        z = _convolve(
+            x,
+            params["w"],
+            window_strides=(stride, stride),
+            padding=pads(x.shape[1:]),
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        )
+        return (z + params["b"] if bias else z), x
+
+    def backward(params: Params, feedback: Params, x: Array, delta: Array) -> tuple[Params, Array]:
+        lows = [low for low, _ in pads(x.shape[1:])]
+        sizes = x.shape[1:3]
+        spans = [(out - 1) * stride + 1 for out in delta.shape[1:3]]  # δ's extent over the image
+        # Every offset q of w meets δ laid over the image from q on: x's channels are the batch of
+        # this convolution, its batch is what is summed over, and δ is the kernel.
+        dw = _convolve(
+            x,
+            delta,
+            window_strides=(1, 1),
+            padding=[
+                (low, kernel - 1 + span - size - low)
+                for low, span, size in zip(lows, spans, sizes, strict=True)
+            ],
+            rhs_dilation=(stride, stride),
+            dimension_numbers=("CHWN", "IHWO", "HWNC"),
+        )
+        dx = _convolve(
+            delta,
+            lax.rev(feedback["w"], (0, 1)),
+            window_strides=(1, 1),
+            padding=[
+                (kernel - 1 - low, size + low - span)
+                for low, span, size in zip(lows, spans, sizes, strict=True)
+            ],
+            lhs_dilation=(stride, stride),
+            dimension_numbers=("NHWC", "HWOI", "NHWC"),
+        )
+        dparams = {"w": dw}
+        if bias:
+            dparams["b"] = jnp.sum(delta, axis=(0, 1, 2))
+        return dparams, dx
+
+    return Layer("conv", make, forward, backward)
+
+
+def _pads(size: int, kernel: int, stride: int, padding: str | int) -> tuple[int, int]:
+    """Zeros before and after an image of `size` pixels."""
+    if padding == "SAME":
+        total = max((-(-size // stride) - 1) * stride + kernel - size, 0)
+        return total // 2, total - total // 2
+    return (0, 0) if padding == "VALID" else (int(padding), int(padding))
+
+
+def _convolve(x: Array, w: Array, **how: Any) -> Array:
+    """`lax.conv_general_dilated`, and by linearity two real ones where one argument is complex."""
+
+    def run(x: Array, w: Array) -> Array:
+        return lax.conv_general_dilated(x, w, **how)
+
+    if jnp.iscomplexobj(x) == jnp.iscomplexobj(w):
+        return run(x, w)
+    if jnp.iscomplexobj(x):
+        return lax.complex(run(x.real, w), run(x.imag, w))
+    return lax.complex(run(x, w.real), run(x, w.imag))

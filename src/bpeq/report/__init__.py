@@ -1,0 +1,48 @@
+"""Reports: terminal tables, plots and one self-contained HTML page, from run folders only.
+
+Importing it loads neither matplotlib nor rich nor jinja2; the functions that need them do.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from bpeq.report._comparison import write_comparison_report
+from bpeq.report._run import write_run_report
+from bpeq.report._tables import comparison_table, run_table
+
+__all__ = [
+    "comparison_table",
+    "run_table",
+    "write_comparison_report",
+    "write_report",
+    "write_run_report",
+]
+
+
+def write_report(folder: Path) -> Path:
+    """Writes the report that suits a folder: a comparison's, or else a run's.
+
+    A folder with comparison.json is a comparison; one with summary.json or metrics.jsonl is a run.
+
+    Args:
+      folder: where the files are, and where the report goes.
+
+    Returns:
+      The path of report.html.
+
+    Raises:
+      ValueError: there is no such folder, or it holds none of these files.
+      DataError: a file is truncated or corrupt; names it, and for metrics.jsonl the line.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise ValueError(f"{folder}: no such folder")
+    if (folder / "comparison.json").exists():
+        return write_comparison_report(folder)
+    if any((folder / name).exists() for name in ("summary.json", "metrics.jsonl")):
+        return write_run_report(folder)
+    raise ValueError(
+        f"{folder}: no run and no comparison: holds none of "
+        "comparison.json, summary.json, metrics.jsonl"
+    )

@@ -1,0 +1,31 @@
+"""comparison.csv: one row a rule, for spreadsheets and data frames."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+
+from bpeq.report._metrics import ordered
+from bpeq.report._rows import Row
+
+
+def write_csv(found: Sequence[Row], path: Path) -> None:
+    """Writes rule, control, seeds, METRIC_mean, METRIC_std and cost_NAME; absent figures are empty.
+
+    Figures are as in comparison.json: shares are fractions, and what is not finite is nan or inf.
+    """
+    metrics = ordered(name for row in found for name in row.stats)
+    costs = list(dict.fromkeys(name for row in found for name in row.cost))
+    head = ["rule", "control", "seeds"]
+    head += [f"{name}_{part}" for name in metrics for part in ("mean", "std")]
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(head + [f"cost_{name}" for name in costs])
+        for row in found:
+            seeds = max((len(stat.values) for stat in row.stats.values()), default=0)
+            line: list[str | int | float] = [row.name, str(row.control).lower(), seeds]
+            for name in metrics:
+                stat = row.stats.get(name)
+                line += ["", ""] if stat is None else [stat.mean, stat.std]
+            writer.writerow(line + [row.cost.get(name, "") for name in costs])

@@ -1,0 +1,184 @@
+"""The rows of a comparison: rules with figures, costs and notes; and their paired differences."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+from bpeq.report import _numbers as n
+from bpeq.report._metrics import Metric, Stat, metric, primary, stats
+from bpeq.report._read import mapping, number
+from bpeq.types import DataError
+
+COSTS = {
+    "sweeps": ("sweeps", n.plain),
+    "macs": ("MACs", n.magnitude),
+    "seconds": ("time", n.duration),
+    "bytes": ("memory", n.memory),
+}
+
+
+class Row(NamedTuple):
+    """One rule: figures by metric, cost by name (NaN where it is not known), what is said of it."""
+
+    name: str
+    control: bool
+    stats: dict[str, Stat]
+    cost: dict[str, float]
+    note: str
+
+
+class Difference(NamedTuple):
+    """a − b, seed by seed, on one metric: the mean and its interval at `level`."""
+
+    a: str
+    b: str
+    metric: Metric
+    mean: float
+    low: float
+    high: float
+    level: float
+    n: int
+
+    @property
+    def resolved(self) -> bool:
+        """Whether the interval is finite and leaves out zero."""
+        return math.isfinite(self.low + self.high) and (self.low > 0 or self.high < 0)
+
+    @property
+    def title(self) -> str:
+        return f"{self.a} − {self.b}"
+
+    @property
+    def unit(self) -> str:
+        """The unit of a difference: percentage points where the metric is a share."""
+        return "percentage points" if self.metric.unit == "%" else self.metric.unit
+
+    @property
+    def verdict(self) -> str:
+        """What the interval allows one to say of `a`."""
+        if not math.isfinite(self.low + self.high):
+            return "not judged"
+        if not self.resolved:
+            return "not distinguishable"
+        if not self.metric.better:
+            return "higher" if self.mean > 0 else "lower"
+        return "better" if self.mean * self.metric.better > 0 else "worse"
+
+    def says(self) -> str:
+        """The verdict as a clause with its reason."""
+        if not math.isfinite(self.low + self.high):
+            return "not judged: too few finite pairs of seeds"
+        if not self.resolved:
+            return "not distinguishable: the interval contains 0"
+        return f"{self.a} is {self.verdict}"
+
+
+def rows(comparison: dict[str, Any]) -> list[Row]:
+    """The rules of comparison.json in file order, the null controls after all others.
+
+    Raises:
+      DataError: figures or costs that are no numbers; names the rule and the key.
+    """
+    found = []
+    for name, entry in mapping(comparison.get("rules"), "rules").items():
+        fields = mapping(entry, f"rules.{name}")
+        cost = mapping(fields.get("cost"), f"rules.{name}.cost")
+        found.append(
+            Row(
+                name,
+                bool(fields.get("control", False)),
+                stats(fields.get("metrics"), f"rules.{name}.metrics"),
+                {k: number(v, f"rules.{name}.cost.{k}") for k, v in cost.items()},
+                str(fields.get("note") or ""),
+            )
+        )
+    return sorted(found, key=lambda row: row.control)
+
+
+def lead(found: list[Row]) -> Metric | None:
+    """The metric that a comparison leads with: `primary` of those that most rules have."""
+    counts: dict[str, int] = {}
+    for row in found:
+        for name in row.stats:
+            counts[name] = counts.get(name, 0) + 1
+    most = max(counts.values(), default=0)
+    leading = primary(name for name, times in counts.items() if times == most)
+    return None if leading is None else metric(leading)
+
+
+def plotted(found: list[Row], measured: Metric | None) -> Metric | None:
+    """The metric whose final values are drawn: the leading one, or the loss of a task to be solved.
+
+    Where a seed solves its task or does not (XOR), errors are a few fixed shares and tell less.
+    """
+    names = {name for row in found for name in row.stats}
+    losses = [name for name in ("test_loss", "train_loss") if name in names]
+    return metric(losses[0]) if "solved" in names and losses else measured
+
+
+def differences(comparison: dict[str, Any]) -> list[Difference]:
+    """`paired` of comparison.json. Raises DataError where an entry is not as it must be."""
+    found, entries = [], comparison.get("paired") or []
+    if not isinstance(entries, list):
+        raise DataError("paired: must be a list")
+    for i, entry in enumerate(entries):
+        where = f"paired.{i}"
+        fields = mapping(entry, where)
+        mean, low, high = (number(fields.get(k), f"{where}.{k}") for k in ("mean", "low", "high"))
+        level = number(fields.get("level", 0.95), f"{where}.level")
+        pairs = int(number(fields.get("n", 0), f"{where}.n"))
+        a, b = str(fields.get("a", "?")), str(fields.get("b", "?"))
+        measured = metric(str(fields.get("metric", "difference")))
+        found.append(Difference(a, b, measured, mean, low, high, level, pairs))
+    return found
+
+
+def notes(comparison: dict[str, Any], found: list[Row], measured: Metric | None) -> list[str]:
+    """The comparison's own notes, then what its figures say: nulls unbeaten, seeds lost."""
+    said = [str(note) for note in comparison.get("notes") or []]
+    if measured is None:
+        return [*said, "No rule has any result: none of the runs finished."]
+    controls = [row for row in found if row.control and _mean(row, measured) is not None]
+    if controls and measured.better:
+        best = max(controls, key=lambda row: measured.better * (_mean(row, measured) or 0.0))
+        bar = _mean(best, measured) or 0.0
+        weak = [
+            row.name
+            for row in found
+            if not row.control
+            and (mean := _mean(row, measured)) is not None
+            and measured.better * (mean - bar) <= 0
+        ]
+        if weak:
+            said.append(
+                f"No better than the null control {best.name} ({measured.show(bar)}"
+                f"{unit_after(measured)} {measured.label}): {', '.join(weak)}."
+            )
+    for row in found:
+        stat = row.stats.get(measured.name)
+        if stat is None:
+            said.append(f"{row.name} has no {measured.label}: its run did not finish.")
+        elif stat.lost:
+            said.append(
+                f"{row.name}: the {measured.label} of {stat.lost} of {len(stat.values)} seeds "
+                "is not finite."
+            )
+    return said
+
+
+def unit_after(m: Metric) -> str:
+    """The unit as it follows a figure: " %", or nothing where it has none or a long one."""
+    return " %" if m.unit == "%" else ""
+
+
+def interval(d: Difference) -> str:
+    """The interval's ends: "−0.20 to +0.40"; nothing where there is none."""
+    if not math.isfinite(d.low + d.high):
+        return ""
+    return f"{d.metric.difference(d.low)} to {d.metric.difference(d.high)}"
+
+
+def _mean(row: Row, m: Metric) -> float | None:
+    stat = row.stats.get(m.name)
+    return stat.mean if stat is not None and math.isfinite(stat.mean) else None
