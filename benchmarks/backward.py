@@ -1,11 +1,11 @@
-"""Hand-written backward passes against `jax.grad` of the very same forward, under jit, side by side.
+"""Hand-written backward passes against `jax.grad` of the very same forward, side by side.
 
-    python benchmarks/backward.py [--repeats 30] [--nets cnn,lstm,transformer]
+    python benchmarks/backward.py [--repeats 30] [--nets cnn,lstm,gru,transformer]
 
 Every round times each program once, in turn, so that whatever else the machine does falls on all of
-them; a ratio is the median over the rounds of (ours / theirs) within a round. Below 1 ours is faster.
-Each program computes the loss and the gradient of all parameters. `plain` is what a JAX user would
-write: for the CNN the same net with `lax.reduce_window` for max-pooling, for the others none.
+them; a ratio is the median over the rounds of (ours / theirs) within a round: below 1 ours is
+faster. Each program is jitted, and gives the loss and the gradient of all parameters. `plain` is
+what a JAX user would write: for the CNN the same net with `lax.reduce_window` for max-pooling.
 """
 
 from __future__ import annotations
@@ -55,9 +55,7 @@ def nets() -> dict[str, Net]:
     )
     return {
         "cnn": Net(cnn, jax.random.normal(key, (100, 28, 28, 1)), 10, plain_cnn),
-        "lstm": Net(
-            chain(layers.lstm(128), dense(10)), jax.random.normal(key, (32, 50, 64)), 10
-        ),
+        "lstm": Net(chain(layers.lstm(128), dense(10)), jax.random.normal(key, (32, 50, 64)), 10),
         "gru": Net(chain(layers.gru(128), dense(10)), jax.random.normal(key, (32, 50, 64)), 10),
         "transformer": Net(
             chain(layers.embedding(64, 128), block, layers.flatten(), dense(10)),
@@ -128,9 +126,7 @@ def main() -> None:
     for name in arguments.nets.split(","):
         seconds = measure(nets()[name], arguments.repeats)
         for program, times in seconds.items():
-            ratio = statistics.median(
-                a / b for a, b in zip(seconds["ours"], times, strict=True)
-            )
+            ratio = statistics.median(a / b for a, b in zip(seconds["ours"], times, strict=True))
             print(f"{name:<12} {program:<9} {1e3 * statistics.median(times):9.2f} {ratio:8.3f}")
 
 

@@ -104,6 +104,11 @@ def test_splits_are_those_of_every_earlier_version(name: str, pin: str) -> None:
     assert checksum(*splits_of(FOLDED[name]())) == pin
 
 
+def test_shuffled_splits_are_those_of_every_earlier_version() -> None:
+    drawn = shuffled(30, 2, 0.25, 0.2, np.arange(30) % 3)
+    assert checksum(*drawn) == "bb09496bfb1aed7df59160679c075d5afa2e232b724688874b3be1f4ebfcbd26"
+
+
 @pytest.mark.parametrize("name", FOLDED)
 def test_two_calls_give_the_same_checksum(name: str) -> None:
     assert FOLDED[name]().checksum == FOLDED[name]().checksum

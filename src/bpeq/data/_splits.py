@@ -110,7 +110,7 @@ def carve(
         if min(left, size) < len(present):
             raise TooFew(f"{problem}: fewer than the {len(present)} classes")
     rest, held = train_test_split(rows, test_size=size, random_state=state, stratify=strata)
-    return np.sort(rest), np.sort(held)
+    return rest, held
 
 
 def _trim(fold: Rows, size: int, labels: Rows | None) -> Rows:

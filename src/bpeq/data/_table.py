@@ -21,7 +21,6 @@ from bpeq.data._checks import (
 from bpeq.data._finish import finish
 from bpeq.data._splits import Splits, TooFew, carve, shuffled, single
 from bpeq.data._types import Dataset, Task
-from bpeq.settings import complaint
 
 TaskChoice = Literal["auto", "classification", "binary", "regression"]
 Classes = Annotated[int, Interval(ge=2, lt=LABEL_LIMIT)]
@@ -74,8 +73,6 @@ def table(factory: str, path: str, parts: dict[str, Part], choices: Choices) -> 
 
 
 def _check_choices(factory: str, path: str, parts: dict[str, Part], choices: Choices) -> None:
-    if choices.classes is not None and (problem := complaint(Classes, choices.classes)):
-        raise ValueError(f"{factory}: classes = {choices.classes!r}: {problem}")
     if "all" in parts:
         return
     left = {"splits": (choices.splits, 1), "test": (choices.test, TEST)}

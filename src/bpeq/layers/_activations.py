@@ -54,7 +54,7 @@ def relu() -> Layer:
     def slope(z: Array) -> Array:
         return jnp.where(z > 0, jnp.ones_like(z), jnp.zeros_like(z))
 
-    return _layer("relu", lambda z: jnp.maximum(z, 0.0), slope, _half_square)
+    return _layer("relu", lambda z: jnp.where(z > 0, z, jnp.zeros_like(z)), slope, _half_square)
 
 
 def tanh() -> Layer:
@@ -100,7 +100,11 @@ def hard_sigmoid() -> Layer:
     def slope(z: Array) -> Array:
         return jnp.where((z > 0) & (z < 1), jnp.ones_like(z), jnp.zeros_like(z))
 
-    return _layer("hard_sigmoid", lambda z: jnp.clip(z, 0.0, 1.0), slope, _half_square)
+    # clamp, unlike jnp.clip, has derivative 0 at its corners: autodiff then agrees with σ′ there too.
+    def value(z: Array) -> Array:
+        return lax.clamp(jnp.zeros((), z.dtype), z, jnp.ones((), z.dtype))
+
+    return _layer("hard_sigmoid", value, slope, _half_square)
 
 
 def softplus() -> Layer:

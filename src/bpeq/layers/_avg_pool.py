@@ -18,25 +18,24 @@ from bpeq.types import Key, Layer, Params, Shape
 def avg_pool(window: Count, stride: Count | None = None) -> Layer:
     """y = mean of x over square windows, channel by channel; dx = δ / window² on all their pixels.
 
-        Shapes: x `[batch, height, width, n]`, y `[batch, height', width', n]` with height' =
-        (height − window) // stride + 1; rows and columns left over belong to no window, and their error
-        is zero. No parameters. Complex x works. Keeps the input's shape only, as an empty array.
+    Shapes: x `[batch, height, width, n]`, y `[batch, height', width', n]` with height' =
+    (height − window) // stride + 1; rows and columns left over belong to no window, and their error
+    is zero. No parameters. Complex x works. Keeps the input's shape only, as an empty array.
 
-        Args:
-          window: side of a window in pixels, >= 1.
-          stride: pixels between windows, >= 1; None is `window`, windows side by side.
+    Args:
+      window: side of a window in pixels, >= 1.
+      stride: pixels between windows, >= 1; None is `window`, windows side by side.
 
-        Raises:
-          ValueError: a setting is out of range, or the window is larger than the image.
+    Raises:
+      ValueError: a setting is out of range, or the window is larger than the image.
 
-        Example:
-          >>> import jax.numpy as jnp
-    import numpy as np
-          >>> x = jnp.array([[4.0, 1.0], [3.0, 2.0]]).reshape(1, 2, 2, 1)
-          >>> avg_pool(2).forward((), x)[0].item()
-          2.5
+    Example:
+      >>> import jax.numpy as jnp
+      >>> x = jnp.array([[4.0, 1.0], [3.0, 2.0]]).reshape(1, 2, 2, 1)
+      >>> avg_pool(2).forward((), x)[0].item()
+      2.5
 
-        Source: LeCun et al. 1990, Handwritten digit recognition with a back-propagation network.
+    Source: LeCun et al. 1990, Handwritten digit recognition with a back-propagation network.
     """
     step = window if stride is None else stride
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import jax.numpy as jnp
+from jax import lax
 from jaxtyping import Array
 
-from bpeq.layers._windows import pooled_shape, spread, views
-from bpeq.numerics import softmax
+from bpeq.layers._windows import largest, pooled_shape, spread, total, views
 from bpeq.settings import Count, Positive, checked
 from bpeq.types import Key, Layer, Params, Shape
 
@@ -53,9 +53,11 @@ def soft_pool(window: Count, stride: Count | None = None, temperature: Positive 
 
     def forward(params: Params, x: Array, key: Key | None = None) -> tuple[Array, Any]:
         pixels = views(x, window, step)
-        weight = softmax(pixels / temperature, axis=0)
-        y = jnp.sum(weight * pixels, axis=0)
-        slope = weight * (1.0 + (pixels - y) / temperature)
+        top = lax.stop_gradient(largest(pixels.real)).astype(x.dtype)
+        weight = jnp.exp((pixels - top) / temperature)
+        norm = total(weight)
+        y = total(weight * pixels) / norm
+        slope = weight / norm * (1.0 + (pixels - y) / temperature)
         return y, (slope, jnp.empty((0, *x.shape[1:]), x.dtype))
 
     def backward(params: Params, feedback: Params, kept: Any, delta: Array) -> tuple[Params, Array]:

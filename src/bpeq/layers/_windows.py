@@ -10,6 +10,8 @@ are pads: the program grows with window². Large ones side by side (past `FEW` a
 
 from __future__ import annotations
 
+import functools
+
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array
@@ -69,3 +71,15 @@ def spread(parts: Array, window: int, stride: int, image: Shape) -> Array:
         config = ((0, 0, 0), (i, below - i, stride - 1), (j, beside - j, stride - 1), (0, 0, 0))
         total = total + lax.pad(parts[offset], zero, config)
     return total
+
+
+def total(parts: Array) -> Array:
+    """The sum over axis 0; few terms are written out, on CPU ten times as fast as a reduction."""
+    few = parts.shape[0] <= FEW * FEW
+    return functools.reduce(jnp.add, parts) if few else jnp.sum(parts, axis=0)
+
+
+def largest(parts: Array) -> Array:
+    """The maximum over axis 0, likewise."""
+    few = parts.shape[0] <= FEW * FEW
+    return functools.reduce(jnp.maximum, parts) if few else jnp.max(parts, axis=0)

@@ -12,7 +12,7 @@ from bpeq.report import _numbers as n
 from bpeq.report._csv import write_csv
 from bpeq.report._curves import rule_panels
 from bpeq.report._dots import final_values, paired
-from bpeq.report._metrics import Metric, best_worst, metric, ordered, spread
+from bpeq.report._metrics import Metric, best_worst, metric, spread
 from bpeq.report._page import Cell, Detail, Group, Page, Section, Tile, each_seed, folded, write
 from bpeq.report._read import Comparison, History, read_comparison
 from bpeq.report._rows import (
@@ -23,14 +23,17 @@ from bpeq.report._rows import (
     interval,
     lead,
     notes,
+    omitted,
     plotted,
     rows,
+    tabulated,
     unit_after,
 )
 from bpeq.report._tables import title_of
 from bpeq.types import DataError
 
 _MOST_TILES = 4
+_MOST_PAIRS = 12
 
 
 def write_comparison_report(folder: Path) -> Path:
@@ -60,7 +63,7 @@ def write_comparison_report(folder: Path) -> Path:
     write_csv(found, folder / "comparison.csv")
     drawn = plotted(found, measured)
     finals = None if drawn is None else final_values(found, drawn)
-    forest = paired(paired_rows)
+    forest = paired(paired_rows[:_MOST_PAIRS])
     learning = rule_panels(_histories(read, found), _drawn(read, found, measured))
     panels = [p for p in (finals, *learning, forest) if p is not None]
     if panels:
@@ -129,10 +132,9 @@ def _tiles(found: Sequence[Row], measured: Metric | None) -> list[Tile]:
 def _results(
     found: Sequence[Row], measured: Metric | None, figures: list[canvas.Panel]
 ) -> Section | None:
-    names = ordered(name for row in found for name in row.stats)
-    if measured is None or not names:
+    if measured is None:
         return None
-    names = [measured.name, *(name for name in names if name != measured.name)]
+    names = tabulated(found, measured)
     columns = ["rule", measured.axis, "best – worst"]
     columns += [m.label if m.family == "solved" else m.axis for m in map(metric, names[1:])]
 
@@ -148,7 +150,8 @@ def _results(
 
     return Section(
         "Results",
-        "Mean ± standard deviation over seeds, at the end of training.",
+        "Mean ± standard deviation over seeds, at the end of training; all metrics are in "
+        "comparison.csv.",
         figures,
         columns,
         _grouped(found, cells, "Null controls: what any rule must beat"),
@@ -166,7 +169,7 @@ def _differences(found: Sequence[Difference]) -> Section | None:
     if not found:
         return None
     table = []
-    for d in found:
+    for d in found[:_MOST_PAIRS]:
         table.append(
             [
                 Cell(d.title),
@@ -180,6 +183,7 @@ def _differences(found: Sequence[Difference]) -> Section | None:
     columns = ["difference", "mean", level, "pairs", "the first is"]
     units = {f"{d.metric.label} in {d.unit}".removesuffix(" in ") for d in found}
     text = f"The mean difference of {' or '.join(sorted(units))}; each pair shares its seed."
+    text = f"{text} {omitted(_MOST_PAIRS, len(found))}".strip()
     return Section("Paired differences", text, columns=columns, groups=[Group(table)])
 
 
@@ -211,9 +215,10 @@ def _notes(read: Comparison, found: list[Row], measured: Metric | None) -> Secti
 
 
 def _drawn(read: Comparison, found: list[Row], measured: Metric | None) -> list[str]:
-    """The metrics whose curves are drawn: the leading one, the training loss, the share solved."""
+    """The metrics whose curves are drawn: the share solved, else the leading one; and the loss."""
     logged = {name for history in read.histories.values() for name in history.series}
-    wanted = ("" if measured is None else measured.name, "train_loss", "solved")
+    leading = "solved" if "solved" in logged else "" if measured is None else measured.name
+    wanted = (leading, "train_loss")
     return [name for name in dict.fromkeys(wanted) if name in logged]
 
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 FEW_SEEDS = 10  # up to here a lone curve shows every seed as a line, above it as a band
 ERROR_DECADES = 1.0  # a log axis from here on: the last points of an error are what one looks for
 _MOST_BANDS = 5  # bands of more curves than that hide each other
+_MARKED = 5  # logged points that each get a dot
 _LINEAR = ("solved", "unsettled", "r2", "accuracy")
 
 
@@ -42,7 +43,10 @@ class Curve(NamedTuple):
 
 
 def run_panels(history: History) -> list[Panel]:
-    """A panel for each family of metrics, its test, validation and train curves in one."""
+    """A panel for each family of metrics, its test, validation and train curves in one.
+
+    Sweeps that never change, those of a fixed number of steps, are left out.
+    """
     families: dict[str, list[str]] = {}
     for name in ordered(history.series):
         families.setdefault(metric(name).family, []).append(name)
@@ -55,10 +59,14 @@ def run_panels(history: History) -> list[Panel]:
         if len(names) > 1:
             shown = metric(family)._replace(unit=shown.unit)
         curves = []
-        for name in names:
+        for place, name in enumerate(names):
             split = metric(name).split
-            index = SPLITS.index(split) if split else 0
-            curves.append(_curve(split or family, history.series[name], shown, index))
+            index = SPLITS.index(split) if split else place
+            part = name.removeprefix("sweeps_") if len(names) > 1 else family
+            label = split or ("all" if part == family and len(names) > 1 else part)
+            curves.append(_curve(label, history.series[name], shown, index))
+        if family == "sweeps" and all(np.ptp(c.values) == 0 for c in curves):
+            continue
         panels.append(_panel(shown, curves, history.axis))
     return [panel for panel in panels if panel is not None]
 
@@ -130,6 +138,7 @@ def _panel(shown: Metric, curves: list[Curve], axis: str) -> Panel | None:
 def _draw_curve(axes: Axes, curve: Curve, every_seed: bool, band: bool) -> None:
     single = len(curve.x) == 1
     marker = "o" if single else ""
+    few = "o" if len(curve.x) <= _MARKED else ""
     if every_seed:
         for values in curve.values.T:
             x, y = thin(curve.x, values)
@@ -143,7 +152,7 @@ def _draw_curve(axes: Axes, curve: Curve, every_seed: bool, band: bool) -> None:
         low, high = np.fmin.reduceat(low, steps), np.fmax.reduceat(high, steps)
         axes.fill_between(curve.x[steps], low, high, color=curve.colour, alpha=0.16, lw=0)
     x, y = thin(curve.x, curve.mean)
-    axes.plot(x, y, curve.dash, color=curve.colour, lw=1.8, marker=marker, ms=6)
+    axes.plot(x, y, curve.dash, color=curve.colour, lw=1.8, marker=few, ms=6 if single else 4)
     for values in curve.values.T:  # where a seed stops being finite
         finite = np.flatnonzero(np.isfinite(values))
         if len(finite) and finite[-1] < len(values) - 1:
@@ -151,6 +160,8 @@ def _draw_curve(axes: Axes, curve: Curve, every_seed: bool, band: bool) -> None:
 
 
 def _limits(axes: Axes, curves: list[Curve], log: bool, shown: Metric) -> None:
+    from matplotlib.ticker import MaxNLocator
+
     points = np.concatenate([c.values.ravel() for c in curves])
     low, high = float(np.nanmin(points)), float(np.nanmax(points))
     if log:
@@ -169,6 +180,7 @@ def _limits(axes: Axes, curves: list[Curve], log: bool, shown: Metric) -> None:
         axes.set_xticks([float(xs.min())], [f"{xs.min():g}"])
     else:
         axes.set_xlim(float(xs.min()), float(xs.max()))
+        axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True, steps=[1, 2, 5, 10]))
 
 
 def _last(curve: Curve) -> float:

@@ -72,6 +72,9 @@ _PRIMARY = ("error", "rmse", "accuracy", "r2", "loss")
 
 def metric(name: str) -> Metric:
     """The metric of this name; one that the reports do not know keeps its name, without a unit."""
+    if name.startswith("sweeps_"):  # of one phase
+        phase = name.removeprefix("sweeps_").replace("_", " ")
+        return Metric(name, "", "sweeps", f"{phase} sweeps per gradient", "", 1.0, 0)
     split, _, family = name.partition("_")
     if split not in SPLITS or not family:
         split, family = "", name

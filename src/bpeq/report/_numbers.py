@@ -13,10 +13,10 @@ def plain(value: float, digits: int = 3) -> str:
         return _odd(value)
     if value == 0:
         return "0"
-    exponent = math.floor(math.log10(abs(value)))
+    mantissa, power = f"{value:.{digits - 1}e}".split("e")  # rounded first: 0.9996 is 1.00
+    exponent = int(power)
     if not -4 <= exponent < 6:
-        mantissa, power = f"{value:.{digits - 1}e}".split("e")
-        return _minus(f"{mantissa}e{int(power)}")
+        return _minus(f"{mantissa}e{exponent}")
     return _minus(f"{value:.{max(0, digits - 1 - exponent)}f}")
 
 

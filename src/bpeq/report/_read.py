@@ -79,10 +79,11 @@ def read_comparison(folder: Path) -> Comparison:
     histories, environment = {}, _environment(folder, comparison)
     for name, rule in rules.items():
         mapping(rule, f"{path}: rules.{name}")
-        if Path(name).name != name:  # the name of no folder inside this one
-            continue
-        histories[name] = read_history(folder / name / "metrics.jsonl")
-        environment = environment or _environment(folder / name, {})
+        for inside in (name, name.replace(":", ".")):  # a dotted path's folder has no colon
+            if Path(inside).name == inside and (folder / inside).is_dir():
+                histories[name] = read_history(folder / inside / "metrics.jsonl")
+                environment = environment or _environment(folder / inside, {})
+                break
     return Comparison(folder, comparison, histories, _config(folder, comparison), environment)
 
 

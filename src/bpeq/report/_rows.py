@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from bpeq.report import _numbers as n
-from bpeq.report._metrics import Metric, Stat, metric, primary, stats
+from bpeq.report._metrics import Metric, Stat, metric, ordered, primary, stats
 from bpeq.report._read import mapping, number
 from bpeq.types import DataError
 
@@ -107,6 +108,17 @@ def lead(found: list[Row]) -> Metric | None:
     return None if leading is None else metric(leading)
 
 
+def tabulated(found: Sequence[Row], measured: Metric) -> list[str]:
+    """The metrics of a page's table: the leading one, then its family, then others but few losses.
+
+    At most five, what a page is wide; comparison.csv has them all.
+    """
+    others = [metric(name) for name in ordered(name for row in found for name in row.stats)]
+    others = [m for m in others if m.family != "loss" or m.split not in ("test", "validation")]
+    others.sort(key=lambda m: m.family != measured.family)
+    return [measured.name, *(m.name for m in others if m.name != measured.name)][:5]
+
+
 def plotted(found: list[Row], measured: Metric | None) -> Metric | None:
     """The metric whose final values are drawn: the leading one, or the loss of a task to be solved.
 
@@ -118,8 +130,15 @@ def plotted(found: list[Row], measured: Metric | None) -> Metric | None:
 
 
 def differences(comparison: dict[str, Any]) -> list[Difference]:
-    """`paired` of comparison.json. Raises DataError where an entry is not as it must be."""
-    found, entries = [], comparison.get("paired") or []
+    """`paired` of comparison.json: rules first, then against null controls, then among those.
+
+    Within each kind those with the first rule come first, so that the head of the list says most.
+
+    Raises:
+      DataError: an entry is not as it must be.
+    """
+    found: list[Difference] = []
+    entries = comparison.get("paired") or []
     if not isinstance(entries, list):
         raise DataError("paired: must be a list")
     for i, entry in enumerate(entries):
@@ -131,7 +150,14 @@ def differences(comparison: dict[str, Any]) -> list[Difference]:
         a, b = str(fields.get("a", "?")), str(fields.get("b", "?"))
         measured = metric(str(fields.get("metric", "difference")))
         found.append(Difference(a, b, measured, mean, low, high, level, pairs))
-    return found
+    rules = rows(comparison)
+    nulls, first = {row.name for row in rules if row.control}, rules[0].name if rules else ""
+    return sorted(found, key=lambda d: (len(nulls & {d.a, d.b}), first not in (d.a, d.b)))
+
+
+def omitted(shown: int, of: int) -> str:
+    """What to say below a list of `shown` pairs; nothing where these are all."""
+    return f"{shown} of {of} pairs; all are in comparison.json." if shown < of else ""
 
 
 def notes(comparison: dict[str, Any], found: list[Row], measured: Metric | None) -> list[str]:

@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Any
 from bpeq.report import _numbers as n
 from bpeq.report._metrics import best_worst, metric, spread, stats
 from bpeq.report._read import mapping, number
-from bpeq.report._rows import COSTS, Row, differences, interval, lead, notes, rows
+from bpeq.report._rows import COSTS, Row, differences, interval, lead, notes, omitted, rows
 
 if TYPE_CHECKING:
     from rich.table import Table
+
+_MOST_PAIRS = 6  # that a caption spells out
 
 
 def run_table(summary: dict[str, Any]) -> Table:
@@ -120,12 +122,14 @@ def _timings(summary: dict[str, Any]) -> str:
 def _caption(comparison: dict[str, Any], found: list[Row]) -> str:
     lines = []
     if any(row.cost for row in found):
-        lines.append("Sweeps, MACs, time and memory are of one gradient.")
-    for d in differences(comparison):
+        lines.append("Cost is of one gradient.")
+    pairs = differences(comparison)
+    for d in pairs[:_MOST_PAIRS]:
         unit = f" {d.unit}".rstrip().replace(" percentage", "")
         between = f", {100 * d.level:g} % interval {interval(d)}" if interval(d) else ""
-        size = f"{d.metric.difference(d.mean)}{unit}{between}, n = {d.n}"
+        size = f"{d.metric.difference(d.mean)}{unit}{between}, n\u00a0=\u00a0{d.n}"
         lines.append(f"{d.title}, {d.metric.label}: {size}; {d.says()}.")
+    lines += [text for text in [omitted(_MOST_PAIRS, len(pairs))] if text]
     lines += [f"{row.name}: {row.note}" for row in found if row.note]
     return "\n".join(lines + notes(comparison, found, lead(found)))
 

@@ -1,0 +1,66 @@
+"""Written errors against `jax.grad` of the values, and closed forms."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from bpeq import costs, numerics
+
+COSTS = ["squared_error", "softmax_cross_entropy"]
+
+
+@pytest.mark.parametrize("name", COSTS)
+@pytest.mark.parametrize("labels", [True, False])
+def test_error_is_the_gradient_of_the_value(name, labels):
+    cost = getattr(costs, name)()
+    output = 3 * jax.random.normal(jax.random.key(0), (6, 4))
+    y = (
+        jnp.arange(6, dtype=jnp.int32) % 4
+        if labels
+        else jax.random.uniform(jax.random.key(1), (6, 4))
+    )
+    grad = jax.grad(lambda o: cost.value(o, y).sum())(output)
+    np.testing.assert_allclose(cost.error(output, y), grad, atol=1e-14)
+
+
+@pytest.mark.parametrize("name", COSTS)
+def test_labels_equal_their_one_hot_vectors(name):
+    cost = getattr(costs, name)()
+    output, y = jnp.arange(8.0).reshape(2, 4) ** 0.5, jnp.array([3, 0])
+    one_hot = jnp.eye(4)[y]
+    np.testing.assert_array_equal(cost.value(output, y), cost.value(output, one_hot))
+
+
+def test_squared_error_carries_the_half():
+    value = costs.squared_error().value(jnp.array([[3.0, 0.0]]), jnp.array([[0.0, 4.0]]))
+    assert value.tolist() == [12.5]
+
+
+def test_cross_entropy_survives_logits_of_ten_thousand():
+    cost = costs.softmax_cross_entropy()
+    output, y = jnp.array([[1e4, -1e4, 0.0]]), jnp.array([1])
+    assert cost.value(output, y).tolist() == [2e4]
+    assert cost.error(output, y).tolist() == [[1.0, -1.0, 0.0]]
+
+
+def test_cross_entropy_of_uniform_outputs_is_log_classes():
+    value = costs.softmax_cross_entropy().value(jnp.zeros((1, 10)), jnp.array([7]))
+    np.testing.assert_allclose(value, np.log(10), rtol=1e-15)
+
+
+def test_targets_of_another_shape_are_refused():
+    with pytest.raises(ValueError, match=r"\(3,\).*fit outputs of shape \(2, 4\)"):
+        costs.squared_error().value(jnp.zeros((2, 4)), jnp.zeros(3, jnp.int32))
+
+
+def test_softmax_is_holomorphic():
+    z = jnp.array([0.3, -1.2, 2.0])
+    step = numerics.softmax(z + 1e-30j * jnp.array([1.0, 0, 0])).imag / 1e-30
+    np.testing.assert_allclose(step, jax.jacobian(numerics.softmax)(z)[:, 0], atol=1e-15)
+
+
+def test_xlogy_is_zero_at_zero_with_a_finite_gradient():
+    value, slope = jax.value_and_grad(lambda x: numerics.xlogy(x, x))(0.0)
+    assert value == 0.0
+    assert np.isfinite(slope)
