@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from bpeq import costs, data, layers, optimizers, rules, solvers, systems, types
-    from bpeq.experiment import load_run
+    from bpeq.loading import load_run
     from bpeq.training import train
 
 __version__ = "0.1.0"
 
 _MODULES = ("costs", "data", "layers", "optimizers", "rules", "solvers", "systems", "types")
-_FUNCTIONS = {"train": "bpeq.training", "load_run": "bpeq.experiment"}
+_FUNCTIONS = {"train": "bpeq.training", "load_run": "bpeq.loading"}
 
 __all__ = [
     "costs",

@@ -5,10 +5,15 @@ from __future__ import annotations
 import ast
 import inspect
 import re
+import warnings
 from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 from bpeq._schema import Fault, settle, wires
+from bpeq.registry import choices, resolve
+from bpeq.types import Layer
 
 Spec = dict[str, Any]
 Lookup = Callable[[str], Callable[..., Any]]
@@ -35,9 +40,12 @@ def parse_layer(given: Any, lookup: Lookup) -> Spec:
         raise ValueError('must be a call such as "dense(128)"')
     name, arguments = match.group(1), match.group(2) or ""
     try:
-        tree = ast.parse(f"f({arguments})", mode="eval").body
+        with warnings.catch_warnings(action="ignore"):  # of odd escapes, on stderr
+            tree = ast.parse(f"f({arguments})", mode="eval").body
     except (SyntaxError, ValueError) as error:
         raise ValueError(f"cannot be read as a call: {error.args[0]}") from None
+    except (MemoryError, RecursionError):
+        raise ValueError("cannot be read as a call: nested too deeply") from None
     if not isinstance(tree, ast.Call):
         raise ValueError('must be one call such as "dense(128)"')
     spec: Spec = {"name": name}
@@ -50,12 +58,43 @@ def parse_layer(given: Any, lookup: Lookup) -> Spec:
         else:
             raise ValueError(f"too many arguments without a name for {name}")
     for keyword in tree.keywords:
-        if keyword.arg is None or keyword.arg in spec:
-            raise ValueError(
-                f"the argument {keyword.arg or '**'} of {name} is given twice or unnamed"
-            )
+        if keyword.arg is None:
+            raise ValueError(f"the arguments of {name} are named one by one, not by **")
+        if keyword.arg in spec:
+            raise ValueError(f"the argument {keyword.arg} of {name} is given twice")
         spec[keyword.arg] = _argument(keyword.value, lookup)
     return spec
+
+
+def parse_network(network: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """[network] with its calls parsed, so that an override can reach inside one."""
+    layers = network.get("layers")
+    if not isinstance(layers, list) or not layers:
+        raise Fault("network.layers", layers, 'must be a list of layers such as ["dense(128)"]')
+    lookup = partial(resolve, "layers", folder=folder)
+    parsed = []
+    for i, given in enumerate(layers):
+        try:
+            parsed.append(parse_layer(given, lookup))
+        except ValueError as error:
+            raise Fault(f"network.layers.{i}", given, str(error)) from None
+    return {**network, "layers": parsed}
+
+
+def settle_network(network: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """[network] with every layer's settings checked and completed."""
+    layers = parse_network(network, folder)["layers"]  # an override may have put a call back
+    for key in network:
+        if key != "layers":
+            raise Fault(f"network.{key}", network[key], f"unknown key; {choices(['layers'], key)}")
+    lookup = partial(resolve, "layers", folder=folder)
+    done = []
+    for i, spec in enumerate(layers):
+        try:
+            done.append(settle_layer(spec, lookup))
+        except Fault as fault:
+            raise Fault(f"network.layers.{i}.{fault.key}", fault.value, fault.remedy) from None
+    return {"layers": done}
 
 
 def settle_layer(spec: Spec, lookup: Lookup) -> Spec:
@@ -82,8 +121,13 @@ def settle_layer(spec: Spec, lookup: Lookup) -> Spec:
 
 
 def build_layer(spec: Spec, lookup: Lookup) -> Any:
-    """The layer of a settled spec, nested layers first."""
+    """The layer of a settled spec, nested layers first.
+
+    Raises:
+      ValueError: an argument is refused or missing, or what the factory gives is no layer.
+    """
     factory = lookup(spec["name"])
+    parameters = inspect.signature(factory).parameters
     several: list[Any] = []
     arguments: dict[str, Any] = {}
     for key, value in spec.items():
@@ -91,11 +135,21 @@ def build_layer(spec: Spec, lookup: Lookup) -> Any:
             continue
         if key not in wires(factory):
             arguments[key] = value
+        elif parameters[key].kind == inspect.Parameter.VAR_POSITIONAL:
+            inner = value if isinstance(value, list) else [value]
+            several = [build_layer(part, lookup) for part in inner]
         elif isinstance(value, list):
-            several = [build_layer(part, lookup) for part in value]
+            raise ValueError(f"{spec['name']}: {key} is one layer, not a list of them")
         else:
             arguments[key] = build_layer(value, lookup)
-    return factory(*several, **arguments)
+    try:
+        inspect.signature(factory).bind(*several, **arguments)
+    except TypeError as error:
+        raise ValueError(f"{spec['name']}: {error}") from None
+    layer = factory(*several, **arguments)
+    if not isinstance(layer, Layer):
+        raise ValueError(f"{spec['name']} gives a {type(layer).__name__}, not a Layer")
+    return layer
 
 
 def _inner(value: Any, lookup: Lookup) -> Any:
@@ -108,6 +162,17 @@ def _argument(node: ast.expr, lookup: Lookup) -> Any:
     if isinstance(node, ast.Call | ast.Name):
         return parse_layer(ast.unparse(node), lookup)
     try:
-        return ast.literal_eval(node)
-    except ValueError:
-        raise ValueError(f"{ast.unparse(node)} is not a literal") from None
+        return _written(ast.literal_eval(node))
+    except (ValueError, TypeError):
+        raise ValueError(f"{ast.unparse(node)} is not a literal that a config can hold") from None
+
+
+def _written(value: Any) -> Any:
+    """A literal as TOML has it: tuples are lists there; None, bytes and sets do not exist."""
+    if isinstance(value, list | tuple):
+        return [_written(part) for part in value]
+    if isinstance(value, dict) and all(isinstance(key, str) for key in value):
+        return {key: _written(part) for key, part in value.items()}
+    if not isinstance(value, bool | int | float | str):
+        raise ValueError(value)
+    return value

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable
 from functools import cache
-from typing import Any, get_args, get_type_hints
+from types import NoneType, UnionType
+from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 
-from bpeq.registry import choices
+from bpeq.registry import choices, nearest
 from bpeq.settings import allowed
 from bpeq.types import Cost, Layer, LearningRule, Solver, System
 
@@ -69,11 +71,10 @@ def settle(factory: Callable[..., Any], given: dict[str, Any]) -> dict[str, Any]
     except ValidationError as error:
         first = error.errors()[0]
         key = str(first["loc"][0])
-        wanted = " ".join(filter(None, (kind_of(known[key][0]), allowed(known[key][0]))))
-        wanted = f"must be {wanted}" if wanted else first["msg"]
+        wanted = phrase(known[key][0], given.get(key))
         if first["type"] == "missing":
-            raise Fault(key, None, f"is missing; {wanted}") from None
-        raise Fault(key, given[key], wanted) from None
+            raise Fault(key, None, "; ".join(filter(None, ("is missing", wanted)))) from None
+        raise Fault(key, given[key], wanted or first["msg"].lower()) from None
     return {name: getattr(model, _alias(name)) for name in known}
 
 
@@ -85,7 +86,9 @@ def _model(factory: Callable[..., Any]) -> type[BaseModel]:
         _alias(name): (hint, Field(default, alias=name))
         for name, (hint, default) in fields(factory).items()
     }
-    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+    model_config = ConfigDict(
+        extra="forbid", strict=True, allow_inf_nan=False, arbitrary_types_allowed=True
+    )
     return create_model("settings", __config__=model_config, **specs)
 
 
@@ -94,12 +97,37 @@ def _alias(name: str) -> str:
     return f"setting_{name}"
 
 
+def phrase(hint: Any, value: Any = None) -> str:
+    """`must be` with the type and the range of a setting, and the choice nearest to `value`."""
+    said = " or ".join(filter(None, (_phrase(part, value) for part in _options(hint))))
+    texts = [c for part in _options(hint) for c in get_args(part) if isinstance(c, str)]
+    near = nearest(texts, value) if isinstance(value, str) else ""
+    return f"must be {said}{near}" if said else ""
+
+
 def kind_of(hint: Any) -> str:
     """The noun for a setting's type; empty for choices, which speak for themselves."""
-    nouns = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
-    if hint in nouns:
-        return nouns[hint]
-    origin_args = get_args(hint)
-    if getattr(hint, "__origin__", None) is list:
-        return f"a list, each entry {kind_of(origin_args[0])} {allowed(origin_args[0])}".strip()
-    return next((kind for part in origin_args[:1] if (kind := kind_of(part))), "")
+    nouns = ((int, "a whole number"), (float, "a number"), (str, "a text"), (bool, "true or false"))
+    for kind, noun in nouns:
+        if hint is kind or (get_origin(hint) is Annotated and get_args(hint)[0] is kind):
+            return noun
+    if get_origin(hint) is list:
+        entry = get_args(hint)[0]
+        return f"a list, each entry {kind_of(entry)} {allowed(entry)}".strip()
+    return " or ".join(filter(None, map(kind_of, _options(hint)))) if _is_union(hint) else ""
+
+
+def _phrase(hint: Any, value: Any) -> str:
+    kind = kind_of(hint)
+    if kind == "a number" and isinstance(value, float) and not math.isfinite(value):
+        kind = "a finite number"
+    return " ".join(filter(None, (kind, allowed(hint, value))))
+
+
+def _options(hint: Any) -> list[Any]:
+    """The parts of a union but None, which TOML cannot write."""
+    return [p for p in get_args(hint) if p is not NoneType] if _is_union(hint) else [hint]
+
+
+def _is_union(hint: Any) -> bool:
+    return get_origin(hint) in (Union, UnionType)

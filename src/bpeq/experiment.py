@@ -6,18 +6,17 @@ import importlib.util
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from bpeq import runs, training, trees
-from bpeq.config import Config, load
-from bpeq.data import Dataset
+from bpeq.config import Config
 from bpeq.layers import cut
 from bpeq.problem import Problem, build
-from bpeq.types import Key, Layer, LearningRule, Params
+from bpeq.types import Params
 
 Progress = Callable[[int, int, dict[str, Any]], None]
 """(epochs done, epochs in all, the row just logged)"""
@@ -152,54 +151,6 @@ def statistics(values: np.ndarray) -> dict[str, Any]:
     values = np.asarray(values, np.float64)
     std = float(values.std(ddof=1)) if len(values) > 1 else 0.0
     return {"mean": float(values.mean()), "std": std, "values": values.tolist()}
-
-
-class LoadedRun(NamedTuple):
-    """A finished run, ready to use: `rule.apply(params, x)` gives its outputs.
-
-    params: one seed's weights. all_params: every seed's, seeds on axis 0 of each leaf.
-    config: the checked config. data: its data set. summary: the run's summary.json.
-    """
-
-    params: Params
-    all_params: Params
-    rule: LearningRule
-    network: Layer | None
-    data: Dataset
-    config: Config
-    summary: dict[str, Any]
-
-
-def load_run(folder: Path | str, seed: int = 0) -> LoadedRun:
-    """Parameters, rule, data and config of a finished run.
-
-    Args:
-      folder: what `bpeq run` left behind.
-      seed: whose parameters, counted from 0.
-
-    Raises:
-      DataError: the folder holds no finished run, or its files are damaged.
-      ValueError: the run had fewer seeds.
-    """
-    folder = Path(folder)
-    summary = runs.read_json(folder / "summary.json")
-    config = load(folder / "config.toml")
-    problem = build(config)
-    seeds = config.tree["seeds"]
-    if not 0 <= seed < seeds:
-        raise ValueError(f"load_run: seed = {seed}: the run has seeds 0 to {seeds - 1}")
-    with jax.enable_x64(config.tree["precision"] == "float64"):
-        keys = jax.vmap(jax.random.key)(jnp.arange(seeds))
-
-        def first(key: Key) -> Params:
-            return problem.rule.init(key, problem.init(key))[0]
-
-        template = jax.eval_shape(jax.vmap(first), keys)
-        everyone = jax.tree.map(
-            jnp.asarray, runs.load_arrays(folder / "params.safetensors", template)
-        )
-    params = jax.tree.map(lambda leaf: leaf[seed], everyone)
-    return LoadedRun(params, everyone, problem.rule, problem.network, problem.data, config, summary)
 
 
 class _Clock:

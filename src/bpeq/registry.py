@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import inspect
 import sys
+import traceback
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
-from bpeq import costs, data, layers, optimizers, rules, solvers, systems
+import optax
+
+from bpeq import costs, data, layers, optimizers, rules, solvers, systems, types
 
 Factory = Callable[..., Any]
 
@@ -32,6 +36,18 @@ KINDS: dict[str, dict[str, Factory]] = {
     "schedules": _table(optimizers, "constant cosine linear_decay exponential"),
 }
 
+WORDS: dict[str, Any] = {
+    "layers": types.Layer,
+    "costs": types.Cost,
+    "systems": types.System,
+    "solvers": Callable,
+    "rules": types.LearningRule,
+    "data": data.Dataset,
+    "optimizers": optax.GradientTransformation,
+    "schedules": Callable,
+}
+"""Kind of factory -> what it must give."""
+
 
 def resolve(kind: str, name: str, folder: Path | None = None) -> Factory:
     """The factory of a kind by its name, or by dotted path `package.module:factory`.
@@ -52,22 +68,42 @@ def resolve(kind: str, name: str, folder: Path | None = None) -> Factory:
 def choices(allowed: Iterable[str], given: str) -> str:
     """What is allowed, with the nearest name to a mistyped one."""
     allowed = list(allowed)
-    near = difflib.get_close_matches(given, allowed, n=1)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
-    return f"allowed: {', '.join(allowed)}{hint}"
+    return f"allowed: {', '.join(allowed) or 'none here'}{nearest(allowed, given)}"
+
+
+def nearest(allowed: Iterable[str], given: str) -> str:
+    """`; did you mean …?` where a permitted name is close to a mistyped one, else nothing."""
+    near = difflib.get_close_matches(given, list(allowed), n=1)
+    return f"; did you mean {near[0]!r}?" if near else ""
 
 
 def _import(name: str, folder: Path | None) -> Factory:
     module_name, _, attribute = name.partition(":")
+    if not all(part.isidentifier() for part in [*module_name.split("."), attribute]):
+        raise ValueError(f"{name!r} is no dotted path such as 'package.module:factory'")
+    if module_name.partition(".")[0] in sys.stdlib_module_names:  # os:system, builtins:exec, …
+        raise ValueError(f"{module_name!r} is Python's own module, which holds no factories")
+    before = list(sys.path)
     extra = [str(Path.cwd()), *([str(folder.resolve())] if folder else [])]
-    sys.path.extend(extra)
+    sys.path.extend(entry for entry in extra if entry not in before)
     try:
         module = importlib.import_module(module_name)
     except ImportError as error:
         raise ValueError(f"cannot import {module_name!r}: {error}") from error
+    except Exception as error:
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        where = f"{Path(last.filename).name}, line {last.lineno}: "
+        where = "" if isinstance(error, SyntaxError) else where  # which says so itself
+        problem = f"{where}{type(error).__name__}: {error}"
+        raise ValueError(f"cannot import {module_name!r}: {problem}") from error
     finally:
-        for entry in extra:
-            sys.path.remove(entry)
-    if not callable(getattr(module, attribute, None)):
+        sys.path[:] = [entry for entry in sys.path if entry in before or entry not in extra]
+    factory = getattr(module, attribute, None)
+    if not callable(factory):
         raise ValueError(f"the module {module_name!r} has no factory {attribute!r}")
-    return getattr(module, attribute)
+    try:
+        inspect.signature(factory)
+        get_type_hints(factory, include_extras=True)
+    except Exception as error:
+        raise ValueError(f"the signature of {name!r} cannot be read: {error}") from error
+    return factory

@@ -28,8 +28,10 @@ from annotated_types import BaseMetadata, Ge, Gt, Interval, Le, Lt
 Positive = Annotated[float, Gt(0)]
 NonNegative = Annotated[float, Ge(0)]
 Fraction = Annotated[float, Interval(ge=0, lt=1)]
-Count = Annotated[int, Ge(1)]
-Whole = Annotated[int, Ge(0)]
+INT32 = Lt(2**31)
+"""What an array's index can be. Left unsaid in messages, except where it is what was exceeded."""
+Count = Annotated[int, Ge(1), INT32]
+Whole = Annotated[int, Ge(0), INT32]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -77,23 +79,26 @@ def complaint(hint: Any, value: Any) -> str:
         if not (whole or (kind is float and isinstance(value, float))):
             noun = "a whole number" if kind is int else "a number"
             return f"must be {noun} {allowed(hint)}".strip()
-        if not (math.isfinite(value) and all(_holds(limit, value) for limit in limits)):
-            return f"must be {allowed(hint)}"
+        if not (_finite(value) and all(_holds(limit, value) for limit in limits)):
+            return f"must be {allowed(hint, value)}"
     return ""
 
 
-def allowed(hint: Any) -> str:
-    """The range or the choices of an annotation, as a person writes them."""
+def allowed(hint: Any, value: Any = None) -> str:
+    """The range or the choices of an annotation, as a person writes them.
+
+    A `value` that is too large for int32 is told so; None, which TOML cannot write, is left out.
+    """
     if get_origin(hint) in (Union, UnionType):
-        return " or ".join(filter(None, map(allowed, get_args(hint))))
-    if hint is NoneType:
-        return "None"
+        return " or ".join(filter(None, (allowed(part, value) for part in get_args(hint))))
     if get_origin(hint) is Literal:
         return " | ".join(map(repr, get_args(hint)))
     if get_origin(hint) is not Annotated:
         return ""
     kind, *limits = get_args(hint)
-    words = [word for limit in limits for word in _words(limit)]
+    words = [word for limit in limits if limit != INT32 for word in _words(limit)]
+    if INT32 in limits and isinstance(value, int) and value >= INT32.lt:  # type: ignore[operator]
+        words += _words(INT32)
     return " and ".join(words) if words else allowed(kind)
 
 
@@ -107,6 +112,13 @@ def _words(limit: Any) -> list[str]:
         sign, field = _SIGNS[type(limit)]
         return [f"{sign} {getattr(limit, field)}"]
     return []
+
+
+def _finite(value: float) -> bool:
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # a whole number beyond every float
+        return False
 
 
 def _holds(limit: BaseMetadata, value: float) -> bool:

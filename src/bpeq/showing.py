@@ -7,10 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from bpeq._schema import ConfigError, fields, kind_of, wires
+from bpeq._schema import ConfigError, fields, phrase, wires
 from bpeq.config import load
 from bpeq.registry import KINDS, choices, resolve
-from bpeq.settings import allowed
 
 
 def describe(what: str, name: str = "", overrides: Sequence[str] = ()) -> str:
@@ -30,7 +29,7 @@ def describe(what: str, name: str = "", overrides: Sequence[str] = ()) -> str:
     singular = {kind.removesuffix("s"): kind for kind in KINDS} | {"data": "data"}
     kind = singular.get(what, what)
     if kind not in KINDS:
-        raise ConfigError(f"show {what}: {choices([*KINDS, *singular, 'config'], what)}")
+        raise ConfigError(f"show {what}: {choices({**KINDS, **singular, 'config': ''}, what)}")
     if not name:
         return "\n".join(f"{each:22} {_first_line(KINDS[kind][each])}" for each in KINDS[kind])
     try:
@@ -43,7 +42,7 @@ def _one(name: str, factory: Any) -> str:
     lines = [name]
     for key, (hint, default) in fields(factory).items():
         given = "required" if default is ... else f"default {default!r}"
-        lines.append(f"  {key:14} {kind_of(hint)} {allowed(hint)}".rstrip() + f", {given}")
+        lines.append(f"  {key:14} {phrase(hint).removeprefix('must be ')}, {given}")
     if wires(factory):
         parts = ", ".join(f"{key} ({word.__name__})" for key, word in wires(factory).items())
         lines.append(f"  wired from the rest of the config: {parts}")

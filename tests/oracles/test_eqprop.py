@@ -141,25 +141,26 @@ def test_gradients_and_losses_are_batch_means():
     np.testing.assert_allclose(double.loss, once.loss, rtol=1e-14)
 
 
-def test_float32_error_stays_within_its_round_off():
+def test_float32_round_off_grows_as_one_over_beta_and_is_small():
+    """At β = 0.003 the bias is 1e-4; float32 moves the estimate by less than that."""
     system, cost, params, batch = problem(dtype=jnp.float32)
-    exact_params, exact_batch = (
-        trees.cast(params, jnp.float64),
-        Batch(batch.x.astype(jnp.float64), batch.y),
-    )
-    exact = gradient(
-        recurrent_backprop(system, cost, TIGHT, TIGHT), exact_params, exact_batch
-    ).grads
+    double = trees.cast(params, jnp.float64), Batch(batch.x.astype(jnp.float64), batch.y)
     settle = fixed_steps(60)
-    rule = eqprop(system, cost, settle, settle, beta=0.03)
-    ours = gradient(rule, params, batch).grads
-    assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(ours))
-    assert distance(trees.cast(ours, jnp.float64), exact) < 3e-3  # mostly the bias of order β²
+    gaps = []
+    for beta in (0.03, 0.003, 0.0003):
+        rule = eqprop(system, cost, settle, settle, beta=beta)
+        ours = gradient(rule, params, batch).grads
+        assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(ours))
+        gaps.append(distance(trees.cast(ours, jnp.float64), gradient(rule, *double).grads))
+    assert gaps[1] < 1e-4
+    assert 4 < gaps[1] / gaps[0] < 25
+    assert 4 < gaps[2] / gaps[1] < 25
 
 
 def test_from_energy_with_the_hopfield_energy_is_hopfield():
-    """The same equilibrium and the same gradient from the energy alone, written for one example."""
+    """The same equilibrium and gradient from the energy alone, written for one example."""
     system, cost, params, batch = problem()
+    params = trees.scale(0.5, params)  # gradient flow is stiff where tanh saturates
 
     def energy(params, state, x):
         one = jax.tree.map(lambda s: s[None], state)
@@ -176,7 +177,7 @@ def test_from_energy_with_the_hopfield_energy_is_hopfield():
         begin,
         lambda params, state: state[-1],
         system.init,
-        step_size=0.3,
+        step_size=0.05,
         project=lambda s: jax.tree.map(lambda u: jnp.clip(u, -edge, edge), s),
     )
     slow = fixed_point(1e-12, 20000)

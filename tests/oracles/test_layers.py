@@ -11,17 +11,8 @@ from bpeq import layers, trees
 from bpeq.layers import chain, check, check_network, cut, deltas, dense, flatten
 from bpeq.types import Layer
 
-ACTIVATIONS = [
-    "linear",
-    "relu",
-    "tanh",
-    "sigmoid",
-    "hard_sigmoid",
-    "shifted_sigmoid",
-    "softplus",
-    "gelu",
-]
-MONOTONE = [name for name in ACTIVATIONS if name != "gelu"]
+MONOTONE = ["linear", "relu", "tanh", "sigmoid", "hard_sigmoid", "shifted_sigmoid", "softplus"]
+ACTIVATIONS = [*MONOTONE, "gelu"]
 FEW = settings(max_examples=4, deadline=None, derandomize=True)
 widths = st.integers(1, 7)
 
@@ -108,8 +99,9 @@ def test_potential_slope_inverts_the_activation(name):
 def test_holomorphic_activations_have_the_complex_step_slope(name):
     activation = getattr(layers, name)().activation
     z = jnp.linspace(-2.0, 2.0, 11)
-    step = activation.value(z + 1e-30j).imag / 1e-30
-    np.testing.assert_allclose(step, activation.slope(z), rtol=1e-13)
+    h = 1e-7  # its square is below round-off
+    step = activation.value(jax.lax.complex(z, jnp.full_like(z, h))).imag / h
+    np.testing.assert_allclose(step, activation.slope(z), rtol=1e-8)
 
 
 def test_corner_slopes_are_zero_as_documented_and_to_autodiff():

@@ -22,7 +22,7 @@ from bpeq.layers import (
     residual,
 )
 
-few = settings(max_examples=3, deadline=None, derandomize=True)
+few = settings(max_examples=2, deadline=None, derandomize=True)
 
 
 @few

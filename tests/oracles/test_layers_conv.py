@@ -31,7 +31,7 @@ def test_conv_backward_is_autodiff(oracle, shape, kernel, stride, padding, bias)
 
 
 @pytest.mark.parametrize("pool", POOLS)
-@settings(few, max_examples=3)
+@settings(few, max_examples=2)
 @given(st.tuples(sides, sides, st.just(2)), st.integers(1, 3), st.sampled_from([None, 1, 2, 4]))
 def test_pool_backward_is_autodiff(oracle, pool, shape, window, stride):
     oracle.autodiff(POOLS[pool](window, stride), shape, batch=2)
@@ -213,12 +213,12 @@ def test_conv_refuses_another_number_of_channels(oracle):
         conv(2, 3).forward(params, jnp.zeros((1, 4, 4, 2)))
 
 
-def test_conv_initialises_by_fan_in():
+def test_conv_initialises_by_fan_in(oracle):
     layer = conv(64, 3, init="fan_in_uniform", bias_init="fan_in_uniform")
-    params, _ = layer.init(jax.random.key(0), (8, 8, 16))
+    params = oracle.run(lambda key: layer.init(key, (8, 8, 16))[0], jax.random.key(0))
     bound = (3 * 3 * 16) ** -0.5
     for leaf in params.values():
-        assert 0.9 * bound < jnp.abs(leaf).max() <= bound
+        assert 0.9 * bound < np.abs(leaf).max() <= bound
 
 
 def test_pooling_and_convolution_can_stand_in_an_energy():

@@ -28,7 +28,7 @@ def test_fixed_point_steps_are_those_that_each_example_needed():
     _, info = fixed_point(1e-9)(affine, jnp.zeros((3, 1)))
     # |sweep(s) − s| = rate^k after k sweeps: the first k with rate^k <= 1e-9, and its measurement
     expected = [int(np.ceil(np.log(1e-9) / np.log(r))) + 1 for r in (0.1, 0.9, 0.5)]
-    assert np.abs(info.steps - np.array(expected)).max() <= 1
+    assert np.abs(np.asarray(info.steps) - expected).max() <= 1
 
 
 def test_a_settled_example_does_not_depend_on_its_batch_mates():

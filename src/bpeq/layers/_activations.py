@@ -100,7 +100,7 @@ def hard_sigmoid() -> Layer:
     def slope(z: Array) -> Array:
         return jnp.where((z > 0) & (z < 1), jnp.ones_like(z), jnp.zeros_like(z))
 
-    # clamp, unlike jnp.clip, has derivative 0 at its corners: autodiff then agrees with σ′ there too.
+    # clamp, unlike jnp.clip, has derivative 0 at its corners, so autodiff agrees with σ′ there.
     def value(z: Array) -> Array:
         return lax.clamp(jnp.zeros((), z.dtype), z, jnp.ones((), z.dtype))
 

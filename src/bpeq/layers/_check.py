@@ -78,21 +78,18 @@ def check(
     """
     dy_key, layer_key = jax.random.split(key)
     own_key = layer_key if train else None
-    integer = not jnp.issubdtype(x.dtype, jnp.inexact)
 
-    def forward(params: Params, x: Array) -> Array:
-        return layer.forward(params, x, own_key)[0]
+    def both(params: Params, x: Array) -> tuple[Any, Any, Array]:
+        y, residuals = layer.forward(params, x, own_key)
+        dy = jax.random.normal(dy_key, y.shape, y.dtype)
+        dparams, dx = layer.backward(params, params, residuals, dy)
+        if not jnp.issubdtype(x.dtype, jnp.inexact):
+            _, pull = jax.vjp(lambda p: layer.forward(p, x, own_key)[0], params)
+            return (dparams,), pull(dy), y
+        _, pull = jax.vjp(lambda p, x: layer.forward(p, x, own_key)[0], params, x)
+        return (dparams, dx), pull(dy), y
 
-    y, residuals = layer.forward(params, x, own_key)
-    dy = jax.random.normal(dy_key, y.shape, y.dtype)
-    dparams, dx = layer.backward(params, params, residuals, dy)
-    if integer:
-        _, pull = jax.vjp(lambda p: forward(p, x), params)
-        reference: Any = pull(dy)
-        ours: Any = (dparams,)
-    else:
-        _, pull = jax.vjp(forward, params, x)
-        reference, ours = pull(dy), (dparams, dx)
+    ours, reference, y = jax.jit(both)(params, x)
     if not _alike(ours, reference):
         raise ValueError(f"{layer.name}: backward's gradient has another structure than the params")
     error = gradient_error(ours, reference)

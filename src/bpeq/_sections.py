@@ -1,0 +1,104 @@
+"""The sections of a config: what each holds, checked one by one and completed with defaults."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple
+
+from annotated_types import Interval
+
+from bpeq import registry
+from bpeq._calls import settle_network
+from bpeq._overrides import SECTIONS, TABLES, resolve
+from bpeq._schema import Fault, settle, wires
+from bpeq.settings import Count, NonNegative
+from bpeq.types import Solver
+
+Tree = dict[str, Any]
+
+
+class Run(NamedTuple):
+    """What stands outside any section."""
+
+    seed: Annotated[int, Interval(ge=0, lt=2**32)] = 0
+    seeds: Count = 1
+    precision: Literal["float32", "float64"] = "float32"
+    experiment: str | None = None
+    folder: str | None = None  # where dotted paths are looked for, if not beside the config
+
+
+class Training(NamedTuple):
+    """[training]: passes over the data, examples an update, epochs between two evaluations."""
+
+    epochs: Count
+    batch_size: Count
+    evaluate_every: Count = 1
+
+
+class Rates(NamedTuple):
+    """What [optimizer] takes beside the settings of the optimizer that it names."""
+
+    layer_rates: list[NonNegative] | None = None
+    clip_norm: NonNegative | None = None
+
+
+def settle_sections(tree: Tree, folder: Path) -> Tree:
+    """Every section checked and completed."""
+    top = {key: value for key, value in tree.items() if key not in TABLES}
+    for key, value in top.items():
+        if key not in Run._fields:
+            allowed = [*Run._fields, *TABLES]
+            raise Fault(key, value, f"unknown key; {registry.choices(allowed, key)}")
+    done: Tree = _stated(settle(Run, top))
+    if "experiment" not in done and "data" not in tree:
+        raise Fault(
+            "data.name", None, f"is missing; {registry.choices(registry.KINDS['data'], '')}"
+        )
+    for section, (kind, default) in SECTIONS.items():
+        if section in tree or default is not None:
+            extra = Rates if section == "optimizer" else None
+            given = {"name": default, **tree.get(section, {})}
+            if section == "optimizer" and "learning_rate" not in given and section not in tree:
+                given["learning_rate"] = 1e-3
+            done[section] = _section(kind, section, given, folder, extra)
+    if "network" in tree:
+        done["network"] = settle_network(tree["network"], folder)
+    if "training" in tree or "experiment" not in done:
+        done["training"] = _at("training", settle, Training, tree.get("training", {}))
+    done["solvers"] = _solvers(tree.get("solvers", {}), done["rule"]["name"], folder)
+    return done
+
+
+def _section(kind: str, place: str, given: Tree, folder: Path, extra: Any = None) -> Tree:
+    factory = resolve(kind, given.get("name"), f"{place}.name", folder)
+    own = {key: value for key, value in given.items() if key != "name"}
+    beside = {key: own.pop(key) for key in list(own) if extra and key in extra._fields}
+    settled = _at(place, settle, factory, own)
+    if extra:
+        settled |= _at(place, settle, extra, beside)
+    return {"name": given["name"], **_stated(settled)}
+
+
+def _solvers(given: Tree, rule: str, folder: Path) -> Tree:
+    factories = [*registry.KINDS["rules"].values(), registry.resolve("rules", rule, folder)]
+    known = sorted({key for f in factories for key, word in wires(f).items() if word is Solver})
+    done = {}
+    for key, value in given.items():
+        if key not in known:
+            raise Fault(f"solvers.{key}", value, f"unknown phase; {registry.choices(known, key)}")
+        if not isinstance(value, dict):
+            raise Fault(f"solvers.{key}", value, "must be a section")
+        done[key] = _section("solvers", f"solvers.{key}", value, folder)
+    return done
+
+
+def _at(place: str, check: Any, *args: Any) -> Any:
+    """`check`, with the place put before the key of whatever Fault it raises."""
+    try:
+        return check(*args)
+    except Fault as fault:
+        raise Fault(f"{place}.{fault.key}", fault.value, fault.remedy) from None
+
+
+def _stated(settings: Tree) -> Tree:
+    return {key: value for key, value in settings.items() if value is not None}

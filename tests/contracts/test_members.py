@@ -1,0 +1,122 @@
+"""Every registered layer and rule is a row here, under one contract for each kind."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import pytest
+
+from bpeq import costs, layers, rules, solvers, systems, trees
+from bpeq.layers import chain, check, dense
+from bpeq.registry import KINDS
+from bpeq.types import Batch
+
+IMAGE, VECTOR, SERIES, TOKENS = (6, 6, 2), (5,), (4, 6), (4,)
+LAYERS = {
+    "dense": (lambda: layers.dense(3), VECTOR),
+    "flatten": (layers.flatten, IMAGE),
+    **{
+        name: (getattr(layers, name), VECTOR)
+        for name in "linear relu tanh sigmoid hard_sigmoid shifted_sigmoid softplus gelu".split()  # noqa: SIM905
+    },
+}
+NETWORK = chain(dense(4), layers.tanh(), dense(3))
+SETTLE = solvers.fixed_steps(5)
+RULES = {
+    "backprop": lambda: rules.backprop(NETWORK, costs.squared_error()),
+    "autodiff": lambda: rules.autodiff(NETWORK, costs.squared_error()),
+    "eqprop": lambda: rules.eqprop(
+        systems.hopfield(NETWORK), costs.squared_error(), SETTLE, SETTLE
+    ),
+    "recurrent_backprop": lambda: rules.recurrent_backprop(
+        systems.hopfield(NETWORK), costs.squared_error(), SETTLE, SETTLE
+    ),
+}
+NUDGINGS = ["one-sided", "centered", "random-sign"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "rows"), [("layers", LAYERS), ("rules", RULES)], ids=["layers", "rules"]
+)
+def test_every_registered_member_is_a_row(kind, rows):
+    assert set(KINDS[kind]) == set(rows)
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_layer_contract(name):
+    """init's shape is forward's; backward mirrors params and x; the dtype stays as it is."""
+    make, shape = LAYERS[name]
+    layer = make()
+    params, out = layer.init(jax.random.key(0), shape)
+    for dtype in (jnp.float32, jnp.float64):
+        params = trees.cast(params, dtype)
+        x = jax.random.normal(jax.random.key(1), (2, *shape), dtype)
+        y, residuals = layer.forward(params, x)
+        assert y.shape == (2, *out)
+        assert y.dtype == dtype
+        assert not y.weak_type
+        dparams, dx = layer.backward(params, params, residuals, y)
+        assert jax.tree.map(jnp.shape, dparams) == jax.tree.map(jnp.shape, params)
+        assert dx.shape == x.shape
+        assert {leaf.dtype for leaf in jax.tree.leaves((dparams, dx))} == {jnp.dtype(dtype)}
+        assert check(layer, params, x, key=jax.random.key(2)).passed
+
+
+def estimates_of(rule):
+    params, _ = NETWORK.init(jax.random.key(0), (5,))
+    params, state = rule.init(jax.random.key(1), trees.cast(params, jnp.float32))
+    x = jax.random.normal(jax.random.key(2), (4, 5), jnp.float32)
+    return params, Batch(x, jnp.array([0, 1, 2, 0], jnp.int32)), state
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_rule_contract(name):
+    """grads mirror params; loss is the mean cost of output; apply gives that output."""
+    rule = RULES[name]()
+    assert rule.name == name
+    params, batch, state = estimates_of(rule)
+    estimate, after = rule.estimate(params, batch, state, jax.random.key(3))
+    assert jax.tree.structure(after) == jax.tree.structure(state)
+    same = jax.tree.map(
+        lambda g, p: g.shape == p.shape and g.dtype == p.dtype, estimate.grads, params
+    )
+    assert all(jax.tree.leaves(same))
+    assert estimate.loss.dtype == jnp.float32
+    chex.assert_trees_all_close(rule.apply(params, batch.x), estimate.output, rtol=1e-6)
+    expected = costs.squared_error().value(estimate.output, batch.y).mean()
+    chex.assert_trees_all_close(estimate.loss, expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_second_call_of_a_rule_compiles_nothing(name):
+    rule = RULES[name]()
+    params, batch, state = estimates_of(rule)
+    chex.clear_trace_counter()
+    estimate = jax.jit(chex.assert_max_traces(rule.estimate, n=1))
+    _, state = estimate(params, batch, state, jax.random.key(3))
+    moved = jax.tree.map(lambda p: p + 1, params)
+    estimate(moved, Batch(batch.x + 1, batch.y), state, jax.random.key(4))
+
+
+@pytest.mark.parametrize("nudging", NUDGINGS)
+def test_changing_beta_compiles_nothing(nudging):
+    rule = rules.eqprop(
+        systems.hopfield(NETWORK), costs.squared_error(), SETTLE, SETTLE, nudging=nudging
+    )
+    params, batch, state = estimates_of(rule)
+    chex.clear_trace_counter()
+    estimate = jax.jit(chex.assert_max_traces(rule.estimate, n=1))
+    first, _ = estimate(params, batch, state, jax.random.key(3))
+    half = {"beta": state["beta"] / 2}
+    second, _ = estimate(params, batch, half, jax.random.key(3))
+    gap = trees.max_abs(trees.sub(first.grads[0]["w"], second.grads[0]["w"]))
+    assert float(gap.max()) > 0
+
+
+def test_backprop_and_autodiff_agree_on_the_same_batch():
+    by_hand, by_jax = RULES["backprop"](), RULES["autodiff"]()
+    params, batch, _ = estimates_of(by_hand)
+    params, batch = trees.cast((params, batch), jnp.float64)
+    a = by_hand.estimate(params, batch, (), jax.random.key(0))[0]
+    b = by_jax.estimate(params, batch, (), jax.random.key(0))[0]
+    assert layers.gradient_error(a.grads, b.grads) < 1e-15
+    assert float(a.loss) == float(b.loss)
