@@ -15,7 +15,7 @@ import numpy as np
 from bpeq import runs, training, trees
 from bpeq.config import Config
 from bpeq.layers import cut
-from bpeq.problem import Problem, build
+from bpeq.problem import Problem, build, seed_keys
 from bpeq.types import Params
 
 Progress = Callable[[int, int, dict[str, Any]], None]
@@ -94,11 +94,7 @@ def _train(
     x = jnp.asarray(problem.data.x, dtype)
     classes = problem.data.task == "classification"
     y = jnp.asarray(problem.data.y, jnp.int32 if classes else dtype)
-    seed_key = jax.random.key(config.tree["seed"])
-    # Three keys a seed, none of which depends on the rule: compared rules start and shuffle alike.
-    keys = jax.vmap(lambda i: jax.random.split(jax.random.fold_in(seed_key, i), 3))(
-        jnp.arange(seeds)
-    )
+    keys = seed_keys(config.tree["seed"], seeds)
     params = jax.vmap(problem.init)(keys[:, 0])
     carry = jax.vmap(lambda p, k: training.start(problem.rule, problem.optimizer, p, k))(
         params, keys[:, 1]
@@ -228,7 +224,7 @@ def _about(problem: Problem) -> dict[str, Any]:
 
 
 def _study(config: Config, folder: Path) -> dict[str, Any]:
-    """Runs `run(config, folder)` of the study file that the config names."""
+    """Runs `run(config, folder)` of the study file that the config names; it returns metrics."""
     path = config.path.parent / config.tree["experiment"]
     path = path if path.exists() else Path(config.tree["experiment"])
     if not path.is_file():
@@ -240,4 +236,8 @@ def _study(config: Config, folder: Path) -> dict[str, Any]:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     runs.claim(folder)
-    return module.run(config, folder)
+    plain = config._replace(tree={k: v for k, v in config.tree.items() if k != "experiment"})
+    about = {"name": config.name, "config": config.tree, "seeds": config.tree["seeds"]}
+    summary = {**about, **module.run(plain, folder), "environment": runs.environment()}
+    runs.write_json(folder / "summary.json", summary)
+    return summary

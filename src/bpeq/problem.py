@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 
@@ -35,6 +36,15 @@ class Problem(NamedTuple):
     def relaxes(self) -> bool:
         """Whether the rule settles a system, which makes its output another function."""
         return self.system is not None
+
+
+def seed_keys(seed: int, seeds: int) -> Key:
+    """`[seeds, 3]` keys: for the initial weights, for the rule's own init, for the data order.
+
+    None depends on the rule, so that compared rules start and shuffle alike.
+    """
+    base = jax.random.key(seed)
+    return jax.vmap(lambda i: jax.random.split(jax.random.fold_in(base, i), 3))(jnp.arange(seeds))
 
 
 def build(config: Config, data: Dataset | None = None) -> Problem:

@@ -75,6 +75,9 @@ def metric(name: str) -> Metric:
     if name.startswith("sweeps_"):  # of one phase
         phase = name.removeprefix("sweeps_").replace("_", " ")
         return Metric(name, "", "sweeps", f"{phase} sweeps per gradient", "", 1.0, 0)
+    if name.startswith("solved_"):
+        label = "seeds solved, " + name.removeprefix("solved_").replace("_", " ")
+        return Metric(name, "", "solved", label, "%", 100.0, 1)
     split, _, family = name.partition("_")
     if split not in SPLITS or not family:
         split, family = "", name
