@@ -1,0 +1,50 @@
+"""`call`: the command line in this process, with its exit code and what it wrote."""
+
+import contextlib
+import io
+import signal
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import pytest
+
+from bpeq import _signals
+from bpeq.cli import main
+
+
+class Said(NamedTuple):
+    """An exit code, stdout, and the lines of stderr; a finished progress bar is no message."""
+
+    code: int
+    out: str
+    err: list[str]
+
+
+Call = Callable[..., Said]
+
+
+@pytest.fixture(scope="session")
+def call() -> Call:
+    """(*argv) -> Said. An exception that `main` lets through is a bug, and fails the test."""
+
+    def call(*argv: object) -> Said:
+        out, err = io.StringIO(), io.StringIO()
+        with _own_signals(), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            code = main([str(word) for word in argv])
+        lines = [line for line in err.getvalue().splitlines() if " epochs " not in line]
+        return Said(code, out.getvalue(), lines)
+
+    return call
+
+
+@contextlib.contextmanager
+def _own_signals() -> Iterator[None]:
+    """pytest's signal handlers come back afterwards, and no call inherits another's state."""
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        _signals._saving = False
+        _signals._seen.clear()
