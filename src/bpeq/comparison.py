@@ -19,8 +19,8 @@ from bpeq.problem import Problem, build
 from bpeq.types import Batch
 
 CONTROLS = {
-    "linear_readout": "null control: no hidden layer, trained by backprop",
-    "frozen_hidden": "null control: hidden layers stay random, backprop trains the last block",
+    "linear_readout": "null control: no hidden layer, trained by backprop on {}",
+    "frozen_hidden": "null control: hidden layers stay random, the last block is trained on {}",
 }
 
 
@@ -59,7 +59,7 @@ def compare(
             "metrics": summary["metrics"],
             "cost": _cost(each, problems[name], summary),
             "control": name in CONTROLS,
-            "note": CONTROLS.get(name, ""),
+            "note": _note(name, each),
         }
     comparison = {
         "name": config.name,
@@ -141,6 +141,10 @@ def _cost(config: Config, problem: Problem, summary: dict[str, Any]) -> dict[str
         memory = temporary_bytes(problem.rule.estimate, *args)
     seconds = summary["seconds"]["train"] / summary["updates"] / summary["seeds"]
     return {"sweeps": last.get("sweeps", 0.0), "macs": macs, "seconds": seconds, "bytes": memory}
+
+
+def _note(name: str, config: Config) -> str:
+    return CONTROLS.get(name, "").format(config.tree["cost"]["name"])
 
 
 def _notes(configs: dict[str, Config], problems: dict[str, Problem]) -> list[str]:

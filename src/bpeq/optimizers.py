@@ -126,6 +126,7 @@ def with_rates(
       schedule: factor on every rate; None is constant.
       layer_rates: one absolute rate >= 0 for each block of `layers.cut(network)`, input first;
         0 freezes the block.
+      network: whose blocks those are; population statistics in it are left to its `absorb`.
       clip_norm: gradients are first scaled down to this global norm, if they exceed it.
 
     Raises:
@@ -155,7 +156,19 @@ def with_rates(
             raise ValueError("layer_rates: needs a network of layers to count its blocks")
         ratios = _ratios(network, [rate / learning_rate for rate in layer_rates])
         parts.append(optax.stateless(lambda updates, params: _scaled(updates, ratios)))
+    if network is not None and network.absorb is not None:
+        parts.append(optax.stateless(lambda updates, params: _no_statistics(updates)))
     return optax.chain(*parts) if len(parts) > 1 else optimizer
+
+
+def _no_statistics(updates: Params) -> Params:
+    """Population statistics are written by `absorb`: no weight decay, no momentum reaches them."""
+
+    def one(path: Any, update: Array) -> Array:
+        name = jax.tree_util.keystr(path[-1:], simple=True)
+        return jnp.zeros_like(update) if name in ("mean", "variance") else update
+
+    return jax.tree_util.tree_map_with_path(one, updates)
 
 
 def _ratios(network: Layer, per_block: Sequence[float]) -> list[float]:

@@ -25,7 +25,9 @@ def _table(module: Any, names: str) -> dict[str, Factory]:
 KINDS: dict[str, dict[str, Factory]] = {
     "layers": _table(
         layers,
-        "dense flatten linear relu tanh sigmoid hard_sigmoid shifted_sigmoid softplus gelu",
+        "dense conv flatten max_pool avg_pool soft_pool batch_norm layer_norm dropout embedding "
+        "position_embedding attention rnn gru lstm residual repeat chain "
+        "linear relu tanh sigmoid hard_sigmoid shifted_sigmoid softplus gelu",
     ),
     "costs": _table(costs, "squared_error softmax_cross_entropy"),
     "systems": _table(systems, "hopfield"),

@@ -37,6 +37,8 @@ def supervised(rule: LearningRule, optimizer: optax.GradientTransformation) -> S
         estimate, state = rule.estimate(carry.params, batch, carry.rule, key)
         updates, optimizer_state = optimizer.update(estimate.grads, carry.optimizer, carry.params)
         params = optax.apply_updates(carry.params, updates)
+        if rule.absorb is not None:
+            params = rule.absorb(params, estimate.info)
         return Carry(params, optimizer_state, state), {
             "loss": estimate.loss,
             **_settling(estimate.info),

@@ -162,12 +162,15 @@ class LearningRule(NamedTuple):
         `state`.
     apply(params, x, key=None) -> output: inference; a relaxing rule settles.
     estimate(params, batch, state, key) -> (Estimate, state): one key for all phases.
+    absorb(params, info) -> params: writes the running statistics that an estimate saw, where the
+        network keeps any; after the update.
     """
 
     name: str
     init: Callable[[Key, Params], tuple[Params, State]]
     apply: Callable[..., Array]
     estimate: Callable[[Params, Batch, State, Key], tuple[Estimate, State]]
+    absorb: Callable[[Params, dict[str, Any]], Params] | None = None
 
 
 class Step(Protocol):

@@ -31,7 +31,7 @@ def call() -> Call:
         out, err = io.StringIO(), io.StringIO()
         with _own_signals(), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
             code = main([str(word) for word in argv])
-        lines = [line for line in err.getvalue().splitlines() if " epochs " not in line]
+        lines = [ln for ln in err.getvalue().splitlines() if ln.strip() and " epochs " not in ln]
         return Said(code, out.getvalue(), lines)
 
     return call

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 from jaxtyping import Array
 
-from bpeq.rules._means import mean_loss
+from bpeq.rules._means import mean_loss, statistics_of
 from bpeq.types import Batch, Cost, Estimate, Key, Layer, LearningRule, Params, State
 
 
@@ -38,11 +38,12 @@ def autodiff(network: Layer, cost: Cost) -> LearningRule:
         return network.forward(params, x, key)[0]
 
     def estimate(params: Params, batch: Batch, state: State, key: Key) -> tuple[Estimate, State]:
-        def loss(params: Params) -> tuple[Array, Array]:
-            output = apply(params, batch.x, key)
-            return mean_loss(cost, output, batch.y), output
+        def loss(params: Params) -> tuple[Array, Any]:
+            output, residuals = network.forward(params, batch.x, key)
+            return mean_loss(cost, output, batch.y), (output, residuals)
 
-        (value, output), grads = jax.value_and_grad(loss, has_aux=True)(params)
-        return Estimate(grads, value, output, {}), state
+        (value, (output, residuals)), grads = jax.value_and_grad(loss, has_aux=True)(params)
+        info = {"residuals": residuals} if network.absorb else {}
+        return Estimate(grads, value, output, info), state
 
-    return LearningRule("autodiff", init, apply, estimate)
+    return LearningRule("autodiff", init, apply, estimate, statistics_of(network))

@@ -6,7 +6,7 @@ from typing import Any
 
 from jaxtyping import Array
 
-from bpeq.rules._means import mean_loss
+from bpeq.rules._means import mean_loss, statistics_of
 from bpeq.types import Batch, Cost, Estimate, Key, Layer, LearningRule, Params, State
 
 
@@ -44,6 +44,7 @@ def backprop(network: Layer, cost: Cost) -> LearningRule:
         output, residuals = network.forward(params, batch.x, key)
         delta = cost.error(output, batch.y) / output.shape[0]
         grads, _ = network.backward(params, params, residuals, delta)
-        return Estimate(grads, mean_loss(cost, output, batch.y), output, {}), state
+        info = {"residuals": residuals} if network.absorb else {}
+        return Estimate(grads, mean_loss(cost, output, batch.y), output, info), state
 
-    return LearningRule("backprop", init, apply, estimate)
+    return LearningRule("backprop", init, apply, estimate, statistics_of(network))
