@@ -18,6 +18,7 @@ from bpeq.types import Layer
 Spec = dict[str, Any]
 Lookup = Callable[[str], Callable[..., Any]]
 _CALL = re.compile(r"\s*([A-Za-z_][\w.]*(?::[A-Za-z_]\w*)?)\s*(?:\((.*)\))?\s*", re.DOTALL)
+_TOO_DEEP = "cannot be read as a call: nested too deeply"
 
 
 def parse_layer(given: Any, lookup: Lookup) -> Spec:
@@ -45,7 +46,7 @@ def parse_layer(given: Any, lookup: Lookup) -> Spec:
     except (SyntaxError, ValueError) as error:
         raise ValueError(f"cannot be read as a call: {error.args[0]}") from None
     except (MemoryError, RecursionError):
-        raise ValueError("cannot be read as a call: nested too deeply") from None
+        raise ValueError(_TOO_DEEP) from None
     if not isinstance(tree, ast.Call):
         raise ValueError('must be one call such as "dense(128)"')
     spec: Spec = {"name": name}
@@ -159,12 +160,16 @@ def _inner(value: Any, lookup: Lookup) -> Any:
 
 
 def _argument(node: ast.expr, lookup: Lookup) -> Any:
+    try:
+        text = ast.unparse(node)
+    except RecursionError:
+        raise ValueError(_TOO_DEEP) from None
     if isinstance(node, ast.Call | ast.Name):
-        return parse_layer(ast.unparse(node), lookup)
+        return parse_layer(text, lookup)
     try:
         return _written(ast.literal_eval(node))
     except (ValueError, TypeError):
-        raise ValueError(f"{ast.unparse(node)} is not a literal that a config can hold") from None
+        raise ValueError(f"{text} is not a literal that a config can hold") from None
 
 
 def _written(value: Any) -> Any:

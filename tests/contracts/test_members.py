@@ -68,11 +68,15 @@ def test_layer_contract(name):
         x = jax.random.normal(jax.random.key(1), (2, *shape), dtype)
         if shape == TOKENS:
             x = jnp.array([[0, 3, 6, 1], [2, 2, 5, 4]], jnp.int32)
-        y, residuals = layer.forward(params, x)
+
+        def both(params, x):
+            y, residuals = layer.forward(params, x)
+            return y, *layer.backward(params, params, residuals, y)
+
+        y, dparams, dx = jax.jit(both)(params, x)
         assert y.shape == (2, *out)
         assert y.dtype == dtype
-        assert not y.weak_type
-        dparams, dx = layer.backward(params, params, residuals, y)
+        assert not jax.eval_shape(both, params, x)[0].weak_type
         assert jax.tree.map(jnp.shape, dparams) == jax.tree.map(jnp.shape, params)
         assert dx is None if shape == TOKENS else dx.shape == x.shape
         assert {leaf.dtype for leaf in jax.tree.leaves((dparams, dx))} == {jnp.dtype(dtype)}

@@ -49,18 +49,11 @@ TOP = "seed, seeds, precision, experiment, folder"
 SECTIONS = (
     "data, cost, system, rule, optimizer, schedule, network, solvers, training, rules, controls"
 )
-RULES, DATA, LAYERS, SYSTEMS, COSTS, OPTIMIZERS, SCHEDULES, SOLVERS = (
-    ", ".join(KINDS[kind])
-    for kind in [
-        "rules",
-        "data",
-        "layers",
-        "systems",
-        "costs",
-        "optimizers",
-        "schedules",
-        "solvers",
-    ]
+RULES, DATA, LAYERS, SYSTEMS = (
+    ", ".join(KINDS[kind]) for kind in ("rules", "data", "layers", "systems")
+)
+COSTS, OPTIMIZERS, SCHEDULES, SOLVERS = (
+    ", ".join(KINDS[kind]) for kind in ("costs", "optimizers", "schedules", "solvers")
 )
 OWN = "cost, system, optimizer, schedule, network, solvers, training"
 INITS = (

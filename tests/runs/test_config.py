@@ -1,0 +1,541 @@
+"""What a config means: whose settings apply, what an override reaches, and that it can be kept."""
+
+from __future__ import annotations
+
+import copy
+import string
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any
+
+import pytest
+import tomli_w
+from annotated_types import Ge
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+
+from bpeq import registry
+from bpeq._calls import build_layer, parse_layer, settle_layer
+from bpeq._overrides import merge, put
+from bpeq._schema import Fault, phrase, settle
+from bpeq.config import Config, ConfigError, load
+from bpeq.settings import Count, NonNegative, complaint
+
+SHIPPED = sorted((Path(__file__).parents[2] / "configs").glob("*.toml"))
+CONFIG = """\
+seeds = 3
+
+[data]
+name = "digits"
+
+[network]
+layers = ["flatten", "dense(16, scale=2)", "tanh", "dense(10)"]
+
+[rule]
+name = "eqprop"
+beta = 0.3
+
+[rules.eqprop]
+beta = 0.2
+nudging = "one-sided"
+optimizer.learning_rate = 0.5
+
+[rules.backprop]
+optimizer = { name = "sgd", learning_rate = 0.25 }
+training.epochs = 7
+
+[controls]
+cost.name = "softmax_cross_entropy"
+optimizer.learning_rate = 0.125
+
+[solvers.free]
+name = "fixed_steps"
+steps = 4
+
+[optimizer]
+name = "adam"
+learning_rate = 0.01
+b1 = 0.5
+
+[training]
+epochs = 2
+batch_size = 8
+"""
+
+
+@pytest.fixture
+def path(tmp_path) -> Path:
+    path = tmp_path / "c.toml"
+    path.write_text(CONFIG)
+    return path
+
+
+# --- rules, controls and overrides -------------------------------------------------------------
+
+
+def test_rule_wins_over_rules_name_and_what_it_leaves_open_comes_from_there(path):
+    tree = load(path).tree
+    assert tree["rule"] == {"name": "eqprop", "beta": 0.3, "nudging": "one-sided"}
+
+
+def test_sections_of_rules_name_are_merged_into_the_configs(path):
+    tree = load(path).tree
+    assert tree["optimizer"] == {
+        "name": "adam",
+        "learning_rate": 0.5,
+        "b1": 0.5,
+        "b2": 0.999,
+        "eps": 1e-8,
+    }
+    assert tree["training"] == {"epochs": 2, "batch_size": 8, "evaluate_every": 1}
+
+
+def test_settings_of_rule_stay_behind_when_another_rule_is_named(path):
+    tree = load(path, ["rule.name=recurrent_backprop"]).tree
+    assert tree["rule"] == {"name": "recurrent_backprop"}
+    assert tree["optimizer"]["learning_rate"] == 0.01
+
+
+def test_another_optimizer_replaces_the_section_and_other_sections_are_merged(path):
+    tree = load(path, ["rule.name=backprop"]).tree
+    assert tree["rule"] == {"name": "backprop"}
+    assert tree["optimizer"] == {"name": "sgd", "learning_rate": 0.25}  # adam's b1 is gone
+    assert tree["training"] == {"epochs": 7, "batch_size": 8, "evaluate_every": 1}
+
+
+def test_rules_named_in_the_file_apply_without_an_override(tmp_path):
+    path = tmp_path / "c.toml"
+    path.write_text(CONFIG.replace('name = "eqprop"\nbeta = 0.3', 'name = "backprop"'))
+    assert load(path).tree == load(path, ["rule.name=backprop"]).tree
+    assert load(path).tree["training"]["epochs"] == 7
+
+
+def test_a_rule_name_given_twice_is_the_last_one(path):
+    tree = load(path, ["rule.name=autodiff", "rule.name=backprop"]).tree
+    assert tree["rule"]["name"] == "backprop"
+    assert tree["training"]["epochs"] == 7
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_set_wins_over_everything(path, order):
+    overrides = [
+        "rule.name=backprop",
+        "optimizer.learning_rate=2",
+        "rules.backprop.optimizer.learning_rate=3",
+        "training.epochs=9",
+        "seeds=4",
+    ]
+    tree = load(path, overrides[::order]).tree
+    assert tree["optimizer"] == {"name": "sgd", "learning_rate": 2.0}
+    assert (tree["training"]["epochs"], tree["seeds"]) == (9, 4)
+
+
+def test_set_of_a_rules_own_section_counts_as_the_files(path):
+    overrides = ["rule.name=backprop", "rules.backprop.optimizer.learning_rate=3"]
+    assert load(path, overrides).tree["optimizer"] == {"name": "sgd", "learning_rate": 3.0}
+    added = load(path, ["rule.name=autodiff", "rules.autodiff.optimizer.b2=0.5"]).tree
+    assert added["optimizer"]["b2"] == 0.5
+
+
+def test_the_last_of_two_overrides_counts(path):
+    assert load(path, ["seeds=5", "seeds=6"]).tree["seeds"] == 6
+
+
+def test_an_override_reaches_inside_a_layers_call(path):
+    tree = load(path, ["network.layers.1.features=32", "network.layers.2=relu"]).tree
+    assert tree["network"]["layers"] == [
+        {"name": "flatten"},
+        {
+            "name": "dense",
+            "features": 32,
+            "init": "glorot_uniform",
+            "scale": 2.0,
+            "bias": True,
+            "bias_init": "zeros",
+        },
+        {"name": "relu"},
+        {
+            "name": "dense",
+            "features": 10,
+            "init": "glorot_uniform",
+            "scale": 1.0,
+            "bias": True,
+            "bias_init": "zeros",
+        },
+    ]
+
+
+def test_an_override_may_replace_a_whole_section_or_list(path):
+    tree = load(path, ['optimizer={name = "sgd", learning_rate = 1}']).tree
+    assert tree["optimizer"] == {"name": "sgd", "learning_rate": 1.0}
+    layers = load(path, ['network.layers=["flatten", "dense(10)"]']).tree["network"]["layers"]
+    assert [layer["name"] for layer in layers] == ["flatten", "dense"]
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("one-sided", "one-sided"), ("'one-sided'", "one-sided"), (' "one-sided" # so', "one-sided")],
+)
+def test_an_override_is_toml_or_else_plain_text(path, text, value):
+    assert load(path, [f"rule.nudging={text}"]).tree["rule"]["nudging"] == value
+
+
+def test_with_rule_is_an_override_that_leaves_the_others_alone(path):
+    config = load(path, ["training.epochs=9", "rule.beta=0.7"])
+    backprop = config.with_rule("backprop")
+    assert backprop.tree == load(path, ["rule.name=backprop", "training.epochs=9"]).tree
+    assert config.with_rule("eqprop").tree == config.tree
+    assert backprop.with_rule("eqprop").tree["rule"]["beta"] == 0.3  # beta had stayed behind
+
+
+def test_for_controls_is_backprop_with_the_controls_sections_on_top(path):
+    config = load(path, ["rule.beta=0.7", "training.batch_size=4"])
+    tree = config.for_controls().tree
+    assert tree["rule"] == {"name": "backprop"}
+    assert tree["cost"] == {"name": "softmax_cross_entropy"}
+    assert tree["optimizer"] == {"name": "sgd", "learning_rate": 0.125}
+    assert tree["training"] == {"epochs": 7, "batch_size": 4, "evaluate_every": 1}
+    assert config.tree["cost"] == {"name": "squared_error"}
+
+
+def test_loading_touches_neither_the_file_nor_a_loaded_config(path):
+    config = load(path)
+    kept = copy.deepcopy(config.tree)
+    load(path, ["network.layers.1.features=99", "rules.eqprop.optimizer.learning_rate=9"])
+    config.with_rule("backprop").changed(training={"epochs": 1})
+    assert config.tree == kept
+    assert path.read_text() == CONFIG
+
+
+def test_defaults_stand_where_a_section_is_absent(tmp_path):
+    path = tmp_path / "small.toml"
+    path.write_text('[data]\nname = "xor"\n[training]\nepochs = 1\nbatch_size = 4\n')
+    assert load(path).tree == {
+        "seed": 0,
+        "seeds": 1,
+        "precision": "float32",
+        "data": {"name": "xor"},
+        "cost": {"name": "squared_error"},
+        "system": {"name": "hopfield", "output": "state", "schedule": "alternating"},
+        "rule": {"name": "backprop"},
+        "optimizer": {
+            "name": "adam",
+            "learning_rate": 1e-3,
+            "b1": 0.9,
+            "b2": 0.999,
+            "eps": 1e-8,
+        },
+        "schedule": {"name": "constant"},
+        "training": {"epochs": 1, "batch_size": 4, "evaluate_every": 1},
+        "solvers": {},
+    }
+
+
+# --- the resolved config -----------------------------------------------------------------------
+
+VARIANTS = [
+    [],
+    ["rule.name=backprop"],
+    ["rule.name=eqprop", "system.output=readout", "cost.name=softmax_cross_entropy"],
+    ["optimizer.layer_rates=[0.1, 0]", "optimizer.clip_norm=1", "schedule.name=cosine"],
+    ["precision=float64", "seed=4294967295", "network.layers.1=dense(3, bias=False)"],
+]
+
+
+@pytest.mark.parametrize("overrides", VARIANTS, ids=" ".join)
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_a_resolved_config_resolves_to_itself(tmp_path, path, overrides):
+    tree = load(path, overrides).tree
+    again = tmp_path / "config.toml"
+    again.write_text(tomli_w.dumps(tree))
+    assert load(again).tree == tree
+
+
+def test_show_config_prints_the_resolved_config(call, path):
+    said = call("show", "config", path, "--set", "rule.name=backprop")
+    assert (said.code, said.err) == (0, [])
+    assert tomllib.loads(said.out) == load(path, ["rule.name=backprop"]).tree
+
+
+@pytest.mark.parametrize(("name", "widths"), [("digits", [128, 10]), ("mnist", [512, 10])])
+def test_the_shipped_configs_are_the_nets_that_the_readme_names(name, widths):
+    config = load(next(path for path in SHIPPED if path.stem == name))
+    layers = config.tree["network"]["layers"]
+    assert [layer["features"] for layer in layers if layer["name"] == "dense"] == widths
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+@pytest.mark.parametrize("rule", ["backprop", "eqprop"])
+def test_the_shipped_configs_run_under_both_rules(path, rule):
+    assert load(path).with_rule(rule).tree["rule"]["name"] == rule
+    assert load(path).for_controls().tree["rule"]["name"] == "backprop"
+
+
+# --- calls -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "spec"),
+    [
+        ("flatten", {"name": "flatten"}),
+        (" flatten ( ) ", {"name": "flatten"}),
+        ("dense(3)", {"name": "dense", "features": 3}),
+        ("dense( features = 3 , )", {"name": "dense", "features": 3}),
+        ("dense(3, scale=-1e-3)", {"name": "dense", "features": 3, "scale": -0.001}),
+        ("dense(3, init='zeros')", {"name": "dense", "features": 3, "init": "zeros"}),
+        ("dense(3, bias=False)", {"name": "dense", "features": 3, "bias": False}),
+        ("dense((3, 4))", {"name": "dense", "features": [3, 4]}),
+        ("dense({'a': (1,)})", {"name": "dense", "features": {"a": [1]}}),
+        (
+            "residual(dense(4), relu)",
+            {"name": "residual", "layers": [{"name": "dense", "features": 4}, {"name": "relu"}]},
+        ),
+        (
+            "residual(tanh, shortcut=dense(2))",
+            {
+                "name": "residual",
+                "layers": [{"name": "tanh"}],
+                "shortcut": {"name": "dense", "features": 2},
+            },
+        ),
+        (
+            "repeat(dense(4), 3)",
+            {"name": "repeat", "layer": {"name": "dense", "features": 4}, "n": 3},
+        ),
+        (
+            "residual(residual(tanh), dense(2))",
+            {
+                "name": "residual",
+                "layers": [
+                    {"name": "residual", "layers": [{"name": "tanh"}]},
+                    {"name": "dense", "features": 2},
+                ],
+            },
+        ),
+    ],
+)
+def test_a_call_is_parsed_to_its_arguments(text, spec):
+    assert parse_layer(text, lookup) == spec
+    assert parse_layer(spec, lookup) == spec
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "dense(3, scale=2.0)",
+        "residual(dense(4), relu)",
+        "residual(tanh, shortcut=dense(2))",
+        "repeat(residual(tanh), 3)",
+    ],
+)
+def test_a_settled_layer_settles_to_itself_and_builds(text):
+    spec = settle_layer(parse_layer(text, lookup), lookup)
+    assert settle_layer(parse_layer(spec, lookup), lookup) == spec
+    assert tomllib.loads(tomli_w.dumps(spec)) == spec
+    assert build_layer(spec, lookup).name == text.partition("(")[0]
+
+
+def test_a_fault_in_a_nested_layer_names_its_place():
+    spec = parse_layer("residual(tanh, residual(dense(0)))", lookup)
+    with pytest.raises(Fault) as caught:
+        settle_layer(spec, lookup)
+    assert caught.value.key == "layers.1.layers.0.features"
+    assert (caught.value.value, caught.value.remedy) == (0, "must be a whole number >= 1")
+
+
+def test_one_layer_in_place_of_several_and_several_in_place_of_one():
+    several = settle_layer(parse_layer({"name": "residual", "layers": "tanh"}, lookup), lookup)
+    assert build_layer(several, lookup).name == "residual"
+    listed = {"name": "repeat", "layer": ["tanh", "relu"], "n": 2}
+    with pytest.raises(ValueError, match="repeat: layer is one layer, not a list of them"):
+        build_layer(settle_layer(parse_layer(listed, lookup), lookup), lookup)
+
+
+# --- settings ----------------------------------------------------------------------------------
+
+
+def factory(a: Count, b: NonNegative | None = None, c: list[NonNegative] | None = None) -> None:
+    """What the settings of a user's factory may look like."""
+
+
+@pytest.mark.parametrize(
+    ("given", "key", "remedy"),
+    [
+        ({}, "a", "is missing; must be a whole number >= 1"),
+        ({"a": 0}, "a", "must be a whole number >= 1"),
+        ({"a": True}, "a", "must be a whole number >= 1"),
+        ({"a": 2**31}, "a", "must be a whole number >= 1 and < 2147483648"),
+        ({"a": 10**400}, "a", "must be a whole number >= 1 and < 2147483648"),
+        ({"a": 1, "b": -1}, "b", "must be a number >= 0"),
+        ({"a": 1, "b": float("nan")}, "b", "must be a finite number >= 0"),
+        ({"a": 1, "b": 10**400}, "b", "must be a number >= 0"),
+        ({"a": 1, "c": [0, -1]}, "c", "must be a list, each entry a number >= 0"),
+        ({"a": 1, "c": (0,)}, "c", "must be a list, each entry a number >= 0"),
+        ({"a": 1, "bb": 0}, "bb", "unknown key; allowed: a, b, c; did you mean 'b'?"),
+    ],
+)
+def test_settle_says_what_a_setting_may_be(given, key, remedy):
+    with pytest.raises(Fault) as caught:
+        settle(factory, given)
+    assert (caught.value.key, caught.value.remedy) == (key, remedy)
+
+
+def test_settle_fills_in_defaults_and_makes_numbers_floats():
+    assert settle(factory, {"a": 1, "b": 2}) == {"a": 1, "b": 2.0, "c": None}
+    assert isinstance(settle(factory, {"a": 1, "b": 2})["b"], float)
+
+
+def test_a_whole_number_beyond_all_floats_is_out_of_range_in_python_too():
+    assert complaint(Annotated[float, Ge(0)], 10**400) == "must be >= 0"
+    assert complaint(Count, 2**31) == "must be >= 1 and < 2147483648"
+    assert complaint(Count, 2**31 - 1) == ""
+
+
+def test_none_is_not_offered_for_a_setting_that_may_be_left_out():
+    assert phrase(NonNegative | None) == "must be a number >= 0"
+    assert phrase(list[NonNegative] | None) == "must be a list, each entry a number >= 0"
+    assert phrase(str | None) == "must be a text"
+
+
+# --- nothing but a Config or a ConfigError -----------------------------------------------------
+
+
+def lookup(name: str) -> Any:
+    return registry.resolve("layers", name)
+
+
+def outcome(path: Path, overrides: list[str]) -> str:
+    """What `load` does: a config that can be written and resolves to itself, or one line."""
+    try:
+        config = load(path, overrides)
+    except ConfigError as error:
+        line = str(error)
+        assert line.startswith((f"{path}:", "--set "))
+        return "refused"
+    assert isinstance(config, Config)
+    assert tomllib.loads(tomli_w.dumps(config.tree)) == config.tree
+    return "loaded"
+
+
+KEYS = """
+seed seeds precision experiment folder nope rule data training solvers network rules cost . ..
+rule.name rule.beta rule.nudging rules.eqprop rules.eqprop.beta rules.nope.beta rule. .rule
+controls controls.cost controls.cost.name data.name data.validation data.path system.output
+network.layers network.layers.0 network.layers.1.features network.layers.9 schedule.name
+optimizer.learning_rate optimizer.layer_rates optimizer.name training.epochs training.epochs.x
+solvers.free solvers.free.name solvers.free.steps solvers.x.steps training.batch_size
+"""
+VALUES = """
+0 1 -1 0.5 nan inf -inf 1e999 true false '' "" [] {} [1] [[]] {a=1} {a={b=1}} \\ "\\ud800" #
+xor eqprop backprop dense dense(3) dense( relu 1979-05-27 07:32:00 0x1F 1_0 '''
+os:system a:b : :: ..:x bpeq.layers:dense bpeq.types:Layer {name='tanh'} ['tanh']
+['dense(3)',{name='relu'}] {name='dense',features=2} 99999999999999999999
+"""
+SECTIONS = "data network rule rules solvers optimizer training controls seed x"
+INSIDE = "name layers free beta steps x"
+WORDS = """
+dense relu residual repeat conv ( ) , = 3 -1 'a' features scale [ ] { } : * ** \\ " ' _ . ... @
+lambda if else for in not None True 1e999 0x f'{1}' b'' (((((
+"""
+keys, values = st.sampled_from(KEYS.split()), st.sampled_from(VALUES.split())
+marks = st.sampled_from([*"=[].,#'\" \n\n", "[[", "]]"])
+quick = settings(
+    max_examples=150,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+pairs = st.tuples(
+    keys | st.text(max_size=8), st.sampled_from(["=", "=", "=", ""]), values | st.text(max_size=12)
+).map("".join)
+
+
+@quick
+@given(overrides=st.lists(pairs, max_size=3))
+@example(overrides=["rules=1"])
+@example(overrides=["rule=5", "rule.name=eqprop"])
+@example(overrides=["rule.name=[1]"])
+@example(overrides=["a=1\nb=2"])
+def test_any_overrides_give_a_config_or_one_line(path, overrides):
+    assert outcome(path, overrides) in ("refused", "loaded")
+
+
+@quick
+@given(text=st.lists(keys | values | marks, max_size=25).map("".join))
+def test_any_text_appended_gives_a_config_or_one_line(tmp_path, text):
+    path = tmp_path / "c.toml"
+    path.write_text(f"{CONFIG}\n{text}", "utf-8", errors="surrogatepass")
+    assert outcome(path, []) in ("refused", "loaded")
+
+
+toml = st.recursive(
+    st.one_of(
+        st.booleans(),
+        st.integers(),
+        st.floats(),
+        st.text(st.characters(codec="utf-8"), max_size=5),
+        st.sampled_from(["xor", "eqprop", "dense(3)", "relu", "fixed_steps", "os:system"]),
+        st.dates(),
+    ),
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=3),
+        st.dictionaries(st.sampled_from(INSIDE.split()), inner, max_size=3),
+    ),
+    max_leaves=6,
+)
+
+
+@quick
+@given(tree=st.dictionaries(st.sampled_from(SECTIONS.split()), toml, max_size=4))
+def test_any_tree_laid_over_a_config_gives_a_config_or_one_line(tmp_path, tree):
+    path = tmp_path / "c.toml"
+    path.write_text(tomli_w.dumps(merge(tomllib.loads(CONFIG), tree)))
+    assert outcome(path, []) in ("refused", "loaded")
+
+
+@quick
+@given(content=st.binary(max_size=40))
+def test_any_bytes_give_one_line(tmp_path, content):
+    path = tmp_path / "c.toml"
+    path.write_bytes(content)
+    assert outcome(path, []) == "refused"
+
+
+calls = st.one_of(
+    st.text(max_size=20),
+    st.text(string.printable, max_size=20).map(lambda inside: f"dense({inside})"),
+    st.lists(st.sampled_from([*WORDS.split(), " ", "\n"]), max_size=12).map("".join),
+)
+
+
+@quick
+@given(text=calls)
+@example(text="dense('\\d')")
+@example(text="dense(1is 2)")
+@example(text="dense({[]: 1})")
+@example(text="dense(" + "(" * 300 + ")" * 300 + ")")
+@example(text="dense(" + "-" * 5000 + "1)")
+@example(text="dense(" + "9" * 5000 + ")")
+@example(text="dense(dense(" * 80 + "))" * 80)
+def test_any_text_is_a_layer_or_a_value_error(text):
+    try:
+        spec = parse_layer(text, lookup)
+    except ValueError:
+        return
+    assert spec["name"] in registry.KINDS["layers"]
+    tomli_w.dumps(spec)
+
+
+@quick
+@given(key=st.text("ab.01", min_size=1, max_size=8), value=st.integers())
+def test_put_then_look_finds_the_value(key, value):
+    tree: dict[str, Any] = {"a": {"b": 1}, "b": [1, 2]}
+    try:
+        put(tree, key, value)
+    except Fault as fault:
+        found = (fault.key, fault.value)
+    else:
+        node: Any = tree
+        for step in key.split("."):
+            node = node[int(step)] if isinstance(node, list) else node[step]
+        found = (key, node)
+    assert found == (key, value)
