@@ -107,8 +107,12 @@ def paired(rows: dict[str, Any], level: float = 0.95) -> list[dict[str, Any]]:
 
 def _controls(config: Config) -> dict[str, Config]:
     """Backprop on a linear readout, and on the same net with its hidden blocks frozen."""
-    specs = config.tree["network"]["layers"]
+    specs = list(config.tree["network"]["layers"])
     network = config.build_network()
+    assert network is not None
+    if config.tree["cost"]["name"] == "softmax_cross_entropy" and network.parts[-1].activation:
+        specs.pop()  # its logits are unbounded: a squashed output would cripple the control
+        config = config.changed(network={"layers": specs})
     optimizer = config.tree["optimizer"]
     rates = optimizer.get("layer_rates") or [optimizer["learning_rate"]] * len(cut(network))
     last = next((spec for spec in reversed(specs) if spec["name"] == "dense"), None)

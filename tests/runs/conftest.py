@@ -6,6 +6,7 @@ import signal
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
+import jax
 import pytest
 
 from bpeq import _signals
@@ -29,7 +30,13 @@ def call() -> Call:
 
     def call(*argv: object) -> Said:
         out, err = io.StringIO(), io.StringIO()
-        with _own_signals(), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        with contextlib.ExitStack() as users:
+            users.enter_context(_own_signals())
+            # jax as a user's process has it; optax does not keep to strict promotion.
+            users.enter_context(jax.enable_x64(False))
+            users.enter_context(jax.numpy_dtype_promotion("standard"))
+            users.enter_context(contextlib.redirect_stdout(out))
+            users.enter_context(contextlib.redirect_stderr(err))
             code = main([str(word) for word in argv])
         lines = [ln for ln in err.getvalue().splitlines() if ln.strip() and " epochs " not in ln]
         return Said(code, out.getvalue(), lines)

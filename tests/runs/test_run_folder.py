@@ -69,15 +69,16 @@ name = "adam"
 learning_rate = 0.02
 
 [training]
-epochs = 3
+epochs = 2
 batch_size = 20
-evaluate_every = 2
 """
 
 
 @pytest.fixture(autouse=True)
 def here(tmp_path, monkeypatch):
+    """Another folder for each test, and no pictures, which take half of a small run's time."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("bpeq.report.write_run_report", lambda folder: folder / "report.html")
 
 
 def rows(folder: Path) -> list[dict[str, Any]]:
@@ -153,8 +154,8 @@ def test_config_toml_is_the_summarys_config_and_loads_again(finished):
 def test_metrics_has_an_object_for_each_logged_epoch(finished):
     logged = rows(finished)
     per_epoch = 108 // 20  # 150 points, a fifth to test on, a tenth of the rest to validate
-    assert [row["epoch"] for row in logged] == [2, 3]
-    assert [row["step"] for row in logged] == [2 * per_epoch, 3 * per_epoch]
+    assert [row["epoch"] for row in logged] == [1, 2]
+    assert [row["step"] for row in logged] == [per_epoch, 2 * per_epoch]
     for row in logged:
         assert set(row) == {
             *("epoch", "step", "seconds", "values", "sweeps", "sweeps_free", "sweeps_nudged"),
@@ -195,12 +196,6 @@ def test_the_summary_is_the_last_epochs_not_the_best(finished):
         assert metrics[name]["values"] == last[name]
 
 
-def test_one_seed_has_a_deviation_of_zero(call, tmp_path):
-    found = summary(run(call, tmp_path, XOR))["metrics"]["test_loss"]
-    assert found["std"] == 0.0
-    assert found["values"] == [found["mean"]]
-
-
 def test_a_run_without_out_takes_the_next_free_name(call, tmp_path):
     (tmp_path / "runs" / "c").mkdir(parents=True)
     (tmp_path / "c.toml").write_text(XOR)
@@ -223,7 +218,8 @@ def test_loaded_params_give_the_summarys_errors_again(finished, seed):
     for split in ("train", "validation", "test"):
         chosen = getattr(data, split)[seed % 2]
         error = metrics[f"{split}_error"]["values"][seed]
-        assert error == np.float32(wrong[chosen].sum() / len(chosen))
+        assert round(error * len(chosen)) == wrong[chosen].sum()
+        assert error == pytest.approx(wrong[chosen].mean(), rel=1e-6)  # a float32 mean
         loss = metrics[f"{split}_loss"]["values"][seed]
         if split != "train":  # train_loss is that of the last epoch's steps, under way
             assert loss == pytest.approx(losses[chosen].mean(), rel=1e-5)
@@ -314,14 +310,14 @@ def test_the_same_seed_repeats_bit_for_bit_and_another_differs(call, tmp_path):
 
 
 def test_a_seed_does_not_depend_on_its_neighbours_nor_on_the_evaluation_stride(call, tmp_path):
-    fine = sets("precision=float64")
+    fine = sets("precision=float64", "training.epochs=3")
     three = run(call, tmp_path, XOR, "--seeds", 3, *fine, out="three")
-    alone = run(call, tmp_path, XOR, *fine, *sets("training.evaluate_every=4"), out="alone")
+    alone = run(call, tmp_path, XOR, *fine, *sets("training.evaluate_every=9"), out="alone")
     for name, array in load_file(params(alone)).items():
         assert array.dtype == np.float64
         np.testing.assert_allclose(load_file(params(three))[name][:1], array, rtol=1e-12)
-    assert len(rows(alone)) == 1
-    assert len(rows(three)) == 2
+    assert [row["epoch"] for row in rows(three)] == [2, 3]
+    assert [row["epoch"] for row in rows(alone)] == [3]
 
 
 def test_a_float64_run_is_in_float64_throughout(call, tmp_path):
@@ -330,11 +326,13 @@ def test_a_float64_run_is_in_float64_throughout(call, tmp_path):
     assert {leaf.dtype for leaf in jax.tree.leaves(loaded.params)} == {jnp.dtype("float64")}
     output = loaded.rule.apply(loaded.params, jnp.asarray(loaded.data.x, jnp.float64))
     loss = 0.5 * np.mean((np.asarray(output) - loaded.data.y) ** 2)
-    assert loaded.summary["metrics"]["test_loss"]["values"][0] == pytest.approx(loss, rel=1e-14)
+    found = loaded.summary["metrics"]["test_loss"]
+    assert found["values"] == [pytest.approx(loss, rel=1e-14)]
+    assert (found["mean"], found["std"]) == (found["values"][0], 0.0)
 
 
 def test_solved_is_the_share_of_seeds_without_an_error(call, tmp_path):
-    argv = ["--seeds", 6, *sets("training.epochs=400", "training.evaluate_every=400")]
+    argv = ["--seeds", 12, *sets("training.epochs=100", "training.evaluate_every=100")]
     metrics = summary(run(call, tmp_path, XOR, *argv))["metrics"]
     solved, errors = (np.array(metrics[name]["values"]) for name in ("solved", "test_error"))
     assert solved.tolist() == (errors == 0).astype(float).tolist()
@@ -365,7 +363,7 @@ def test_a_diverging_run_exits_4_and_keeps_what_it_had(call, tmp_path):
     last = rows(tmp_path / "out")[-1]["epoch"]
     assert 1 <= last < 50
     assert len(said.err) == 1
-    assert said.err[0].startswith(f"bpeq: c.toml: diverged in epoch {last + 1}: the training loss ")
+    assert said.err[0].startswith(f"bpeq: c.toml: diverged in epoch {last + 1}: ")
     assert said.err[0].endswith(
         "; try a smaller optimizer.learning_rate than 1000000.0; the parameters of epoch "
         f"{last} are in out/params.safetensors"
@@ -380,30 +378,23 @@ def test_a_diverging_run_exits_4_and_keeps_what_it_had(call, tmp_path):
 def test_a_signal_ends_the_run_after_the_stretch_and_saves(
     call, tmp_path, monkeypatch, number, code
 ):
-    whole = run(call, tmp_path, XOR, *sets("training.epochs=2"), out="whole")
     (tmp_path / "c.toml").write_text(XOR)
     monkeypatch.setattr(_signals, "asked_to_stop", lambda: number)
     said = call("run", "c.toml", "--out", "out")
     assert (said.code, said.err) == (code, ["bpeq: stopped after epoch 2 of 4; saved out"])
-    stopped, finished = (load_file(params(tmp_path / name)) for name in ("out", "whole"))
-    for name, array in finished.items():
-        np.testing.assert_array_equal(stopped[name], array)
-    assert rows(tmp_path / "out")[-1]["values"] == rows(whole)[-1]["values"]
+    assert [row["epoch"] for row in rows(tmp_path / "out")] == [2]
     assert not (tmp_path / "out" / "summary.json").exists()
-
-
-def test_a_signal_in_the_last_stretch_lets_the_run_finish(call, tmp_path, monkeypatch):
-    (tmp_path / "c.toml").write_text(XOR)
-    monkeypatch.setattr(_signals, "asked_to_stop", lambda: signal.SIGINT)
-    said = call("run", "c.toml", "--out", "out", *sets("training.epochs=2"))
-    assert (said.code, said.err) == (0, [])
-    assert (tmp_path / "out" / "summary.json").exists()
+    # What was saved is the run of two epochs, in whose last stretch a signal changes nothing.
+    whole = run(call, tmp_path, XOR, *sets("training.epochs=2"), out="whole")
+    assert rows(tmp_path / "out")[-1]["values"] == rows(whole)[-1]["values"]
+    stopped = load_file(params(tmp_path / "out"))
+    for name, array in load_file(params(whole)).items():
+        np.testing.assert_array_equal(stopped[name], array)
 
 
 def test_ctrl_c_in_a_real_process_saves_and_says_so(tmp_path):
     (tmp_path / "c.toml").write_text(XOR)
     out = tmp_path / "out"
-    argv = [sys.executable, "-m", "bpeq.cli"]
     program = "from bpeq.cli import script; script()"
     argv = [sys.executable, "-c", program, "run", "c.toml", "--out", str(out)]
     argv += sets("training.epochs=10000000", "training.evaluate_every=10")
