@@ -29,15 +29,21 @@ def bar() -> Iterator[Callable[[str], Callable[[int, int, dict[str, Any]], None]
     )
 
     def track(name: str) -> Callable[[int, int, dict[str, Any]], None]:
-        task = progress.add_task(name, total=None, said="compiling")
+        tasks: list[Any] = []
 
         def move(done: int, total: int, row: dict[str, Any]) -> None:
-            progress.update(task, completed=done, total=total, said=_headline(row))
+            if not tasks:  # only now: a run that is refused before it starts shows no bar
+                progress.start()
+                tasks.append(progress.add_task(name, total=total, said="compiling"))
+            progress.update(tasks[0], completed=done, said=_headline(row) or "compiling")
 
         return move
 
-    with progress:
+    try:
         yield track
+    finally:
+        if progress.live.is_started:
+            progress.stop()
 
 
 def check_table(rows: list[CheckRow]) -> Table:

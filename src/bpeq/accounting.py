@@ -7,21 +7,23 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+from jax.interpreters.partial_eval import dce_jaxpr
 
 
 def count_macs(fn: Callable[..., Any], *args: Any, trips: Sequence[float] = ()) -> float:
     """Multiply-accumulates of matrix products and convolutions in `fn(*args)`.
 
     Scans count their length. A while loop's length is data: the i-th one met counts `trips[i]`
-    rounds, as measured, or 1. Elementwise work is not counted.
+    rounds, as measured, or 1. Elementwise work is not counted, nor is what no result depends on.
 
     Example:
       >>> import jax.numpy as jnp
       >>> count_macs(lambda a, b: a @ b, jnp.ones((2, 3)), jnp.ones((3, 5)))
       30.0
     """
-    remaining = list(trips)
-    return _count(jax.make_jaxpr(fn)(*args).jaxpr, remaining)
+    traced = jax.make_jaxpr(fn)(*args).jaxpr
+    used, _ = dce_jaxpr(traced, [True] * len(traced.outvars))
+    return _count(used, list(trips))
 
 
 def temporary_bytes(fn: Callable[..., Any], *args: Any) -> int:

@@ -47,7 +47,7 @@ def run(
     `params.safetensors` (every seed's, seeds on axis 0) and `summary.json`.
 
     Args:
-      progress: called after every logged row.
+      progress: called when training starts, with an empty row, and after every logged row.
       stop: asked between rows; a signal's number ends the run with what it has.
       problem: the config's parts, where they are built already.
 
@@ -109,6 +109,8 @@ def _train(
     compiled: dict[int, Any] = {}
     per_epoch = rows.shape[1] // settings["batch_size"]
     good, row = jax.device_get(carry.params), {}
+    if progress is not None:
+        progress(0, total, {})
     for first, count in _strides(total, stride):
         inputs = (carry, x, y, rows, keys[:, 2], jnp.asarray(first))
         if count not in compiled:

@@ -147,10 +147,10 @@ def _check_fit(config: Config, data: Dataset, init: Any) -> None:
         if len(shapes[0]) > 1:
             remedy += '; is a "flatten" missing?'
         raise config.fault(f"network.layers.{last}" if last >= 0 else "system.name", None, remedy)
-    if data.task == "regression" and config.tree["cost"]["name"] == "softmax_cross_entropy":
-        raise config.fault(
-            "cost.name", "softmax_cross_entropy", f"{data.name} is a regression; use squared_error"
-        )
+    if config.tree["cost"]["name"] == "softmax_cross_entropy" and data.task != "classification":
+        kind = "a regression" if data.task == "regression" else "a task of binary outputs"
+        remedy = f"{data.name} is {kind}; use squared_error"
+        raise config.fault("cost.name", "softmax_cross_entropy", remedy)
 
 
 def _for_seeds(splits: np.ndarray, seeds: int) -> np.ndarray:

@@ -20,9 +20,8 @@ from bpeq.types import Layer
 
 DTYPES = (jnp.float64, jnp.float32)
 KEY = jax.random.key(7)
-
-
-QUICK = {"xla_backend_optimization_level": 0}
+# The emitters of fused loops take most of XLA's compile time on CPU; jaxlib is not what is tested.
+QUICK = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
 
 
 def run(program: Callable[..., Any], *args: Any) -> Any:

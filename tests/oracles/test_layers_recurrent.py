@@ -68,7 +68,7 @@ def test_forward_is_its_equations_and_transposes_come_from_feedback(oracle, name
 
 
 def test_lstm_network_backward_is_autodiff_and_compiles_once(oracle):
-    network = chain(embedding(5, 3), lstm(3), dense(2))
+    network = chain(embedding(5, 3), lstm(4, return_sequences=True), lstm(3), dense(2))
     ids = jnp.array([[0, 1, 2, 3, 4, 0], [4, 4, 1, 0, 2, 3]])
     oracle.autodiff(network, (6,), x=ids, deep=True)
     oracle.compiles_once(network, (6,), x=ids)

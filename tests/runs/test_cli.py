@@ -482,6 +482,13 @@ def test_cross_entropy_on_a_regression_is_refused(call, tmp_path):
     assert refused(call, tmp_path, "run", path) == (2, line)
 
 
+def test_cross_entropy_on_a_single_binary_output_is_refused(call, tmp_path):
+    path = write(tmp_path, CONFIG + '[cost]\nname = "softmax_cross_entropy"\n')
+    code, line = refused(call, tmp_path, "run", path, "--set", "training.epochs=1")
+    assert code == 2
+    assert line.startswith(f"bpeq: {path}:cost.name = 'softmax_cross_entropy': ")
+
+
 # --- what --set says ---------------------------------------------------------------------------
 
 SETS = [
@@ -685,7 +692,6 @@ def test_zero_seeds_are_refused(call, tmp_path, config):
     assert ">= 1" in line or "x>=1" in line
 
 
-@pytest.mark.xfail(strict=True, reason="stderr carries a progress bar that never moved")
 def test_a_refusal_after_the_data_are_read_writes_one_line_and_no_bar(tmp_path, config, capfd):
     from bpeq import cli
 

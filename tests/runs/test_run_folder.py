@@ -206,6 +206,27 @@ def test_a_run_without_out_takes_the_next_free_name(call, tmp_path):
     assert not list((tmp_path / "runs" / "c").iterdir())
 
 
+def test_report_writes_the_page_anew(call, finished, tmp_path, monkeypatch):
+    monkeypatch.undo()  # with its pictures
+    folder = copy(finished, tmp_path / "copy")
+    (folder / "report.html").unlink()
+    said = call("report", folder)
+    assert (said.code, said.err, said.out) == (0, [], f"{folder}/report.html\n")
+    assert (folder / "report.html").read_text().startswith("<!")
+
+
+def test_a_study_is_run_instead_of_training(call, tmp_path):
+    (tmp_path / "study.py").write_text(
+        "def run(config, folder):\n"
+        "    (folder / 'found.txt').write_text(str(config.tree['seed']))\n"
+        "    return {}\n"
+    )
+    (tmp_path / "c.toml").write_text('seed = 7\nexperiment = "study.py"\n')
+    said = call("run", tmp_path / "c.toml", "--out", tmp_path / "out")
+    assert (said.code, said.err) == (0, [])
+    assert (tmp_path / "out" / "found.txt").read_text() == "7"
+
+
 # --- load_run ----------------------------------------------------------------------------------
 
 

@@ -1,0 +1,372 @@
+"""Rules side by side: what they share, what a difference means, and what a gradient costs."""
+
+from __future__ import annotations
+
+import csv
+import json
+import signal
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from safetensors.numpy import load_file
+from scipy import stats
+
+from bpeq import _signals
+from bpeq.comparison import _controls, paired
+from bpeq.config import load
+from bpeq.problem import build, seed_keys
+
+HIDDEN, OUT, BATCH, FREE, NUDGED = 128, 10, 16, 5, 3
+DIGITS = f"""\
+seeds = 3
+
+[data]
+name = "digits"
+validation = 0.9
+
+[network]
+layers = ["flatten", "dense({HIDDEN})", "tanh", "dense({OUT})"]
+
+[rule]
+name = "eqprop"
+
+[solvers.free]
+name = "fixed_steps"
+steps = {FREE}
+
+[solvers.nudged]
+name = "fixed_steps"
+steps = {NUDGED}
+
+[controls]
+cost.name = "softmax_cross_entropy"
+optimizer.learning_rate = 0.03
+
+[optimizer]
+name = "adam"
+learning_rate = 0.01
+
+[training]
+epochs = 2
+batch_size = {BATCH}
+evaluate_every = 2
+"""
+ROWS = ["backprop", "eqprop", "linear_readout", "frozen_hidden"]
+FIRST = BATCH * 64 * HIDDEN  # multiply-accumulates of one product with the hidden layer's weights
+SECOND = BATCH * HIDDEN * OUT
+
+
+@pytest.fixture
+def no_pictures(monkeypatch) -> None:
+    monkeypatch.setattr("bpeq.report.write_comparison_report", lambda folder: folder)
+
+
+def read(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "comparison.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def folder(call, tmp_path_factory) -> Path:
+    """backprop and eqprop on a tenth of the digits, three seeds each on a split of its own."""
+    folder = tmp_path_factory.mktemp("compared")
+    (folder / "c.toml").write_text(DIGITS)
+    argv = ["compare", folder / "c.toml", "--rules", "backprop, eqprop", "--out", folder / "out"]
+    said = call(*argv)
+    assert (said.code, said.err) == (0, [])
+    return folder / "out"
+
+
+@pytest.fixture(scope="module")
+def found(folder) -> dict[str, Any]:
+    return read(folder)
+
+
+# --- the folder --------------------------------------------------------------------------------
+
+
+def test_the_folder_has_a_run_a_row_and_the_comparison(folder):
+    assert {path.name for path in folder.iterdir()} >= {
+        *ROWS,
+        "comparison.json",
+        "comparison.csv",
+        "report.html",
+    }
+    for name in ROWS:
+        assert {path.name for path in (folder / name).iterdir()} >= {
+            "config.toml",
+            "metrics.jsonl",
+            "params.safetensors",
+            "summary.json",
+        }
+
+
+def test_comparison_has_the_keys_that_scripts_read(found):
+    assert {"rules", "paired", "config", "seeds"} <= set(found)
+    assert list(found["rules"]) == ROWS
+    for row in found["rules"].values():
+        assert {"metrics", "cost"} <= set(row)
+        assert set(row["cost"]) == {"sweeps", "macs", "seconds", "bytes"}
+        for statistic in row["metrics"].values():
+            assert set(statistic) == {"mean", "std", "values"}
+            assert len(statistic["values"]) == 3
+
+
+def test_a_rows_metrics_are_those_of_its_run(folder, found):
+    for name, row in found["rules"].items():
+        summary = json.loads((folder / name / "summary.json").read_text())
+        assert row["metrics"] == summary["metrics"]
+        assert summary["rule"] == ("eqprop" if name == "eqprop" else "backprop")
+
+
+def test_the_csv_has_the_jsons_errors(folder, found):
+    with (folder / "comparison.csv").open(newline="") as file:
+        lines = {line["rule"]: line for line in csv.DictReader(file)}
+    assert set(ROWS) <= set(lines)
+    for name in ROWS:
+        error = found["rules"][name]["metrics"]["test_error"]["mean"]
+        assert any(
+            float(value) == pytest.approx(error, rel=1e-3)
+            for key, value in lines[name].items()
+            if "error" in key and "mean" in key
+        )
+
+
+# --- null controls -----------------------------------------------------------------------------
+
+
+def test_the_null_controls_are_marked_and_the_rules_are_not(found):
+    marked = {name: row["control"] for name, row in found["rules"].items()}
+    assert marked == {
+        "backprop": False,
+        "eqprop": False,
+        "linear_readout": True,
+        "frozen_hidden": True,
+    }
+    for name, row in found["rules"].items():
+        assert row["note"].startswith("null control: ") == marked[name]
+
+
+def test_the_controls_are_trained_with_what_controls_asks_for(folder):
+    for name in ("linear_readout", "frozen_hidden"):
+        config = load(folder / name / "config.toml").tree
+        assert config["cost"]["name"] == "softmax_cross_entropy"
+        assert config["optimizer"]["layer_rates"][-1] == 0.03
+    assert load(folder / "backprop" / "config.toml").tree["cost"]["name"] == "squared_error"
+
+
+def test_the_linear_readout_has_no_hidden_layer(folder):
+    weights = load_file(folder / "linear_readout" / "params.safetensors")
+    assert {array.shape for array in weights.values()} == {(3, 64, OUT), (3, OUT)}
+
+
+def drawn(folder: Path) -> dict[tuple[int, ...], np.ndarray]:
+    """The initial weights of a run's three seeds, by their shapes."""
+    with jax.enable_x64(False):
+        config = load(folder / "config.toml")
+        leaves = jax.tree.leaves(jax.vmap(build(config).init)(seed_keys(0, 3)[:, 0]))
+    return {leaf.shape: np.asarray(leaf) for leaf in leaves}
+
+
+def kept(folder: Path) -> dict[tuple[int, ...], np.ndarray]:
+    """The weights that a run saved, by their shapes."""
+    return {array.shape: array for array in load_file(folder / "params.safetensors").values()}
+
+
+def test_the_frozen_hidden_layer_stays_as_drawn_and_the_last_one_moves(folder):
+    before, after = (which(folder / "frozen_hidden") for which in (drawn, kept))
+    moved = {shape: float(np.abs(after[shape] - array).max()) for shape, array in before.items()}
+    assert moved[3, 64, HIDDEN] == moved[3, HIDDEN] == 0.0
+    assert min(moved[3, HIDDEN, OUT], moved[3, OUT]) > 0.01
+
+
+def test_a_net_without_a_hidden_layer_has_no_frozen_control(tmp_path):
+    (tmp_path / "c.toml").write_text(XOR)
+    flat = load(tmp_path / "c.toml", ['network.layers=["dense(1)"]'])
+    assert set(_controls(flat.for_controls())) == {"linear_readout"}
+
+
+# --- the same start, and then paired differences -----------------------------------------------
+
+XOR = """\
+seeds = 3
+
+[data]
+name = "xor"
+
+[network]
+layers = ["dense(3, bias_init='normal')", "tanh", "dense(1, bias_init='normal')"]
+
+[solvers.free]
+name = "fixed_steps"
+steps = 2
+
+[solvers.nudged]
+name = "fixed_steps"
+steps = 2
+
+[optimizer]
+name = "sgd"
+learning_rate = 1e-30
+
+[training]
+epochs = 1
+batch_size = 2
+"""
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_compared_rules_and_the_frozen_control_start_from_the_same_weights(call, tmp_path):
+    (tmp_path / "c.toml").write_text(XOR)
+    out = tmp_path / "out"
+    said = call("compare", tmp_path / "c.toml", "--rules", "eqprop,backprop", "--out", out)
+    assert (said.code, said.err) == (0, [])
+    start = drawn(out / "backprop")
+    assert len({seed.tobytes() for seed in start[3, 2, 3]}) == 3
+    for name in ("eqprop", "backprop", "frozen_hidden"):
+        weights = kept(out / name)
+        assert set(weights) == set(start) == {(3, 2, 3), (3, 3), (3, 3, 1), (3, 1)}
+        for shape, array in start.items():
+            np.testing.assert_array_equal(weights[shape], array)
+
+
+def test_every_two_rows_are_compared_once(found):
+    pairs = [(pair["a"], pair["b"]) for pair in found["paired"]]
+    assert pairs == [
+        ("backprop", "eqprop"),
+        ("backprop", "linear_readout"),
+        ("backprop", "frozen_hidden"),
+        ("eqprop", "linear_readout"),
+        ("eqprop", "frozen_hidden"),
+        ("linear_readout", "frozen_hidden"),
+    ]
+    assert {(pair["metric"], pair["n"], pair["level"]) for pair in found["paired"]} == {
+        ("test_error", 3, 0.95)
+    }
+
+
+def test_paired_intervals_are_students(found):
+    widths = []
+    for pair in found["paired"]:
+        a, b = (found["rules"][pair[k]]["metrics"]["test_error"]["values"] for k in ("a", "b"))
+        interval = stats.ttest_rel(a, b).confidence_interval(0.95)
+        assert pair["mean"] == pytest.approx(np.mean(a) - np.mean(b), rel=1e-12)
+        assert (pair["low"], pair["high"]) == pytest.approx((interval.low, interval.high))
+        widths.append(pair["high"] - pair["low"])
+    assert min(widths) > 0
+
+
+def rows_of(metric: str, **values: Any) -> dict[str, Any]:
+    return {name: {"metrics": {metric: {"values": v}}} for name, v in values.items()}
+
+
+numbers = st.integers(2, 8).flatmap(
+    lambda n: arrays(np.float64, (2, n), elements=st.floats(-10, 10, width=16), unique=True)
+)
+
+
+@settings(max_examples=50, deadline=None)
+@given(values=numbers, level=st.sampled_from([0.5, 0.9, 0.95]))
+def test_paired_is_the_interval_of_ttest_rel_for_any_values(values, level):
+    a, b = values
+    if np.ptp(a - b) < 1e-6:
+        return
+    (pair,) = paired(rows_of("test_error", a=a.tolist(), b=b.tolist()), level)
+    interval = stats.ttest_rel(a, b).confidence_interval(level)
+    assert (pair["low"], pair["high"]) == pytest.approx((interval.low, interval.high), rel=1e-9)
+
+
+def test_one_seed_has_a_difference_and_no_interval():
+    assert paired(rows_of("test_rmse", a=[3.0], b=[1.0])) == [
+        {
+            **{"a": "a", "b": "b", "metric": "test_rmse", "mean": 2.0},
+            **{"low": None, "high": None, "level": 0.95, "n": 1},
+        }
+    ]
+
+
+def test_rows_without_a_common_metric_are_not_paired():
+    assert paired(rows_of("test_error", a=[0.1]) | rows_of("test_rmse", b=[1.0])) == []
+
+
+# --- costs -------------------------------------------------------------------------------------
+
+
+def test_backprop_costs_two_products_forward_and_three_back(found):
+    """x·w₁, h·w₂; then ∂C/∂w₁, ∂C/∂w₂ and δ·w₂ᵀ. Nothing needs the error at the input."""
+    macs = found["rules"]["backprop"]["cost"]["macs"]
+    assert macs == 2 * FIRST + 3 * SECOND == 323_584
+
+
+def test_eqprop_costs_one_drive_two_products_a_sweep_and_one_contrast(found):
+    """A sweep of two blocks is s₂·w₂ᵀ and s₁·w₂. The contrast: one product for the first weights,
+    whose input is the same in both phases, one for each phase at the second, and the scaled
+    difference of the two phases' states, which is itself a product with two weights."""
+    sweeps = FREE + 2 * NUDGED
+    contrast = FIRST + 2 * SECOND + BATCH * HIDDEN
+    macs = found["rules"]["eqprop"]["cost"]["macs"]
+    assert macs == FIRST + sweeps * 2 * SECOND + contrast
+
+
+def test_the_linear_readout_costs_one_product_each_way(found):
+    assert found["rules"]["linear_readout"]["cost"]["macs"] == 2 * BATCH * 64 * OUT
+
+
+def test_sweeps_are_those_of_all_phases_and_none_for_backprop(found):
+    sweeps = {name: row["cost"]["sweeps"] for name, row in found["rules"].items()}
+    assert sweeps == {
+        "backprop": 0,
+        "eqprop": FREE + 2 * NUDGED,
+        "linear_readout": 0,
+        "frozen_hidden": 0,
+    }
+
+
+def test_seconds_are_training_time_by_update_and_seed(folder, found):
+    for name, row in found["rules"].items():
+        summary = json.loads((folder / name / "summary.json").read_text())
+        per_epoch = summary["data"]["train"] // BATCH
+        assert summary["updates"] == 2 * per_epoch
+        assert row["cost"]["seconds"] == summary["seconds"]["train"] / summary["updates"] / 3
+        assert row["cost"]["bytes"] > 0
+
+
+def test_the_notes_say_that_the_rules_differentiate_different_functions(found):
+    assert (
+        "backprop on the feed-forward map and eqprop on the settled system differentiate different "
+        "functions of the same parameters." in found["notes"]
+    )
+
+
+# --- ends that are not the planned one ---------------------------------------------------------
+
+
+def test_a_signal_ends_a_comparison_with_130_and_keeps_what_there_is(call, tmp_path, monkeypatch):
+    (tmp_path / "c.toml").write_text(XOR)
+    monkeypatch.setattr(_signals, "asked_to_stop", lambda: signal.SIGINT)
+    out = tmp_path / "out"
+    argv = ["compare", tmp_path / "c.toml", "--rules=backprop,autodiff", "--out", out]
+    said = call(*argv, "--set", "training.epochs=2")
+    assert (said.code, said.err) == (
+        130,
+        [f"bpeq: stopped after epoch 1 of 2; saved {out}/backprop"],
+    )
+    assert {path.name for path in out.iterdir()} == {"backprop"}
+    assert (out / "backprop" / "params.safetensors").exists()
+
+
+def test_a_diverging_row_ends_a_comparison_with_4(call, tmp_path):
+    (tmp_path / "c.toml").write_text(XOR)
+    out = tmp_path / "out"
+    argv = ["compare", tmp_path / "c.toml", "--rules=backprop", "--out", out]
+    said = call(*argv, *("--set", "optimizer.learning_rate=1e9"), *("--set", "training.epochs=30"))
+    assert said.code == 4
+    (line,) = said.err
+    assert line.startswith(f"bpeq: {tmp_path}/c.toml: diverged in epoch ")
+    assert line.endswith(f" are in {out}/backprop/params.safetensors")
+    assert not (out / "comparison.json").exists()
