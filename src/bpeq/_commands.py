@@ -36,7 +36,8 @@ def run(config: ConfigFile, set_: Set = None, out: Out = None, seeds: Seeds = No
 
     checked = _load(config, set_, seeds)
     folder = _folder(out, checked.name)
-    _signals.begin_saving()
+    if "experiment" not in checked.tree:  # a study has its own loops: a signal ends it at once
+        _signals.begin_saving()
     with bar() as track:
         progress = track(checked.tree["rule"]["name"])
         summary = experiment.run(checked, folder, progress, _signals.asked_to_stop)

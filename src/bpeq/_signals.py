@@ -29,9 +29,7 @@ def asked_to_stop() -> int | None:
 
 def _handle(number: int, frame: Any) -> None:
     if not _saving or _seen:
-        os.write(
-            2, b"bpeq: interrupted; nothing was under way\n" if not _saving else b"bpeq: ended\n"
-        )
+        os.write(2, b"bpeq: interrupted; nothing was saved\n" if not _saving else b"bpeq: ended\n")
         os._exit(128 + number)
     _seen.append(number)
     os.write(2, b"bpeq: stopping after this stretch and saving; once more ends at once\n")

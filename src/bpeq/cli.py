@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 from collections.abc import Sequence
 
 from bpeq import _signals
 
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EFBIG, errno.EIO)
 DONE, BUG, BAD_INPUT, BAD_DATA, NUMERICAL = 0, 1, 2, 3, 4
 
 
@@ -41,6 +43,8 @@ def _code(error: Exception) -> int:
     if isinstance(error, ConfigError | FileExistsError):
         return BAD_INPUT
     if isinstance(error, DataError):
+        return BAD_DATA
+    if isinstance(error, OSError) and error.errno in _DISK:
         return BAD_DATA
     from bpeq.experiment import Diverged, Interrupted
 

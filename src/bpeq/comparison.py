@@ -141,7 +141,8 @@ def _cost(config: Config, problem: Problem, summary: dict[str, Any]) -> dict[str
         # A rule settles freely first; its other phases follow.
         phases = sorted((k for k in last if k.startswith("sweeps_")), key="sweeps_free".__ne__)
         args = (params, Batch(x, y), state, key)
-        macs = count_macs(problem.rule.estimate, *args, trips=[last[k] for k in phases])
+        # A loop to a residual sweeps once before it starts.
+        macs = count_macs(problem.rule.estimate, *args, trips=[last[k] - 1 for k in phases])
         memory = temporary_bytes(problem.rule.estimate, *args)
     seconds = summary["seconds"]["train"] / summary["updates"] / summary["seeds"]
     return {"sweeps": last.get("sweeps", 0.0), "macs": macs, "seconds": seconds, "bytes": memory}

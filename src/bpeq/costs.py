@@ -61,11 +61,16 @@ def targets(output: Array, y: Array) -> Array:
     """y in the output's shape and dtype: one-hot where it is integer labels.
 
     Raises:
-      ValueError: y fits the output neither as targets nor as labels.
+      ValueError: y fits the output neither as targets nor as labels, or there is a single class.
     """
     if y.shape == output.shape:
         return y.astype(output.dtype)
     if jnp.issubdtype(y.dtype, jnp.integer) and y.shape == output.shape[:-1]:
+        if output.shape[-1] == 1:
+            raise ValueError(
+                f"labels of shape {y.shape} name classes, and outputs of shape {output.shape} have "
+                "only one; give targets of the outputs' own shape"
+            )
         return jax.nn.one_hot(y, output.shape[-1], dtype=output.dtype)
     raise ValueError(
         f"targets of shape {y.shape} and type {y.dtype} fit outputs of shape {output.shape} "

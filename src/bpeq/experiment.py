@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import tomli_w
 
 from bpeq import runs, training, trees
 from bpeq.config import Config
@@ -54,8 +55,6 @@ def run(
     Raises:
       Diverged, Interrupted: after saving. ConfigError, DataError, FileExistsError: before starting.
     """
-    import tomli_w
-
     if "experiment" in config.tree:
         return _study(config, folder)
     began = time.perf_counter()
@@ -239,6 +238,7 @@ def _study(config: Config, folder: Path) -> dict[str, Any]:
     spec.loader.exec_module(module)
     runs.claim(folder)
     plain = config._replace(tree={k: v for k, v in config.tree.items() if k != "experiment"})
+    runs.write_text(folder / "config.toml", tomli_w.dumps(config.tree))
     about = {"name": config.name, "config": config.tree, "seeds": config.tree["seeds"]}
     summary = {**about, **module.run(plain, folder), "environment": runs.environment()}
     runs.write_json(folder / "summary.json", summary)

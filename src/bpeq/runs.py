@@ -76,6 +76,7 @@ def write_bytes(path: Path, content: bytes) -> None:
             os.fsync(file.fileno())
         temporary.replace(path)
     except OSError as error:
+        temporary.unlink(missing_ok=True)
         raise DataError(f"{path}: cannot write: {error.strerror or error}") from error
 
 

@@ -23,6 +23,7 @@ from typing import (
     get_type_hints,
 )
 
+import numpy as np
 from annotated_types import BaseMetadata, Ge, Gt, Interval, Le, Lt
 
 Positive = Annotated[float, Gt(0)]
@@ -69,8 +70,12 @@ def complaint(hint: Any, value: Any) -> str:
     if get_origin(hint) is Literal:
         choices = get_args(hint)
         return "" if value in choices else "allowed: " + ", ".join(map(repr, choices))
+    if isinstance(hint, type) and issubclass(hint, tuple) and not isinstance(value, hint):
+        return f"must be a {hint.__name__}; was a factory passed without its ()?"
     if get_origin(hint) is not Annotated:
         return ""
+    if isinstance(value, np.generic):
+        value = value.item()
     kind, *limits = get_args(hint)
     if get_origin(kind) is Literal:
         return complaint(kind, value)

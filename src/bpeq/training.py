@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Array, Int
 
@@ -158,7 +159,8 @@ def train(
       key: fixes the rule's init, the order of the examples and all random numbers.
 
     Raises:
-      ValueError: `epochs` or `batch_size` out of range, or x and y of different lengths.
+      ValueError: `epochs` or `batch_size` out of range, x and y of different lengths, or integer
+        labels that are no class of the outputs.
 
     Example:
       >>> import jax, jax.numpy as jnp, optax
@@ -180,12 +182,28 @@ def train(
         raise ValueError(f"train: batch_size = {batch_size}: must be 1 to {n}, the examples given")
     if epochs < 1:
         raise ValueError(f"train: epochs = {epochs}: must be >= 1")
+    _check_labels(rule, params, batch)
     start_key, run_key = jax.random.split(key)
     carry = start(rule, optimizer, params, start_key)
     run = partial(epoch_scan(supervised(rule, optimizer), batch_size), count=epochs)
     x, y = jnp.asarray(batch.x), jnp.asarray(batch.y)
     carry, metrics = jax.jit(run)(carry, x, y, jnp.arange(n), run_key, jnp.asarray(0))
     return TrainResult(carry.params, carry.rule, metrics)
+
+
+def _check_labels(rule: LearningRule, params: Params, batch: Batch) -> None:
+    """At the door: inside jit a label out of range would silently be no class at all."""
+    y = np.asarray(batch.y)
+    if not np.issubdtype(y.dtype, np.integer):
+        return
+    trained = jax.eval_shape(lambda p: rule.init(jax.random.key(0), p)[0], params)
+    x = jax.ShapeDtypeStruct((1, *batch.x.shape[1:]), batch.x.dtype)
+    output = jax.eval_shape(rule.apply, trained, x)
+    if output.ndim == y.ndim + 1 and not ((y >= 0) & (y < output.shape[-1])).all():
+        raise ValueError(
+            f"train: labels from {y.min()} to {y.max()}: must be 0 to {output.shape[-1] - 1}, the "
+            f"network has {output.shape[-1]} outputs"
+        )
 
 
 def _settling(info: dict[str, Any]) -> Metrics:

@@ -54,6 +54,12 @@ def test_targets_of_another_shape_are_refused():
         costs.squared_error().value(jnp.zeros((2, 4)), jnp.zeros(3, jnp.int32))
 
 
+@pytest.mark.parametrize("name", COSTS)
+def test_labels_on_a_single_output_are_refused_as_they_name_one_class_only(name):
+    with pytest.raises(ValueError, match="have only one"):
+        getattr(costs, name)().value(jnp.zeros((4, 1)), jnp.array([0, 1, 1, 0]))
+
+
 def test_softmax_is_holomorphic():
     z = jnp.array([0.3, -1.2, 2.0])
     nudged = jax.lax.complex(z, jnp.array([1e-30, 0.0, 0.0]))

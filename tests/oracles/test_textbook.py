@@ -250,6 +250,21 @@ def test_train_refuses_sizes_that_do_not_fit(change, message):
         train(rule, optax.sgd(1.0), params, Batch(jnp.asarray(X), jnp.asarray(Y)), **arguments)
 
 
+@pytest.mark.parametrize("labels", [[0, 1, 2, 3], [0, -1, 2, 1]])
+def test_train_refuses_labels_that_are_no_class(labels):
+    network = chain(dense(3))
+    params, _ = network.init(jax.random.key(0), (2,))
+    batch = Batch(jnp.asarray(X), jnp.asarray(labels))
+    rule = backprop(network, squared_error())
+    with pytest.raises(ValueError, match="must be 0 to 2, the network has 3 outputs"):
+        train(rule, optax.sgd(1.0), params, batch, epochs=1, batch_size=1, key=jax.random.key(0))
+
+
+def test_a_part_passed_without_its_parentheses_is_refused_by_name():
+    with pytest.raises(ValueError, match=r"backprop: cost = .*must be a Cost"):
+        backprop(chain(dense(3)), squared_error)
+
+
 def test_carry_keeps_its_structure_so_that_scans_can_hold_it():
     network = xor_net()
     rule = backprop(network, squared_error())

@@ -14,11 +14,12 @@ from bpeq.cli import main
 
 
 class Said(NamedTuple):
-    """An exit code, stdout, and the lines of stderr; a finished progress bar is no message."""
+    """An exit code, stdout, the lines of stderr, and whether a progress bar was among them."""
 
     code: int
     out: str
     err: list[str]
+    bar: bool
 
 
 Call = Callable[..., Said]
@@ -38,8 +39,9 @@ def call() -> Call:
             users.enter_context(contextlib.redirect_stdout(out))
             users.enter_context(contextlib.redirect_stderr(err))
             code = main([str(word) for word in argv])
-        lines = [ln for ln in err.getvalue().splitlines() if ln.strip() and " epochs " not in ln]
-        return Said(code, out.getvalue(), lines)
+        lines = [line for line in err.getvalue().splitlines() if line.strip()]
+        messages = [line for line in lines if " epochs " not in line]
+        return Said(code, out.getvalue(), messages, bar=messages != lines)
 
     return call
 

@@ -105,6 +105,7 @@ def refused(call, folder: Path, *argv: object) -> tuple[int, str]:
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
     assert {path for path in folder.rglob("*") if path.is_dir()} == folders
     assert len(said.err) == 1
+    assert not said.bar
     assert said.out == ""
     return said.code, said.err[0]
 
@@ -690,15 +691,6 @@ def test_zero_seeds_are_refused(call, tmp_path, config):
     assert "seeds" in line
     assert "0" in line
     assert ">= 1" in line or "x>=1" in line
-
-
-def test_a_refusal_after_the_data_are_read_writes_one_line_and_no_bar(tmp_path, config, capfd):
-    from bpeq import cli
-
-    code = cli.main(["run", str(config), "--set", "training.batch_size=5"])
-    written = capfd.readouterr().err.splitlines()
-    line = "bpeq: --set training.batch_size = 5: must be 1 to 4, the training set"
-    assert (code, written) == (2, [line])
 
 
 # --- where results go --------------------------------------------------------------------------

@@ -8,9 +8,11 @@ import jax
 from jaxtyping import Array
 
 from bpeq.rules._means import mean_loss, statistics_of
+from bpeq.settings import checked
 from bpeq.types import Batch, Cost, Estimate, Key, Layer, LearningRule, Params, State
 
 
+@checked
 def autodiff(network: Layer, cost: Cost) -> LearningRule:
     """JAX's own reverse mode through the network's forward pass; no hand-written backward.
 

@@ -7,9 +7,11 @@ from typing import Any
 from jaxtyping import Array
 
 from bpeq.rules._means import mean_loss, statistics_of
+from bpeq.settings import checked
 from bpeq.types import Batch, Cost, Estimate, Key, Layer, LearningRule, Params, State
 
 
+@checked
 def backprop(network: Layer, cost: Cost) -> LearningRule:
     """Backpropagation: ∂C/∂θ by the chain rule, with hand-written backward passes.
 

@@ -55,7 +55,8 @@ def eqprop(
       free, nudged: solvers of the phases; None settles to a residual of 1e-6 within 1,000 sweeps.
         Nudged phases start at s⁰.
       beta: β > 0, in units of energy per cost. It is traced: a new β does not compile anew. In
-        float32 round-off grows as 1/β, so the smallest β is not the best.
+        float32 round-off grows as 1/β, so the smallest β is not the best. With linear outputs and
+        squared error the nudge contracts by β a sweep, so nudged phases settle for β < 1 only.
       nudging: see above.
 
     Raises:

@@ -10,6 +10,7 @@ from jaxtyping import Array
 from bpeq import trees
 from bpeq.rules._means import mean_loss
 from bpeq.rules._phases import free_phase
+from bpeq.settings import checked
 from bpeq.solvers import fixed_point
 from bpeq.types import (
     Batch,
@@ -24,6 +25,7 @@ from bpeq.types import (
 )
 
 
+@checked
 def recurrent_backprop(
     system: System, cost: Cost, free: Solver | None = None, adjoint: Solver | None = None
 ) -> LearningRule:
@@ -34,7 +36,9 @@ def recurrent_backprop(
         λ = (∂T/∂s)ᵀ λ + ∂C/∂s        dC/dθ = ∂C/∂θ + λᵀ ∂T/∂θ
 
     The adjoint λ is itself a fixed point, settled by the same kind of solver, with its own
-    residual. It converges wherever the sweep does: both have one spectrum. It needs no energy:
+    residual. At a fixed point it converges wherever the
+    sweep does, both having one spectrum; at a state that has not settled it may diverge, so settle
+    the free phase to a residual. It needs no energy:
     the system's Jacobian may be anything.
 
     Args:
