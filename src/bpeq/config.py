@@ -170,7 +170,7 @@ def _assembled(source: Source, pairs: Sequence[tuple[str, Any]]) -> Tree:
     check_tables(tree)
     done = settle_sections(tree, folder)
     given = done.get("data", {}).get("path")
-    if given and (folder / given).exists():  # beside the config, and found again from elsewhere
+    if given and not Path(given).exists() and (folder / given).exists():  # beside the config
         done["data"]["path"] = str((folder / given).resolve())
     if re.search(r"\w:\w", str(done)):  # perhaps a dotted path: a copy elsewhere must find it too
         done["folder"] = str(folder.resolve())

@@ -60,7 +60,7 @@ def run(
     began = time.perf_counter()
     problem = build(config) if problem is None else problem
     runs.claim(folder)
-    runs.write_text(folder / "config.toml", tomli_w.dumps(config.tree))
+    _write_config(config, folder)
     with jax.enable_x64(config.tree["precision"] == "float64"):
         environment = runs.environment()
         runs.write_json(folder / "environment.json", environment)
@@ -224,6 +224,15 @@ def _about(problem: Problem) -> dict[str, Any]:
     }
 
 
+def _write_config(config: Config, folder: Path) -> None:
+    """The resolved config, its data file by its whole path, so that it loads from anywhere."""
+    data = dict(config.tree.get("data", {}))
+    if "path" in data:
+        data["path"] = str(Path(data["path"]).resolve())
+    tree = {**config.tree, "data": data} if data else config.tree
+    runs.write_text(folder / "config.toml", tomli_w.dumps(tree))
+
+
 def _study(config: Config, folder: Path) -> dict[str, Any]:
     """Runs `run(config, folder)` of the study file that the config names; it returns metrics."""
     path = config.path.parent / config.tree["experiment"]
@@ -238,7 +247,7 @@ def _study(config: Config, folder: Path) -> dict[str, Any]:
     spec.loader.exec_module(module)
     runs.claim(folder)
     plain = config._replace(tree={k: v for k, v in config.tree.items() if k != "experiment"})
-    runs.write_text(folder / "config.toml", tomli_w.dumps(config.tree))
+    _write_config(config, folder)
     about = {"name": config.name, "config": config.tree, "seeds": config.tree["seeds"]}
     summary = {**about, **module.run(plain, folder), "environment": runs.environment()}
     runs.write_json(folder / "summary.json", summary)

@@ -88,6 +88,7 @@ def _import(name: str, folder: Path | None) -> Factory:
     before = list(sys.path)
     extra = [str(Path.cwd()), *([str(folder.resolve())] if folder else [])]
     sys.path.extend(entry for entry in extra if entry not in before)
+    importlib.invalidate_caches()  # a file written a moment ago must be found
     try:
         module = importlib.import_module(module_name)
     except ImportError as error:

@@ -52,9 +52,11 @@ def checked(factory: Callable[P, R]) -> Callable[P, R]:
         bound = signature.bind(*args, **kwargs)
         hints = get_type_hints(factory, include_extras=True)
         for name, value in bound.arguments.items():
-            problem = complaint(hints.get(name, Any), value)
-            if problem:
-                raise ValueError(f"{factory.__name__}: {name} = {value!r}: {problem}")
+            several = signature.parameters[name].kind is inspect.Parameter.VAR_POSITIONAL
+            for each in value if several else (value,):
+                problem = complaint(hints.get(name, Any), each)
+                if problem:
+                    raise ValueError(f"{factory.__name__}: {name} = {each!r}: {problem}")
         return factory(*args, **kwargs)
 
     return build

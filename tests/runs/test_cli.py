@@ -809,7 +809,7 @@ def test_labels_out_of_range_are_the_datas_fault(call, tmp_path, labels, setting
     path = of_data(tmp_path, f'name = "npz"\npath = "mine.npz"\n{settings}')
     code, line = refused(call, tmp_path, "run", path)
     assert code == 3
-    assert line.startswith(f"bpeq: mine.npz: {problem}")
+    assert line.startswith(f"bpeq: {tmp_path}/mine.npz: {problem}")
 
 
 def test_an_absent_npz_is_the_datas_fault(call, tmp_path):
@@ -817,10 +817,20 @@ def test_an_absent_npz_is_the_datas_fault(call, tmp_path):
     assert refused(call, tmp_path, "run", path) == (3, "bpeq: mine.npz: no such file")
 
 
+@pytest.mark.parametrize(
+    ("name", "problem"), [("n" * 5000, "cannot be read: File name too long"), (".", "cannot be")]
+)
+def test_a_path_that_no_disk_can_hold_is_the_datas_fault(call, tmp_path, name, problem):
+    path = of_data(tmp_path, f'name = "npz"\npath = "{name}"')
+    code, line = refused(call, tmp_path, "run", path)
+    assert code == 3
+    assert line.endswith(problem) if len(name) > 1 else "cannot be read: Is a directory" in line
+
+
 def test_a_csv_without_the_target_column_is_the_configs_fault(call, tmp_path):
     write(tmp_path, "a,b\n1,0\n2,1\n", "t.csv")
     path = of_data(tmp_path, 'name = "csv"\npath = "t.csv"\ntarget = "c"')
-    line = f"bpeq: {path}:data.target = 'c': the columns of t.csv are 'a', 'b'"
+    line = f"bpeq: {path}:data.target = 'c': the columns of {tmp_path}/t.csv are 'a', 'b'"
     assert refused(call, tmp_path, "run", path) == (2, line)
 
 
