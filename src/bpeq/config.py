@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 import re
 import tomllib
 from collections.abc import Sequence
@@ -170,7 +171,7 @@ def _assembled(source: Source, pairs: Sequence[tuple[str, Any]]) -> Tree:
     check_tables(tree)
     done = settle_sections(tree, folder)
     given = done.get("data", {}).get("path")
-    if given and not Path(given).exists() and (folder / given).exists():  # beside the config
+    if given and os.path.exists(folder / given):  # beside the config, and found from elsewhere
         done["data"]["path"] = str((folder / given).resolve())
     if re.search(r"\w:\w", str(done)):  # perhaps a dotted path: a copy elsewhere must find it too
         done["folder"] = str(folder.resolve())

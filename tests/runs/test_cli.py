@@ -73,8 +73,15 @@ NO_LITERAL = "is not a literal that a config can hold"
 
 @pytest.fixture(autouse=True)
 def here(tmp_path, monkeypatch):
-    """Runs without --out would be written below the working directory."""
+    """Runs without --out would be written below the working directory.
+
+    The modules of a test's own are forgotten after it.
+    """
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    yield
+    for name in ("cli_parts", "cli_broken", "cli_layer"):
+        sys.modules.pop(name, None)
 
 
 @pytest.fixture
@@ -809,7 +816,7 @@ def test_labels_out_of_range_are_the_datas_fault(call, tmp_path, labels, setting
     path = of_data(tmp_path, f'name = "npz"\npath = "mine.npz"\n{settings}')
     code, line = refused(call, tmp_path, "run", path)
     assert code == 3
-    assert line.startswith(f"bpeq: {tmp_path}/mine.npz: {problem}")
+    assert line.startswith(f"bpeq: mine.npz: {problem}")
 
 
 def test_an_absent_npz_is_the_datas_fault(call, tmp_path):
@@ -818,19 +825,28 @@ def test_an_absent_npz_is_the_datas_fault(call, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "problem"), [("n" * 5000, "cannot be read: File name too long"), (".", "cannot be")]
+    ("name", "problem"),
+    [("n" * 5000, "cannot be read: File name too long"), (".", "cannot be read: Is a directory")],
 )
-def test_a_path_that_no_disk_can_hold_is_the_datas_fault(call, tmp_path, name, problem):
+def test_a_path_that_is_no_files_is_the_datas_fault(call, tmp_path, name, problem):
     path = of_data(tmp_path, f'name = "npz"\npath = "{name}"')
+    assert refused(call, tmp_path, "run", path) == (3, f"bpeq: {name}: {problem}")
+
+
+def test_a_data_file_beside_the_config_is_found_from_elsewhere(call, tmp_path, monkeypatch):
+    np.savez(tmp_path / "mine.npz", x=np.ones((20, 2)), y=np.array([0, 3] * 10))
+    path = of_data(tmp_path, 'name = "npz"\npath = "mine.npz"')
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
     code, line = refused(call, tmp_path, "run", path)
     assert code == 3
-    assert line.endswith(problem) if len(name) > 1 else "cannot be read: Is a directory" in line
+    assert line.startswith(f"bpeq: {tmp_path}/mine.npz: labels: class 1 has no examples")
 
 
 def test_a_csv_without_the_target_column_is_the_configs_fault(call, tmp_path):
     write(tmp_path, "a,b\n1,0\n2,1\n", "t.csv")
     path = of_data(tmp_path, 'name = "csv"\npath = "t.csv"\ntarget = "c"')
-    line = f"bpeq: {path}:data.target = 'c': the columns of {tmp_path}/t.csv are 'a', 'b'"
+    line = f"bpeq: {path}:data.target = 'c': the columns of t.csv are 'a', 'b'"
     assert refused(call, tmp_path, "run", path) == (2, line)
 
 
@@ -861,28 +877,28 @@ MODULE = "from __future__ import annotations\n" + MODULE
 
 PATHS = [
     ("rule.name", "nowhere:rule", "cannot import 'nowhere': No module named 'nowhere'"),
-    ("system.name", "own_parts:absent", "the module 'own_parts' has no factory 'absent'"),
-    ("rule.name", "own_parts:number", "the module 'own_parts' has no factory 'number'"),
-    ("rule.name", "own_parts:", "'own_parts:' is no dotted path such as 'package.module:factory'"),
+    ("system.name", "cli_parts:absent", "the module 'cli_parts' has no factory 'absent'"),
+    ("rule.name", "cli_parts:number", "the module 'cli_parts' has no factory 'number'"),
+    ("rule.name", "cli_parts:", "'cli_parts:' is no dotted path such as 'package.module:factory'"),
     ("rule.name", ":rule", "':rule' is no dotted path such as 'package.module:factory'"),
     ("rule.name", "..a:rule", "'..a:rule' is no dotted path such as 'package.module:factory'"),
     ("data.name", "builtins:exec", "'builtins' is Python's own module, which holds no factories"),
     (
         "cost.name",
-        "own_parts:unreadable",
-        "the signature of 'own_parts:unreadable' cannot be read: name 'Missing' is not defined",
+        "cli_parts:unreadable",
+        "the signature of 'cli_parts:unreadable' cannot be read: name 'Missing' is not defined",
     ),
-    ("schedule.name", "own_parts:needs", "missing a required argument: 'cost_'"),
+    ("schedule.name", "cli_parts:needs", "missing a required argument: 'cost_'"),
     ("optimizer.name", "bpeq.layers:flatten", None),
-    ("data.name", "own_parts:nothing", "gives a NoneType; it must give a Dataset"),
+    ("data.name", "cli_parts:nothing", "gives a NoneType; it must give a Dataset"),
     ("cost.name", "bpeq.layers:tanh", "gives a Layer; it must give a Cost"),
     ("system.name", "bpeq.layers:tanh", "gives a Layer; it must give a System"),
     ("rule.name", "bpeq.layers:tanh", "gives a Layer; it must give a LearningRule"),
-    ("network.layers.1", "own_parts:nothing", "own_parts:nothing gives a NoneType, not a Layer"),
+    ("network.layers.1", "cli_parts:nothing", "cli_parts:nothing gives a NoneType, not a Layer"),
     (
         "network.layers.1",
-        "own_parts:needs",
-        "own_parts:needs: missing a required argument: 'cost_'",
+        "cli_parts:needs",
+        "cli_parts:needs: missing a required argument: 'cost_'",
     ),
 ]
 
@@ -891,9 +907,7 @@ PATHS = [
 def test_a_dotted_path_that_gives_no_such_part_is_refused(
     call, tmp_path, config, monkeypatch, key, name, remedy
 ):
-    monkeypatch.setattr(sys, "dont_write_bytecode", True)
-    monkeypatch.delitem(sys.modules, "own_parts", raising=False)
-    write(tmp_path, MODULE, "own_parts.py")
+    write(tmp_path, MODULE, "cli_parts.py")
     line = f"bpeq: --set {key} = {name!r}: {remedy}"
     if remedy is None:
         line = f"bpeq: {config}:optimizer.learning_rate = 0.01: unknown key; allowed: none here"
@@ -903,21 +917,36 @@ def test_a_dotted_path_that_gives_no_such_part_is_refused(
 @pytest.mark.parametrize(
     ("code", "problem"),
     [
-        ("x = = 1", "SyntaxError: invalid syntax (own_broken.py, line 1)"),
+        ("x = = 1", "SyntaxError: invalid syntax (cli_broken.py, line 1)"),
         ("import nowhere", "No module named 'nowhere'"),
-        ("\nx = 1 / 0", "own_broken.py, line 2: ZeroDivisionError: division by zero"),
+        ("\nx = 1 / 0", "cli_broken.py, line 2: ZeroDivisionError: division by zero"),
     ],
 )
 def test_a_users_module_that_fails_is_told_where(
     call, tmp_path, config, monkeypatch, code, problem
 ):
-    monkeypatch.setattr(sys, "dont_write_bytecode", True)
-    write(tmp_path, code, "own_broken.py")
-    line = f"bpeq: --set rule.name = 'own_broken:rule': cannot import 'own_broken': {problem}"
+    write(tmp_path, code, "cli_broken.py")
+    line = f"bpeq: --set rule.name = 'cli_broken:rule': cannot import 'cli_broken': {problem}"
     path = list(sys.path)
-    said = refused(call, tmp_path, "run", config, "--set", "rule.name=own_broken:rule")
+    said = refused(call, tmp_path, "run", config, "--set", "rule.name=cli_broken:rule")
     assert said == (2, line)
     assert sys.path == path
+
+
+def test_two_modules_of_one_name_are_told_apart(call, tmp_path, config):
+    write(tmp_path, MODULE, "cli_parts.py")
+    argv = ["show", "config", config, "--set", "network.layers.1=cli_parts:nothing"]
+    assert call(*argv).code == 0
+    (tmp_path / "other").mkdir()
+    write(tmp_path / "other", MODULE, "cli_parts.py")
+    (tmp_path / "cli_parts.py").unlink()
+    argv[2] = write(tmp_path / "other", CONFIG)
+    line = (
+        "bpeq: --set network.layers.1 = 'cli_parts:nothing': cannot import 'cli_parts': it is "
+        f"already loaded from {tmp_path}/cli_parts.py, not {tmp_path}/other/cli_parts.py; "
+        "rename one"
+    )
+    assert refused(call, tmp_path, *argv) == (2, line)
 
 
 # --- what works --------------------------------------------------------------------------------
@@ -977,10 +1006,8 @@ def scaled(features: Count, error: Positive = 1.0) -> Layer:
 def test_check_exits_4_where_a_backward_is_wrong_by_a_thousandth(
     call, tmp_path, config, monkeypatch, error
 ):
-    monkeypatch.setattr(sys, "dont_write_bytecode", True)
-    monkeypatch.delitem(sys.modules, "own_layer", raising=False)
-    write(tmp_path, CHECKED, "own_layer.py")
-    said = call("check", config, "--set", f'network.layers=["own_layer:scaled(1, error={error})"]')
+    write(tmp_path, CHECKED, "cli_layer.py")
+    said = call("check", config, "--set", f'network.layers=["cli_layer:scaled(1, error={error})"]')
     rows = [line.split("│") for line in said.out.splitlines() if "float" in line]
     passed = {row[1].strip(): row[4].strip() == "ok" for row in rows}
     right = error == 1.0

@@ -514,7 +514,7 @@ def test_a_users_rule_by_stateless_learns_as_autodiff_does(call, tmp_path, modul
 
 def test_a_users_layer_and_loader_take_checked_settings(call, tmp_path, module):
     module(
-        "own_parts",
+        "own_wide",
         """
         import numpy as np
         from bpeq.data import Dataset, finish, shuffled
@@ -531,7 +531,7 @@ def test_a_users_layer_and_loader_take_checked_settings(call, tmp_path, module):
             return finish("line", x, 3 * x, splits, task="regression", outputs=1)
         """,
     )
-    own = ['network.layers=["own_parts:wide(2)", "tanh", "dense(1)"]', "data.name=own_parts:line"]
+    own = ['network.layers=["own_wide:wide(2)", "tanh", "dense(1)"]', "data.name=own_wide:line"]
     folder = run(call, tmp_path, XOR, *sets(*own, "data.rows=30"))
     found = summary(folder)
     assert (found["data"]["name"], found["data"]["train"], found["data"]["test"]) == ("line", 22, 6)
@@ -546,7 +546,7 @@ def test_a_users_layer_and_loader_take_checked_settings(call, tmp_path, module):
         2,
         ["bpeq: --set data.rows = 0: must be a whole number >= 1"],
     )
-    wrong = 'network.layers=["own_parts:wide(0)"]'
+    wrong = 'network.layers=["own_wide:wide(0)"]'
     said = call("run", tmp_path / "c.toml", *sets(wrong))
     assert said.err == ["bpeq: --set network.layers.0.width = 0: must be a whole number >= 1"]
 
