@@ -171,8 +171,8 @@ def _assembled(source: Source, pairs: Sequence[tuple[str, Any]]) -> Tree:
     check_tables(tree)
     done = settle_sections(tree, folder)
     given = done.get("data", {}).get("path")
-    if given and os.path.exists(folder / given):  # beside the config, and found from elsewhere
-        done["data"]["path"] = str((folder / given).resolve())
+    if isinstance(given, str) and given and os.path.exists(folder / given):
+        done["data"]["path"] = str((folder / given).resolve())  # found from elsewhere too
     if re.search(r"\w:\w", str(done)):  # perhaps a dotted path: a copy elsewhere must find it too
         done["folder"] = str(folder.resolve())
     return done

@@ -8,6 +8,7 @@ import inspect
 import sys
 import traceback
 from collections.abc import Callable, Iterable
+from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -90,6 +91,7 @@ def _import(name: str, folder: Path | None) -> Factory:
     sys.path.extend(entry for entry in extra if entry not in before)
     importlib.invalidate_caches()  # a file written a moment ago must be found
     try:
+        _check_unambiguous(module_name.partition(".")[0])
         module = importlib.import_module(module_name)
     except ImportError as error:
         raise ValueError(f"cannot import {module_name!r}: {error}") from error
@@ -110,3 +112,11 @@ def _import(name: str, folder: Path | None) -> Factory:
     except Exception as error:
         raise ValueError(f"the signature of {name!r} cannot be read: {error}") from error
     return factory
+
+
+def _check_unambiguous(name: str) -> None:
+    """A module of that name that is already loaded is the one that would be found now."""
+    loaded = getattr(sys.modules.get(name), "__file__", None)
+    found = PathFinder.find_spec(name) if loaded else None
+    if found and found.origin and Path(found.origin).resolve() != Path(loaded).resolve():
+        raise ImportError(f"it is already loaded from {loaded}, not {found.origin}; rename one")
