@@ -118,5 +118,5 @@ def _check_unambiguous(name: str) -> None:
     """A module of that name that is already loaded is the one that would be found now."""
     loaded = getattr(sys.modules.get(name), "__file__", None)
     found = PathFinder.find_spec(name) if loaded else None
-    if found and found.origin and Path(found.origin).resolve() != Path(loaded).resolve():
+    if loaded and found and found.origin and Path(found.origin).resolve() != Path(loaded).resolve():
         raise ImportError(f"it is already loaded from {loaded}, not {found.origin}; rename one")
