@@ -133,7 +133,7 @@ def test_a_shape_that_does_not_fit_is_refused(layer, shape, message):
 def test_combinators_refuse_what_is_no_layer():
     with pytest.raises(ValueError, match="at least one layer"):
         residual()
-    with pytest.raises(ValueError, match="is not a layer"):
+    with pytest.raises(ValueError, match="must be a Layer"):
         residual(tanh)
     with pytest.raises(ValueError, match="n = 0: must be >= 1"):
         repeat(tanh(), 0)

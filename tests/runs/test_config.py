@@ -180,6 +180,11 @@ def test_an_override_is_toml_or_else_plain_text(path, text, value):
     assert load(path, [f"rule.nudging={text}"]).tree["rule"]["nudging"] == value
 
 
+def test_a_second_line_in_an_override_is_not_dropped_in_silence(path):
+    with pytest.raises(ConfigError, match=r"--set seed = '4\\nseeds = 9': must be a whole number"):
+        load(path, ["seed=4\nseeds = 9"])
+
+
 def test_with_rule_is_an_override_that_leaves_the_others_alone(path):
     config = load(path, ["training.epochs=9", "rule.beta=0.7"])
     backprop = config.with_rule("backprop")
@@ -389,6 +394,12 @@ def test_a_whole_number_beyond_all_floats_is_out_of_range_in_python_too():
     assert complaint(Annotated[float, Ge(0)], 10**400) == "must be >= 0"
     assert complaint(Count, 2**31) == "must be >= 1 and < 2147483648"
     assert complaint(Count, 2**31 - 1) == ""
+
+
+@pytest.mark.parametrize("value", [True, False])
+def test_true_and_false_are_no_numbers_in_python_either(value):
+    assert complaint(Count, value) == "must be a whole number >= 1"
+    assert complaint(NonNegative, value) == "must be a number >= 0"
 
 
 def test_none_is_not_offered_for_a_setting_that_may_be_left_out():
