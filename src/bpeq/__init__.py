@@ -10,17 +10,23 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from bpeq import costs, data, layers, optimizers, rules, solvers, systems, types
+    from bpeq.fidelity import gradient_fidelity
     from bpeq.loading import load_run
     from bpeq.training import train
 
 __version__ = "0.1.0"
 
 _MODULES = ("costs", "data", "layers", "optimizers", "rules", "solvers", "systems", "types")
-_FUNCTIONS = {"train": "bpeq.training", "load_run": "bpeq.loading"}
+_FUNCTIONS = {
+    "train": "bpeq.training",
+    "load_run": "bpeq.loading",
+    "gradient_fidelity": "bpeq.fidelity",
+}
 
 __all__ = [
     "costs",
     "data",
+    "gradient_fidelity",
     "layers",
     "load_run",
     "optimizers",

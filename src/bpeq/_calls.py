@@ -6,10 +6,10 @@ import ast
 import inspect
 import re
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from bpeq._schema import Fault, settle, wires
 from bpeq.registry import choices, resolve
@@ -17,6 +17,7 @@ from bpeq.types import Layer
 
 Spec = dict[str, Any]
 Lookup = Callable[[str], Callable[..., Any]]
+K = TypeVar("K")
 _CALL = re.compile(r"\s*([A-Za-z_][\w.]*(?::[A-Za-z_]\w*)?)\s*(?:\((.*)\))?\s*", re.DOTALL)
 _TOO_DEEP = "cannot be read as a call: nested too deeply"
 
@@ -73,13 +74,8 @@ def parse_network(network: dict[str, Any], folder: Path) -> dict[str, Any]:
     if not isinstance(layers, list) or not layers:
         raise Fault("network.layers", layers, 'must be a list of layers such as ["dense(128)"]')
     lookup = partial(resolve, "layers", folder=folder)
-    parsed = []
-    for i, given in enumerate(layers):
-        try:
-            parsed.append(parse_layer(given, lookup))
-        except ValueError as error:
-            raise Fault(f"network.layers.{i}", given, str(error)) from None
-    return {**network, "layers": parsed}
+    parsed = parse_each("network.layers", dict(enumerate(layers)), lookup)
+    return {**network, "layers": list(parsed.values())}
 
 
 def settle_network(network: dict[str, Any], folder: Path) -> dict[str, Any]:
@@ -89,13 +85,38 @@ def settle_network(network: dict[str, Any], folder: Path) -> dict[str, Any]:
         if key != "layers":
             raise Fault(f"network.{key}", network[key], f"unknown key; {choices(['layers'], key)}")
     lookup = partial(resolve, "layers", folder=folder)
-    done = []
-    for i, spec in enumerate(layers):
+    settled = settle_each("network.layers", dict(enumerate(layers)), lookup)
+    return {"layers": list(settled.values())}
+
+
+def parse_each(place: str, calls: Mapping[K, Any], lookup: Lookup) -> dict[K, Spec]:
+    """Several layers' calls parsed, each under its key.
+
+    Raises:
+      Fault: one cannot be; its key is `place.KEY`.
+    """
+    parsed = {}
+    for key, given in calls.items():
         try:
-            done.append(settle_layer(spec, lookup))
+            parsed[key] = parse_layer(given, lookup)
+        except ValueError as error:
+            raise Fault(f"{place}.{key}", given, str(error)) from None
+    return parsed
+
+
+def settle_each(place: str, calls: Mapping[K, Any], lookup: Lookup) -> dict[K, Spec]:
+    """Several layers' calls parsed, their settings checked and completed, each under its key.
+
+    Raises:
+      Fault: a call cannot be parsed or a setting is wrong; its key is the path below `place`.
+    """
+    settled = {}
+    for key, spec in parse_each(place, calls, lookup).items():
+        try:
+            settled[key] = settle_layer(spec, lookup)
         except Fault as fault:
-            raise Fault(f"network.layers.{i}.{fault.key}", fault.value, fault.remedy) from None
-    return {"layers": done}
+            raise Fault(f"{place}.{key}.{fault.key}", fault.value, fault.remedy) from None
+    return settled
 
 
 def settle_layer(spec: Spec, lookup: Lookup) -> Spec:

@@ -56,20 +56,43 @@ def compare(
 ) -> None:
     """Train a config under several rules and the null controls, and set them side by side."""
     from bpeq import _signals, comparison
-    from bpeq._schema import ConfigError
     from bpeq._terminal import bar, console
     from bpeq.report import comparison_table, write_comparison_report
 
     checked = _load(config, set_, seeds)
-    names = [name.strip() for name in rules.split(",") if name.strip()]
-    if not names or len(set(names)) < len(names):
-        raise ConfigError(f"--rules = {rules!r}: must be different rules, such as backprop,eqprop")
+    names = _names(rules)
     folder = _folder(out, f"{checked.name}-compare")
     _signals.begin_saving()
     with bar() as track:
         result = comparison.compare(checked, names, folder, track, _signals.asked_to_stop)
     console.print(comparison_table(result))
     console.print(f"{write_comparison_report(folder)}", soft_wrap=True, highlight=False)
+
+
+@app.command()
+def fidelity(
+    config: ConfigFile,
+    rules: Annotated[
+        str | None, typer.Option("--rules", help="names, separated by commas; the config's own")
+    ] = None,
+    trained: Annotated[
+        Path | None, typer.Option("--run", help="a run folder, for its weights; initial if absent")
+    ] = None,
+    set_: Set = None,
+    out: Out = None,
+) -> None:
+    """Set each rule's gradient, layer by layer, against the exact gradient of the same function."""
+    from bpeq import microscope
+    from bpeq._terminal import bar, console
+    from bpeq.report import fidelity_table, write_fidelity_report
+
+    checked = _load(config, set_, None)
+    names = _names(rules) if rules is not None else [checked.tree["rule"]["name"]]
+    folder = _folder(out, f"{checked.name}-fidelity")
+    with bar("measurements") as track:
+        result = microscope.measure(checked, names, folder, trained, track("fidelity"))
+    console.print(fidelity_table(result))
+    console.print(f"{write_fidelity_report(folder)}", soft_wrap=True, highlight=False)
 
 
 @app.command()
@@ -110,6 +133,15 @@ def show(
     from bpeq.showing import describe
 
     console.print(describe(what, name, set_ or ()), markup=False, highlight=False, soft_wrap=True)
+
+
+def _names(rules: str) -> list[str]:
+    from bpeq._schema import ConfigError
+
+    names = [name.strip() for name in rules.split(",") if name.strip()]
+    if not names or len(set(names)) < len(names):
+        raise ConfigError(f"--rules = {rules!r}: must be different rules, such as backprop,eqprop")
+    return names
 
 
 def _load(path: Path, overrides: list[str] | None, seeds: int | None) -> Config:

@@ -23,7 +23,7 @@ SECTIONS = {
     "schedule": ("schedules", "constant"),
 }
 """Section -> (kind of factory, the name taken where the section is absent)."""
-TABLES = (*SECTIONS, "network", "solvers", "training", "rules", "controls")
+TABLES = (*SECTIONS, "network", "solvers", "training", "fidelity", "rules", "controls")
 _OWN = ("cost", "system", "optimizer", "schedule", "network", "solvers", "training")
 """The sections that a rule, or the null controls, may want different."""
 

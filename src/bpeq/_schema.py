@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cache
 from types import NoneType, UnionType
 from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
@@ -16,6 +16,8 @@ from bpeq.settings import allowed
 from bpeq.types import Cost, Layer, LearningRule, Solver, System
 
 WORDS = (Layer, Cost, System, Solver, LearningRule)
+LayerTable = dict[str, dict[str, Any]]
+"""How a config holds an argument that maps keys to layers: a spec each, as in [network]."""
 
 
 class ConfigError(ValueError):
@@ -38,9 +40,24 @@ def wires(factory: Callable[..., Any]) -> dict[str, type]:
     for name in inspect.signature(factory).parameters:
         options = (hints.get(name), *get_args(hints.get(name)))
         word = next((w for w in WORDS if w in options), None)
-        if word is not None:
+        if word is not None and name not in layer_tables(factory):
             found[name] = word
     return found
+
+
+@cache
+def layer_tables(factory: Callable[..., Any]) -> tuple[str, ...]:
+    """The settings that map keys to layers, such as hopfield's `skips`: a call for each key."""
+    hints = get_type_hints(factory)
+
+    def maps_to_layers(hint: Any) -> bool:
+        return get_origin(hint) in (dict, Mapping) and get_args(hint)[1] is Layer
+
+    return tuple(
+        name
+        for name in inspect.signature(factory).parameters
+        if any(map(maps_to_layers, _options(hints.get(name))))
+    )
 
 
 @cache
@@ -52,7 +69,8 @@ def fields(factory: Callable[..., Any]) -> dict[str, tuple[Any, Any]]:
         variadic = parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
         if name not in wires(factory) and not variadic:
             default = ... if parameter.default is parameter.empty else parameter.default
-            found[name] = (hints.get(name, Any), default)
+            hint = LayerTable if name in layer_tables(factory) else hints.get(name, Any)
+            found[name] = (hint, default)
     return found
 
 
@@ -111,6 +129,8 @@ def kind_of(hint: Any) -> str:
     for kind, noun in nouns:
         if hint is kind or (get_origin(hint) is Annotated and get_args(hint)[0] is kind):
             return noun
+    if hint == LayerTable:
+        return 'a table of layers such as {"0-2" = "dense(10)"}'
     if get_origin(hint) is list:
         entry = get_args(hint)[0]
         return f"a list, each entry {kind_of(entry)} {allowed(entry)}".strip()

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
-from annotated_types import Interval
+from annotated_types import Ge, Interval
 
 from bpeq import registry
 from bpeq._calls import settle_network
 from bpeq._overrides import SECTIONS, TABLES, resolve
 from bpeq._schema import Fault, settle, wires
-from bpeq.settings import Count, NonNegative
+from bpeq.settings import Count, NonNegative, Positive
 from bpeq.types import Solver
 
 Tree = dict[str, Any]
+Points = Annotated[int, Ge(2)]
 
 
 class Run(NamedTuple):
@@ -42,6 +44,24 @@ class Rates(NamedTuple):
     clip_norm: NonNegative | None = None
 
 
+class Fidelity(NamedTuple):
+    """[fidelity]: what `bpeq fidelity` measures; with it a run records its rule's fidelity too.
+
+    examples: training examples of the one batch. betas: a grid of β for every one of `nudgings`,
+    which are eqprop's, such as "holomorphic-4" for N = 4. points: a grid of N. sweeps: a grid of
+    sweeps for free and nudged phases alike. precisions: where the grids are run; the config's own
+    if absent. gdu: also set EP's updates, sweep by sweep, against BPTT's.
+    """
+
+    examples: Count = 32
+    betas: list[Positive] | None = None
+    nudgings: list[str] | None = None
+    points: list[Points] | None = None
+    sweeps: list[Count] | None = None
+    precisions: list[Literal["float32", "float64"]] | None = None
+    gdu: bool = False
+
+
 def settle_sections(tree: Tree, folder: Path) -> Tree:
     """Every section checked and completed."""
     top = {key: value for key, value in tree.items() if key not in TABLES}
@@ -65,6 +85,9 @@ def settle_sections(tree: Tree, folder: Path) -> Tree:
         done["network"] = settle_network(tree["network"], folder)
     if "training" in tree or "experiment" not in done:
         done["training"] = _at("training", settle, Training, tree.get("training", {}))
+    if "fidelity" in tree:
+        done["fidelity"] = _stated(_at("fidelity", settle, Fidelity, tree["fidelity"]))
+        _check_nudgings(done["fidelity"].get("nudgings", []))
     done["solvers"] = _solvers(tree.get("solvers", {}), done["rule"]["name"], folder)
     return done
 
@@ -90,6 +113,15 @@ def _solvers(given: Tree, rule: str, folder: Path) -> Tree:
             raise Fault(f"solvers.{key}", value, "must be a section")
         done[key] = _section("solvers", f"solvers.{key}", value, folder)
     return done
+
+
+def _check_nudgings(names: list[str]) -> None:
+    for i, name in enumerate(names):
+        circle = re.fullmatch(r"(holomorphic|online)-([1-9]\d*)", name)
+        if name not in ("one-sided", "centered") and not (circle and int(circle[2]) >= 2):
+            known = ["one-sided", "centered", "holomorphic-N", "online-N"]
+            remedy = f"{registry.choices(known, name)} (N >= 2, such as holomorphic-4)"
+            raise Fault(f"fidelity.nudgings.{i}", name, remedy)
 
 
 def _at(place: str, check: Any, *args: Any) -> Any:

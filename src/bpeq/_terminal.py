@@ -15,13 +15,16 @@ from bpeq.layers import CheckRow
 console = Console()
 
 
+Track = Callable[[str], Callable[[int, int, dict[str, Any]], None]]
+
+
 @contextmanager
-def bar() -> Iterator[Callable[[str], Callable[[int, int, dict[str, Any]], None]]]:
+def bar(unit: str = "epochs") -> Iterator[Track]:
     """A progress display; `track(name)` adds a bar and gives the callback that moves it."""
     progress = Progress(
         TextColumn("{task.description}"),
         BarColumn(),
-        TextColumn("{task.completed}/{task.total} epochs"),
+        TextColumn(f"{{task.completed}}/{{task.total}} {unit}"),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
         TextColumn("{task.fields[said]}"),
@@ -35,7 +38,8 @@ def bar() -> Iterator[Callable[[str], Callable[[int, int, dict[str, Any]], None]
             if not tasks:  # only now: a run that is refused before it starts shows no bar
                 progress.start()
                 tasks.append(progress.add_task(name, total=total, said="compiling"))
-            progress.update(tasks[0], completed=done, said=_headline(row) or "compiling")
+            said = row.get("said", _headline(row) or "compiling")
+            progress.update(tasks[0], completed=done, said=said)
 
         return move
 

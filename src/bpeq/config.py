@@ -6,15 +6,15 @@ import inspect
 import os
 import re
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from bpeq import registry
-from bpeq._calls import build_layer, parse_network
+from bpeq._calls import build_layer, parse_each, parse_network, settle_each
 from bpeq._overrides import SECTIONS, Source, check_tables, chosen_rule, lay, put, read_pair
-from bpeq._schema import ConfigError, Fault, fields
+from bpeq._schema import ConfigError, Fault, fields, layer_tables
 from bpeq._sections import settle_sections
 from bpeq.types import DataError
 
@@ -66,6 +66,9 @@ class Config(NamedTuple):
         name = settings["name"]
         factory = registry.resolve(kind, name, self.folder)
         arguments = {key: settings[key] for key in fields(factory) if key in settings}
+        for key in layer_tables(factory):
+            if key in arguments:
+                arguments[key] = self._build_each(f"{section}.{key}", arguments[key])
         arguments |= wired or {}
         try:
             inspect.signature(factory).bind(**arguments)
@@ -76,10 +79,13 @@ class Config(NamedTuple):
         except DataError:
             raise
         except ValueError as error:
-            said = re.fullmatch(r"\w+: (\w+) = .*?: (.*)", str(error), re.DOTALL)
+            said = re.fullmatch(r"\w+: (\w+) = (.*?): (.*)", str(error), re.DOTALL)
             if said is None or said[1] not in settings:
                 raise self.fault(f"{section}.name", name, str(error)) from error
-            raise self.fault(f"{section}.{said[1]}", settings[said[1]], said[2]) from error
+            place, value, entry = f"{section}.{said[1]}", settings[said[1]], said[2].strip("'")
+            if said[1] in layer_tables(factory) and entry in value:  # one of its layers
+                place, value = f"{place}.{entry}", value[entry]["name"]
+            raise self.fault(place, value, said[3]) from error
         if not isinstance(made, registry.WORDS[kind]):
             wanted = registry.WORDS[kind].__name__
             remedy = f"gives a {type(made).__name__}; it must give a {wanted}"
@@ -92,14 +98,19 @@ class Config(NamedTuple):
 
         if "network" not in self.tree:
             return None
+        specs = dict(enumerate(self.tree["network"]["layers"]))
+        return chain(*self._build_each("network.layers", specs).values())
+
+    def _build_each(self, place: str, specs: Mapping[Any, Tree]) -> dict[Any, Any]:
+        """Several layers, each under its spec's key."""
         lookup = partial(registry.resolve, "layers", folder=self.folder)
-        layers = []
-        for i, spec in enumerate(self.tree["network"]["layers"]):
+        made = {}
+        for key, spec in specs.items():
             try:
-                layers.append(build_layer(spec, lookup))
+                made[key] = build_layer(spec, lookup)
             except ValueError as error:
-                raise self.fault(f"network.layers.{i}", spec["name"], str(error)) from error
-        return chain(*layers)
+                raise self.fault(f"{place}.{key}", spec["name"], str(error)) from error
+        return made
 
     def _under(self, rule: str) -> list[str]:
         """The overrides, with another rule's name and without settings that it does not have."""
@@ -165,17 +176,38 @@ def _assembled(source: Source, pairs: Sequence[tuple[str, Any]]) -> Tree:
     tree = lay(source.file, pairs, source.controls, folder)
     if "network" in tree:
         tree["network"] = parse_network(tree["network"], folder)
+    tree = _with_tables(tree, folder, parse_each)
     for key, value in pairs:
         if key.partition(".")[0] not in ("rules", "controls"):
             put(tree, key, value)
     check_tables(tree)
-    done = settle_sections(tree, folder)
+    done = settle_sections(_with_tables(tree, folder, settle_each), folder)
     given = done.get("data", {}).get("path")
     if isinstance(given, str) and given and os.path.exists(folder / given):
         done["data"]["path"] = str((folder / given).resolve())  # found from elsewhere too
     if re.search(r"\w:\w", str(done)):  # perhaps a dotted path: a copy elsewhere must find it too
         done["folder"] = str(folder.resolve())
     return done
+
+
+def _with_tables(tree: Tree, folder: Path, change: Callable[..., Tree]) -> Tree:
+    """The tree with the layers changed in every table of layers, such as [system] skips.
+
+    What is no table, and a section whose factory is not found, is left for its section's own check.
+    """
+    lookup = partial(registry.resolve, "layers", folder=folder)
+    changed = dict(tree)
+    for section, (kind, default) in SECTIONS.items():
+        given = tree.get(section, {})
+        try:
+            factory = registry.resolve(kind, str(given.get("name", default)), folder)
+        except ValueError:
+            continue
+        for key in layer_tables(factory):
+            if isinstance(given.get(key), dict):
+                own = change(f"{section}.{key}", given[key], lookup)
+                changed[section] = {**changed[section], key: own}
+    return changed
 
 
 def _check_others(source: Source) -> None:

@@ -16,6 +16,7 @@ import tomli_w
 from bpeq import runs, training, trees
 from bpeq.config import Config
 from bpeq.layers import cut
+from bpeq.probe import before_and_after
 from bpeq.problem import Problem, build, seed_keys
 from bpeq.types import Params
 
@@ -65,6 +66,7 @@ def run(
         environment = runs.environment()
         runs.write_json(folder / "environment.json", environment)
         params, metrics, seconds, last = _train(config, problem, folder, progress, stop)
+        fidelity = before_and_after(config, problem, params) if "fidelity" in config.tree else {}
     runs.save_arrays(folder / "params.safetensors", params)
     seconds["total"] = time.perf_counter() - began
     summary = {
@@ -80,6 +82,8 @@ def run(
         "data": _about(problem),
         "environment": environment,
     }
+    if fidelity:
+        summary["fidelity"] = fidelity
     runs.write_json(folder / "summary.json", summary)
     return summary
 

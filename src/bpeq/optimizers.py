@@ -185,6 +185,7 @@ def _ratios(network: Layer, per_block: Sequence[float]) -> list[float]:
 
 
 def _scaled(updates: Params, ratios: Sequence[float]) -> Any:
+    ratios = [*ratios, *[1.0] * (len(updates) - len(ratios))]  # entries that a system appends
     return tuple(
         jax.tree.map(lambda u, ratio=ratio: ratio * u, part)
         for part, ratio in zip(updates, ratios, strict=True)

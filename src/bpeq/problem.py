@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from inspect import signature
 from typing import Any, NamedTuple
 
 import jax
@@ -25,6 +26,7 @@ class Problem(NamedTuple):
     cost: Cost
     rule: LearningRule
     system: System | None
+    solvers: dict[str, Solver]
     data: Dataset
     optimizer: optax.GradientTransformation
     init: Callable[[Key], Params]
@@ -66,9 +68,13 @@ def build(config: Config, data: Dataset | None = None) -> Problem:
             elif word is System:
                 wired[name] = _system(config, network)
                 init = wired[name].init
+            elif word is Layer:
+                optional = signature(rule_factory).parameters[name].default is None
+                wired[name] = network if optional else _need_network(config, network)
             else:
-                wired[name] = _need_network(config, network) if word is Layer else cost
+                wired[name] = cost
         rule = config.build("rule", wired)
+        _check_optimizer(config, rule)
         _check_fit(config, data, _need_network(config, network) if init is None else init)
         rows = _for_seeds(data.train, config.tree["seeds"])
         optimizer = _optimizer(config, network, rows.shape[1])
@@ -77,6 +83,7 @@ def build(config: Config, data: Dataset | None = None) -> Problem:
             cost,
             rule,
             next((part for part in wired.values() if isinstance(part, System)), None),
+            {k: part for k, part in wired.items() if k in config.tree["solvers"]},
             data,
             optimizer,
             lambda key: init(key, data.x.shape[1:])[0],
@@ -84,6 +91,15 @@ def build(config: Config, data: Dataset | None = None) -> Problem:
             _for_seeds(data.validation, config.tree["seeds"]),
             _for_seeds(data.test, config.tree["seeds"]),
         )
+
+
+def _check_optimizer(config: Config, rule: LearningRule) -> None:
+    name = config.tree["optimizer"]["name"]
+    if rule.optimizers and name not in rule.optimizers:
+        remedy = (
+            f"means nothing under the rule {rule.name!r}; allowed: {', '.join(rule.optimizers)}"
+        )
+        raise config.fault("optimizer.name", name, remedy)
 
 
 def _system(config: Config, network: Layer | None) -> System:

@@ -31,9 +31,13 @@ KINDS: dict[str, dict[str, Factory]] = {
         "linear relu tanh sigmoid hard_sigmoid shifted_sigmoid softplus gelu",
     ),
     "costs": _table(costs, "squared_error softmax_cross_entropy"),
-    "systems": _table(systems, "hopfield"),
+    "systems": _table(systems, "hopfield predictive"),
     "solvers": _table(solvers, "fixed_steps fixed_point"),
-    "rules": _table(rules, "backprop autodiff eqprop recurrent_backprop"),
+    "rules": _table(
+        rules,
+        "backprop autodiff eqprop continual_eqprop vector_field_eqprop asymmetric_eqprop "
+        "recurrent_backprop bptt",
+    ),
     "data": _table(data, "xor digits diabetes mnist fashion_mnist npz csv"),
     "optimizers": _table(optimizers, "sgd momentum rmsprop adam adamw"),
     "schedules": _table(optimizers, "constant cosine linear_decay exponential"),

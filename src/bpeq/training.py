@@ -213,7 +213,8 @@ def _settling(info: dict[str, Any]) -> Metrics:
     metrics = {f"sweeps_{name}": s.steps.mean() for name, s in solves.items()}
     phases = [s.steps.size // s.steps.shape[-1] * s.steps.mean() for s in solves.values()]
     unsettled = jnp.concatenate([~s.converged.reshape(-1) for s in solves.values()])
-    return {"sweeps": jnp.stack(phases).sum(), **metrics, "unsettled": unsettled.mean()}
+    measured = {name: info[name] for name in ("beta", "error_bar") if name in info}
+    return {"sweeps": jnp.stack(phases).sum(), **metrics, "unsettled": unsettled.mean()} | measured
 
 
 def _scores(task: Task, output: Array, target: Array, unit: float) -> Metrics:

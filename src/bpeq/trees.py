@@ -29,6 +29,11 @@ def zeros(a: Any) -> Any:
     return jax.tree.map(jnp.zeros_like, a)
 
 
+def real(a: Any) -> Any:
+    """The real part of a's complex leaves; real ones stay as they are."""
+    return jax.tree.map(jnp.real, a)
+
+
 def cast(a: Any, dtype: Any) -> Any:
     """a with its floating leaves in `dtype`; integer leaves and keys stay as they are."""
 

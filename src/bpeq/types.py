@@ -54,6 +54,8 @@ class Layer(NamedTuple):
     absorb(params, residuals) -> params: writes running statistics in training, where there are any;
         from an evaluation pass's residuals that pass's own statistics (`layers.calibrate`).
     no_energy:  why the layer cannot stand in a per-example energy; empty where it can.
+    not_holomorphic: why `forward` is no complex-differentiable function; empty where it is. What an
+        activation is, `activation.holomorphic` says.
     """
 
     name: str
@@ -64,6 +66,7 @@ class Layer(NamedTuple):
     activation: Activation | None = None
     absorb: Callable[[Params, Any], Params] | None = None
     no_energy: str = ""
+    not_holomorphic: str = ""
 
 
 class Cost(NamedTuple):
@@ -96,6 +99,7 @@ class System(NamedTuple):
     readout: a Layer from state to output. Its pull-back of β ∂C/∂y is the nudge on the states and
         the readout weights' own gradient.
     write(state, output) -> state: the state with its output clamped; None where it has none.
+    not_holomorphic: which part is not complex-differentiable, and why; empty where all are.
     """
 
     name: str
@@ -109,6 +113,7 @@ class System(NamedTuple):
     dforce: Callable[[Params, Any, State, State], Params]
     readout: Layer
     write: Callable[[State, Array], State] | None
+    not_holomorphic: str = ""
 
 
 class SolveInfo(NamedTuple):
@@ -164,6 +169,9 @@ class LearningRule(NamedTuple):
     estimate(params, batch, state, key) -> (Estimate, state): one key for all phases.
     absorb(params, info) -> params: writes the running statistics that an estimate saw, where the
         network keeps any; after the update.
+    reference:  the exact gradient of the same `apply`, to a certified residual in float64: what
+        `gradient_fidelity` compares with. None where a rule does not know it.
+    optimizers: names of the only optimizers under which the estimate means something; empty: any.
     """
 
     name: str
@@ -171,6 +179,8 @@ class LearningRule(NamedTuple):
     apply: Callable[..., Array]
     estimate: Callable[[Params, Batch, State, Key], tuple[Estimate, State]]
     absorb: Callable[[Params, dict[str, Any]], Params] | None = None
+    reference: LearningRule | None = None
+    optimizers: tuple[str, ...] = ()
 
 
 class Step(Protocol):

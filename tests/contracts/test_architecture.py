@@ -17,10 +17,14 @@ FLOORS = [
     ["solvers"],
     ["systems"],
     ["rules"],
+    ["fidelity", "equilibrium", "gdu"],
     ["data"],
     ["optimizers", "accounting", "training"],
     ["registry", "_schema", "_calls", "_overrides", "_sections", "config"],
-    ["problem", "checking", "showing", "runs", "experiment", "loading", "comparison"],
+    [
+        *["problem", "checking", "showing", "probe", "runs", "experiment", "loading"],
+        *["microscope", "comparison"],
+    ],
     ["report"],
     ["_signals", "_terminal", "_commands", "cli"],
 ]

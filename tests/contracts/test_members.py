@@ -46,12 +46,28 @@ RULES = {
     "recurrent_backprop": lambda: rules.recurrent_backprop(
         systems.hopfield(NETWORK), costs.squared_error(), SETTLE, SETTLE
     ),
+    "vector_field_eqprop": lambda: rules.vector_field_eqprop(
+        systems.hopfield(NETWORK), costs.squared_error(), SETTLE, SETTLE
+    ),
+    "asymmetric_eqprop": lambda: rules.asymmetric_eqprop(
+        systems.hopfield(NETWORK), costs.squared_error(), SETTLE, SETTLE
+    ),
+    "continual_eqprop": lambda: rules.continual_eqprop(
+        systems.hopfield(NETWORK), costs.squared_error(), SETTLE, sweeps=5
+    ),
+    "bptt": lambda: rules.bptt(systems.hopfield(NETWORK), costs.squared_error(), sweeps=5),
 }
-NUDGINGS = ["one-sided", "centered", "random-sign"]
+SYSTEMS = {
+    "hopfield": lambda: systems.hopfield(NETWORK, skips={(0, 2): dense(3)}),
+    "predictive": lambda: systems.predictive(NETWORK),
+}
+NUDGINGS = ["one-sided", "centered", "random-sign", "holomorphic", "online"]
 
 
 @pytest.mark.parametrize(
-    ("kind", "rows"), [("layers", LAYERS), ("rules", RULES)], ids=["layers", "rules"]
+    ("kind", "rows"),
+    [("layers", LAYERS), ("rules", RULES), ("systems", SYSTEMS)],
+    ids=["layers", "rules", "systems"],
 )
 def test_every_registered_member_is_a_row(kind, rows):
     assert set(KINDS[kind]) == set(rows)
@@ -117,6 +133,32 @@ def test_second_call_of_a_rule_compiles_nothing(name):
     _, state = estimate(params, batch, state, jax.random.key(3))
     moved = jax.tree.map(lambda p: p + 1, params)
     estimate(moved, Batch(batch.x + 1, batch.y), state, jax.random.key(4))
+
+
+@pytest.mark.parametrize("name", SYSTEMS)
+def test_system_contract(name):
+    """A fixed point of the sweep has no force; denergy and dforce mirror params; dtypes stay."""
+    system = SYSTEMS[name]()
+    assert system.name == name
+    params, out = system.init(jax.random.key(0), (5,))
+    params = trees.cast(trees.scale(0.5, params), jnp.float32)
+    assert out == (3,)
+    x = jax.random.normal(jax.random.key(2), (4, 5), jnp.float32)
+    clamped = system.clamp(params, x)
+    start = system.init_state(params, clamped)
+    state, info = solvers.fixed_point(1e-6)(lambda s: system.sweep(params, clamped, s), start)
+    assert info.converged.all()
+    force = system.force(params, clamped, state)
+    assert float(trees.max_abs(force).max()) < 1e-5
+    assert system.readout.forward(params, state)[0].shape == (4, 3)
+    assert system.energy(params, clamped, state).shape == (4,)
+    phases = jax.tree.map(lambda s: s[None], state)
+    for made in (
+        system.denergy(params, clamped, phases, jnp.ones(1, jnp.float32)),
+        system.dforce(params, clamped, state, state),
+    ):
+        assert jax.tree.map(jnp.shape, made) == jax.tree.map(jnp.shape, params)
+        assert {leaf.dtype for leaf in jax.tree.leaves((made, state, force))} == {jnp.dtype("f4")}
 
 
 @pytest.mark.parametrize("nudging", NUDGINGS)

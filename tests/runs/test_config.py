@@ -75,7 +75,8 @@ def path(tmp_path) -> Path:
 
 def test_rule_wins_over_rules_name_and_what_it_leaves_open_comes_from_there(path):
     tree = load(path).tree
-    assert tree["rule"] == {"name": "eqprop", "beta": 0.3, "nudging": "one-sided"}
+    rest = {"points": 4, "turns": 2}
+    assert tree["rule"] == {"name": "eqprop", "beta": 0.3, "nudging": "one-sided", **rest}
 
 
 def test_sections_of_rules_name_are_merged_into_the_configs(path):
@@ -92,7 +93,8 @@ def test_sections_of_rules_name_are_merged_into_the_configs(path):
 
 def test_settings_of_rule_stay_behind_when_another_rule_is_named(path):
     tree = load(path, ["rule.name=recurrent_backprop"]).tree
-    assert tree["rule"] == {"name": "recurrent_backprop"}
+    own = {"method": "fixed-point", "tolerance": 1e-6, "terms": 1000}
+    assert tree["rule"] == {"name": "recurrent_backprop", **own}
     assert tree["optimizer"]["learning_rate"] == 0.01
 
 
@@ -221,7 +223,14 @@ def test_defaults_stand_where_a_section_is_absent(tmp_path):
         "precision": "float32",
         "data": {"name": "xor"},
         "cost": {"name": "squared_error"},
-        "system": {"name": "hopfield", "output": "state", "schedule": "alternating"},
+        "system": {
+            "name": "hopfield",
+            "output": "state",
+            "schedule": "alternating",
+            "feedback": "tied",
+            "angle": 90.0,
+            "nudge": "inside",
+        },
         "rule": {"name": "backprop"},
         "optimizer": {
             "name": "adam",

@@ -67,6 +67,7 @@ def chain(*layers: Layer) -> Layer:
         parts=parts,
         absorb=absorb if any(part.absorb for part in parts) else None,
         no_energy=next((part.no_energy for part in parts if part.no_energy), ""),
+        not_holomorphic=next((part.not_holomorphic for part in parts if part.not_holomorphic), ""),
     )
 
 

@@ -63,7 +63,8 @@ def max_pool(window: Count, stride: Count | None = None) -> Layer:
         won = jnp.where(winner == offsets, delta, jnp.zeros((), delta.dtype))
         return (), spread(won, window, step, like.shape[1:])
 
-    return Layer("max_pool", init, forward, backward)
+    why = "takes a maximum, which complex numbers do not have; use soft_pool or avg_pool"
+    return Layer("max_pool", init, forward, backward, not_holomorphic=why)
 
 
 def _winner(pixels: Array) -> tuple[Array, Array]:

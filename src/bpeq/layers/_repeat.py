@@ -72,4 +72,5 @@ def repeat(layer: Layer, n: Count) -> Layer:
         parts=(layer,),
         absorb=None if layer.absorb is None else jax.vmap(layer.absorb),
         no_energy=layer.no_energy,
+        not_holomorphic=layer.not_holomorphic,
     )

@@ -87,4 +87,5 @@ def residual(*layers: Layer, shortcut: Layer | None = None) -> Layer:
         parts=parts,
         absorb=absorb if any(path.absorb for path in parts) else None,
         no_energy=next((path.no_energy for path in parts if path.no_energy), ""),
+        not_holomorphic=next((path.not_holomorphic for path in parts if path.not_holomorphic), ""),
     )

@@ -8,22 +8,27 @@ from __future__ import annotations
 from pathlib import Path
 
 from bpeq.report._comparison import write_comparison_report
+from bpeq.report._fidelity import write_fidelity_report
+from bpeq.report._fidelity_table import fidelity_table
 from bpeq.report._run import write_run_report
 from bpeq.report._tables import comparison_table, run_table
 
 __all__ = [
     "comparison_table",
+    "fidelity_table",
     "run_table",
     "write_comparison_report",
+    "write_fidelity_report",
     "write_report",
     "write_run_report",
 ]
 
 
 def write_report(folder: Path) -> Path:
-    """Writes the report that suits a folder: a comparison's, or else a run's.
+    """Writes the report that suits a folder: a comparison's, a fidelity result's, or a run's.
 
-    A folder with comparison.json is a comparison; one with summary.json or metrics.jsonl is a run.
+    A folder with comparison.json is a comparison; one with fidelity.json a fidelity result; one
+    with summary.json or metrics.jsonl a run.
 
     Args:
       folder: where the files are, and where the report goes.
@@ -40,9 +45,11 @@ def write_report(folder: Path) -> Path:
         raise ValueError(f"{folder}: no such folder")
     if (folder / "comparison.json").exists():
         return write_comparison_report(folder)
+    if (folder / "fidelity.json").exists():
+        return write_fidelity_report(folder)
     if any((folder / name).exists() for name in ("summary.json", "metrics.jsonl")):
         return write_run_report(folder)
     raise ValueError(
         f"{folder}: no run and no comparison: holds none of "
-        "comparison.json, summary.json, metrics.jsonl"
+        "comparison.json, fidelity.json, summary.json, metrics.jsonl"
     )

@@ -104,8 +104,9 @@ def abbreviate(text: str, most: int) -> str:
 
 
 def room(labels: Sequence[str]) -> float:
-    """The right margin, in inches, that direct labels need."""
-    return 0.3 + CHARACTER * max((len(label) for label in labels), default=0)
+    """The right margin, in inches, that direct labels need; a label may have several lines."""
+    lines = [line for label in labels for line in label.split("\n")]
+    return 0.3 + CHARACTER * max(map(len, lines), default=0)
 
 
 def label_ends(axes: Axes, ends: Sequence[tuple[str, str, float]]) -> None:
@@ -118,7 +119,8 @@ def label_ends(axes: Axes, ends: Sequence[tuple[str, str, float]]) -> None:
     figure: Any = axes.figure
     box = axes.get_position()
     inches = box.height * figure.get_size_inches()[1]
-    gap = min(1.25 * TEXT / 72 / inches, 1.0 / len(ends))
+    lines = max(text.count("\n") + 1 for text, _, _ in ends)
+    gap = min((1.2 * lines + 0.05) * TEXT / 72 / inches, 1.0 / len(ends))
     to_axes = axes.transData + axes.transAxes.inverted()
     wanted = sorted((float(to_axes.transform((0.0, y))[1]), t, c) for t, c, y in ends)
     wanted = [(min(max(at, 0.0), 1.0), t, c) for at, t, c in wanted]

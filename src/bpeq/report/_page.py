@@ -24,11 +24,15 @@ class Tile(NamedTuple):
 
 
 class Cell(NamedTuple):
-    """Text in a table: `colour` draws a swatch before it, `detail` follows it, smaller."""
+    """Text in a table: `colour` draws a swatch before it, `detail` follows it, smaller.
+
+    inset: the name of a row that is a part of the row above.
+    """
 
     text: str
     colour: str = ""
     detail: str = ""
+    inset: bool = False
 
 
 class Group(NamedTuple):

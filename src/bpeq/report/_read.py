@@ -60,8 +60,8 @@ def read_run(folder: Path) -> Run:
         folder,
         summary,
         read_history(folder / "metrics.jsonl"),
-        _config(folder, summary),
-        _environment(folder, summary),
+        config_text(folder, summary),
+        environment_of(folder, summary, folder / "summary.json"),
     )
 
 
@@ -76,15 +76,15 @@ def read_comparison(folder: Path) -> Comparison:
     rules = mapping(comparison.get("rules"), f"{path}: rules")
     if not rules:
         raise DataError(f"{path}: rules: must hold at least one rule")
-    histories, environment = {}, _environment(folder, comparison)
+    histories, environment = {}, environment_of(folder, comparison, path)
     for name, rule in rules.items():
         mapping(rule, f"{path}: rules.{name}")
         for inside in (name, name.replace(":", ".")):  # a dotted path's folder has no colon
             if Path(inside).name == inside and (folder / inside).is_dir():
                 histories[name] = read_history(folder / inside / "metrics.jsonl")
-                environment = environment or _environment(folder / inside, {})
+                environment = environment or environment_of(folder / inside, {}, path)
                 break
-    return Comparison(folder, comparison, histories, _config(folder, comparison), environment)
+    return Comparison(folder, comparison, histories, config_text(folder, comparison), environment)
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -177,18 +177,20 @@ def _object(text: str, where: str) -> dict[str, Any]:
     return value
 
 
-def _config(folder: Path, holder: dict[str, Any]) -> str:
+def config_text(folder: Path, holder: dict[str, Any]) -> str:
+    """The text of config.toml, else the holder's `config`, else nothing."""
     if (folder / "config.toml").exists():
         return _text(folder / "config.toml").strip()
     config = holder.get("config")
     return json.dumps(config, indent=2, ensure_ascii=False) if config else ""
 
 
-def _environment(folder: Path, holder: dict[str, Any]) -> dict[str, Any]:
+def environment_of(folder: Path, holder: dict[str, Any], file: Path) -> dict[str, Any]:
+    """What environment.json holds, else `environment` of what was read from `file`."""
     path = folder / "environment.json"
     if path.exists():
         return read_json(path)
-    return mapping(holder.get("environment"), "environment")
+    return mapping(holder.get("environment"), f"{file}: environment")
 
 
 def _short(value: Any) -> str:

@@ -11,6 +11,7 @@ import numpy as np
 from bpeq.report import _canvas as canvas
 from bpeq.report import _curves as curves
 from bpeq.report import _numbers as n
+from bpeq.report._fidelity import training_section
 from bpeq.report._metrics import (
     Metric,
     Stat,
@@ -55,12 +56,19 @@ def write_run_report(folder: Path) -> Path:
     if panels:
         subject = title_of({**run.summary, "name": title})
         canvas.png(panels[:4], folder / "learning_curves.png", subject)
+    sections = [
+        _curves(panels),
+        _results(found),
+        training_section(run.summary.get("fidelity"), f"{path}: fidelity"),
+        _layers(run),
+        _notes(run, found),
+    ]
     page = Page(
         "run",
         title,
         _subtitle(run, found),
         _tiles(run, found),
-        [s for s in (_curves(panels), _results(found), _layers(run), _notes(run, found)) if s],
+        [section for section in sections if section is not None],
         [
             *each_seed("Each seed", {m.axis: (m, found[m.name]) for m in map(metric, found)}),
             *folded(run.config, run.environment, run.summary.get("data")),

@@ -28,7 +28,7 @@ def run_table(summary: dict[str, Any]) -> Table:
     """
     found = stats(summary.get("metrics"), "metrics")
     several = any(len(stat.values) > 1 for stat in found.values())
-    table = _table(title_of(summary), _timings(summary))
+    table = blank(title_of(summary), _timings(summary))
     table.add_column("metric", overflow="fold")
     table.add_column("mean ± std" if several else "value", justify="right", no_wrap=True)
     if several:
@@ -38,7 +38,7 @@ def run_table(summary: dict[str, Any]) -> Table:
         m = metric(name)
         extremes = () if not several else ("", "") if m.family == "solved" else best_worst(m, stat)
         label = m.label if m.family == "solved" else m.axis
-        table.add_row(_plain(label), spread(m, stat), *extremes)
+        table.add_row(words(label), spread(m, stat), *extremes)
     return table
 
 
@@ -61,7 +61,7 @@ def comparison_table(comparison: dict[str, Any]) -> Table:
     several = measured is not None and any(
         len(row.stats[measured.name].values) > 1 for row in found if measured.name in row.stats
     )
-    table = _table(title_of(comparison), _caption(comparison, found))
+    table = blank(title_of(comparison), _caption(comparison, found))
     table.add_column("rule", overflow="fold", min_width=12)
     if measured is not None:
         head = measured.axis if len(measured.axis) < 14 else measured.axis.replace(", ", ",\n")
@@ -94,8 +94,8 @@ def comparison_table(comparison: dict[str, Any]) -> Table:
     for row, line in lines:
         if row.control and row is next(r for r in found if r.control):
             table.add_section()
-            table.add_row(_plain("null controls", "italic dim"))
-        name = _plain(_folded(row.name, width), "dim" if row.control else "bold")
+            table.add_row(words("null controls", "italic dim"))
+        name = words(folded_name(row.name, width), "dim" if row.control else "bold")
         table.add_row(name, *line, style="dim" if row.control else None)
     return table
 
@@ -134,13 +134,14 @@ def _caption(comparison: dict[str, Any], found: list[Row]) -> str:
     return "\n".join(lines + notes(comparison, found, lead(found)))
 
 
-def _table(title: str, caption: str) -> Table:
+def blank(title: str, caption: str) -> Table:
+    """A table without columns yet, in the style of all tables."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
     return Table(
-        title=_plain(title, "bold"),
-        caption=_plain("\n" + caption, "dim") if caption else None,
+        title=words(title, "bold"),
+        caption=words("\n" + caption, "dim") if caption else None,
         title_justify="left",
         caption_justify="left",
         box=SIMPLE_HEAD,
@@ -150,13 +151,14 @@ def _table(title: str, caption: str) -> Table:
     )
 
 
-def _plain(text: str, style: str = "") -> Any:
+def words(text: str, style: str = "") -> Any:
+    """Text in a style, never markup: names and notes may hold square brackets."""
     from rich.text import Text
 
-    return Text(text, style=style)  # never markup: names and notes may hold square brackets
+    return Text(text, style=style)
 
 
-def _folded(name: str, width: int) -> str:
+def folded_name(name: str, width: int) -> str:
     """`name` on lines of at most `width`, broken after an underscore, dot or colon if it can be."""
     lines = [""]
     for part in re.findall(r"[^_.:]*[_.:]?", name):

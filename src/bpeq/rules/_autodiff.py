@@ -48,4 +48,5 @@ def autodiff(network: Layer, cost: Cost) -> LearningRule:
         info = {"residuals": residuals} if network.absorb else {}
         return Estimate(grads, value, output, info), state
 
-    return LearningRule("autodiff", init, apply, estimate, statistics_of(network))
+    rule = LearningRule("autodiff", init, apply, estimate, statistics_of(network))
+    return rule._replace(reference=rule)

@@ -6,6 +6,7 @@ from typing import Any
 
 from jaxtyping import Array
 
+from bpeq.rules._autodiff import autodiff
 from bpeq.rules._means import mean_loss, statistics_of
 from bpeq.settings import checked
 from bpeq.types import Batch, Cost, Estimate, Key, Layer, LearningRule, Params, State
@@ -49,4 +50,6 @@ def backprop(network: Layer, cost: Cost) -> LearningRule:
         info = {"residuals": residuals} if network.absorb else {}
         return Estimate(grads, mean_loss(cost, output, batch.y), output, info), state
 
-    return LearningRule("backprop", init, apply, estimate, statistics_of(network))
+    return LearningRule(
+        "backprop", init, apply, estimate, statistics_of(network), autodiff(network, cost)
+    )

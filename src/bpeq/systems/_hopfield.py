@@ -2,24 +2,42 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, NamedTuple
+import functools
+from typing import Annotated, Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from annotated_types import Interval
 from jaxtyping import Array, Float
 
 from bpeq import trees
-from bpeq.layers import Block, cut
+from bpeq.layers import cut
 from bpeq.settings import checked
-from bpeq.systems._readout import state_readout
-from bpeq.types import Key, Layer, Params, State, System
+from bpeq.systems._derivatives import contract, dforce_of, side_by_side, weighted
+from bpeq.systems._feedback import init_feedback, pulled_down, untied_dforce
+from bpeq.systems._graph import (
+    Edge,
+    Skips,
+    build_graph,
+    independent_groups,
+    init_skips,
+    state_shapes,
+)
+from bpeq.systems._readout import last_block, last_state
+from bpeq.systems._refusals import refuse_connections, refuse_network, why_not_holomorphic
+from bpeq.types import Activation, Key, Layer, Params, Shape, State, System
+
+Degrees = Annotated[float, Interval(ge=0, le=180)]
 
 
 class Clamped(NamedTuple):
-    """What a batch's input fixes: the first connection's drive, and what its pull-back needs."""
+    """What a batch's input fixes: the drive that each state gets from it, None where it gets none.
 
-    drive: Float[Array, "batch ..."]
-    residuals: Any
+    residuals: what the pull-backs of the input's connections need, by the connection's name.
+    """
+
+    drives: tuple[Float[Array, "batch ..."] | None, ...]
+    residuals: dict[str, Any]
 
 
 @checked
@@ -28,202 +46,199 @@ def hopfield(
     *,
     output: Literal["state", "readout"] = "state",
     schedule: Literal["alternating", "synchronous"] = "alternating",
+    skips: Skips | None = None,
+    feedback: Literal["tied", "untied"] = "tied",
+    angle: Degrees = 90.0,
+    nudge: Literal["inside", "outside"] = "inside",
 ) -> System:
     """The layered Hopfield network of a chain: its activations are states, the rest couples them.
 
-        E(θ, x, s) = Σ_l A_l(s_l) − Σ_l ⟨s_l, f_l(θ_l, s_{l−1})⟩,    s_0 = x,   σ_l = (∇A_l)⁻¹
-        sweep:  s_l ← σ_l( f_l(s_{l−1}) + f_{l+1}ᵀ(s_{l+1}) + push_l )
-        −∂E/∂θ_l = f_l's parameter pull-back of s_l
+        E(θ, x, s) = Σ_l A_l(s_l) − Σ_(i,j) ⟨s_j, f_ij(θ_ij, s_i)⟩,    s_0 = x,   σ_l = (∇A_l)⁻¹
+        sweep:  s_l ← σ_l( Σ_i f_il(s_i) + Σ_j f_ljᵀ(s_j) + push_l )
+        −∂E/∂θ_ij = f_ij's parameter pull-back of s_j
 
-    f_l is the l-th connection and f_lᵀ its `backward`: both are the very layers that backprop uses,
-    with the same parameters, so that `network.init` serves both.
+    The connections (i, j) are the chain's own, (l−1, l), and the skips. f_ijᵀ is the layer's
+    `backward`: both are the very layers that backprop uses, with the same parameters.
 
-    Shapes: x `[batch, ...]`; the state is a tuple of one `[batch, ...]` array a block; params are
-    the network's. Energies are per example, `[batch]`.
+    Shapes: x `[batch, ...]`; the state is a tuple of one `[batch, ...]` array a block. Energies are
+    per example, `[batch]`. Params are the network's tuple, drawn by `network.init` with the same
+    key; then {"skips": {"0_2": ...}} where there are skips; then, untied, {"feedback": {...}}, with
+    an entry for every connection that leaves a state, named like its block (`dense_2`) or its skip.
 
     Args:
       network: a chain; each of its activations closes a block. The last block may end without one,
         which is a linear output.
       output: "state" makes the last block's units states, nudged by the cost (squared error);
         "readout" makes them a function of the last hidden state, no part of E, through which the
-        cost nudges that state (cross-entropy).
-      schedule: "alternating" updates odd blocks, then even ones. Where every connection is affine
-        each half is an exact block minimisation, so E never rises and no 2-cycle exists.
+        cost nudges that state (cross-entropy); errors pass it by its own weights, untied or not.
+      schedule: "alternating" updates the states in turn, in groups that no connection joins: in a
+        chain odd blocks, then even ones. Where every connection is affine each group's update is an
+        exact block minimisation, so E never rises and no 2-cycle exists; the same holds for
+        max-pooling below non-negative states. With soft-pooling, layer normalisation or attention
+        between states E can rise, and sweeps can cycle.
         "synchronous" updates all at once, the update that the GDU property of Ernoult et al. needs;
         a symmetric net can then oscillate between two states.
+      skips: (i, j) -> a connection from state i to a later state j; state 0 is the clamped input,
+        state l that of the l-th block. A skip past an own connection, (l−1, l), is a second one.
+        In a config: [system] skips = {"0-2" = "dense(10)"}. The identity is `linear()`.
+      feedback: "tied" is the above. "untied" lets activity come down by weights of its own, B in
+        place of θ in f_ijᵀ. The force's Jacobian is then not symmetric and there is no energy:
+        `energy` and `denergy` are None; `force` and `dforce` serve, the latter for B too.
+      angle: untied B are drawn at this angle from the forward weights, in degrees, 0 to 180, leaf
+        by leaf and of their norm; 90 is unrelated feedback, 0 the forward weights themselves.
+      nudge: "inside" adds the push to the drive: fixed points are stationary points of E + βC.
+        "outside" adds it to the new state, s ← σ(drive) + push, as some recipes do; as β → 0 that
+        is a push of C's slope over σ′, another cost's unless σ′ = 1 (for squared error and a
+        logistic output that of the cross-entropy), and it can leave σ's range.
 
     Raises:
       ValueError: the network cannot be cut; an activation has no potential (gelu); a layer has no
-        per-example energy (batch norm, dropout); a readout without a hidden block before it.
+        per-example energy (batch norm, dropout); a readout without a hidden block before it;
+        max-pooling between states below an activation that takes negative values; a skip that
+        names no two states or touches a readout, or that hides an activation. From `init`: a skip
+        whose shapes do not fit.
 
     Example:
       >>> import jax
       >>> from bpeq.layers import chain, dense, hard_sigmoid
-      >>> system = hopfield(chain(dense(4), hard_sigmoid(), dense(2)))
+      >>> network = chain(dense(4), hard_sigmoid(), dense(2))
+      >>> system = hopfield(network, skips={(0, 2): dense(2)})
       >>> params, _ = system.init(jax.random.key(0), (3,))
+      >>> params[-1]["skips"]["0_2"]["w"].shape
+      (3, 2)
       >>> clamped = system.clamp(params, jax.numpy.ones((1, 3)))
       >>> [s.shape for s in system.init_state(params, clamped)]
       [(1, 4), (1, 2)]
 
     Source: Hopfield 1984; Scellier & Bengio 2017, Equilibrium propagation; the layered form with
-    one σ a block is Laborieux et al. 2021's.
+    one σ a block is Laborieux et al. 2021's; untied feedback Scellier et al. 2018's, Generalization
+    of equilibrium propagation to vector field dynamics; the push outside σ Ernoult et al. 2019's.
     """
     blocks = cut(network)
-    _refuse(network, blocks, output)
-    states = blocks if output == "state" else blocks[:-1]
-    top = len(states) - 1
-    halves = (range(0, top + 1, 2), range(1, top + 1, 2))
+    refuse_network(network, blocks, output)
+    top = len(blocks) if output == "state" else len(blocks) - 1
+    graph = build_graph(blocks, top, len(network.parts), skips)
+    refuse_connections(graph)
+    untied, extra = feedback == "untied", [e for e in graph.edges if isinstance(e.at, str)]
+    groups = independent_groups(graph)
+
+    def init(key: Key, shape: Shape) -> tuple[Params, Shape]:
+        params, out = network.init(key, shape)
+        if not extra and not untied:
+            return params, out
+        shapes = state_shapes(graph, shape)
+        if extra:
+            own = jax.random.fold_in(key, graph.parts)
+            params = (*params, {"skips": init_skips(graph, own, shapes)})
+        if untied:
+            own = jax.random.fold_in(key, graph.parts + 1)
+            params = (*params, {"feedback": init_feedback(graph, params, own, shapes, angle)})
+        return params, out
 
     def clamp(params: Params, x: Array) -> Clamped:
-        return Clamped(*states[0].connection.forward(params[states[0].slice], x))
+        drives: list[Array | None] = [None] * top
+        residuals = {}
+        for edge in graph.out_of(0):
+            drive, residuals[edge.name] = edge.layer.forward(graph.own(params, edge), x)
+            before = drives[edge.target - 1]
+            drives[edge.target - 1] = drive if before is None else before + drive
+        return Clamped(tuple(drives), residuals)
 
     def init_state(params: Params, clamped: Clamped) -> State:
-        state = [jnp.zeros_like(clamped.drive)]
-        for block in states[1:]:
-            shape = jax.eval_shape(block.connection.forward, params[block.slice], state[-1])[0]
-            state.append(jnp.zeros(shape.shape, shape.dtype))
+        first = clamped.drives[0]
+        assert first is not None
+        state = [jnp.zeros_like(first)]
+        for edge in graph.edges[1:top]:
+            below = jax.eval_shape(edge.layer.forward, graph.own(params, edge), state[-1])[0]
+            state.append(jnp.zeros(below.shape, below.dtype))
         return tuple(state)
 
     def from_below(params: Params, clamped: Clamped, state: State, l: int) -> Array:
-        if l == 0:
-            return clamped.drive
-        return states[l].connection.forward(params[states[l].slice], state[l - 1])[0]
+        terms = [
+            edge.layer.forward(graph.own(params, edge), state[edge.source - 1])[0]
+            for edge in graph.into(l)
+            if edge.source > 0
+        ]
+        drive = clamped.drives[l - 1]
+        return functools.reduce(jnp.add, terms if drive is None else [*terms, drive])
 
-    def from_above(params: Params, state: State, l: int) -> Array:
-        connection, own = states[l + 1].connection, params[states[l + 1].slice]
-        _, residuals = connection.forward(own, state[l])
-        return connection.backward(own, own, residuals, state[l + 1])[1]
+    def from_above(params: Params, state: State, edge: Edge) -> Array:
+        own = graph.own(params, edge)
+        back = params[-1]["feedback"][edge.name] if untied else own
+        return pulled_down(edge, own, back, state)
 
-    def drive(params: Params, clamped: Clamped, state: State, l: int, push: Any = None) -> Array:
-        total = from_below(params, clamped, state, l)
-        if l < top:
-            total = total + from_above(params, state, l)
-        return total if push is None or push[l] is None else total + push[l]
+    def drive(params: Params, clamped: Clamped, state: State, l: int) -> Array:
+        terms = [from_above(params, state, edge) for edge in graph.out_of(l)]
+        return functools.reduce(jnp.add, [from_below(params, clamped, state, l), *terms])
 
-    def update(params: Params, clamped: Clamped, state: State, push: Any, which: range) -> State:
-        pushed = None if push is None else push(state)
+    def update(
+        params: Params, clamped: Clamped, state: State, push: Any, which: tuple[int, ...]
+    ) -> State:
+        pushed = (None,) * top if push is None else push(state)
         new = list(state)
         for l in which:
-            new[l] = states[l].activation.value(drive(params, clamped, state, l, pushed))
+            total, sigma = drive(params, clamped, state, l), graph.states[l - 1].activation.value
+            new[l - 1] = _nudged(sigma, total, pushed[l - 1], nudge)
         return tuple(new)
 
     def sweep(params: Params, clamped: Clamped, state: State, push: Any = None) -> State:
-        if schedule == "synchronous":
-            return update(params, clamped, state, push, range(top + 1))
-        for which in halves:
-            if which:
-                state = update(params, clamped, state, push, which)
+        for which in groups if schedule == "alternating" else [tuple(range(1, top + 1))]:
+            state = update(params, clamped, state, push, which)
         return state
 
     def energy(params: Params, clamped: Clamped, state: State) -> Float[Array, " batch"]:
         total = jnp.zeros_like(trees.max_abs(state))
-        for l, block in enumerate(states):
+        for l, (block, s) in enumerate(zip(graph.states, state, strict=True), start=1):
             assert block.activation.potential is not None
-            units = block.activation.potential(state[l])
-            units = units - state[l] * from_below(params, clamped, state, l)
+            units = block.activation.potential(s) - s * from_below(params, clamped, state, l)
             total = total + jnp.sum(units.reshape(units.shape[0], -1), axis=1)
         return total
 
     def denergy(params: Params, clamped: Clamped, phases: State, weights: Array) -> Params:
-        grads = list(trees.zeros(params))
-        for l, block in enumerate(states):
-            own = params[block.slice]
-            if l == 0:  # the input is the same in all phases, so their states contract first
-                residuals, seed = clamped.residuals, _contract(weights, phases[0])
+        pulled = {}
+        for edge in graph.edges:
+            own, above = graph.own(params, edge), phases[edge.target - 1]
+            if edge.source == 0:  # the same input in all phases, so their states contract first
+                residuals, seed = clamped.residuals[edge.name], contract(weights, above)
             else:  # one product for all phases, their batches side by side
-                x = phases[l - 1].reshape(-1, *phases[l - 1].shape[2:])
-                scaled = weights.reshape(-1, *(1,) * (phases[l].ndim - 1)) * phases[l]
-                seed = scaled.reshape(-1, *phases[l].shape[2:])
-                residuals = block.connection.forward(own, x)[1]
-            pulled, _ = block.connection.backward(own, own, residuals, -seed)
-            grads[block.slice] = pulled
-        return tuple(grads)
+                seed = weighted(weights, above)
+                _, residuals = edge.layer.forward(own, side_by_side(phases[edge.source - 1]))
+            pulled[edge.name], _ = edge.layer.backward(own, own, residuals, -seed)
+        return graph.placed(params, pulled)
 
     def force(params: Params, clamped: Clamped, state: State) -> State:
         return tuple(
-            drive(params, clamped, state, l) - _inverse(block, state[l])
-            for l, block in enumerate(states)
+            drive(params, clamped, state, l) - _inverse(block.activation, s)
+            for l, (block, s) in enumerate(zip(graph.states, state, strict=True), start=1)
         )
-
-    def dforce(params: Params, clamped: Clamped, state: State, v: State) -> Params:
-        # vᵀ ∂force/∂θ = −d/dε ∂E/∂θ(s + εv): forward mode through the hand-written pull-backs.
-        def one(state: State) -> Params:
-            phases = jax.tree.map(lambda s: s[None], state)
-            return denergy(params, clamped, phases, jnp.ones((1,), clamped.drive.dtype))
-
-        return trees.scale(-1.0, jax.jvp(one, (state,), (v,))[1])
 
     def write(state: State, value: Array) -> State:
         return (*state[:-1], value)
 
     return System(
         name="hopfield",
-        init=network.init,
+        init=init,
         clamp=clamp,
         init_state=init_state,
         sweep=sweep,
-        energy=energy,
-        denergy=denergy,
+        energy=None if untied else energy,
+        denergy=None if untied else denergy,
         force=force,
-        dforce=dforce,
-        readout=_last_state(top) if output == "state" else _last_block(blocks[-1], top),
+        dforce=untied_dforce(graph) if untied else dforce_of(denergy),
+        readout=last_state(top) if output == "state" else last_block(blocks[-1], top),
         write=write if output == "state" else None,
+        not_holomorphic=why_not_holomorphic(network, extra),
     )
 
 
-def _contract(weights: Array, phases: Array) -> Array:
-    """Σ_n w_n s_n, states subtracted from the first before they are scaled: less round-off."""
-    gaps = phases[1:] - phases[:1]
-    return jnp.sum(weights) * phases[0] + jnp.tensordot(weights[1:], gaps, axes=1)
+def _nudged(sigma: Any, drive: Array, push: Array | None, nudge: str) -> Array:
+    if push is None:
+        return sigma(drive)
+    return sigma(drive + push) if nudge == "inside" else sigma(drive) + push
 
 
-def _inverse(block: Block, state: Array) -> Array:
+def _inverse(activation: Activation, state: Array) -> Array:
     """∇A(s) = σ⁻¹(s)."""
-    potential = block.activation.potential
+    potential = activation.potential
     assert potential is not None
     return jax.grad(lambda s: jnp.sum(potential(s)))(state)
-
-
-def _last_state(top: int) -> Layer:
-    """The last state is the output: its pull-back puts the error there and nowhere else."""
-
-    def forward(params: Params, state: State, key: Key | None = None) -> tuple[Array, Any]:
-        return state[top], ()
-
-    def backward(params: Params, feedback: Params, residuals: Any, dy: Array) -> tuple[Params, Any]:
-        return trees.zeros(params), (*(None,) * top, dy)
-
-    return state_readout(forward, backward)
-
-
-def _last_block(block: Block, top: int) -> Layer:
-    """The last block as a function of the last hidden state, with its own weights' gradient."""
-    connection, activation = block.connection, block.activation
-
-    def forward(params: Params, state: State, key: Key | None = None) -> tuple[Array, Any]:
-        z, residuals = connection.forward(params[block.slice], state[top])
-        return activation.value(z), (residuals, activation.slope(z))
-
-    def backward(params: Params, feedback: Params, residuals: Any, dy: Array) -> tuple[Params, Any]:
-        kept, slope = residuals
-        own, back = params[block.slice], feedback[block.slice]
-        pulled, ds = connection.backward(own, back, kept, dy * slope)
-        grads = list(trees.zeros(params))
-        grads[block.slice] = pulled
-        return tuple(grads), (*(None,) * top, ds)
-
-    return state_readout(forward, backward)
-
-
-def _refuse(network: Layer, blocks: tuple[Block, ...], output: str) -> None:
-    for i, part in enumerate(network.parts):
-        if part.no_energy:
-            raise ValueError(f"hopfield: layer {i} ({part.name!r}) {part.no_energy}")
-        if part.activation is not None and part.activation.potential is None:
-            raise ValueError(
-                f"hopfield: layer {i} ({part.name!r}) is not monotone, so it has no potential and "
-                "no energy; allowed: linear, relu, tanh, sigmoid, hard_sigmoid, shifted_sigmoid, "
-                "softplus, or an activation_layer with a potential"
-            )
-    if output == "readout" and len(blocks) < 2:
-        raise ValueError("hopfield: output = 'readout' needs a hidden block before the readout")

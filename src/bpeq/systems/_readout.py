@@ -5,7 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from bpeq.types import Key, Layer, Params, Shape
+from jaxtyping import Array
+
+from bpeq import trees
+from bpeq.layers import Block
+from bpeq.types import Activation, Key, Layer, Params, Shape, State
 
 
 def state_readout(forward: Callable[..., Any], backward: Callable[..., Any]) -> Layer:
@@ -18,3 +22,46 @@ def state_readout(forward: Callable[..., Any], backward: Callable[..., Any]) -> 
         raise TypeError("a readout has no parameters of its own: call the system's init")
 
     return Layer("readout", init, forward, backward)
+
+
+def last_state(states: int) -> Layer:
+    """The last of `states` is the output: its pull-back puts the error there and nowhere else."""
+
+    def forward(params: Params, state: State, key: Key | None = None) -> tuple[Array, Any]:
+        return state[-1], ()
+
+    def backward(params: Params, feedback: Params, residuals: Any, dy: Array) -> tuple[Params, Any]:
+        return trees.zeros(params), (*(None,) * (states - 1), dy)
+
+    return state_readout(forward, backward)
+
+
+def activated_state(activation: Activation, states: int) -> Layer:
+    """σ of the last of `states`, where states are pre-activations: the error times σ′."""
+
+    def forward(params: Params, state: State, key: Key | None = None) -> tuple[Array, Any]:
+        return activation.value(state[-1]), activation.slope(state[-1])
+
+    def backward(params: Params, feedback: Params, slope: Any, dy: Array) -> tuple[Params, Any]:
+        return trees.zeros(params), (*(None,) * (states - 1), dy * slope)
+
+    return state_readout(forward, backward)
+
+
+def last_block(block: Block, states: int) -> Layer:
+    """A block as a function of the last of `states`, with its own weights' gradient."""
+    connection, activation = block.connection, block.activation
+
+    def forward(params: Params, state: State, key: Key | None = None) -> tuple[Array, Any]:
+        z, residuals = connection.forward(params[block.slice], state[-1])
+        return activation.value(z), (residuals, activation.slope(z))
+
+    def backward(params: Params, feedback: Params, residuals: Any, dy: Array) -> tuple[Params, Any]:
+        kept, slope = residuals
+        own, back = params[block.slice], feedback[block.slice]
+        pulled, ds = connection.backward(own, back, kept, dy * slope)
+        grads = list(trees.zeros(params))
+        grads[block.slice] = pulled
+        return tuple(grads), (*(None,) * (states - 1), ds)
+
+    return state_readout(forward, backward)

@@ -1,0 +1,212 @@
+"""The microscope: a rule's estimate against the exact gradient of the same function, per layer."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from bpeq import trees
+from bpeq.layers import cut
+from bpeq.types import Batch, Estimate, Key, Layer, LearningRule, Params, SolveInfo, State
+
+
+class Closeness(NamedTuple):
+    """How near a gradient g comes to the exact one g*, both flattened.
+
+    relative_error:  ‖g − g*‖ / ‖g*‖; 0 where both are zero.
+    cosine:          g·g* / ‖g‖‖g*‖; 1 where both are zero, 0 where one is.
+    norm_ratio:      ‖g‖ / ‖g*‖.
+    sign_agreement:  the share of entries of g* other than 0 whose sign g has.
+    """
+
+    relative_error: float
+    cosine: float
+    norm_ratio: float
+    sign_agreement: float
+
+
+class Fidelity(NamedTuple):
+    """What one batch shows of a rule.
+
+    total, layers: all parameters together; and by layer, where the first one often is far worse.
+    settled:   the share of the rule's own phases, example by example, that met their tolerance; 1
+        for rules that do not relax.
+    sweeps:    an example's mean, all phases together; 0 for rules that do not relax.
+    reference_settled, reference_residual: the same of the exact gradient's solves, and their
+        largest residual: without them a small error proves nothing.
+    """
+
+    total: Closeness
+    layers: dict[str, Closeness]
+    settled: float
+    sweeps: float
+    reference_settled: float
+    reference_residual: float
+
+
+def gradient_fidelity(
+    rule: LearningRule,
+    params: Params,
+    batch: Batch,
+    *,
+    key: Key,
+    state: State = None,
+    network: Layer | None = None,
+    reference: LearningRule | None = None,
+) -> Fidelity:
+    """A rule's estimate on one batch against the exact gradient of the rule's own `apply`.
+
+    The estimate is made in the dtype of `params`; the exact gradient in float64, of the very same
+    parameters: by autodiff for a rule on a network, by implicit differentiation for one that
+    relaxes.
+
+    Args:
+      rule: any rule with a `reference`, as all of bpeq's have.
+      params, state: as the rule's `init` gives them. Without a state `rule.init(key, params)` is
+        called on params as `network.init` gives them.
+      batch: x `[batch, ...]` and y, in the dtype of params.
+      key: the one key of the estimate; rule and reference share it.
+      network: names the rows by its blocks; without it they are named by their place in params.
+      reference: an exact rule of the same function, for a rule that has none of its own.
+
+    Raises:
+      ValueError: the rule has no reference and none is given.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> from bpeq import costs, layers, rules, systems
+      >>> network = layers.chain(layers.dense(4), layers.tanh(), layers.dense(1))
+      >>> rule = rules.eqprop(systems.hopfield(network), costs.squared_error(), beta=0.01)
+      >>> params, _ = network.init(jax.random.key(0), (2,))
+      >>> batch = Batch(jnp.ones((3, 2)), jnp.ones((3, 1)))
+      >>> found = gradient_fidelity(rule, params, batch, key=jax.random.key(1), network=network)
+      >>> list(found.layers), found.total.cosine > 0.999
+      (['dense_1', 'dense_2'], True)
+    """
+    if state is None:
+        params, state = rule.init(key, params)
+    estimate = jax.jit(rule.estimate)(params, batch, state, key)[0]
+    exact = exact_gradient(rule, params, batch, key=key, reference=reference)
+    return judge(estimate, exact, network)
+
+
+def exact_gradient(
+    rule: LearningRule,
+    params: Params,
+    batch: Batch,
+    *,
+    key: Key,
+    reference: LearningRule | None = None,
+) -> Estimate:
+    """The exact gradient of a rule's own `apply`, in float64, with how its solves ended.
+
+    Raises:
+      ValueError: the rule has no reference and none is given.
+    """
+    exact = rule.reference if reference is None else reference
+    if exact is None:
+        raise ValueError(
+            f"{rule.name}: has no reference of its own; give reference = a rule that is exact on "
+            "the same function, such as autodiff(network, cost)"
+        )
+    with jax.enable_x64(True):
+        params, batch = trees.cast((params, batch), jnp.float64)
+        params, state = exact.init(key, params)
+        return jax.device_get(jax.jit(exact.estimate)(params, batch, state, key)[0])
+
+
+def judge(estimate: Estimate, exact: Estimate, network: Layer | None = None) -> Fidelity:
+    """An estimate set against an exact one."""
+    ours, theirs = grouped(estimate.grads, network), grouped(exact.grads, network)
+    rows = {name: closeness(ours[name], theirs[name]) for name in theirs}
+    solves, sweeps = _solves(estimate), 0.0
+    for solve in solves:
+        sweeps += float(np.sum(solve.steps) / np.shape(solve.steps)[-1])
+    return Fidelity(
+        total=closeness(estimate.grads, exact.grads),
+        layers=rows,
+        settled=_settled(solves),
+        sweeps=sweeps,
+        reference_settled=_settled(_solves(exact)),
+        reference_residual=max((float(np.max(s.residual)) for s in _solves(exact)), default=0.0),
+    )
+
+
+def grouped(params: Params, network: Layer | None = None) -> dict[str, Params]:
+    """Parameters (or their gradients) by layer: the blocks of `network`, then what else there is.
+
+    A relaxing system may append entries of its own to the network's params, such as
+    `{"feedback": ...}`; they are rows of that name. Entries without parameters are no rows.
+    """
+    if not isinstance(params, tuple):
+        return {"all": params}
+    known = cut(network) if network is not None else ()
+    rows: dict[str, Params] = {block.name: params[block.slice] for block in known}
+    for i in range(len(network.parts) if network is not None else 0, len(params)):
+        entry = params[i]
+        named = isinstance(entry, dict) and len(entry) == 1 and network is not None
+        rows[next(iter(entry)) if named else str(i)] = entry
+    return {name: part for name, part in rows.items() if jax.tree.leaves(part)}
+
+
+def closeness(ours: Any, exact: Any) -> Closeness:
+    """The measures of `Closeness` between two gradients of one structure, in float64."""
+    g, g_exact = _flat(ours), _flat(exact)
+    size, size_exact = float(np.linalg.norm(g)), float(np.linalg.norm(g_exact))
+    gap, nonzero = float(np.linalg.norm(g - g_exact)), g_exact != 0
+    signs = np.sign(g[nonzero]) == np.sign(g_exact[nonzero])
+    return Closeness(
+        relative_error=_ratio(gap, size_exact),
+        cosine=float(g @ g_exact) / (size * size_exact) if size * size_exact else float(gap == 0),
+        norm_ratio=_ratio(size, size_exact, both=1.0),
+        sign_agreement=float(signs.mean()) if nonzero.any() else float(gap == 0),
+    )
+
+
+def bias_order(betas: Sequence[float], errors: Sequence[float]) -> dict[str, Any]:
+    """The slope of log error over log β, fitted where bias is what is seen.
+
+    Used are the errors below 1 % and above 100 times the round-off there, which grows as 1/β: its
+    size is read off where the error rises as β falls. `order` is None where fewer than two remain.
+
+    Example:
+      >>> fit = bias_order([1e-1, 1e-2, 1e-3], [1e-3, 1e-5, 1e-7])
+      >>> round(fit["order"], 6), fit["betas"]
+      (2.0, [0.1, 0.01, 0.001])
+    """
+    pairs = sorted(zip(betas, errors, strict=True))
+    rising = [b * e for (b, e), (_, above) in itertools.pairwise(pairs) if e > above]
+    noise = max(rising, default=0.0)
+    used = [(b, e) for b, e in pairs if e < 1e-2 and e > max(100.0 * noise / b, 0.0)]
+    used.sort(reverse=True)
+    if len(used) < 2:
+        return {"order": None, "intercept": None, "betas": [b for b, _ in used]}
+    x, y = np.log10(np.array(used).T)
+    order, intercept = np.polyfit(x, y, 1)
+    return {"order": float(order), "intercept": float(intercept), "betas": [b for b, _ in used]}
+
+
+def _ratio(a: float, b: float, both: float = 0.0) -> float:
+    if b == 0.0:
+        return both if a == 0.0 else float("inf")
+    return a / b
+
+
+def _flat(tree: Any) -> np.ndarray:
+    leaves = [np.asarray(leaf, np.float64).ravel() for leaf in jax.tree.leaves(tree)]
+    return np.concatenate(leaves) if leaves else np.zeros(0)
+
+
+def _solves(estimate: Estimate) -> list[SolveInfo]:
+    return [part for part in estimate.info.values() if isinstance(part, SolveInfo)]
+
+
+def _settled(solves: list[SolveInfo]) -> float:
+    if not solves:
+        return 1.0
+    return float(np.mean(np.concatenate([np.ravel(solve.converged) for solve in solves])))

@@ -1,0 +1,97 @@
+"""A rule of a config under the microscope: one row of what its estimate is worth."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from bpeq.config import Config
+from bpeq.equilibrium import nudge_amplitude
+from bpeq.fidelity import Fidelity, exact_gradient, judge
+from bpeq.layers import cut
+from bpeq.problem import Problem, seed_keys
+from bpeq.solvers import fixed_point
+from bpeq.types import Batch, Key, Params, State
+
+
+def probe(problem: Problem, params: Params, state: State, batch: Batch, key: Key) -> dict[str, Any]:
+    """The rule's estimate, as configured, against the exact gradient of its own function.
+
+    A row of fidelity.json, and the `fidelity` of a run's summary.json: the measures of `Closeness`,
+    in total and by layer, how the solves ended, and for a rule with a β how far it moves each
+    state. A rule without a reference gives a row with a note only.
+
+    Args:
+      params, state: as the rule's `init` gives them, or as training left them.
+    """
+    rule = problem.rule
+    if rule.reference is None:
+        return {"note": f"{rule.name} has no exact reference to compare with"}
+    estimate = jax.jit(rule.estimate)(params, batch, state, key)[0]
+    exact = exact_gradient(rule, params, batch, key=key)
+    row = {**entry(judge(estimate, exact, problem.network)), "reference": rule.reference.name}
+    row |= {k: float(estimate.info[k]) for k in ("beta", "error_bar") if k in estimate.info}
+    if isinstance(state, dict) and "beta" in state:
+        row.setdefault("beta", float(state["beta"]))
+    if problem.system is not None and "beta" in row:
+        free, nudged = (problem.solvers.get(k, fixed_point()) for k in ("free", "nudged"))
+        args = (problem.system, problem.cost, params, batch, row["beta"], free, nudged)
+        found = nudge_amplitude(*args)
+        names = state_names(problem, found.amplitude)
+        row["nudge"] = {
+            "amplitude": dict(zip(names, found.amplitude, strict=True)),
+            "residual": found.residual,
+        }
+    return row
+
+
+def before_and_after(config: Config, problem: Problem, trained: Params) -> dict[str, Any]:
+    """The first seed's rows at the initial and at the trained weights, for a run's record.
+
+    Args:
+      trained: every seed's weights, seeds on axis 0.
+    """
+    weights_key, rule_key, _ = seed_keys(config.tree["seed"], 1)[0]
+    params, state = problem.rule.init(rule_key, problem.init(weights_key))
+    last = jax.tree.map(lambda leaf: jnp.asarray(leaf[0]), trained)
+    batch = first_examples(config, problem)
+    return {
+        "rule": config.tree["rule"]["name"],
+        "examples": len(batch.x),
+        "initial": probe(problem, params, state, batch, rule_key),
+        "trained": probe(problem, last, state, batch, rule_key),
+    }
+
+
+def entry(found: Fidelity) -> dict[str, Any]:
+    """A Fidelity as fidelity.json has it."""
+    return {
+        **found.total._asdict(),
+        "converged": found.settled,
+        "sweeps": found.sweeps,
+        "reference_settled": found.reference_settled,
+        "reference_residual": found.reference_residual,
+        "layers": {name: part._asdict() for name, part in found.layers.items()},
+    }
+
+
+def first_examples(config: Config, problem: Problem) -> Batch:
+    """The first training examples of the first seed, as many as [fidelity] asks for."""
+    count = config.tree.get("fidelity", {}).get("examples", 32)
+    rows, data = problem.rows[0], problem.data
+    if count > len(rows):
+        remedy = f"must be 1 to {len(rows)}, the training set"
+        raise config.fault("fidelity.examples", count, remedy)
+    dtype = jnp.result_type(float)
+    y = jnp.asarray(data.y[rows[:count]], jnp.int32 if data.task == "classification" else dtype)
+    return Batch(jnp.asarray(data.x[rows[:count]], dtype), y)
+
+
+def state_names(problem: Problem, states: Sequence[Any]) -> list[str]:
+    """The blocks' names for a layered system's states, else their numbers."""
+    blocks = [block.name for block in cut(problem.network)] if problem.network is not None else []
+    fits = len(blocks) >= len(states)
+    return blocks[: len(states)] if fits else [str(i) for i in range(len(states))]

@@ -1,0 +1,259 @@
+"""fidelity.json in, checked numbers out: rules and their layers, the grids, the equilibrium."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from bpeq.report._read import mapping, number, numbers
+from bpeq.types import DataError
+
+VARIED = ("beta", "points", "sweeps")
+
+
+class Measures(NamedTuple):
+    """How near a gradient comes to the exact one; NaN where a figure is not finite or not known."""
+
+    relative_error: float
+    cosine: float
+    norm_ratio: float
+    sign_agreement: float
+
+
+class Rule(NamedTuple):
+    """One rule: all parameters together, layer by layer, and how its own phases ended.
+
+    beta, error_bar: None where the rule has none. reference: the name of the exact rule, with the
+    share of its solves that settled and their largest residual. amplitude: how far the nudge moves
+    each state; residual: what its solver left unsettled of that.
+    """
+
+    name: str
+    total: Measures
+    layers: dict[str, Measures]
+    settled: float
+    sweeps: float
+    beta: float | None
+    error_bar: float | None
+    reference: str
+    reference_settled: float | None
+    reference_residual: float | None
+    amplitude: dict[str, float]
+    residual: float | None
+    note: str
+
+    @property
+    def relaxes(self) -> bool:
+        return self.sweeps != 0
+
+
+class Point(NamedTuple):
+    """One estimate of a grid: where it stands, its relative error, the share that settled."""
+
+    rule: str
+    estimator: str
+    precision: str
+    varied: str
+    beta: float
+    x: float
+    error: float
+    cosine: float
+    settled: float
+
+
+class Fit(NamedTuple):
+    """log10 error = intercept + order · log10 β, over `betas`; intercept None: order alone."""
+
+    order: float
+    intercept: float | None
+    betas: list[float]
+
+
+class Equilibrium(NamedTuple):
+    """What the settled states are like; None where it was not looked at.
+
+    curvature, output: the smallest of all examples, and their median. jumped: β, and the share.
+    """
+
+    curvature: tuple[float, float] | None
+    output: tuple[float, float] | None
+    asymmetry: float | None
+    saturated: dict[str, float]
+    jumped: tuple[float, float] | None
+    units: float | None
+    examples: float | None
+    settled: float | None
+
+
+class Gdu(NamedTuple):
+    """EP's updates against BPTT's gradients: their mismatch over β, and its slope."""
+
+    slope: float
+    betas: list[float]
+    mismatch: list[float]
+
+
+class Microscope(NamedTuple):
+    """All that fidelity.json says; what is absent is None or empty."""
+
+    name: str
+    params: str
+    precision: str
+    examples: float | None
+    rules: list[Rule]
+    grid: list[Point]
+    fits: dict[str, Fit]
+    radius: float | None
+    equilibrium: Equilibrium | None
+    gdu: dict[str, Gdu]
+    notes: list[str]
+
+
+def microscope(result: dict[str, Any]) -> Microscope:
+    """What fidelity.json holds, checked.
+
+    Raises:
+      DataError: a key that must be there is missing, or a value has the wrong type; names it.
+    """
+    rules = mapping(result.get("rules"), "rules")
+    if not rules:
+        raise DataError("rules: must hold at least one rule")
+    gdu = mapping(result.get("gdu"), "gdu")
+    return Microscope(
+        str(result.get("name") or ""),
+        str(result.get("params") or ""),
+        str(result.get("precision") or ""),
+        _maybe(result, "examples", ""),
+        [rule(name, entry, f"rules.{name}") for name, entry in rules.items()],
+        [_point(p, f"grid.{i}") for i, p in enumerate(_list(result.get("grid"), "grid"))],
+        _fits(result),
+        _maybe(result, "radius", ""),
+        _equilibrium(result.get("equilibrium")),
+        {name: _gdu(entry, f"gdu.{name}") for name, entry in gdu.items()},
+        [str(note) for note in _list(result.get("notes"), "notes")],
+    )
+
+
+def rule(name: str, entry: Any, where: str) -> Rule:
+    """One entry of `rules`, or of a summary's `fidelity`. Raises DataError as `microscope`."""
+    fields = mapping(entry, where)
+    layers = mapping(fields.get("layers"), f"{where}.layers")
+    rows = [(layer, mapping(row, f"{where}.layers.{layer}")) for layer, row in layers.items()]
+    nudge = mapping(fields.get("nudge"), f"{where}.nudge")
+    moved = mapping(nudge.get("amplitude"), f"{where}.nudge.amplitude")
+    return Rule(
+        name,
+        _measures(fields, where),
+        {layer: _measures(row, f"{where}.layers.{layer}") for layer, row in rows},
+        _needed(fields, "converged", where),
+        _needed(fields, "sweeps", where),
+        _maybe(fields, "beta", where),
+        _maybe(fields, "error_bar", where),
+        str(fields.get("reference") or ""),
+        _maybe(fields, "reference_settled", where),
+        _maybe(fields, "reference_residual", where),
+        {k: number(v, f"{where}.nudge.amplitude.{k}") for k, v in moved.items()},
+        _maybe(nudge, "residual", f"{where}.nudge"),
+        str(fields.get("note") or ""),
+    )  # fmt: skip
+
+
+def _point(entry: Any, where: str) -> Point:
+    fields = mapping(entry, where)
+    varied = fields.get("varied")
+    if varied not in VARIED:
+        raise DataError(f"{where}.varied: must be one of {', '.join(VARIED)}, not {varied!r}")
+    x = _needed(fields, varied, where)
+    if not x > 0:
+        raise DataError(f"{where}.{varied}: must be a number > 0, not {fields[varied]!r}")
+    return Point(
+        str(fields.get("rule") or ""),
+        str(fields.get("estimator") or ""),
+        str(fields.get("precision") or ""),
+        varied,
+        _needed(fields, "beta", where),
+        x,
+        _needed(fields, "relative_error", where),
+        number(fields.get("cosine"), f"{where}.cosine"),
+        number(fields.get("converged", 1.0), f"{where}.converged"),
+    )
+
+
+def _fits(result: dict[str, Any]) -> dict[str, Fit]:
+    orders, fits = (
+        mapping(result.get("bias_order"), "bias_order"),
+        mapping(result.get("fit"), "fit"),
+    )
+    found = {}
+    for name, order in orders.items():
+        fit, where = mapping(fits.get(name), f"fit.{name}"), f"fit.{name}"
+        betas = numbers(_list(fit.get("betas"), f"{where}.betas"), f"{where}.betas")
+        intercept = _maybe(fit, "intercept", where)
+        found[name] = Fit(number(order, f"bias_order.{name}"), intercept, betas)
+    return found  # fmt: skip
+
+
+def _equilibrium(entry: Any) -> Equilibrium | None:
+    if entry is None:
+        return None
+    where = "equilibrium"
+    fields = mapping(entry, where)
+    saturated = mapping(fields.get("saturated"), f"{where}.saturated")
+    jumped = mapping(fields.get("jumped"), f"{where}.jumped")
+    return Equilibrium(
+        _spread(fields.get("curvature"), f"{where}.curvature"),
+        _spread(fields.get("output_curvature"), f"{where}.output_curvature"),
+        _maybe(fields, "asymmetry", where),
+        {k: number(v, f"{where}.saturated.{k}") for k, v in saturated.items()},
+        (_needed(jumped, "beta", f"{where}.jumped"), _needed(jumped, "share", f"{where}.jumped"))
+        if jumped
+        else None,
+        _maybe(fields, "units", where),
+        _maybe(fields, "examples", where),
+        _maybe(fields, "settled", where),
+    )
+
+
+def _spread(entry: Any, where: str) -> tuple[float, float] | None:
+    if entry is None:
+        return None
+    fields = mapping(entry, where)
+    return _needed(fields, "smallest", where), _needed(fields, "median", where)
+
+
+def _gdu(entry: Any, where: str) -> Gdu:
+    fields = mapping(entry, where)
+    betas, mismatch = (
+        numbers(_list(fields.get(k), f"{where}.{k}"), f"{where}.{k}") for k in ("betas", "mismatch")
+    )
+    if len(betas) != len(mismatch):
+        raise DataError(f"{where}.mismatch: must hold a number a beta, {len(betas)}")
+    return Gdu(number(fields.get("slope"), f"{where}.slope"), betas, mismatch)
+
+
+def _measures(fields: dict[str, Any], where: str) -> Measures:
+    return Measures(
+        _needed(fields, "relative_error", where),
+        _needed(fields, "cosine", where),
+        number(fields.get("norm_ratio"), f"{where}.norm_ratio"),
+        number(fields.get("sign_agreement"), f"{where}.sign_agreement"),
+    )
+
+
+def _needed(fields: dict[str, Any], key: str, where: str) -> float:
+    """A number that must be there; null stands for one that is not finite."""
+    if key not in fields:
+        raise DataError(f"{where}.{key}: is missing")
+    return number(fields[key], f"{where}.{key}")
+
+
+def _maybe(fields: dict[str, Any], key: str, where: str) -> float | None:
+    value = fields.get(key)
+    return None if value is None else number(value, f"{where}.{key}".lstrip("."))
+
+
+def _list(value: Any, where: str) -> list[Any]:
+    if value is None:
+        return []
+    if not isinstance(value, list):
+        raise DataError(f"{where}: must be a list")
+    return value

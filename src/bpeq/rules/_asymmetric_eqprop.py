@@ -1,0 +1,126 @@
+"""Asymmetric EP: exact without symmetry, by a nudged phase whose Jacobian is transposed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from bpeq import trees
+from bpeq.rules._means import mean_loss
+from bpeq.rules._phases import free_phase
+from bpeq.rules._recurrent_backprop import exact_reference
+from bpeq.rules._vector_field_eqprop import Sides, respond, skew
+from bpeq.settings import Positive, checked
+from bpeq.solvers import fixed_point
+from bpeq.systems._from_energy import add_push
+from bpeq.types import (
+    Batch,
+    Cost,
+    Estimate,
+    Key,
+    LearningRule,
+    Params,
+    Solver,
+    State,
+    System,
+)
+
+
+@checked
+def asymmetric_eqprop(
+    system: System,
+    cost: Cost,
+    free: Solver | None = None,
+    nudged: Solver | None = None,
+    *,
+    beta: Positive = 0.1,
+    nudging: Sides = "centered",
+) -> LearningRule:
+    """Asymmetric EP: exact as β → 0 for non-reciprocal systems.
+
+    With f the force, s⁰ its free equilibrium and J = ∂f/∂s there, the nudged phase settles
+
+        0 = f(s) + (Jᵀ − J)(s − s⁰) − β ∂C/∂s
+
+    whose Jacobian at s⁰ is Jᵀ. The response is then s^β − s⁰ ≈ β J⁻ᵀ ∂C/∂s, the adjoint itself, and
+    the contraction of `vector_field_eqprop`, −(1/β)(∂f/∂θ)ᵀ(s^β − s⁰) or its centered form, tends
+    to the exact gradient: bias of order β one-sided, β² centered. On a reciprocal system Jᵀ − J = 0
+    and both rules are one. The price is that the correction needs every connection run backward
+    with its own weights: the rule is exact, not free of weight transport.
+
+    The correction is a push like the nudge, evaluated inside each half of an alternating sweep:
+    once per sweep would be wrong. Linearised, the corrected sweep has the free one's spectrum
+    (synchronous sweeps, and alternating ones of a layered net), so it settles where the free phase
+    does. A unit whose force has an infinite slope, as a saturated one has, gets no correction: it
+    does not respond.
+
+    Args:
+      system: any whose push enters its force, f(s) + push = 0: all of bpeq's, except a Hopfield
+        system that nudges outside its σ.
+      cost: compares the readout with y; it nudges per example.
+      free, nudged: solvers of the phases; None settles to a residual of 1e-6 within 1,000 sweeps.
+        Nudged phases start at s⁰.
+      beta: β > 0; traced. In float32 round-off grows as 1/β.
+      nudging: one-sided or centered.
+
+    Raises:
+      ValueError: a setting out of range.
+
+    The estimate's info has the SolveInfos `free` `[batch]` and `nudged` `[phases, batch]`.
+
+    Example (a unit that drives the next one, which does not answer):
+      >>> import jax, jax.numpy as jnp
+      >>> from bpeq.costs import squared_error
+      >>> from bpeq.systems import from_field
+      >>> from bpeq.types import Batch
+      >>> system = from_field(
+      ...     field=lambda p, s, x: -s + jnp.stack([p["w"] * x[0], p["v"] * s[0]]),
+      ...     init_state=lambda p, x: jnp.zeros(2), readout=lambda p, s: s[1:],
+      ...     init=lambda key, shape: ({"w": jnp.array(1.0), "v": jnp.array(2.0)}, (1,)))
+      >>> rule = asymmetric_eqprop(system, squared_error(), beta=0.01)
+      >>> params, state = rule.init(jax.random.key(1), system.init(jax.random.key(0), (1,))[0])
+      >>> batch = Batch(jnp.ones((1, 1)), jnp.ones((1, 1)))
+      >>> grads = rule.estimate(params, batch, state, jax.random.key(2))[0].grads
+      >>> round(float(grads["v"]), 2), round(float(grads["w"]), 2)  # exact: 1 and 2
+      (1.0, 2.0)
+
+    Source: Scurria et al. 2026, asymmetric (dyadic) equilibrium propagation.
+    """
+    settle_free = fixed_point() if free is None else free
+    settle_nudged = fixed_point() if nudged is None else nudged
+
+    def init(key: Key, params: Params) -> tuple[Params, State]:
+        dtype = jnp.result_type(*jax.tree.leaves(params))
+        return params, {"beta": jnp.asarray(beta, dtype)}
+
+    def apply(params: Params, x: Any, key: Key | None = None) -> Array:
+        return free_phase(system, settle_free, params, x).output
+
+    def estimate(params: Params, batch: Batch, state: State, key: Key) -> tuple[Estimate, State]:
+        rest = free_phase(system, settle_free, params, batch.x)
+        twist = skew(system, params, rest.clamped, rest.state)
+
+        def sweep(params: Params, clamped: Any, state: State, push: Any) -> State:
+            def both(state: State) -> State:
+                return add_push(twist(trees.sub(state, rest.state)), push(state))
+
+            return system.sweep(params, clamped, state, both)
+
+        grads, info = respond(
+            system._replace(sweep=sweep),
+            cost,
+            settle_nudged,
+            params,
+            rest,
+            batch.y,
+            state["beta"],
+            nudging,
+        )
+        loss = mean_loss(cost, rest.output, batch.y)
+        return Estimate(grads, loss, rest.output, {"free": rest.info, "nudged": info}), state
+
+    reference = exact_reference(system, cost)
+    return LearningRule("asymmetric_eqprop", init, apply, estimate, reference=reference)

@@ -1,0 +1,89 @@
+"""Nudging on a circle in the complex plane: Cauchy's integral for ∂F at β = 0, by N points."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Complex
+
+from bpeq import trees
+from bpeq.rules._phases import Free, contrast, nudged_phases
+from bpeq.types import Batch, Cost, Params, SolveInfo, Solver, System
+
+
+def half_circle(
+    points: int, beta: Array
+) -> tuple[Complex[Array, " phases"], Complex[Array, " phases"]]:
+    """(β_n, w_n) with Re Σ w_n ∂F^{β_n} = (1/N) Σ_{n<N} ∂F^{β_n} / β_n, β_n = β e^{2πin/N}.
+
+    Only the upper half plane is visited: at conjugate β the equilibrium is conjugate, so a point
+    off the real axis counts twice.
+    """
+    n = np.arange(points // 2 + 1)
+    twice = np.where((n == 0) | (2 * n == points), 1.0, 2.0)
+    betas = _on_circle(points, n, beta)
+    return betas, jnp.asarray(twice / points, betas.dtype) / betas
+
+
+class Turned(NamedTuple):
+    """What a turn of β gives: the estimate, the free output as the turn's mean, how it settled."""
+
+    grads: Params
+    output: Array
+    info: SolveInfo
+
+
+def turn(
+    system: System,
+    cost: Cost,
+    solver: Solver,
+    params: Params,
+    batch: Batch,
+    beta: Array,
+    points: int,
+    turns: int,
+) -> Turned:
+    """(1/N) Σ ∂F^{β_n} / β_n along the last of `turns` turns, the state following β point by point.
+
+    The sums grow as β turns, so memory does not grow with the points.
+    """
+    betas = _on_circle(points, np.arange(points), beta)
+    params = trees.cast(params, betas.dtype)
+    clamped = system.clamp(params, trees.cast(batch.x, betas.dtype))
+    examples = batch.x.shape[0]
+
+    def follow(state: Any, b: Array) -> tuple[Any, SolveInfo]:
+        rest = Free(clamped, state, (), ())  # type: ignore[arg-type]
+        phases, info = nudged_phases(system, cost, solver, params, rest, batch.y, b[None])
+        return phases, jax.tree.map(lambda leaf: leaf[0], info)
+
+    def settle(state: Any, b: Array) -> tuple[Any, None]:
+        return jax.tree.map(lambda s: s[0], follow(state, b)[0]), None
+
+    def add_up(carry: Any, b: Array) -> tuple[Any, SolveInfo]:
+        state, grads, output = carry
+        phases, info = follow(state, b)
+        weights = 1.0 / (b[None] * points * examples)
+        part = contrast(system, cost, params, clamped, batch.y, phases, b[None], weights)
+        state = jax.tree.map(lambda s: s[0], phases)
+        seen = system.readout.forward(params, state)[0] / points
+        return (state, trees.add(grads, part), output + seen), info
+
+    state = system.init_state(params, clamped)
+    state, _ = jax.lax.scan(settle, state, jnp.tile(betas, turns - 1))
+    output = jnp.zeros_like(system.readout.forward(params, state)[0])
+    (_, grads, output), info = jax.lax.scan(add_up, (state, trees.zeros(params), output), betas)
+    return Turned(trees.real(grads), output.real, info)
+
+
+def _on_circle(points: int, n: np.ndarray, beta: Array) -> Complex[Array, " phases"]:
+    """β e^{2πin/N}, exact on the axes."""
+    angle = 2.0 * np.pi * n / points
+    units = np.cos(angle) + 1j * np.sin(angle)
+    units.real[(4 * n == points) | (4 * n == 3 * points)] = 0.0
+    units.imag[2 * n == points] = 0.0
+    dtype = np.result_type(beta.dtype, np.complex64)
+    return beta.astype(dtype) * jnp.asarray(units, dtype)

@@ -1,0 +1,252 @@
+"""Vector-field EP: the response to a nudge, pulled back by the force itself; no energy needed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from bpeq import trees
+from bpeq.layers import cut
+from bpeq.rules._means import mean_loss
+from bpeq.rules._phases import Free, contrast, free_phase, nudged_phases
+from bpeq.rules._recurrent_backprop import exact_reference
+from bpeq.settings import NonNegative, Positive, checked
+from bpeq.solvers import fixed_point
+from bpeq.types import (
+    Batch,
+    Cost,
+    Estimate,
+    Key,
+    Layer,
+    LearningRule,
+    Params,
+    SolveInfo,
+    Solver,
+    State,
+    System,
+)
+
+Sides = Literal["one-sided", "centered"]
+
+
+@checked
+def vector_field_eqprop(
+    system: System,
+    cost: Cost,
+    free: Solver | None = None,
+    nudged: Solver | None = None,
+    *,
+    beta: Positive = 0.1,
+    nudging: Sides = "centered",
+    kolen_pollack: bool = False,
+    homeostasis: NonNegative = 0.0,
+    network: Layer | None = None,
+) -> LearningRule:
+    """Vector-field EP: the response to a nudge, contracted with the force's own pull-back.
+
+    With f the force, s⁰ its free equilibrium and s^β the nudged one,
+
+        one-sided     −(1/β)  (∂f/∂θ)ᵀ (s^β − s⁰)       bias of order β
+        centered      −(1/2β) (∂f/∂θ)ᵀ (s^β − s^−β)     bias of order β²
+
+    with ∂f/∂θ at s⁰; weights that only the readout has get the mean ∂C/∂θ of the nudged states. The
+    response is β J⁻¹ ∂C/∂s with J = ∂f/∂s, where the exact gradient has J⁻ᵀ. So the rule tends to
+    the gradient where J is symmetric, as an energy makes it. On an untied or otherwise
+    non-reciprocal system it *runs but is biased*, by an error that no small β removes. Three ways
+    out, two of them here:
+
+        kolen_pollack   the two weights of a connection, forward W and feedback B, get one update,
+                        the sum of both gradients, which is the tied system's. Then W − B changes
+                        under the optimizer's decoupled weight decay alone: it shrinks by 1 − ηλ a
+                        step, and the weights align. Coupled decay (an L2 term in the gradient) does
+                        the same under SGD, not under Adam. Until they have, the sum is no gradient
+                        of the untied system's, and fidelity says so.
+        homeostasis     adds the gradient of ½‖J − Jᵀ‖² = ‖J‖² − Tr J², per example, at s⁰ held
+                        constant. It is estimated by ½‖(J − Jᵀ)v‖² with one random sign vector v per
+                        example, which is unbiased; its gradient is autodiff through the force.
+        asymmetric_eqprop   a rule of its own, exact without symmetry.
+
+    Args:
+      system: any. cost: compares the readout with y; it nudges per example.
+      free, nudged: solvers of the phases; None settles to a residual of 1e-6 within 1,000 sweeps.
+        Nudged phases start at s⁰.
+      beta: β > 0; traced. In float32 round-off grows as 1/β.
+      nudging: see above.
+      kolen_pollack: see above; only where params end in an entry {"feedback": tree}: a dict by the
+        connections' names, as `hopfield(..., feedback="untied")` has it, or a tuple that mirrors
+        the entries before it, with empty ones where nothing is fed back.
+      homeostasis: weight of that loss, >= 0; traced if it is > 0.
+      network: says where those names stand in params; only kolen_pollack needs it.
+
+    Raises:
+      ValueError: a setting out of range; kolen_pollack on params without a feedback entry, or with
+        a named one and no network, by the rule's `init` or when an estimate is traced.
+
+    The estimate's info has the SolveInfos `free` `[batch]` and `nudged` `[phases, batch]`, and
+    with homeostasis > 0 that loss's batch mean `homeostasis`, unweighted.
+
+    Example (a unit that drives the next one, which does not answer):
+      >>> import jax, jax.numpy as jnp
+      >>> from bpeq.costs import squared_error
+      >>> from bpeq.systems import from_field
+      >>> from bpeq.types import Batch
+      >>> system = from_field(
+      ...     field=lambda p, s, x: -s + jnp.stack([p["w"] * x[0], p["v"] * s[0]]),
+      ...     init_state=lambda p, x: jnp.zeros(2), readout=lambda p, s: s[1:],
+      ...     init=lambda key, shape: ({"w": jnp.array(1.0), "v": jnp.array(2.0)}, (1,)))
+      >>> rule = vector_field_eqprop(system, squared_error(), beta=0.01)
+      >>> params, state = rule.init(jax.random.key(1), system.init(jax.random.key(0), (1,))[0])
+      >>> batch = Batch(jnp.ones((1, 1)), jnp.ones((1, 1)))
+      >>> grads = rule.estimate(params, batch, state, jax.random.key(2))[0].grads
+      >>> round(float(grads["v"]), 3), round(float(grads["w"]), 3)  # exact: 1 and 2
+      (1.0, 0.0)
+
+    Source: Scellier, Goyal, Binas, Mesnard & Bengio 2018, Generalization of equilibrium propagation
+    to vector field dynamics. Kolen & Pollack 1994, Backpropagation without weight transport; Akrout
+    et al. 2019, Deep learning without weight transport. Laborieux & Zenke 2024, Improving
+    equilibrium propagation without weight symmetry through Jacobian homeostasis.
+    """
+    settle_free = fixed_point() if free is None else free
+    settle_nudged = fixed_point() if nudged is None else nudged
+
+    def init(key: Key, params: Params) -> tuple[Params, State]:
+        if kolen_pollack:
+            _lay_on_both(params, network)  # raises where nothing can be laid
+        dtype = jnp.result_type(*jax.tree.leaves(params))
+        settings = {"beta": beta, **({"homeostasis": homeostasis} if homeostasis else {})}
+        return params, {name: jnp.asarray(value, dtype) for name, value in settings.items()}
+
+    def apply(params: Params, x: Any, key: Key | None = None) -> Array:
+        return free_phase(system, settle_free, params, x).output
+
+    def estimate(params: Params, batch: Batch, state: State, key: Key) -> tuple[Estimate, State]:
+        rest = free_phase(system, settle_free, params, batch.x)
+        grads, info = respond(
+            system, cost, settle_nudged, params, rest, batch.y, state["beta"], nudging
+        )
+        record: dict[str, Any] = {"free": rest.info, "nudged": info}
+        if kolen_pollack:
+            grads = _lay_on_both(grads, network)
+        if homeostasis:  # after Kolen–Pollack: its gradients on W and B are each other's opposite
+            v = _signs(key, rest.state)
+            loss, pull = jax.value_and_grad(asymmetry_loss, argnums=1)(
+                system, params, batch.x, rest.state, v
+            )
+            grads = trees.add(grads, trees.scale(state["homeostasis"], pull))
+            record["homeostasis"] = loss
+        loss = mean_loss(cost, rest.output, batch.y)
+        return Estimate(grads, loss, rest.output, record), state
+
+    reference = exact_reference(system, cost)
+    return LearningRule("vector_field_eqprop", init, apply, estimate, reference=reference)
+
+
+def respond(
+    system: System,
+    cost: Cost,
+    solver: Solver,
+    params: Params,
+    rest: Free,
+    y: Array,
+    beta: Array,
+    nudging: Sides,
+) -> tuple[Params, SolveInfo]:
+    """The batch mean of −Σ_n w_n (∂f/∂θ)ᵀ(s_n − s⁰), with the readout's own part.
+
+    It is EP's contrast, with the energy's parameter gradient linearised at the free state.
+    """
+    signs = jnp.asarray([1.0, -1.0] if nudging == "centered" else [1.0], beta.dtype)
+    phases, info = nudged_phases(system, cost, solver, params, rest, y, signs * beta)
+
+    def linearised(params: Params, clamped: Any, states: State, weights: Array) -> Params:
+        # The weights need not sum to zero: s⁰ is subtracted from every phase.
+        moved = jax.tree.map(
+            lambda s, s0: jnp.tensordot(weights, s - s0, axes=1), states, rest.state
+        )
+        return trees.scale(-1.0, system.dforce(params, clamped, rest.state, moved))
+
+    weights = signs / (len(signs) * beta * rest.output.shape[0])
+    twin = system._replace(denergy=linearised)
+    grads = contrast(twin, cost, params, rest.clamped, y, phases, signs * beta, weights)
+    return grads, info
+
+
+def skew(system: System, params: Params, clamped: Any, state: State) -> Callable[[State], State]:
+    """v ↦ (Jᵀ − J) v, J the Jacobian of the force at `state`, for states `[batch, ...]`.
+
+    A force such as drive − σ⁻¹(s) has an infinite slope at a saturated unit, on the diagonal, where
+    Jᵀ − J has none. Such a unit responds to no push, and gets 0 rather than ∞ − ∞.
+    """
+
+    def force(state: State) -> State:
+        return system.force(params, clamped, state)
+
+    _, forward = jax.linearize(force, state)
+    _, back = jax.vjp(force, state)
+    responds = jax.tree.map(jnp.isfinite, forward(jax.tree.map(jnp.ones_like, state)))
+
+    def product(v: State) -> State:
+        gap = trees.sub(back(v)[0], forward(v))
+        return jax.tree.map(lambda r, g: jnp.where(r, g, jnp.zeros_like(g)), responds, gap)
+
+    return product
+
+
+def asymmetry_loss(
+    system: System, params: Params, x: Array, state: State, v: State
+) -> Float[Array, ""]:
+    """The batch mean of ½‖(J − Jᵀ)v‖², J the Jacobian of the force at `state`.
+
+    Its mean over random signs v is ½‖J − Jᵀ‖² = ‖J‖² − Tr J². Laborieux & Zenke 2024 estimate the
+    same by vᵀJᵀJv − vᵀJJv, which is this plus a term of mean 0 over v.
+    """
+    twisted = skew(system, params, system.clamp(params, x), state)(v)
+    return 0.5 * trees.dot(twisted, twisted) / jax.tree.leaves(state)[0].shape[0]
+
+
+def _signs(key: Key, like: State) -> State:
+    leaves, structure = jax.tree.flatten(like)
+    keys = jax.random.split(key, len(leaves))
+    drawn = [jax.random.rademacher(k, s.shape, s.dtype) for k, s in zip(keys, leaves, strict=True)]
+    return jax.tree.unflatten(structure, drawn)
+
+
+def _split(params: Params) -> tuple[list[Params], Any]:
+    """The entries before the last one, and the feedback tree that the last one holds."""
+    last = params[-1] if isinstance(params, tuple) and params else None
+    if not (isinstance(last, dict) and "feedback" in last):
+        raise ValueError(
+            "vector_field_eqprop: kolen_pollack = True: params have no {'feedback': ...} entry; "
+            "allowed only for systems with feedback weights of their own, such as "
+            "hopfield(..., feedback = 'untied')"
+        )
+    return list(params[:-1]), last["feedback"]
+
+
+def _lay_on_both(grads: Params, network: Layer | None) -> Params:
+    """Both weights of a connection get the sum of their gradients."""
+    forward, feedback = _split(grads)
+    if isinstance(feedback, tuple):  # it mirrors the forward entries, empty where none is fed back
+        for i, part in enumerate(feedback):
+            if jax.tree.leaves(part):
+                forward[i] = trees.add(forward[i], part)
+        given = [a if jax.tree.leaves(b) else b for a, b in zip(forward, feedback, strict=True)]
+        return (*forward, {"feedback": tuple(given)})
+    if network is None:
+        raise ValueError(
+            "vector_field_eqprop: kolen_pollack = True: network = None: must be the network whose "
+            f"blocks name the feedback weights {', '.join(feedback)}"
+        )
+    places, both = {block.name: block.slice for block in cut(network)}, {}
+    for name, part in feedback.items():
+        if name in places:
+            both[name] = trees.add(tuple(forward[places[name]]), part)
+            forward[places[name]] = both[name]
+        else:  # a skip of a Hopfield system
+            both[name] = trees.add(forward[-1]["skips"][name], part)
+            forward[-1] = {"skips": {**forward[-1]["skips"], name: both[name]}}
+    return (*forward, {"feedback": both})

@@ -1,0 +1,44 @@
+"""What systems with a written ∂E/∂θ share: contracting phases, and the force's pull-back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from bpeq import trees
+from bpeq.types import Params, State
+
+DEnergy = Callable[[Params, Any, State, Array], Params]
+
+
+def contract(weights: Array, phases: Array) -> Array:
+    """Σ_n w_n s_n, states subtracted from the first before they are scaled: less round-off."""
+    gaps = phases[1:] - phases[:1]
+    return jnp.sum(weights) * phases[0] + jnp.tensordot(weights[1:], gaps, axes=1)
+
+
+def side_by_side(phases: Array) -> Array:
+    """`[phases, batch, ...]` as `[phases · batch, ...]`: one product serves all phases."""
+    return phases.reshape(-1, *phases.shape[2:])
+
+
+def weighted(weights: Array, phases: Array) -> Array:
+    """w_n s_n, as `[phases · batch, ...]`."""
+    return side_by_side(weights.reshape(-1, *(1,) * (phases.ndim - 1)) * phases)
+
+
+def dforce_of(denergy: DEnergy) -> Callable[[Params, Any, State, State], Params]:
+    """vᵀ ∂force/∂θ = −d/dε ∂E/∂θ(s + εv): forward mode through the hand-written pull-backs."""
+
+    def dforce(params: Params, clamped: Any, state: State, v: State) -> Params:
+        def one(state: State) -> Params:
+            phases = jax.tree.map(lambda s: s[None], state)
+            return denergy(params, clamped, phases, jnp.ones((1,), jax.tree.leaves(state)[0].dtype))
+
+        return trees.scale(-1.0, jax.jvp(one, (state,), (v,))[1])
+
+    return dforce

@@ -1,0 +1,110 @@
+"""A system out of a user's own dynamics, which need not follow any energy."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from jaxtyping import Array
+
+from bpeq.settings import Positive, checked
+from bpeq.systems._from_energy import add_push
+from bpeq.systems._readout import state_readout
+from bpeq.types import Key, Params, Shape, State, System
+
+
+@checked
+def from_field(
+    field: Callable[[Params, State, Array], State],
+    init_state: Callable[[Params, Array], State],
+    readout: Callable[[Params, State], Array],
+    init: Callable[[Key, Shape], tuple[Params, Shape]],
+    *,
+    step_size: Positive = 0.5,
+    project: Callable[[State], State] | None = None,
+    write: Callable[[State, Array], State] | None = None,
+    name: str = "from_field",
+) -> System:
+    """Projected flow along a field f: s ← project( s + step_size · (f(θ, s, x) + push) ).
+
+    The force is the field itself. Its Jacobian ∂f/∂s need not be symmetric, so there is no energy:
+    `eqprop` refuses such a system, `vector_field_eqprop` runs it with a bias, `asymmetric_eqprop`,
+    `recurrent_backprop` and `bptt` are exact on it.
+
+    All functions of the user's are for ONE example; they are mapped over the batch, and their
+    derivatives are JAX's.
+
+    Args:
+      field: (params, state, x) -> ds, the structure and shapes of state.
+      init_state: (params, x) -> state, any pytree of arrays; where a free phase starts.
+      readout: (params, state) -> output. It may use params of its own that the field does not: they
+        get ∂C/∂θ at the nudged states.
+      init: (key, shape of one x) -> (params, shape of one output).
+      step_size: ε > 0, in units of time. Too large a step diverges, which the residual shows.
+      project: state -> state, onto the allowed set, such as a clip to [0, 1]. None: no constraint.
+      write: (state, output) -> state with its output clamped, for rules that clamp; None where the
+        output is no state.
+
+    Raises:
+      ValueError: step_size is not > 0.
+
+    Example (two leaky units; the first drives the second and feels nothing of it):
+      >>> import jax, jax.numpy as jnp
+      >>> system = from_field(
+      ...     field=lambda p, s, x: -s + jnp.stack([x[0], p * s[0]]),
+      ...     init_state=lambda p, x: jnp.zeros(2), readout=lambda p, s: s[1:],
+      ...     init=lambda key, shape: (jnp.array(3.0), (1,)), step_size=1.0)
+      >>> params, _ = system.init(jax.random.key(0), (1,))
+      >>> clamped = system.clamp(params, jnp.ones((1, 1)))
+      >>> state = system.init_state(params, clamped)
+      >>> for _ in range(2):
+      ...     state = system.sweep(params, clamped, state)
+      >>> state.tolist(), system.energy is None
+      ([[1.0, 3.0]], True)
+
+    Source: the general setting of Scellier, Goyal, Binas, Mesnard & Bengio 2018, Generalization of
+    equilibrium propagation to vector field dynamics.
+    """
+    fields = jax.vmap(field, in_axes=(None, 0, 0))
+
+    def clamp(params: Params, x: Array) -> Array:
+        return x
+
+    def start(params: Params, x: Array) -> State:
+        return jax.vmap(init_state, in_axes=(None, 0))(params, x)
+
+    def force(params: Params, x: Array, state: State) -> State:
+        return fields(params, state, x)
+
+    def sweep(params: Params, x: Array, state: State, push: Any = None) -> State:
+        pull = force(params, x, state)
+        if push is not None:
+            pull = add_push(pull, push(state))
+        moved = jax.tree.map(lambda s, ds: s + step_size * ds, state, pull)
+        return moved if project is None else jax.vmap(project)(moved)
+
+    def dforce(params: Params, x: Array, state: State, v: State) -> Params:
+        _, pull = jax.vjp(lambda p: force(p, x, state), params)
+        return pull(v)[0]
+
+    def forward(params: Params, state: State, key: Key | None = None) -> tuple[Array, Any]:
+        return jax.vmap(readout, in_axes=(None, 0))(params, state), state
+
+    def backward(params: Params, feedback: Params, state: Any, dy: Array) -> tuple[Params, Any]:
+        _, pull = jax.vjp(lambda p, s: forward(p, s)[0], params, state)
+        return pull(dy)
+
+    return System(
+        name=name,
+        init=init,
+        clamp=clamp,
+        init_state=start,
+        sweep=sweep,
+        energy=None,
+        denergy=None,
+        force=force,
+        dforce=dforce,
+        readout=state_readout(forward, backward),
+        write=write and jax.vmap(write),
+    )

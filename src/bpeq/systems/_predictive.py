@@ -1,0 +1,168 @@
+"""Predictive coding out of ordinary layers: every state predicts the next, and E counts errors."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, NamedTuple
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from bpeq import trees
+from bpeq.layers import cut
+from bpeq.settings import Positive, checked
+from bpeq.systems._derivatives import contract, dforce_of, side_by_side, weighted
+from bpeq.systems._readout import activated_state
+from bpeq.systems._refusals import refuse_coupling, why_not_holomorphic
+from bpeq.types import Layer, Params, State, System
+
+
+class Clamped(NamedTuple):
+    """What a batch's input fixes: the prediction of the first state, and its pull-back's needs."""
+
+    prediction: Float[Array, "batch ..."]
+    residuals: Any
+
+
+@checked
+def predictive(
+    network: Layer,
+    *,
+    schedule: Literal["gradient", "sequential"] = "gradient",
+    step_size: Positive = 0.2,
+) -> System:
+    """The predictive coding network of a chain: states are the pre-activations of its blocks.
+
+        E(θ, x, s) = ½ Σ_l ‖e_l‖²,    e_l = s_l − f_l(θ_l, σ_{l−1}(s_{l−1})),    σ_0(s_0) = x
+        −∂E/∂s_l = −e_l + σ′_l(s_l) ⊙ f_{l+1}ᵀ(e_{l+1})
+        −∂E/∂θ_l = f_l's parameter pull-back of e_l
+
+    f_l is the l-th connection, f_lᵀ its `backward`, and the output is σ_L(s_L). A free phase starts
+    at the feed-forward pass, where all errors vanish: E = 0, the start is the equilibrium already,
+    and the output is the network's own. So EP on this energy is backprop of that network as β → 0.
+
+    Shapes: x `[batch, ...]`; the state is a tuple of one `[batch, ...]` array a block; params are
+    the network's. Energies are per example, `[batch]`.
+
+    Args:
+      network: a chain, as for `hopfield`; its activations need no potential, so gelu is allowed.
+      schedule: "gradient" moves every state by −∂E/∂s_l + push_l at once, which takes only its own
+        error and the next one's: local in space and time.
+        "sequential" settles the errors for the state's slopes from the top down,
+        e_l = σ′_l(s_l) ⊙ f_{l+1}ᵀ(e_{l+1}) + push_l, then rebuilds the states from the bottom up,
+        s_l ← f_l(σ(s_{l−1})) + e_l. Its fixed points are the same, and it contracts by O(β) a
+        sweep, so that a few sweeps settle a nudged phase; but each sweep is a backward and a
+        forward pass, one layer after another, and not local in time.
+      step_size: ε > 0 of "gradient". Around E's minimum its step is stable for ε < 2/λ, with λ the
+        largest eigenvalue of ∂²E/∂s², at most (1 + max_l ‖∂f_l/∂s_{l−1}‖)² there: 0.2 allows norms
+        up to 2.1. The slowest error shrinks by 1 − ε λ_min a sweep. Too large a step diverges,
+        which the residual shows. Not read by "sequential".
+
+    `write` sets the output where it is a state, that is where the last block is linear.
+
+    Raises:
+      ValueError: the network cannot be cut, or a layer has no per-example energy (batch norm,
+        dropout).
+
+    Example:
+      >>> import jax
+      >>> from bpeq.layers import chain, dense, gelu
+      >>> network = chain(dense(4), gelu(), dense(2))
+      >>> system = predictive(network)
+      >>> params, _ = system.init(jax.random.key(0), (3,))
+      >>> clamped = system.clamp(params, jax.numpy.ones((1, 3)))
+      >>> state = system.init_state(params, clamped)
+      >>> system.energy(params, clamped, state).tolist()
+      [0.0]
+
+    Source: Rao & Ballard 1999; Whittington & Bogacz 2017, An approximation of the error
+    backpropagation algorithm in a predictive coding network with local Hebbian synaptic plasticity;
+    that small nudges make it backprop: Millidge et al. 2023, Backpropagation at the infinitesimal
+    inference limit of energy-based models.
+    """
+    blocks = cut(network)
+    refuse_coupling("predictive", network)
+    top = len(blocks) - 1
+    linear = network.parts[-1].activation is None or network.parts[-1].name == "linear"
+
+    def clamp(params: Params, x: Array) -> Clamped:
+        return Clamped(*blocks[0].connection.forward(params[blocks[0].slice], x))
+
+    def predict(params: Params, l: int, below: Array) -> tuple[Array, Any]:
+        block = blocks[l]
+        return block.connection.forward(params[block.slice], blocks[l - 1].activation.value(below))
+
+    def init_state(params: Params, clamped: Clamped) -> State:
+        state = [clamped.prediction]
+        for l in range(1, len(blocks)):
+            state.append(predict(params, l, state[-1])[0])
+        return tuple(state)
+
+    def errors(params: Params, clamped: Clamped, state: State) -> tuple[list[Array], list[Any]]:
+        below = [(clamped.prediction, clamped.residuals)]
+        below += [predict(params, l, state[l - 1]) for l in range(1, len(blocks))]
+        return [s - f for s, (f, _) in zip(state, below, strict=True)], [kept for _, kept in below]
+
+    def pulled(params: Params, state: State, l: int, residuals: Any, error: Array) -> Array:
+        """σ′_l(s_l) ⊙ f_{l+1}ᵀ(e_{l+1})."""
+        own = params[blocks[l + 1].slice]
+        back = blocks[l + 1].connection.backward(own, own, residuals, error)[1]
+        return blocks[l].activation.slope(state[l]) * back
+
+    def force(params: Params, clamped: Clamped, state: State) -> State:
+        error, kept = errors(params, clamped, state)
+        down = [pulled(params, state, l, kept[l + 1], error[l + 1]) for l in range(top)]
+        return (*(ds - e for ds, e in zip(down, error[:-1], strict=True)), -error[-1])
+
+    def gradient_sweep(params: Params, clamped: Clamped, state: State, push: Any = None) -> State:
+        pushed = (None,) * len(blocks) if push is None else push(state)
+        moves = zip(state, force(params, clamped, state), pushed, strict=True)
+        return tuple(s + step_size * (ds if p is None else ds + p) for s, ds, p in moves)
+
+    def sequential_sweep(params: Params, clamped: Clamped, state: State, push: Any = None) -> State:
+        pushed = (None,) * len(blocks) if push is None else push(state)
+        _, kept = errors(params, clamped, state)
+        error = [jnp.zeros_like(s) if p is None else p for s, p in zip(state, pushed, strict=True)]
+        for l in reversed(range(top)):
+            error[l] = error[l] + pulled(params, state, l, kept[l + 1], error[l + 1])
+        new = [clamped.prediction + error[0]]
+        for l in range(1, len(blocks)):
+            new.append(predict(params, l, new[-1])[0] + error[l])
+        return tuple(new)
+
+    def energy(params: Params, clamped: Clamped, state: State) -> Float[Array, " batch"]:
+        total = jnp.zeros_like(trees.max_abs(state))
+        for e in errors(params, clamped, state)[0]:
+            total = total + 0.5 * jnp.sum((e * e).reshape(e.shape[0], -1), axis=1)
+        return total
+
+    def denergy(params: Params, clamped: Clamped, phases: State, weights: Array) -> Params:
+        grads = list(trees.zeros(params))
+        for l, block in enumerate(blocks):
+            own = params[block.slice]
+            if l == 0:  # the same input in all phases, so their errors contract first
+                residuals = clamped.residuals
+                seed = contract(weights, phases[0] - clamped.prediction)
+            else:  # one product for all phases, their batches side by side
+                prediction, residuals = predict(params, l, side_by_side(phases[l - 1]))
+                error = phases[l] - prediction.reshape(phases[l].shape)
+                seed = weighted(weights, error)
+            grads[block.slice], _ = block.connection.backward(own, own, residuals, -seed)
+        return tuple(grads)
+
+    def write(state: State, value: Array) -> State:
+        return (*state[:-1], value)
+
+    return System(
+        name="predictive",
+        init=network.init,
+        clamp=clamp,
+        init_state=init_state,
+        sweep=gradient_sweep if schedule == "gradient" else sequential_sweep,
+        energy=energy,
+        denergy=denergy,
+        force=force,
+        dforce=dforce_of(denergy),
+        readout=activated_state(blocks[-1].activation, len(blocks)),
+        write=write if linear else None,
+        not_holomorphic=why_not_holomorphic(network),
+    )

@@ -1,0 +1,104 @@
+"""What a system cannot be made of, said when it is built; and why it is not holomorphic."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+import jax
+import jax.numpy as jnp
+
+from bpeq.layers import Block
+from bpeq.systems._graph import Edge, Graph
+from bpeq.types import Activation, Layer
+
+
+def refuse_coupling(system: str, network: Layer) -> None:
+    """A layer without a per-example energy (batch norm, dropout) is refused by place and name."""
+    for i, part in enumerate(network.parts):
+        if part.no_energy:
+            raise ValueError(f"{system}: layer {i} ({part.name!r}) {part.no_energy}")
+
+
+def refuse_network(network: Layer, blocks: tuple[Block, ...], output: str) -> None:
+    """What no Hopfield energy can hold: coupled examples, activations that are not monotone."""
+    refuse_coupling("hopfield", network)
+    for i, part in enumerate(network.parts):
+        if part.activation is not None and part.activation.potential is None:
+            raise ValueError(
+                f"hopfield: layer {i} ({part.name!r}) is not monotone, so it has no potential and "
+                "no energy; allowed: linear, relu, tanh, sigmoid, hard_sigmoid, shifted_sigmoid, "
+                "softplus, or an activation_layer with a potential"
+            )
+    if output == "readout" and len(blocks) < 2:
+        raise ValueError("hopfield: output = 'readout' needs a hidden block before the readout")
+
+
+def refuse_connections(graph: Graph) -> None:
+    """Skips that hide an activation or couple examples; max-pooling below signed activity."""
+    for edge in graph.edges:
+        if isinstance(edge.at, str):
+            _refuse_skip(edge)
+        if edge.source > 0:
+            block = graph.states[edge.target - 1]
+            name = edge.name if isinstance(edge.at, slice) else f"{edge.source}-{edge.target}"
+            _refuse_signed_max_pool(name, edge.layer, block.activation)
+
+
+def why_not_holomorphic(network: Layer, skips: Iterable[Edge] = ()) -> str:
+    """The first layer, by place and name, that is not complex-differentiable; empty if all are.
+
+    Example:
+      >>> from bpeq.layers import chain, dense, hard_sigmoid
+      >>> why_not_holomorphic(chain(dense(2), hard_sigmoid(), dense(1)))
+      "layer 1 ('hard_sigmoid') is not complex-differentiable"
+    """
+    named = [(f"layer {i} ({part.name!r})", part) for i, part in enumerate(network.parts)]
+    named += [(f"the skip {e.source}-{e.target} ({e.layer.name!r})", e.layer) for e in skips]
+    for name, part in named:
+        for inner in _all(part):
+            if inner.not_holomorphic:
+                return f"{name} {inner.not_holomorphic}"
+            if inner.activation is not None and not inner.activation.holomorphic:
+                return f"{name} is not complex-differentiable"
+    return ""
+
+
+def _all(layer: Layer) -> Iterator[Layer]:
+    """The layers inside, innermost first, and then the layer."""
+    for part in layer.parts:
+        yield from _all(part)
+    yield layer
+
+
+def _refuse_skip(edge: Edge) -> None:
+    where = f"hopfield: skips = '{edge.source}-{edge.target}':"
+    for inner in _all(edge.layer):
+        if inner.no_energy:
+            raise ValueError(f"{where} {inner.name!r} {inner.no_energy}")
+        if inner.activation is not None and inner.name != "linear":
+            raise ValueError(
+                f"{where} {inner.name!r} hides an activation inside a connection, where it would "
+                "be no state's; use a connection without one, such as dense or conv"
+            )
+
+
+def _refuse_signed_max_pool(place: str, connection: Layer, activation: Activation) -> None:
+    """−⟨s, max-pool(z)⟩ is concave in z, which is what makes a sweep descend, for s ≥ 0 only."""
+    names = [part.name for part in connection.parts] or [connection.name]
+    if "max_pool" not in names:
+        return
+    for name in names[names.index("max_pool") + 1 :]:
+        if name not in ("flatten", "max_pool", "avg_pool"):  # their pull-backs keep signs
+            raise ValueError(
+                f"hopfield: {place!r}: {name!r} above max_pool in one connection feeds "
+                "negative activity back through the pooling, so the energy can rise and cycle; "
+                "put an activation between them, or use avg_pool"
+            )
+    with jax.ensure_compile_time_eval():  # monotone, so this is its infimum
+        lowest = float(activation.value(jnp.asarray(-1e4)))
+    if lowest < 0.0:
+        raise ValueError(
+            f"hopfield: {place!r}: the activation above max_pool takes negative values "
+            f"(down to {lowest:g}), so the energy can rise and cycle; use one that does not (relu, "
+            "sigmoid, hard_sigmoid, shifted_sigmoid, softplus), or avg_pool"
+        )
