@@ -30,6 +30,7 @@ class Curvature(NamedTuple):
     asymmetry: ‖H − Hᵀ‖ / ‖H‖; 0 with an energy.
     saturated: the share of units that a small change does not move, state by state.
     settled:  whether the equilibrium was reached, to 1e-12.
+    units:    in the state of one example.
     """
 
     smallest: Float[np.ndarray, " batch"]
@@ -37,6 +38,7 @@ class Curvature(NamedTuple):
     asymmetry: Float[np.ndarray, " batch"]
     saturated: list[float]
     settled: Bool[np.ndarray, " batch"]
+    units: int
 
 
 def curvature(system: System, params: Params, x: Array) -> Curvature:
@@ -77,6 +79,7 @@ def curvature(system: System, params: Params, x: Array) -> Curvature:
         asymmetry,
         saturated=[float(part.mean()) for part in np.split(frozen, ends, axis=1)],
         settled=np.asarray(rest.info.converged),
+        units=units,
     )
 
 

@@ -168,6 +168,30 @@ def closeness(ours: Any, exact: Any) -> Closeness:
     )
 
 
+def fits(grid: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Orders of the bias in β, one an estimator, and the radius that the N-point errors fall by.
+
+    Args:
+      grid: rows of fidelity.json's `grid`. An error of (β/R)^N gives the radius R, the distance to
+        the nearest pole in β; it is fitted on errors between 1e-11 and 0.1 in float64.
+    """
+    found: dict[str, Any] = {"bias_order": {}, "fit": {}, "radius": None}
+    rows = [row for row in grid if row["varied"] == "beta"]
+    best = max((row["precision"] for row in rows), default="")  # float64 where there are both
+    for name in dict.fromkeys(row["estimator"] for row in rows):
+        own = [r for r in rows if r["estimator"] == name and r["precision"] == best]
+        fit = bias_order([r["beta"] for r in own], [r["relative_error"] for r in own])
+        found["bias_order"][name] = fit["order"]
+        found["fit"][name] = {"betas": fit["betas"], "intercept": fit["intercept"]}
+    rows = [row for row in grid if row["varied"] == "points" and row["precision"] == "float64"]
+    usable = [r for r in rows if 1e-11 < r["relative_error"] < 0.1]
+    if len(usable) >= 2:
+        n, error = ([r[key] for r in usable] for key in ("points", "relative_error"))
+        slope = np.polyfit(n, np.log(error), 1)[0]
+        found["radius"] = float(usable[0]["beta"] * np.exp(-slope))
+    return found
+
+
 def bias_order(betas: Sequence[float], errors: Sequence[float]) -> dict[str, Any]:
     """The slope of log error over log β, fitted where bias is what is seen.
 

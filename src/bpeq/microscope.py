@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,19 +15,22 @@ from bpeq import runs, trees
 from bpeq._schema import ConfigError
 from bpeq.config import Config
 from bpeq.equilibrium import curvature, jumped
-from bpeq.fidelity import bias_order, exact_gradient, judge
+from bpeq.fidelity import exact_gradient, fits, judge
 from bpeq.gdu import gdu_mismatch
 from bpeq.loading import load_run
 from bpeq.probe import entry, first_examples, probe, state_names
 from bpeq.problem import Problem, build, seed_keys
 from bpeq.rules import eqprop
 from bpeq.solvers import fixed_steps
-from bpeq.types import Batch, Estimate, Key, LearningRule, Params, Solver, State, System
+from bpeq.types import Batch, Key, LearningRule, Params, Solver, State, System
 
 Progress = Callable[[int, int, dict[str, Any]], None]
-Grid = list[dict[str, Any]]
-CURVED = 8
-"""Examples whose curvature is computed."""
+Job = Callable[[], dict[str, Any]]
+CURVED = 8  # examples whose curvature is computed
+GDU_BETAS: dict[Any, list[float]] = {
+    "one-sided": [1e-2, 1e-3, 1e-4, 1e-5],
+    "centered": [1e-1, 3e-2, 1e-2, 3e-3],
+}
 
 
 class _At(NamedTuple):
@@ -37,6 +40,24 @@ class _At(NamedTuple):
     state: State
     batch: Batch
     key: Key
+
+
+class _Look(NamedTuple):
+    """One rule's config, its parts, and where it is looked at."""
+
+    config: Config
+    problem: Problem
+    at: _At
+
+
+class _Estimator(NamedTuple):
+    """One of eqprop's nudgings, with the β to try, its N and the sweeps of each of its phases."""
+
+    name: str
+    rule: LearningRule
+    betas: list[float]
+    points: int | None
+    sweeps: int | None
 
 
 def measure(
@@ -55,11 +76,8 @@ def measure(
     Raises:
       ConfigError, DataError, FileExistsError: before anything is measured.
     """
-    configs = {name: config.with_rule(name) for name in rules}
-    problems = {name: build(each) for name, each in configs.items()}
-    settings = config.tree.get("fidelity", {})
+    jobs = _jobs({name: config.with_rule(name) for name in rules}, trained)
     runs.claim(folder)
-    jobs = list(_jobs(configs, problems, settings, trained))
     done: dict[str, Any] = {"rules": {}, "grid": [], "notes": []}
     for i, (label, job) in enumerate(jobs):
         if progress is not None:
@@ -71,38 +89,40 @@ def measure(
         "name": config.name,
         "config": config.tree,
         "params": "initial" if trained is None else str(trained),
-        "examples": settings.get("examples", 32),
+        "examples": config.tree.get("fidelity", {}).get("examples", 32),
         "precision": config.tree["precision"],
         **done,
-        **_fits(done["grid"]),
+        **fits(done["grid"]),
         "environment": runs.environment(),
     }
     runs.write_json(folder / "fidelity.json", result)
     return result
 
 
-def _jobs(
-    configs: dict[str, Config],
-    problems: dict[str, Problem],
-    settings: dict[str, Any],
-    trained: Path | None,
-) -> Iterator[tuple[str, Callable[[], dict[str, Any]]]]:
-    for name, problem in problems.items():
-        yield name, partial(_rule, configs[name], problem, trained, name)
-    name = "eqprop" if "eqprop" in problems else next(iter(problems))
-    config, problem = configs[name], problems[name]
-    if problem.system is None:
-        return
+def _jobs(configs: dict[str, Config], trained: Path | None) -> list[tuple[str, Job]]:
+    """What is to be measured, all of it built, so that bad input is found before the first."""
+    jobs: list[tuple[str, Job]] = []
+    looks: dict[str, _Look] = {}
+    for name, config in configs.items():
+        problem = build(config)
+        looks[name] = _Look(config, problem, _at(config, problem, trained))
+        jobs.append((name, partial(_rule, name, looks[name])))
+    look = looks.get("eqprop", next(iter(looks.values())))
+    settings, system = look.config.tree.get("fidelity", {}), look.problem.system
+    if system is None:
+        return jobs
     grids = [key for key in ("betas", "points", "sweeps") if settings.get(key)]
-    if grids and problem.system.denergy is None:
-        remedy = f"eqprop's grids need an energy, which {problem.system.name!r} has not"
-        raise config.fault(f"fidelity.{grids[0]}", settings[grids[0]], remedy)
-    for precision in settings.get("precisions", [config.tree["precision"]]):
+    if grids and system.denergy is None:
+        remedy = f"eqprop's grids need an energy, which {system.name!r} has not"
+        raise look.config.fault(f"fidelity.{grids[0]}", settings[grids[0]], remedy)
+    for precision in settings.get("precisions", [look.config.tree["precision"]]):
         for key in grids:
-            yield f"{key}, {precision}", partial(_grid, config, problem, trained, key, precision)
-    yield "equilibrium", partial(_equilibrium, config, problem, trained)
+            estimators = _estimators(look, key)
+            jobs.append((f"{key}, {precision}", partial(_grid, look, key, estimators, precision)))
+    jobs.append(("equilibrium", partial(_equilibrium, look)))
     if settings.get("gdu"):
-        yield "GDU", partial(_gdu, config, problem, trained)
+        jobs.append(("GDU", partial(_gdu, look)))
+    return jobs
 
 
 def _lay(done: dict[str, Any], part: dict[str, Any]) -> None:
@@ -113,130 +133,112 @@ def _lay(done: dict[str, Any], part: dict[str, Any]) -> None:
             done.setdefault(key, []).extend(value)
 
 
-def _rule(config: Config, problem: Problem, trained: Path | None, name: str) -> dict[str, Any]:
-    with jax.enable_x64(config.tree["precision"] == "float64"):
-        at = _at(config, problem, trained)
-        return {"rules": {name: probe(problem, at.params, at.state, at.batch, at.key)}}
+def _rule(name: str, look: _Look) -> dict[str, Any]:
+    at = look.at
+    with jax.enable_x64(look.config.tree["precision"] == "float64"):
+        return {"rules": {name: probe(look.problem, at.params, at.state, at.batch, at.key)}}
+
+
+def _estimators(look: _Look, varied: str) -> list[_Estimator]:
+    """The eqprop rules of one of the grids that [fidelity] asks for."""
+    settings, own = look.config.tree["fidelity"], look.config.tree["rule"]
+    assert look.problem.system is not None
+    beta = own.get("beta", 0.1) if own.get("beta") != "auto" else 0.1
+    names = settings.get("nudgings") or _nudgings(look.problem.system)
+    if varied == "points":
+        names = [f"holomorphic-{n}" for n in settings["points"]]
+    return [
+        _eqprop(look, name, settings["betas"] if varied == "betas" else [beta], sweeps)
+        for name in names
+        for sweeps in (settings["sweeps"] if varied == "sweeps" else [None])
+    ]
 
 
 def _grid(
-    config: Config, problem: Problem, trained: Path | None, varied: str, precision: str
-) -> dict[str, Grid]:
-    """eqprop over one of the grids that [fidelity] asks for."""
-    settings, system = config.tree["fidelity"], problem.system
-    assert system is not None
-    rows: Grid = []
+    look: _Look, varied: str, estimators: Sequence[_Estimator], precision: str
+) -> dict[str, Any]:
+    """A row for every estimator and β: the estimate against one exact gradient."""
+    rows: list[dict[str, Any]] = []
     with jax.enable_x64(precision == "float64"):
-        at = trees.cast(_at(config, problem, trained), jnp.result_type(float))
-        exact: Estimate | None = None
-        own = config.tree["rule"]
-        beta = own.get("beta", 0.1) if own.get("beta") != "auto" else 0.1
-        asked = settings.get("nudgings") or _nudgings(own, system)
-        if varied == "points":
-            asked = [f"holomorphic-{n}" for n in settings["points"]]
-        elif varied == "sweeps":
-            asked = asked[-1:] if "nudgings" not in settings else asked
-        for name in asked:
-            nudging, _, n = name.partition("-") if name != "one-sided" else (name, "", "")
-            for sweeps in settings["sweeps"] if varied == "sweeps" else [None]:
-                rule = _eqprop(config, problem, nudging, int(n or 2), sweeps)
-                if exact is None:
-                    exact = exact_gradient(rule, at.params, at.batch, key=at.key)
-                estimate = jax.jit(rule.estimate)
-                for b in settings["betas"] if varied == "betas" else [beta]:
-                    state = {"beta": jnp.asarray(b, jnp.result_type(float))}
-                    found = judge(
-                        estimate(at.params, at.batch, state, at.key)[0], exact, problem.network
-                    )
-                    rows.append({
-                        "rule": "eqprop", "estimator": name, "beta": b, "sweeps": sweeps,
-                        "points": int(n) if n else None, "precision": precision,
+        at = trees.cast(look.at, jnp.result_type(float))
+        exact = exact_gradient(estimators[0].rule, at.params, at.batch, key=at.key)
+        for each in estimators:
+            estimate = jax.jit(each.rule.estimate)
+            for beta in each.betas:
+                state = {"beta": jnp.asarray(beta, jnp.result_type(float))}
+                made, _ = estimate(at.params, at.batch, state, at.key)
+                rows.append(
+                    {
+                        **entry(judge(made, exact, look.problem.network)),
+                        "rule": "eqprop",
+                        "estimator": each.name,
+                        "beta": beta,
+                        "points": each.points,
+                        "phase_sweeps": each.sweeps,
+                        "precision": precision,
                         "varied": {"betas": "beta"}.get(varied, varied),
-                    } | entry(found))  # fmt: skip
+                    }
+                )
     return {"grid": rows}
 
 
-def _nudgings(own: dict[str, Any], system: System) -> list[str]:
+def _nudgings(system: System) -> list[str]:
     smooth = [] if system.not_holomorphic else ["holomorphic-4"]
     return ["one-sided", "centered", *smooth]
 
 
-def _eqprop(
-    config: Config, problem: Problem, nudging: str, points: int, sweeps: int | None
-) -> LearningRule:
-    assert problem.system is not None
-    free: Solver | None = problem.solvers.get("free")
-    nudged: Solver | None = problem.solvers.get("nudged")
+def _eqprop(look: _Look, name: str, betas: list[float], sweeps: int | None) -> _Estimator:
+    assert look.problem.system is not None
+    free: Solver | None = look.problem.solvers.get("free")
+    nudged: Solver | None = look.problem.solvers.get("nudged")
     if sweeps is not None:
         free = nudged = fixed_steps(sweeps)
-    named: Any = nudging
+    circle, _, number = name.rpartition("-")
+    nudging: Any = circle if number.isdecimal() else name
+    points = int(number) if number.isdecimal() else None
+    args = (look.problem.system, look.problem.cost, free, nudged)
     try:
-        return eqprop(problem.system, problem.cost, free, nudged, nudging=named, points=points)
+        rule = eqprop(*args, nudging=nudging, points=points or 2)
     except ValueError as error:
-        name = f"{nudging}-{points}"
-        raise config.fault("fidelity.nudgings", name, str(error)) from error
+        raise look.config.fault("fidelity.nudgings", name, str(error)) from error
+    return _Estimator(name, rule, betas, points, sweeps)
 
 
-def _equilibrium(config: Config, problem: Problem, trained: Path | None) -> dict[str, Any]:
+def _equilibrium(look: _Look) -> dict[str, Any]:
     """Curvature, saturation and jumps at the equilibria of the batch's first examples."""
+    problem, at = look.problem, look.at
     assert problem.system is not None
-    at = _at(config, problem, trained)
-    few = Batch(at.batch.x[:CURVED], at.batch.y[:CURVED])
-    params, state = at.params, at.state
-    found: dict[str, Any] = {}
-    notes = []
+    found, notes = {}, []
     try:
-        bent = curvature(problem.system, params, few.x)
+        bent = curvature(problem.system, at.params, at.batch.x[:CURVED])
     except ValueError as error:
         notes.append(str(error))
     else:
         names = state_names(problem, bent.saturated)
-        found |= {
+        found = {
             "curvature": _spread(bent.smallest),
             "output_curvature": _spread(bent.output),
             "asymmetry": float(bent.asymmetry.max()),
             "saturated": dict(zip(names, bent.saturated, strict=True)),
             "settled": float(bent.settled.mean()),
-            "examples": len(few.x),
+            "examples": len(bent.smallest),
+            "units": bent.units,
         }
-    if isinstance(state, dict) and "beta" in state:
-        beta = float(state["beta"])
-        away = jumped(problem.system, problem.cost, params, at.batch, beta)
+    if isinstance(at.state, dict) and "beta" in at.state:
+        beta = float(at.state["beta"])
+        away = jumped(problem.system, problem.cost, at.params, at.batch, beta)
         found["jumped"] = {"beta": beta, "share": float(away.mean())}
     return {"equilibrium": found, "notes": notes}
 
 
-def _gdu(config: Config, problem: Problem, trained: Path | None) -> dict[str, Any]:
-    assert problem.system is not None
-    found = {}
-    with jax.enable_x64(True):
-        at = _at(config, problem, trained)
-        params, batch = trees.cast((at.params, at.batch), jnp.float64)
-        for nudging in ("one-sided", "centered"):
-            betas = [1e-2, 1e-3, 1e-4, 1e-5] if nudging == "one-sided" else [1e-1, 3e-2, 1e-2, 3e-3]
-            args = (problem.system, problem.cost, params, batch)
-            gdu = gdu_mismatch(*args, sweeps=10, betas=betas, nudging=nudging)
-            found[nudging] = {"slope": gdu.slope, "betas": betas, "mismatch": gdu.total.tolist()}
+def _gdu(look: _Look) -> dict[str, Any]:
+    found, system = {}, look.problem.system
+    assert system is not None
+    for nudging, betas in GDU_BETAS.items():
+        args = (system, look.problem.cost, look.at.params, look.at.batch)
+        gdu = gdu_mismatch(*args, sweeps=10, betas=betas, nudging=nudging)
+        found[nudging] = {"slope": gdu.slope, "betas": betas, "mismatch": gdu.total.tolist()}
     return {"gdu": found}
-
-
-def _fits(grid: Grid) -> dict[str, Any]:
-    """Orders of the bias in β, one a nudging, and the radius that the N-point errors fall by."""
-    found: dict[str, Any] = {"bias_order": {}, "fit": {}, "radius": None}
-    rows = [row for row in grid if row["varied"] == "beta"]
-    best = max((row["precision"] for row in rows), default="")  # float64 where there are both
-    for name in dict.fromkeys(row["estimator"] for row in rows):
-        own = [r for r in rows if r["estimator"] == name and r["precision"] == best]
-        fit = bias_order([r["beta"] for r in own], [r["relative_error"] for r in own])
-        found["bias_order"][name] = fit["order"]
-        found["fit"][name] = {"betas": fit["betas"], "intercept": fit["intercept"]}
-    rows = [row for row in grid if row["varied"] == "points" and row["precision"] == "float64"]
-    usable = [r for r in rows if 1e-11 < r["relative_error"] < 0.1]
-    if len(usable) >= 2:
-        n, error = ([r[key] for r in usable] for key in ("points", "relative_error"))
-        slope = np.polyfit(n, np.log(error), 1)[0]
-        found["radius"] = float(usable[0]["beta"] * np.exp(-slope))
-    return found
 
 
 def _at(config: Config, problem: Problem, trained: Path | None) -> _At:
@@ -247,7 +249,9 @@ def _at(config: Config, problem: Problem, trained: Path | None) -> _At:
         if trained is not None:
             loaded = load_run(trained).params
             if jax.tree.map(jnp.shape, loaded) != jax.tree.map(jnp.shape, params):
-                raise ConfigError(f"--run = {trained}: its parameters do not fit {config.path}")
+                name = config.tree["rule"]["name"]
+                said = f"its parameters do not fit {config.path} under the rule {name!r}"
+                raise ConfigError(f"--run = {trained}: {said}")
             params = loaded
         return _At(params, state, first_examples(config, problem), keys[1])
 

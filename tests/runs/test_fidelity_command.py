@@ -1,0 +1,169 @@
+"""`bpeq fidelity`: the microscope from the command line, and a run's own record of it."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+TINY = """\
+precision = "float64"
+
+[data]
+name = "xor"
+
+[network]
+layers = ["dense(5, scale=0.4)", "tanh", "dense(1, scale=0.4)"]
+
+[system]
+name = "hopfield"
+schedule = "synchronous"
+
+[solvers.free]
+name = "fixed_point"
+tolerance = 1e-13
+max_steps = 500
+
+[solvers.nudged]
+name = "fixed_point"
+tolerance = 1e-13
+max_steps = 500
+
+[rule]
+name = "eqprop"
+beta = 0.01
+
+[optimizer]
+name = "sgd"
+learning_rate = 0.1
+
+[training]
+epochs = 2
+batch_size = 4
+"""
+GRIDS = """
+[fidelity]
+examples = 4
+betas = [0.1, 0.05, 0.02, 0.01, 0.003, 0.001, 0.0003]
+nudgings = ["one-sided", "centered", "holomorphic-4"]
+points = [2, 4, 6]
+sweeps = [2, 30]
+gdu = true
+"""
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    path = tmp_path_factory.mktemp("fidelity") / "tiny.toml"
+    path.write_text(TINY + GRIDS)
+    return path
+
+
+@pytest.fixture(scope="module")
+def measured(tiny, call):
+    folder = tiny.parent / "out"
+    said = call("fidelity", tiny, "--rules", "eqprop,recurrent_backprop,backprop", "--out", folder)
+    assert said.code == 0, said
+    return said, folder, json.loads((folder / "fidelity.json").read_text())
+
+
+def test_orders_of_the_bias_are_one_two_and_four(measured):
+    _, _, found = measured
+    orders = found["bias_order"]
+    for name, order in (("one-sided", 1), ("centered", 2), ("holomorphic-4", 4)):
+        assert abs(orders[name] - order) < 0.1, orders
+
+
+def test_every_rule_has_its_figures_in_total_and_by_layer(measured):
+    _, _, found = measured
+    rules = found["rules"]
+    assert list(rules) == ["eqprop", "recurrent_backprop", "backprop"]
+    for row in rules.values():
+        assert set(row["layers"]) == {"dense_1", "dense_2"}
+        assert {"relative_error", "cosine", "converged", "sweeps"} <= set(row)
+        assert row["reference_settled"] == 1.0
+    assert 1e-8 < rules["eqprop"]["relative_error"] < 1e-2
+    assert rules["recurrent_backprop"]["relative_error"] < 1e-4
+    assert rules["backprop"]["relative_error"] < 1e-14
+    assert rules["eqprop"]["nudge"]["amplitude"]["dense_2"] > rules["eqprop"]["nudge"]["residual"]
+
+
+def test_more_sweeps_and_more_points_are_nearer(measured):
+    _, _, found = measured
+    grid = found["grid"]
+    by_sweeps = [row["relative_error"] for row in grid if row["varied"] == "sweeps"]
+    assert by_sweeps[-2] > 10 * by_sweeps[-1]
+    by_points = [row["relative_error"] for row in grid if row["varied"] == "points"]
+    assert by_points[0] > 10 * by_points[1] > 100 * by_points[2]
+    assert found["radius"] > 0.05
+
+
+def test_the_equilibrium_and_the_gdu_check_are_there(measured):
+    _, _, found = measured
+    bent = found["equilibrium"]
+    assert 0 < bent["curvature"]["smallest"] <= bent["output_curvature"]["smallest"] <= 1
+    assert bent["jumped"] == {"beta": 0.01, "share": 0.0}
+    assert abs(found["gdu"]["one-sided"]["slope"] - 1) < 0.05
+    assert abs(found["gdu"]["centered"]["slope"] - 2) < 0.05
+
+
+def test_it_leaves_a_picture_and_a_page_and_says_where(measured):
+    said, folder, _ = measured
+    assert (folder / "fidelity.png").stat().st_size > 10_000
+    assert "dense_1" in (folder / "report.html").read_text()
+    assert str(folder / "report.html") in said.out
+    assert "recurrent_backprop" in said.out
+
+
+def test_a_run_records_its_fidelity_before_and_after_and_can_be_looked_at_again(
+    tiny, call, tmp_path
+):
+    run, out = tmp_path / "run", tmp_path / "out"
+    assert call("run", tiny, "--out", run).code == 0
+    summary = json.loads((run / "summary.json").read_text())
+    record = summary["fidelity"]
+    assert record["rule"] == "eqprop"
+    assert record["examples"] == 4
+    for when in ("initial", "trained"):
+        assert record[when]["cosine"] > 0.999
+        assert set(record[when]["layers"]) == {"dense_1", "dense_2"}
+    assert record["initial"]["relative_error"] != record["trained"]["relative_error"]
+    lean = ["--set", "fidelity={examples=4}"]
+    assert call("fidelity", tiny, "--run", run, "--out", out, *lean).code == 0
+    found = json.loads((out / "fidelity.json").read_text())
+    np.testing.assert_allclose(
+        found["rules"]["eqprop"]["relative_error"], record["trained"]["relative_error"], rtol=1e-6
+    )
+    assert found["params"] == str(run)
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--set", "fidelity.examples=5"], "fidelity.examples = 5: must be 1 to 4"),
+        (["--set", "fidelity.betas=[0.1, -1]"], "fidelity.betas = [0.1, -1]: must be a list"),
+        (["--set", "fidelity.nudgings=['centred']"], "did you mean 'centered'?"),
+        (["--set", "fidelity.nudgings=['holomorphic-1']"], "N >= 2, such as holomorphic-4"),
+        (["--set", "fidelity.example=4"], "did you mean 'examples'?"),
+        (["--set", "network.layers.1=hard_sigmoid"], "layer 1 ('hard_sigmoid')"),
+        (["--rules", "eqprop,eqprop"], "--rules = 'eqprop,eqprop': must be different rules"),
+        (["--rules", "nothing"], "'nothing'"),
+        (["--run", "nowhere"], "nowhere"),
+    ],
+)
+def test_bad_input_is_one_line_and_leaves_nothing(tiny, call, tmp_path, argv, message):
+    out = tmp_path / "out"
+    said = call("fidelity", tiny, "--out", out, *argv)
+    assert said.code in (2, 3)
+    assert len(said.err) == 1, said.err
+    assert message in said.err[0]
+    assert not out.exists()
+
+
+def test_a_run_of_another_network_is_refused(tiny, call, tmp_path):
+    run = tmp_path / "run"
+    assert call("run", tiny, "--out", run, "--set", "network.layers.0=dense(3)").code == 0
+    said = call("fidelity", tiny, "--run", run, "--out", tmp_path / "out")
+    assert said.code == 2
+    assert "its parameters do not fit" in said.err[0]
