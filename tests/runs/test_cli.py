@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from bpeq import registry
 from bpeq.registry import KINDS
 
 CONFIG = """\
@@ -1002,3 +1003,18 @@ def test_check_exits_4_where_a_backward_is_wrong_by_a_thousandth(
         for name in ("0: scaled", "whole network", "energy ∂E/∂θ")
         for dtype in ("float64", "float32")
     }
+
+
+def test_two_modules_of_one_name_are_told_apart(tmp_path):
+    """The second one would silently be the first: Python keeps one module of a name."""
+    name = "one_name_for_two_modules"
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / f"{name}.py").write_text("def make():\n    return None\n")
+    try:
+        first = registry.resolve("layers", f"{name}:make", tmp_path / "a")
+        assert registry.resolve("layers", f"{name}:make", tmp_path / "a") is first
+        with pytest.raises(ValueError, match=r"already loaded from .*a/one_name.*not .*b/one_name"):
+            registry.resolve("layers", f"{name}:make", tmp_path / "b")
+    finally:
+        sys.modules.pop(name, None)
