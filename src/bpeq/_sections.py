@@ -47,13 +47,13 @@ class Rates(NamedTuple):
 class Fidelity(NamedTuple):
     """[fidelity]: what `bpeq fidelity` measures; with it a run records its rule's fidelity too.
 
-    examples: training examples of the one batch. betas: a grid of β for every one of `nudgings`,
-    which are eqprop's, such as "holomorphic-4" for N = 4. points: a grid of N. sweeps: a grid of
-    sweeps for free and nudged phases alike. precisions: where the grids are run; the config's own
-    if absent. gdu: also set EP's updates, sweep by sweep, against BPTT's.
+    examples: training examples of the one batch; 32 if absent, or all. betas: a grid of β for
+    every one of `nudgings`, which are eqprop's, such as "holomorphic-4" for N = 4. points: a grid
+    of N. sweeps: a grid of sweeps for free and nudged phases alike. precisions: where the grids are
+    run; the config's own if absent. gdu: also set EP's updates, sweep by sweep, against BPTT's.
     """
 
-    examples: Count = 32
+    examples: Count | None = None
     betas: list[Positive] | None = None
     nudgings: list[str] | None = None
     points: list[Points] | None = None

@@ -30,6 +30,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except TyperException as error:
         return _say(getattr(error, "format_message", error.__str__)(), BAD_INPUT)
     except Exception as error:
+        if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
+            remedy = "use a smaller network or batch, or fewer seeds"
+            return _say(f"out of memory: {str(error).splitlines()[0]}; {remedy}", BAD_INPUT)
         code = _code(error)
         if code == BUG:
             raise

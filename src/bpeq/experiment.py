@@ -66,8 +66,8 @@ def run(
         environment = runs.environment()
         runs.write_json(folder / "environment.json", environment)
         params, metrics, seconds, last = _train(config, problem, folder, progress, stop)
+        runs.save_arrays(folder / "params.safetensors", params)
         fidelity = before_and_after(config, problem, params) if "fidelity" in config.tree else {}
-    runs.save_arrays(folder / "params.safetensors", params)
     seconds["total"] = time.perf_counter() - began
     summary = {
         "name": config.name,

@@ -27,10 +27,7 @@ from bpeq.types import Batch, Key, LearningRule, Params, Solver, State, System
 Progress = Callable[[int, int, dict[str, Any]], None]
 Job = Callable[[], dict[str, Any]]
 CURVED = 8  # examples whose curvature is computed
-GDU_BETAS: dict[Any, list[float]] = {
-    "one-sided": [1e-2, 1e-3, 1e-4, 1e-5],
-    "centered": [1e-1, 3e-2, 1e-2, 3e-3],
-}
+GDU_BETAS: Any = {"one-sided": [1e-2, 1e-3, 1e-4, 1e-5], "centered": [1e-1, 3e-2, 1e-2, 3e-3]}
 
 
 class _At(NamedTuple):
@@ -76,7 +73,7 @@ def measure(
     Raises:
       ConfigError, DataError, FileExistsError: before anything is measured.
     """
-    jobs = _jobs({name: config.with_rule(name) for name in rules}, trained)
+    jobs, examples = _jobs({name: config.with_rule(name) for name in rules}, trained)
     runs.claim(folder)
     done: dict[str, Any] = {"rules": {}, "grid": [], "notes": []}
     for i, (label, job) in enumerate(jobs):
@@ -89,7 +86,7 @@ def measure(
         "name": config.name,
         "config": config.tree,
         "params": "initial" if trained is None else str(trained),
-        "examples": config.tree.get("fidelity", {}).get("examples", 32),
+        "examples": examples,
         "precision": config.tree["precision"],
         **done,
         **fits(done["grid"]),
@@ -99,8 +96,8 @@ def measure(
     return result
 
 
-def _jobs(configs: dict[str, Config], trained: Path | None) -> list[tuple[str, Job]]:
-    """What is to be measured, all of it built, so that bad input is found before the first."""
+def _jobs(configs: dict[str, Config], trained: Path | None) -> tuple[list[tuple[str, Job]], int]:
+    """What is to be measured, all built so that bad input is found first; on how many examples."""
     jobs: list[tuple[str, Job]] = []
     looks: dict[str, _Look] = {}
     for name, config in configs.items():
@@ -109,8 +106,9 @@ def _jobs(configs: dict[str, Config], trained: Path | None) -> list[tuple[str, J
         jobs.append((name, partial(_rule, name, looks[name])))
     look = looks.get("eqprop", next(iter(looks.values())))
     settings, system = look.config.tree.get("fidelity", {}), look.problem.system
+    examples = len(look.at.batch.x)
     if system is None:
-        return jobs
+        return jobs, examples
     grids = [key for key in ("betas", "points", "sweeps") if settings.get(key)]
     if grids and system.denergy is None:
         remedy = f"eqprop's grids need an energy, which {system.name!r} has not"
@@ -122,7 +120,7 @@ def _jobs(configs: dict[str, Config], trained: Path | None) -> list[tuple[str, J
     jobs.append(("equilibrium", partial(_equilibrium, look)))
     if settings.get("gdu"):
         jobs.append(("GDU", partial(_gdu, look)))
-    return jobs
+    return jobs, examples
 
 
 def _lay(done: dict[str, Any], part: dict[str, Any]) -> None:
@@ -143,7 +141,7 @@ def _estimators(look: _Look, varied: str) -> list[_Estimator]:
     """The eqprop rules of one of the grids that [fidelity] asks for."""
     settings, own = look.config.tree["fidelity"], look.config.tree["rule"]
     assert look.problem.system is not None
-    beta = own.get("beta", 0.1) if own.get("beta") != "auto" else 0.1
+    beta = own["beta"] if isinstance(own.get("beta"), float) else 0.1
     names = settings.get("nudgings") or _nudgings(look.problem.system)
     if varied == "points":
         names = [f"holomorphic-{n}" for n in settings["points"]]

@@ -80,11 +80,8 @@ def entry(found: Fidelity) -> dict[str, Any]:
 
 def first_examples(config: Config, problem: Problem) -> Batch:
     """The first training examples of the first seed, as many as [fidelity] asks for."""
-    count = config.tree.get("fidelity", {}).get("examples", 32)
     rows, data = problem.rows[0], problem.data
-    if count > len(rows):
-        remedy = f"must be 1 to {len(rows)}, the training set"
-        raise config.fault("fidelity.examples", count, remedy)
+    count = config.tree.get("fidelity", {}).get("examples", min(32, len(rows)))
     dtype = jnp.result_type(float)
     y = jnp.asarray(data.y[rows[:count]], jnp.int32 if data.task == "classification" else dtype)
     return Batch(jnp.asarray(data.x[rows[:count]], dtype), y)

@@ -75,9 +75,14 @@ def build(config: Config, data: Dataset | None = None) -> Problem:
                 wired[name] = cost
         rule = config.build("rule", wired)
         _check_optimizer(config, rule)
-        _check_fit(config, data, _need_network(config, network) if init is None else init)
+        start = _need_network(config, network).init if init is None else init
+        _check_fit(config, data, network, start)
         rows = _for_seeds(data.train, config.tree["seeds"])
         optimizer = _optimizer(config, network, rows.shape[1])
+        looked_at = config.tree.get("fidelity", {}).get("examples", 1)
+        if looked_at > rows.shape[1]:
+            remedy = f"must be 1 to {rows.shape[1]}, the training set"
+            raise config.fault("fidelity.examples", looked_at, remedy)
         return Problem(
             network,
             cost,
@@ -141,13 +146,15 @@ def _optimizer(config: Config, network: Layer | None, examples: int) -> Any:
         raise config.fault("optimizer.layer_rates", rates, str(error)) from error
 
 
-def _check_fit(config: Config, data: Dataset, init: Any) -> None:
+def _check_fit(config: Config, data: Dataset, network: Layer | None, init: Any) -> None:
     """The network takes the data's examples and gives as many outputs as the data have."""
     shapes: list[Any] = []
 
     def note(key: Key) -> Params:
         params, shape = init(key, data.x.shape[1:])
         shapes.append(shape)
+        if network is not None:  # traced only: what it refuses to compute on, such as embedding
+            network.forward(params[: len(network.parts)], jnp.zeros((1, *data.x.shape[1:])))
         return params
 
     try:

@@ -57,7 +57,9 @@ def checked(factory: Callable[P, R]) -> Callable[P, R]:
                 problem = complaint(hints.get(name, Any), each)
                 if problem:
                     raise ValueError(f"{factory.__name__}: {name} = {each!r}: {problem}")
-        return factory(*args, **kwargs)
+            if isinstance(value, np.generic):  # it would promote the arrays that it meets
+                bound.arguments[name] = value.item()
+        return factory(*bound.args, **bound.kwargs)
 
     return build
 
@@ -71,13 +73,18 @@ def complaint(hint: Any, value: Any) -> str:
         return "" if value is None else "None"
     if get_origin(hint) is Literal:
         choices = get_args(hint)
-        return "" if value in choices else "allowed: " + ", ".join(map(repr, choices))
+        plain = isinstance(value, str | int | float | NoneType)
+        return "" if plain and value in choices else "allowed: " + ", ".join(map(repr, choices))
     if isinstance(hint, type) and issubclass(hint, tuple) and not isinstance(value, hint):
         return f"must be a {hint.__name__}; was a factory passed without its ()?"
-    if get_origin(hint) is not Annotated:
-        return ""
     if isinstance(value, np.generic):
         value = value.item()
+    if hint is bool:
+        return "" if isinstance(value, bool) else "must be True or False"
+    if hint in (int, float):
+        hint = Annotated[hint, BaseMetadata()]
+    if get_origin(hint) is not Annotated:
+        return ""
     kind, *limits = get_args(hint)
     if get_origin(kind) is Literal:
         return complaint(kind, value)

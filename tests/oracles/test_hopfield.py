@@ -119,11 +119,26 @@ def test_energy_can_rise_with_signed_max_pooling_and_with_soft_pooling(pool, nam
         ([layers.max_pool(2), layers.tanh()], "'conv_2': the activation above max_pool takes neg"),
         ([layers.max_pool(2), flatten(), dense(3)], "'conv_2': 'dense' above max_pool in one conn"),
         ([layers.max_pool(2), flatten()], "'conv_2': the activation above max_pool takes negative"),
+        (
+            [layers.residual(layers.avg_pool(2), shortcut=layers.max_pool(2)), layers.tanh()],
+            "'conv_2': the activation above max_pool takes negative",
+        ),
+        (
+            [layers.residual(layers.avg_pool(2), shortcut=chain(layers.max_pool(2), dense(2)))],
+            "'conv_2': 'dense' above max_pool in one connection",
+        ),
     ],
 )
 def test_max_pooling_between_states_below_negative_activity_is_refused(parts, message):
     with pytest.raises(ValueError, match=f"hopfield: {message}"):
         hopfield(chain(layers.conv(2, 3), layers.tanh(), layers.conv(2, 3), *parts))
+
+
+def test_max_pooling_beside_a_signed_path_below_states_that_are_not_negative_is_accepted():
+    beside = layers.residual(layers.conv(2, 2, 2), shortcut=layers.max_pool(2))
+    parts = [layers.conv(2, 3), layers.sigmoid(), beside, layers.sigmoid(), flatten(), dense(3)]
+    system, params, clamped = image_net(chain(*parts), 2.0)
+    assert largest_rise(energies(system, params, clamped)) <= 1e-12
 
 
 def test_max_pooling_of_the_clamped_input_or_in_a_readout_is_no_part_of_the_descent():

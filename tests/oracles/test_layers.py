@@ -194,3 +194,90 @@ def test_uniform_initialisers_fill_their_bound(name, bound):
     w = dense(50, init=name, bias_init="fan_in_uniform").init(jax.random.key(0), (100,))[0]["w"]
     assert float(jnp.abs(w).max()) <= bound
     np.testing.assert_allclose(w.std(), bound / 3**0.5, rtol=0.02)
+
+
+@pytest.mark.parametrize("place", [0, 1])
+def test_a_nan_gradient_fails_the_check_in_whatever_leaf_it_is(place):
+    ours = [np.ones(2), np.ones(3)]
+    ours[place] = np.array([np.nan, 1.0, 1.0][: len(ours[place])])
+    assert np.isnan(layers.gradient_error(ours, [np.ones(2), np.ones(3)]))
+    assert not layers.gradient_error([np.ones(2), np.ones(3)], ours) <= 1e300  # nor against one
+    wrong = dense(2)._replace(
+        backward=lambda p, f, kept, dy: (
+            {"w": jnp.full_like(p["w"], jnp.nan), "b": jnp.sum(dy, 0)},
+            dy @ p["w"].T,
+        )
+    )
+    params, _ = wrong.init(jax.random.key(0), (3,))
+    row = check(wrong, params, jnp.ones((2, 3)), key=jax.random.key(1))
+    assert not row.passed
+
+
+@pytest.mark.parametrize("layer", [layers.batch_norm(), layers.dropout(0.5)])
+def test_what_differs_in_training_is_checked_in_training_too(layer):
+    def broken(params, feedback, kept, dy):
+        dparams, dx = layer.backward(params, feedback, kept, dy)
+        trained = len(jax.tree.leaves(kept)) != len(jax.tree.leaves(layer.forward(params, x)[1]))
+        return dparams, jax.tree.map(lambda d: (1.5 if trained else 1.0) * d, dx)
+
+    x = jax.random.normal(jax.random.key(2), (4, 3))
+    network = chain(dense(3), layer)
+    params, _ = network.init(jax.random.key(0), (3,))
+    rows = check_network(network, params, x, key=jax.random.key(1))
+    names = [row.name for row in rows]
+    assert names[1:3] == [f"1: {layer.name}", f"1: {layer.name}, training"]
+    assert names[3:] == ["whole network", "whole network, training"]
+    assert all(row.passed for row in rows)
+    wrong = chain(dense(3), layer._replace(backward=broken))
+    failed = [
+        r.name for r in check_network(wrong, params, x, key=jax.random.key(1)) if not r.passed
+    ]
+    assert failed == [f"1: {layer.name}, training", "whole network, training"]
+
+
+def test_no_error_passes_below_integers():
+    ids = jnp.array([[[0, 3], [1, 2]]])
+    below = chain(flatten(), layers.embedding(5, 3))
+    two = layers.residual(layers.embedding(5, 3), shortcut=layers.embedding(5, 3))
+    for layer, x in ((below, ids), (two, ids[0])):
+        params, _ = layer.init(jax.random.key(0), x.shape[1:])
+        y, kept = layer.forward(params, x)
+        dparams, dx = layer.backward(params, params, kept, jnp.ones_like(y))
+        assert dx is None
+        reference = jax.grad(lambda p, layer=layer, x=x: layer.forward(p, x)[0].sum())(params)
+        assert layers.gradient_error(dparams, reference) < 1e-15
+
+
+def test_a_nan_passes_every_activation():
+    for name in "linear relu tanh sigmoid hard_sigmoid shifted_sigmoid softplus gelu".split():  # noqa: SIM905
+        value = getattr(layers, name)().activation.value
+        assert np.isnan(float(value(jnp.asarray(jnp.nan)))), name
+
+
+def test_numpy_scalars_as_settings_promote_nothing():
+    for layer in (
+        layers.dropout(np.float64(0.5)),
+        layers.layer_norm(np.float64(1e-5)),
+        layers.batch_norm(np.float64(1e-5), decay=np.float64(0.9)),
+    ):
+        params = trees.cast(layer.init(jax.random.key(0), (3,))[0], jnp.float32)
+        x = jnp.ones((2, 3), jnp.float32)
+        y, kept = layer.forward(params, x, jax.random.key(1))
+        assert y.dtype == jnp.float32
+        if layer.absorb:
+            after = jax.tree.leaves(layer.absorb(params, kept))
+            assert {leaf.dtype for leaf in after} == {jnp.dtype("float32")}
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: dense(2, bias="false"), "bias = 'false': must be True or False"),
+        (lambda: layers.lstm(2, forget_bias=float("nan")), "forget_bias = nan: must be"),
+        (lambda: dense(2, init=np.zeros(2)), "init = array.*: allowed: 'zeros'"),
+        (lambda: layers.attention(1, causal="no"), "causal = 'no': must be True or False"),
+    ],
+)
+def test_settings_without_a_range_are_checked_for_their_type(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()

@@ -54,7 +54,7 @@ def relu() -> Layer:
     def slope(z: Array) -> Array:
         return jnp.where(z > 0, jnp.ones_like(z), jnp.zeros_like(z))
 
-    return _layer("relu", lambda z: jnp.where(z > 0, z, jnp.zeros_like(z)), slope, _half_square)
+    return _layer("relu", lambda z: jnp.where(z <= 0, jnp.zeros_like(z), z), slope, _half_square)
 
 
 def tanh() -> Layer:

@@ -43,6 +43,9 @@ def avg_pool(window: Count, stride: Count | None = None) -> Layer:
         return (), pooled_shape("avg_pool", shape, window, step)
 
     def forward(params: Params, x: Array, key: Key | None = None) -> tuple[Array, Any]:
+        pooled_shape("avg_pool", x.shape[1:], window, step)
+        if not jnp.issubdtype(x.dtype, jnp.inexact):
+            raise ValueError(f"avg_pool: needs floating-point images, got {x.dtype}")
         total = _box_sum(x, window, step)
         return total / window**2, jnp.empty((0, *x.shape[1:]), x.dtype)
 

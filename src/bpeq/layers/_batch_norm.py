@@ -108,7 +108,7 @@ def batch_norm(epsilon: Positive = 1e-5, decay: Fraction = 0.9) -> Layer:
         forward,
         backward,
         absorb=absorb,
-        no_energy="batch_norm mixes the examples of a batch, so that none has an energy of its own",
+        no_energy="mixes the examples of a batch, so that none has an energy; layer_norm does not",
     )
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 from jaxtyping import Array
 
+from bpeq import trees
 from bpeq.types import Key, Layer, Params, Shape
 
 
@@ -107,7 +108,10 @@ def _errors(
     """(dparams, errors): errors[i] is ∂C/∂(input of part i), errors[-1] is dy itself."""
     dparams, errors = [], [dy]
     for part, *own in reversed(list(zip(parts, params, feedback, residuals, strict=True))):
-        part_dparams, dx = part.backward(*own, errors[-1])
+        if errors[-1] is None:  # integers came out of this part: no error passes through them
+            part_dparams, dx = trees.zeros(own[0]), None
+        else:
+            part_dparams, dx = part.backward(*own, errors[-1])
         dparams.append(part_dparams)
         errors.append(dx)
     return tuple(reversed(dparams)), tuple(reversed(errors))

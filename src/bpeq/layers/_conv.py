@@ -94,6 +94,8 @@ def conv(
             raise ValueError(
                 f"conv: input of shape {x.shape} does not fit weights of shape {params['w'].shape}"
             )
+        if not jnp.issubdtype(x.dtype, jnp.inexact):
+            raise ValueError(f"conv: needs floating-point images, got {x.dtype}")
         z = _convolve(
             x,
             params["w"],

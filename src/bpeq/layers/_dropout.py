@@ -59,5 +59,5 @@ def dropout(rate: Fraction) -> Layer:
         init,
         forward,
         backward,
-        no_energy="dropout draws a new mask at every pass, so that no energy stays the same",
+        no_energy="draws a new mask at every pass, so that no energy stays the same; leave it out",
     )

@@ -18,7 +18,8 @@ from bpeq.types import Key, Layer, Params, Shape
 def repeat(layer: Layer, n: Count) -> Layer:
     """y = f_n(… f_1(x)), n copies of `layer`; forward and backward are one scan each.
 
-    The same numbers as `chain` of n copies with the same key, but compiled once whatever n is.
+    What a chain of n copies computes, but compiled once whatever n is; initial weights differ where
+    the layer is a chain itself, which `chain` would flatten.
     Every leaf of params, feedback and residuals is the copies' leaves stacked on axis 0. Copy i
     draws from `fold_in(key, i)`. Keeps what its copies keep.
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array
 
 from bpeq.layers._chain import chain
@@ -70,7 +72,8 @@ def residual(*layers: Layer, shortcut: Layer | None = None) -> Layer:
             dparams[name], errors[name] = path.backward(
                 params[name], feedback[name], residuals[name], delta
             )
-        return dparams, errors["shortcut"] + errors["inner"]
+        parts = [error for error in errors.values() if error is not None]
+        return dparams, functools.reduce(jnp.add, parts) if parts else None
 
     def absorb(params: Params, residuals: Any) -> Params:
         return {

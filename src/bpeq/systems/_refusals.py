@@ -84,16 +84,15 @@ def _refuse_skip(edge: Edge) -> None:
 
 def _refuse_signed_max_pool(place: str, connection: Layer, activation: Activation) -> None:
     """−⟨s, max-pool(z)⟩ is concave in z, which is what makes a sweep descend, for s ≥ 0 only."""
-    names = [part.name for part in connection.parts] or [connection.name]
-    if "max_pool" not in names:
+    if not _pools(connection):
         return
-    for name in names[names.index("max_pool") + 1 :]:
-        if name not in ("flatten", "max_pool", "avg_pool"):  # their pull-backs keep signs
-            raise ValueError(
-                f"hopfield: {place!r}: {name!r} above max_pool in one connection feeds "
-                "negative activity back through the pooling, so the energy can rise and cycle; "
-                "put an activation between them, or use avg_pool"
-            )
+    signed = _signed_above_pool(connection)
+    if signed:
+        raise ValueError(
+            f"hopfield: {place!r}: {signed!r} above max_pool in one connection feeds "
+            "negative activity back through the pooling, so the energy can rise and cycle; "
+            "put an activation between them, or use avg_pool"
+        )
     with jax.ensure_compile_time_eval():  # monotone, so this is its infimum
         lowest = float(activation.value(jnp.asarray(-1e4)))
     if lowest < 0.0:
@@ -102,3 +101,25 @@ def _refuse_signed_max_pool(place: str, connection: Layer, activation: Activatio
             f"(down to {lowest:g}), so the energy can rise and cycle; use one that does not (relu, "
             "sigmoid, hard_sigmoid, shifted_sigmoid, softplus), or avg_pool"
         )
+
+
+def _pools(layer: Layer) -> bool:
+    return any(inner.name == "max_pool" for inner in _all(layer))
+
+
+def _signed(layer: Layer) -> str:
+    """The first layer inside whose pull-back does not keep signs; empty where there is none."""
+    leaves = (inner.name for inner in _all(layer) if not inner.parts)
+    return next((name for name in leaves if name not in ("flatten", "max_pool", "avg_pool")), "")
+
+
+def _signed_above_pool(layer: Layer) -> str:
+    """The first such layer that stands above a max-pooling, looking into combinators."""
+    if layer.name == "repeat":  # stands above itself
+        return _signed(layer) if _pools(layer) else ""
+    found = [_signed_above_pool(part) for part in layer.parts]
+    if layer.name == "chain":
+        pooled = [_pools(part) for part in layer.parts]
+        start = pooled.index(True) + 1 if any(pooled) else len(pooled)
+        found += [_signed(part) for part in layer.parts[start:]]
+    return next(filter(None, found), "")
