@@ -28,7 +28,7 @@ class Curvature(NamedTuple):
         Jacobian: for outputs that are states their Schur complement. With squared error a negative
         nudge leaves K − β: β must stay below it. Infinite where no output answers to the state.
     asymmetry: ‖H − Hᵀ‖ / ‖H‖; 0 with an energy.
-    saturated: the share of units that a small change does not move, state by state.
+    saturated: the share of units that a small push does not move, state by state.
     settled:  whether the equilibrium was reached, to 1e-12.
     units:    in the state of one example.
     """
@@ -47,7 +47,7 @@ def curvature(system: System, params: Params, x: Array) -> Curvature:
     Raises:
       ValueError: the state of one example has more than 3,000 units.
 
-    Example (decoupled units of unit curvature):
+    Example (one layer of linear units: the Hessian is 1):
       >>> import jax
       >>> from bpeq.layers import chain, dense, linear
       >>> from bpeq.systems import hopfield
@@ -84,7 +84,7 @@ def curvature(system: System, params: Params, x: Array) -> Curvature:
 
 
 def _jacobians(system: System, params: Params, x: Array, state: State) -> tuple[Array, ...]:
-    """(−∂force/∂s, ∂output/∂s, how far the sweep moves each unit under a random change)."""
+    """(−∂force/∂s, ∂output/∂s, how far a random push moves each unit in one sweep)."""
 
     @jax.jit
     def one(params: Params, x: Array, state: State) -> tuple[Array, ...]:
@@ -98,13 +98,14 @@ def _jacobians(system: System, params: Params, x: Array, state: State) -> tuple[
         def output(flat: Array) -> Array:
             return system.readout.forward(params, unravel(flat))[0].ravel()
 
-        def sweep(flat: Array) -> Array:
-            return ravel_pytree(system.sweep(params, clamped, unravel(flat)))[0]
+        def sweep(strength: Array) -> Array:
+            push = unravel(strength * jax.random.normal(jax.random.key(0), flat.shape, flat.dtype))
+            return ravel_pytree(system.sweep(params, clamped, alone, lambda s: push))[0]
 
-        change = jax.random.normal(jax.random.key(0), flat.shape, flat.dtype)
+        zero, unit = jnp.zeros((), flat.dtype), jnp.ones((), flat.dtype)
         columns = jnp.eye(len(flat), dtype=flat.dtype)
         along = jax.lax.map(lambda v: jax.jvp(force, (flat,), (v,))[1], columns, batch_size=64)
-        return -along.T, jax.jacrev(output)(flat), jax.jvp(sweep, (flat,), (change,))[1]
+        return -along.T, jax.jacrev(output)(flat), jax.jvp(sweep, (zero,), (unit,))[1]
 
     return jax.lax.map(lambda a: one(params, *a), (x, state))  # one example's matrix at a time
 

@@ -154,7 +154,8 @@ def _check_fit(config: Config, data: Dataset, network: Layer | None, init: Any) 
         params, shape = init(key, data.x.shape[1:])
         shapes.append(shape)
         if network is not None:  # traced only: what it refuses to compute on, such as embedding
-            network.forward(params[: len(network.parts)], jnp.zeros((1, *data.x.shape[1:])))
+            own, _ = network.init(key, data.x.shape[1:])
+            network.forward(own, jnp.zeros((1, *data.x.shape[1:])))
         return params
 
     try:

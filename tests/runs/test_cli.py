@@ -48,7 +48,8 @@ NETWORK = 'layers = ["dense(4)", "tanh", "dense(1)"]'
 DIGITS = CONFIG.replace('"xor"', '"digits"').replace("batch_size = 4", "batch_size = 64")
 TOP = "seed, seeds, precision, experiment, folder"
 SECTIONS = (
-    "data, cost, system, rule, optimizer, schedule, network, solvers, training, rules, controls"
+    "data, cost, system, rule, optimizer, schedule, network, solvers, training, fidelity, "
+    "rules, controls"
 )
 RULES, DATA, LAYERS, SYSTEMS = (
     ", ".join(KINDS[kind]) for kind in ("rules", "data", "layers", "systems")
@@ -61,6 +62,8 @@ INITS = (
     "'zeros' | 'normal' | 'uniform' | 'fan_in_uniform' | 'glorot_uniform' | 'glorot_normal' | "
     "'he_uniform' | 'he_normal' | 'lecun_normal' | 'orthogonal'"
 )
+BETA = "number > 0 or 'auto'"
+NUDGINGS = "'one-sided' | 'centered' | 'random-sign' | 'holomorphic' | 'online'"
 WHOLE, POSITIVE, RATE = "must be a whole number >= 1", "must be a number > 0", "must be a number"
 INT32 = f"{WHOLE} and < 2147483648"
 SEED = "must be a whole number >= 0 and < 4294967296"
@@ -146,13 +149,13 @@ IN_FILE = [
         'name = "eqprop"',
         'name = "eqprop"\nbta = 0.1',
         "rule.bta = 0.1",
-        "unknown key; allowed: beta, nudging; did you mean 'beta'?",
+        "unknown key; allowed: beta, nudging, points, turns; did you mean 'beta'?",
     ),
     (
         "beta = 0.2",
         "bta = 0.2",
         "rules.eqprop.bta = 0.2",
-        f"unknown key; allowed: beta, nudging, {OWN}; did you mean 'beta'?",
+        f"unknown key; allowed: beta, nudging, points, turns, {OWN}; did you mean 'beta'?",
     ),
     (
         "steps = 4",
@@ -194,7 +197,8 @@ IN_FILE = [
         "[training]",
         '[system]\nname = "hopfield"\noutputs = "state"\n[training]',
         "system.outputs = 'state'",
-        "unknown key; allowed: output, schedule; did you mean 'output'?",
+        "unknown key; allowed: output, schedule, skips, feedback, angle, nudge; "
+        "did you mean 'output'?",
     ),
     (
         "[training]",
@@ -255,8 +259,8 @@ IN_FILE = [
     # wrong types and values out of range, where the file has them
     ("seed = 0", "seed = 0.0", "seed = 0.0", SEED),
     ("seed = 0", "seed = 1979-05-27", "seed = datetime.date(1979, 5, 27)", SEED),
-    ("beta = 0.2", "beta = 0", "rules.eqprop.beta = 0", POSITIVE),
-    ("beta = 0.2", "beta = nan", "rules.eqprop.beta = nan", "must be a finite number > 0"),
+    ("beta = 0.2", "beta = 0", "rules.eqprop.beta = 0", f"must be a {BETA}"),
+    ("beta = 0.2", "beta = nan", "rules.eqprop.beta = nan", f"must be a finite {BETA}"),
     ("beta = 0.2", "optimizer = 5", "rules.eqprop.optimizer = 5", FOLDS),
     (
         "beta = 0.2",
@@ -268,7 +272,7 @@ IN_FILE = [
         "beta = 0.2",
         'data.name = "digits"',
         "rules.eqprop.data = {'name': 'digits'}",
-        f"unknown key; allowed: beta, nudging, {OWN}",
+        f"unknown key; allowed: beta, nudging, points, turns, {OWN}",
     ),
     ('name = "eqprop"', 'name = ["eqprop"]', "rule.name = ['eqprop']", f"allowed: {RULES}"),
     ('name = "xor"', "name = {a = 1}", "data.name = {'a': 1}", f"allowed: {DATA}"),
@@ -501,28 +505,28 @@ def test_cross_entropy_on_a_single_binary_output_is_refused(call, tmp_path):
 # --- what --set says ---------------------------------------------------------------------------
 
 SETS = [
-    ("rule.beta", "0", "0", POSITIVE),
-    ("rule.beta", "-0.1", "-0.1", POSITIVE),
-    ("rule.beta", "nan", "nan", "must be a finite number > 0"),
-    ("rule.beta", "inf", "inf", "must be a finite number > 0"),
-    ("rule.beta", "true", "true", POSITIVE),
-    ("rule.beta", "much", "'much'", POSITIVE),
-    ("rule.beta", "", "''", POSITIVE),
-    ("rule.beta", "[0.1]", "[0.1]", POSITIVE),
-    ("rule.beta", "{a = 1}", "{'a': 1}", POSITIVE),
-    ("rule.nudging", "both", "'both'", "must be 'one-sided' | 'centered' | 'random-sign'"),
+    ("rule.beta", "0", "0", f"must be a {BETA}"),
+    ("rule.beta", "-0.1", "-0.1", f"must be a {BETA}"),
+    ("rule.beta", "nan", "nan", f"must be a finite {BETA}"),
+    ("rule.beta", "inf", "inf", f"must be a finite {BETA}"),
+    ("rule.beta", "true", "true", f"must be a {BETA}"),
+    ("rule.beta", "much", "'much'", f"must be a {BETA}"),
+    ("rule.beta", "", "''", f"must be a {BETA}"),
+    ("rule.beta", "[0.1]", "[0.1]", f"must be a {BETA}"),
+    ("rule.beta", "{a = 1}", "{'a': 1}", f"must be a {BETA}"),
+    ("rule.nudging", "both", "'both'", f"must be {NUDGINGS}"),
     (
         "rule.nudging",
         "centred",
         "'centred'",
-        "must be 'one-sided' | 'centered' | 'random-sign'; did you mean 'centered'?",
+        f"must be {NUDGINGS}; did you mean 'centered'?",
     ),
     ("rule.name", "3", "3", f"allowed: {RULES}"),
     ("rule.name", "eqprp", "'eqprp'", f"allowed: {RULES}; did you mean 'eqprop'?"),
     ("rule", "eqprop", "'eqprop'", "must be a section; did you mean rule.name?"),
     ("rules", "1", "1", FOLDS),
     ("rules.eqprop", "[]", "[]", FOLDS),
-    ("rules.eqprop.beta", "-1", "-1", POSITIVE),
+    ("rules.eqprop.beta", "-1", "-1", f"must be a {BETA}"),
     ("rules.backprop.training.epochs", "0", "0", WHOLE),
     ("controls.optimizer.learning_rate", "-1", "-1", POSITIVE),
     ("controls", "3", "3", FOLDS),
@@ -670,7 +674,8 @@ COMMANDS = [
     ),
     (
         ["compare", "c.toml", "--rules", "backprop", "--set", "rule.bta=1"],
-        "--set rule.bta = 1: unknown key; allowed: beta, nudging; did you mean 'beta'?",
+        "--set rule.bta = 1: unknown key; allowed: beta, nudging, points, turns; "
+        "did you mean 'beta'?",
     ),
     (["check"], "Missing argument 'CONFIG'."),
     (["check", "no.toml"], "no.toml: cannot read the config: No such file or directory"),
@@ -955,10 +960,12 @@ def test_show_lists_every_rule_with_its_first_line(call):
 def test_show_rule_gives_ranges_defaults_and_docstring(call):
     said = call("show", "rule", "eqprop")
     lines = said.out.splitlines()
-    assert lines[:4] == [
+    assert lines[:6] == [
         "eqprop",
-        "  beta           a number > 0, default 0.1",
-        "  nudging        'one-sided' | 'centered' | 'random-sign', default 'centered'",
+        "  beta           a number > 0 or 'auto', default 0.1",
+        f"  nudging        {NUDGINGS}, default 'centered'",
+        "  points         a whole number >= 2, default 4",
+        "  turns          a whole number >= 1, default 2",
         "  wired from the rest of the config: system (System), cost (Cost), free (Solver), "
         "nudged (Solver)",
     ]

@@ -250,7 +250,11 @@ def test_defaults_stand_where_a_section_is_absent(tmp_path):
 VARIANTS = [
     [],
     ["rule.name=backprop"],
-    ["rule.name=eqprop", "system.output=readout", "cost.name=softmax_cross_entropy"],
+    [
+        "rule.name=eqprop",
+        "system={name='hopfield', output='readout'}",
+        "cost.name=softmax_cross_entropy",
+    ],
     ["optimizer.layer_rates=[0.1, 0]", "optimizer.clip_norm=1", "schedule.name=cosine"],
     ["precision=float64", "seed=4294967295", "network.layers.1=dense(3, bias=False)"],
 ]

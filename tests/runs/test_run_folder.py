@@ -149,7 +149,8 @@ def test_summary_has_the_keys_that_scripts_read(finished):
 def test_config_toml_is_the_summarys_config_and_loads_again(finished):
     config = bpeq.load_run(finished).config
     assert config.tree == summary(finished)["config"]
-    assert config.tree["rule"] == {"name": "eqprop", "beta": 0.2, "nudging": "centered"}
+    rest = {"points": 4, "turns": 2}
+    assert config.tree["rule"] == {"name": "eqprop", "beta": 0.2, "nudging": "centered", **rest}
 
 
 def test_metrics_has_an_object_for_each_logged_epoch(finished):
