@@ -19,6 +19,16 @@ def sub(a: Any, b: Any) -> Any:
     return jax.tree.map(jnp.subtract, a, b)
 
 
+def add_given(a: Any, b: Any) -> Any:
+    """a + b, leaf by leaf, where b may have None for the parts of a that get nothing."""
+    return jax.tree.map(
+        lambda extra, part: part if extra is None else add(part, extra),
+        b,
+        a,
+        is_leaf=lambda node: node is None,
+    )
+
+
 def scale(c: Any, a: Any) -> Any:
     """c · a, leaf by leaf, with a scalar c."""
     return jax.tree.map(lambda leaf: c * leaf, a)

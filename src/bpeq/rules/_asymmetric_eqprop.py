@@ -15,7 +15,6 @@ from bpeq.rules._recurrent_backprop import exact_reference
 from bpeq.rules._vector_field_eqprop import Sides, respond, skew
 from bpeq.settings import Positive, checked
 from bpeq.solvers import fixed_point
-from bpeq.systems._from_energy import add_push
 from bpeq.types import (
     Batch,
     Cost,
@@ -105,7 +104,7 @@ def asymmetric_eqprop(
 
         def sweep(params: Params, clamped: Any, state: State, push: Any) -> State:
             def both(state: State) -> State:
-                return add_push(twist(trees.sub(state, rest.state)), push(state))
+                return trees.add_given(twist(trees.sub(state, rest.state)), push(state))
 
             return system.sweep(params, clamped, state, both)
 

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 
 from bpeq import trees
 from bpeq.settings import Positive, checked
-from bpeq.systems._readout import state_readout
+from bpeq.systems._from_field import from_field
 from bpeq.types import Key, Params, Shape, State, System
 
 
@@ -57,23 +57,9 @@ def from_energy(
     Source: the general setting of Scellier & Bengio 2017, Equilibrium propagation.
     """
     energies = jax.vmap(energy, in_axes=(None, 0, 0))
-    slope = jax.vmap(jax.grad(energy, argnums=1), in_axes=(None, 0, 0))
 
-    def clamp(params: Params, x: Array) -> Array:
-        return x
-
-    def start(params: Params, x: Array) -> State:
-        return jax.vmap(init_state, in_axes=(None, 0))(params, x)
-
-    def force(params: Params, x: Array, state: State) -> State:
-        return trees.scale(-1.0, slope(params, state, x))
-
-    def sweep(params: Params, x: Array, state: State, push: Any = None) -> State:
-        pull = force(params, x, state)
-        if push is not None:
-            pull = add_push(pull, push(state))
-        moved = jax.tree.map(lambda s, ds: s + step_size * ds, state, pull)
-        return moved if project is None else jax.vmap(project)(moved)
+    def force(params: Params, state: State, x: Array) -> State:
+        return trees.scale(-1.0, jax.grad(energy, argnums=1)(params, state, x))
 
     def denergy(params: Params, x: Array, phases: State, weights: Array) -> Params:
         def total(params: Params) -> Array:
@@ -82,36 +68,12 @@ def from_energy(
 
         return jax.grad(total)(params)
 
-    def dforce(params: Params, x: Array, state: State, v: State) -> Params:
-        return jax.grad(lambda p: trees.dot(v, force(p, x, state)))(params)
-
-    def forward(params: Params, state: State, key: Key | None = None) -> tuple[Array, Any]:
-        return jax.vmap(readout, in_axes=(None, 0))(params, state), state
-
-    def backward(params: Params, feedback: Params, state: Any, dy: Array) -> tuple[Params, Any]:
-        _, pull = jax.vjp(lambda p, s: forward(p, s)[0], params, state)
-        return pull(dy)
-
-    return System(
-        name=name,
-        init=init,
-        clamp=clamp,
-        init_state=start,
-        sweep=sweep,
-        energy=lambda params, x, state: energies(params, state, x),
-        denergy=denergy,
-        force=force,
-        dforce=dforce,
-        readout=state_readout(forward, backward),
-        write=write and jax.vmap(write),
-    )
-
-
-def add_push(pull: State, push: Any) -> State:
-    """pull + push, where push has None for the states that get none."""
-    return jax.tree.map(
-        lambda extra, ds: ds if extra is None else jax.tree.map(jnp.add, ds, extra),
-        push,
-        pull,
-        is_leaf=lambda node: node is None,
+    flow: dict[str, Any] = {
+        "step_size": step_size,
+        "project": project,
+        "write": write,
+        "name": name,
+    }
+    return from_field(force, init_state, readout, init, **flow)._replace(
+        energy=lambda params, x, state: energies(params, state, x), denergy=denergy
     )

@@ -8,8 +8,8 @@ from typing import Any
 import jax
 from jaxtyping import Array
 
+from bpeq import trees
 from bpeq.settings import Positive, checked
-from bpeq.systems._from_energy import add_push
 from bpeq.systems._readout import state_readout
 from bpeq.types import Key, Params, Shape, State, System
 
@@ -80,7 +80,7 @@ def from_field(
     def sweep(params: Params, x: Array, state: State, push: Any = None) -> State:
         pull = force(params, x, state)
         if push is not None:
-            pull = add_push(pull, push(state))
+            pull = trees.add_given(pull, push(state))
         moved = jax.tree.map(lambda s, ds: s + step_size * ds, state, pull)
         return moved if project is None else jax.vmap(project)(moved)
 
