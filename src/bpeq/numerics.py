@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array
@@ -41,3 +43,24 @@ def xlogy(x: Array, y: Array) -> Array:
     """x log y, and 0 where x = 0."""
     zero = x == 0
     return jnp.where(zero, 0.0, x * jnp.log(jnp.where(zero, 1.0, y)))
+
+
+def by_real_parts(product: Callable[[Array, Array], Array], x: Array, w: Array) -> Array:
+    """A bilinear `product` of any real and complex x and w, as two or four real ones.
+
+    JAX's own convolution of two complex arrays takes three real ones, in which a small imaginary
+    part drowns in the round-off of the real one; its own matrix product is several times slower on
+    a CPU than four real ones.
+
+    >>> import jax.numpy as jnp
+    >>> by_real_parts(jnp.matmul, jnp.array([1.0 + 2.0j]), jnp.array([3.0 - 1.0j])).item()
+    (5+5j)
+    """
+    if jnp.iscomplexobj(x) and jnp.iscomplexobj(w):
+        real = product(x.real, w.real) - product(x.imag, w.imag)
+        return lax.complex(real, product(x.real, w.imag) + product(x.imag, w.real))
+    if jnp.iscomplexobj(x):
+        return lax.complex(product(x.real, w), product(x.imag, w))
+    if jnp.iscomplexobj(w):
+        return lax.complex(product(x, w.real), product(x, w.imag))
+    return product(x, w)

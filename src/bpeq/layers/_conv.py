@@ -10,6 +10,7 @@ from jax import lax
 from jaxtyping import Array
 
 from bpeq.layers._initialisers import Initialiser, initialise
+from bpeq.numerics import by_real_parts
 from bpeq.settings import Count, Positive, Whole, checked
 from bpeq.types import Key, Layer, Params, Shape
 
@@ -150,20 +151,4 @@ def _pads(size: int, kernel: int, stride: int, padding: str | int) -> tuple[int,
 
 
 def _convolve(x: Array, w: Array, **how: Any) -> Array:
-    """`lax.conv_general_dilated` of any real and complex x and w, as two or four real ones.
-
-    JAX's own for two complex arguments takes three products, in which a small imaginary part drowns
-    in the round-off of the real one.
-    """
-
-    def run(x: Array, w: Array) -> Array:
-        return lax.conv_general_dilated(x, w, **how)
-
-    if jnp.iscomplexobj(x) and jnp.iscomplexobj(w):
-        real = run(x.real, w.real) - run(x.imag, w.imag)
-        return lax.complex(real, run(x.real, w.imag) + run(x.imag, w.real))
-    if jnp.iscomplexobj(x):
-        return lax.complex(run(x.real, w), run(x.imag, w))
-    if jnp.iscomplexobj(w):
-        return lax.complex(run(x, w.real), run(x, w.imag))
-    return run(x, w)
+    return by_real_parts(lambda x, w: lax.conv_general_dilated(x, w, **how), x, w)

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from bpeq.layers._initialisers import Initialiser, initialise
+from bpeq.numerics import by_real_parts
 from bpeq.settings import Count, Positive, checked
 from bpeq.types import Key, Layer, Params, Shape
 
@@ -66,14 +67,14 @@ def dense(
             raise ValueError(
                 f"dense: input of shape {x.shape} does not fit weights of shape {params['w'].shape}"
             )
-        z = x @ params["w"]
+        z = by_real_parts(jnp.matmul, x, params["w"])
         return (z + params["b"] if bias else z), x
 
     def backward(params: Params, feedback: Params, a: Array, delta: Array) -> tuple[Params, Array]:
         rows, deltas = a.reshape(-1, a.shape[-1]), delta.reshape(-1, delta.shape[-1])
-        dparams = {"w": rows.T @ deltas}  # ∂C/∂w = a δ
+        dparams = {"w": by_real_parts(jnp.matmul, rows.T, deltas)}  # ∂C/∂w = a δ
         if bias:
             dparams["b"] = jnp.sum(deltas, axis=0)  # ∂C/∂b = δ
-        return dparams, delta @ feedback["w"].T  # ∂C/∂a = wᵀ δ
+        return dparams, by_real_parts(jnp.matmul, delta, feedback["w"].T)  # ∂C/∂a = wᵀ δ
 
     return Layer("dense", make, forward, backward)
