@@ -105,6 +105,68 @@ def test_another_optimizer_replaces_the_section_and_other_sections_are_merged(pa
     assert tree["training"] == {"epochs": 7, "batch_size": 8, "evaluate_every": 1}
 
 
+PHASES = """\
+[data]
+name = "xor"
+
+[network]
+layers = ["dense(3)", "tanh", "dense(1)"]
+
+[system]
+name = "hopfield"
+skips = { "0-2" = "dense(1, scale=0.5)" }
+
+[solvers.free]
+name = "fixed_steps"
+steps = 9
+
+[solvers.nudged]
+name = "fixed_steps"
+steps = 5
+damping = 0.5
+
+[rules.eqprop]
+solvers.free = { name = "fixed_point", tolerance = 1e-3 }
+solvers.nudged.steps = 7
+system.skips."0-2" = { name = "repeat", layer = "linear", n = 2 }
+
+[training]
+epochs = 1
+batch_size = 4
+"""
+
+
+def test_another_solver_or_layer_inside_a_section_replaces_the_old_one_wholly(tmp_path):
+    """The settings of one factory mean nothing to another: `steps` is none of fixed_point's."""
+    path = tmp_path / "c.toml"
+    path.write_text(PHASES)
+    tree = load(path, ["rule.name=eqprop"]).tree
+    free, nudged = tree["solvers"]["free"], tree["solvers"]["nudged"]
+    assert free == {"name": "fixed_point", "tolerance": 1e-3, "max_steps": 1000, "damping": 0.0}
+    assert (nudged["name"], nudged["steps"], nudged["damping"]) == ("fixed_steps", 7, 0.5)
+    skip = tree["system"]["skips"]["0-2"]
+    assert skip == {"name": "repeat", "layer": {"name": "linear"}, "n": 2}
+    assert load(path, ["rule.name=bptt"]).tree["solvers"]["free"]["steps"] == 9
+
+
+X, Y = {"name": "x", "k": 1}, {"name": "y"}
+
+
+@pytest.mark.parametrize(
+    ("base", "over", "merged"),
+    [
+        (X, Y, Y),
+        ({"a": {"b": X}}, {"a": {"b": Y}}, {"a": {"b": Y}}),
+        (X, {"name": "x", "j": 2}, {"name": "x", "k": 1, "j": 2}),
+        (X, {"k": 2}, {"name": "x", "k": 2}),
+        ({"k": 1}, Y, Y),
+        ({"a": [1, 2]}, {"a": [3]}, {"a": [3]}),
+    ],
+)
+def test_merge_is_key_by_key_except_below_another_name(base, over, merged):
+    assert merge(base, over) == merged
+
+
 def test_rules_named_in_the_file_apply_without_an_override(tmp_path):
     path = tmp_path / "c.toml"
     path.write_text(CONFIG.replace('name = "eqprop"\nbeta = 0.3', 'name = "backprop"'))
