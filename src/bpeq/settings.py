@@ -29,6 +29,7 @@ from annotated_types import BaseMetadata, Ge, Gt, Interval, Le, Lt
 Positive = Annotated[float, Gt(0)]
 NonNegative = Annotated[float, Ge(0)]
 Fraction = Annotated[float, Interval(ge=0, lt=1)]
+Degrees = Annotated[float, Interval(ge=0, le=180)]
 INT32 = Lt(2**31)
 """What an array's index can be. Left unsaid in messages, except where it is what was exceeded."""
 Count = Annotated[int, Ge(1), INT32]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import jax
@@ -78,6 +79,38 @@ def dot(a: Any, b: Any) -> Array:
     """Σ a·b over all leaves and elements, a plain (not conjugated) product."""
     products = jax.tree.map(lambda x, y: jnp.sum(x * y), a, b)
     return jnp.stack(jax.tree.leaves(products)).sum()
+
+
+def at_angle(weights: Any, other: Any, angle: float) -> Any:
+    """B = cos(a) W + sin(a) R leaf by leaf, with |B| = |W| and the angle between them exactly a.
+
+    Args:
+      weights: W, any tree of arrays.
+      other: an independent draw of the same shapes; R is what of it is orthogonal to W, scaled to
+        W's norm (of all of a leaf's elements). Where nothing is left, because a leaf is one number
+        or the same in every draw, or where W is zero, B is W.
+      angle: a in degrees, 0 to 180.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> at_angle(jnp.array([2.0, 0.0]), jnp.array([7.0, 3.0]), 90.0).round(6).tolist()
+      [0.0, 2.0]
+    """
+    c, s = math.cos(math.radians(angle)), math.sin(math.radians(angle))
+
+    def one(w: Array, r: Array) -> Array:
+        squared = jnp.sum(w * w)
+        safe = jnp.where(squared > 0, squared, jnp.ones_like(squared))
+        across = r
+        for _ in range(2):  # the second round removes the first one's round-off
+            across = across - jnp.sum(across * w) / safe * w
+        length = jnp.sqrt(jnp.sum(across * across))
+        least = math.sqrt(float(jnp.finfo(w.dtype).eps)) * jnp.sqrt(jnp.sum(r * r))
+        alone = (squared == 0) | (length <= least)
+        scale = jnp.sqrt(squared) / jnp.where(alone, jnp.ones_like(length), length)
+        return jnp.where(alone, w, c * w + s * (scale * across))
+
+    return jax.tree.map(one, weights, other)
 
 
 def size(a: Any) -> int:

@@ -55,6 +55,13 @@ RULES = {
     "continual_eqprop": lambda: rules.continual_eqprop(
         systems.hopfield(NETWORK), costs.squared_error(), SETTLE, sweeps=5
     ),
+    **{
+        name: lambda name=name: getattr(rules, name)(NETWORK, costs.squared_error())
+        for name in (
+            *("feedback_alignment", "direct_feedback_alignment"),
+            *("sign_symmetric", "kolen_pollack"),
+        )
+    },
     "bptt": lambda: rules.bptt(systems.hopfield(NETWORK), costs.squared_error(), sweeps=5),
 }
 SYSTEMS = {

@@ -44,12 +44,19 @@ def backprop(network: Layer, cost: Cost) -> LearningRule:
         return network.forward(params, x, key)[0]
 
     def estimate(params: Params, batch: Batch, state: State, key: Key) -> tuple[Estimate, State]:
-        output, residuals = network.forward(params, batch.x, key)
-        delta = cost.error(output, batch.y) / output.shape[0]
-        grads, _ = network.backward(params, params, residuals, delta)
-        info = {"residuals": residuals} if network.absorb else {}
-        return Estimate(grads, mean_loss(cost, output, batch.y), output, info), state
+        return passed_back(network, cost, params, params, batch, key), state
 
     return LearningRule(
         "backprop", init, apply, estimate, statistics_of(network), autodiff(network, cost)
     )
+
+
+def passed_back(
+    network: Layer, cost: Cost, params: Params, feedback: Params, batch: Batch, key: Key
+) -> Estimate:
+    """One pass forward by `params`, and the output error back by `feedback`."""
+    output, residuals = network.forward(params, batch.x, key)
+    delta = cost.error(output, batch.y) / output.shape[0]
+    grads, _ = network.backward(params, feedback, residuals, delta)
+    info = {"residuals": residuals} if network.absorb else {}
+    return Estimate(grads, mean_loss(cost, output, batch.y), output, info)

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import functools
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from annotated_types import Interval
 from jaxtyping import Array, Float
 
 from bpeq import trees
 from bpeq.layers import cut
-from bpeq.settings import checked
+from bpeq.settings import Degrees, checked
 from bpeq.systems._derivatives import contract, dforce_of, side_by_side, weighted
 from bpeq.systems._feedback import init_feedback, pulled_down, untied_dforce
 from bpeq.systems._graph import (
@@ -26,8 +25,6 @@ from bpeq.systems._graph import (
 from bpeq.systems._readout import last_block, last_state
 from bpeq.systems._refusals import refuse_connections, refuse_network, why_not_holomorphic
 from bpeq.types import Activation, Key, Layer, Params, Shape, State, System
-
-Degrees = Annotated[float, Interval(ge=0, le=180)]
 
 
 class Clamped(NamedTuple):

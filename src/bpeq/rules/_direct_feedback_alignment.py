@@ -1,0 +1,125 @@
+"""Direct feedback alignment: the output error, sent straight to every hidden block."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from bpeq import trees
+from bpeq.layers import Block, cut
+from bpeq.rules._autodiff import autodiff
+from bpeq.rules._means import mean_loss, statistics_of
+from bpeq.settings import checked
+from bpeq.types import Batch, Cost, Estimate, Key, Layer, LearningRule, Params, Shape, State
+
+
+@checked
+def direct_feedback_alignment(network: Layer, cost: Cost) -> LearningRule:
+    """Direct feedback alignment: fixed random B_l bring the output error to every hidden block.
+
+        e = δ_L = ∂C/∂z_L      δ_l = (B_lᵀ e) ⊙ σ′(z_l)      ∂C/∂W_l ≈ a_{l−1} δ_l
+
+    for the blocks l = 1 … L of `layers.cut`: only what is routed between blocks differs from
+    backprop. σ′ is the activation's own, and δ_l goes into the block's own backward pass: where it
+    has several layers (convolution, pooling, normalisation), the error passes those by their own
+    weights. A hidden layer waits for no other. The last block's gradient is backprop's. With one
+    hidden dense block it is feedback alignment.
+
+    B_l has the shape of e then that of block l's activation, image or not, so that every unit has
+    its own weights even where a convolution shares its kernel. Its entries are Gaussian, of
+    variance 2/(size of e + size of the activation).
+
+    Args:
+      network: a chain that can be cut at its activations. cost: compares its output with y.
+
+    The rule's state is {"feedback": key}: the matrices are drawn from that key in every estimate,
+    the same each time, since only a batch tells how large the activations are. A tuple of matrices
+    of one's own, input side first, may stand in the key's place.
+
+    Raises:
+      ValueError: the network cannot be cut, as where a residual hides an activation.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> from bpeq.costs import squared_error
+      >>> from bpeq.layers import chain, dense, relu
+      >>> from bpeq.types import Batch
+      >>> network = chain(dense(2, bias=False), relu(), dense(1, bias=False))
+      >>> rule = direct_feedback_alignment(network, squared_error())
+      >>> params = ({"w": jnp.ones((1, 2))}, (), {"w": jnp.ones((2, 1))})
+      >>> state = {"feedback": (jnp.array([[10.0, -20.0]]),)}
+      >>> batch = Batch(jnp.array([[1.0]]), jnp.array([[1.0]]))
+      >>> estimate, _ = rule.estimate(params, batch, state, jax.random.key(0))
+      >>> estimate.grads[0]["w"].tolist()  # backprop: 1 and 1
+      [[10.0, -20.0]]
+
+    Source: Nøkland 2016, Direct feedback alignment provides learning in deep neural networks.
+    """
+    try:
+        *hidden, last = cut(network)
+    except ValueError as error:
+        remedy = "feedback_alignment takes any network"
+        raise ValueError(f"direct_feedback_alignment: {error}; {remedy}") from None
+
+    def init(key: Key, params: Params) -> tuple[Params, State]:
+        return params, {"feedback": key}
+
+    def apply(params: Params, x: Any, key: Key | None = None) -> Array:
+        return network.forward(params, x, key)[0]
+
+    def estimate(params: Params, batch: Batch, state: State, key: Key) -> tuple[Estimate, State]:
+        output, residuals = network.forward(params, batch.x, key)
+        grads = list(trees.zeros(params))  # of the activations, which have none
+
+        def through(block: Block, sent: Array) -> Array:
+            """What is sent to a block's activation, through σ′ into its gradients: δ_l."""
+            end = block.slice.stop
+            if end < len(network.parts):
+                _, sent = network.parts[end].backward((), (), residuals[end], sent)
+            own = params[block.slice]
+            grads[block.slice], _ = block.connection.backward(
+                own, own, residuals[block.slice], sent
+            )
+            return sent
+
+        error = through(last, cost.error(output, batch.y) / output.shape[0])
+        matrices = state["feedback"]
+        if not isinstance(matrices, tuple):
+            shapes = _shapes(network, params, batch.x)
+            at = [shapes[block.slice.stop] for block in hidden]
+            matrices = _drawn(matrices, error.shape[1:], at, error.dtype)
+        for block, matrix in zip(hidden, matrices, strict=True):
+            through(block, jnp.tensordot(error, matrix, axes=error.ndim - 1))
+        info = {"residuals": residuals} if network.absorb else {}
+        return Estimate(tuple(grads), mean_loss(cost, output, batch.y), output, info), state
+
+    return LearningRule(
+        "direct_feedback_alignment",
+        init,
+        apply,
+        estimate,
+        statistics_of(network),
+        autodiff(network, cost),
+    )
+
+
+def _shapes(network: Layer, params: Params, x: Any) -> list[Shape]:
+    """The shape of every part's output, for one example; nothing is computed."""
+    shapes: list[Shape] = []
+    for part, own in zip(network.parts, params, strict=True):
+        x = jax.eval_shape(part.forward, own, x)[0]
+        shapes.append(x.shape[1:])
+    return shapes
+
+
+def _drawn(key: Key, out: Shape, shapes: list[Shape], dtype: Any) -> tuple[Array, ...]:
+    """B_l `[*out, *shape]` for every hidden block."""
+    matrices = []
+    for i, shape in enumerate(shapes):
+        drawn = jax.random.normal(jax.random.fold_in(key, i), (*out, *shape), dtype)
+        matrices.append(math.sqrt(2 / (math.prod(out) + math.prod(shape))) * drawn)
+    return tuple(matrices)

@@ -1,0 +1,94 @@
+"""Feedback alignment: backpropagation with fixed random weights in place of the transposes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from bpeq import trees
+from bpeq.rules._autodiff import autodiff
+from bpeq.rules._backprop import passed_back
+from bpeq.rules._means import statistics_of
+from bpeq.settings import Degrees, checked
+from bpeq.types import Batch, Cost, Estimate, Key, Layer, LearningRule, Params, State
+
+
+@checked
+def feedback_alignment(network: Layer, cost: Cost, *, angle: Degrees = 90.0) -> LearningRule:
+    """Feedback alignment: the errors pass back through fixed random weights B, not through Wᵀ.
+
+        δ_L = ∂C/∂z_L      δ_l = (B_{l+1}ᵀ δ_{l+1}) ⊙ σ′(z_l)      ∂C/∂W_l ≈ a_{l−1} δ_l
+
+    It is backprop's pass with `feedback` = B: a layer reads B wherever an error passes backward
+    through one of its weights, and W everywhere else. With B = W it is backprop; the last layer's
+    gradient is backprop's whatever B is. No weight is transported: W comes to align with B, because
+    the layers below learn to make B's errors useful. Until then, and in part for good, the estimate
+    is biased, more so the deeper the layer.
+
+    B is drawn once, by the rule's `init`, leaf by leaf: Gaussian, of the norm of the W it is given
+    and at `angle` from it. A leaf whose entries are all the same is fed back as it starts: gains of
+    ones, and weights of zeros, through which then no error ever comes.
+
+    Args:
+      network: any layer. cost: compares its output with y.
+      angle: between B and the initial W, in degrees, 0 to 180. 90 is unrelated feedback; 0 is the
+        initial weights themselves, kept.
+
+    The rule's state is {"feedback": B}, a tree like params; put any other tree in its place.
+
+    Raises:
+      ValueError: a setting is out of range.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> from bpeq.costs import squared_error
+      >>> from bpeq.layers import chain, dense
+      >>> from bpeq.types import Batch
+      >>> rule = feedback_alignment(chain(dense(1, bias=False), dense(1)), squared_error())
+      >>> params = ({"w": jnp.ones((1, 1))}, {"w": jnp.ones((1, 1)), "b": jnp.zeros(1)})
+      >>> state = {"feedback": jax.tree.map(lambda w: -2.0 * w, params)}
+      >>> batch = Batch(jnp.array([[3.0]]), jnp.array([[2.0]]))
+      >>> estimate, _ = rule.estimate(params, batch, state, jax.random.key(0))
+      >>> [float(g["w"][0, 0]) for g in estimate.grads]  # backprop: 3 and 3
+      [-6.0, 3.0]
+
+    Source: Lillicrap, Cownden, Tweed & Akerman 2016, Random synaptic feedback weights support error
+    backpropagation for deep learning.
+    """
+
+    def init(key: Key, params: Params) -> tuple[Params, State]:
+        return params, {"feedback": second_draw(key, params, angle)}
+
+    def apply(params: Params, x: Any, key: Key | None = None) -> Array:
+        return network.forward(params, x, key)[0]
+
+    def estimate(params: Params, batch: Batch, state: State, key: Key) -> tuple[Estimate, State]:
+        return passed_back(network, cost, params, state["feedback"], batch, key), state
+
+    return LearningRule(
+        "feedback_alignment",
+        init,
+        apply,
+        estimate,
+        statistics_of(network),
+        autodiff(network, cost),
+    )
+
+
+def second_draw(key: Key, params: Params, angle: float = 90.0) -> Params:
+    """Weights of the shapes and norms of `params` at an angle from them, leaf by leaf.
+
+    A rule is not told the shape of an example, so that it cannot call the network's own init. It
+    sees what the first init did: a leaf of one value, such as a gain of ones, is no random leaf.
+    """
+    leaves, structure = jax.tree.flatten(params)
+
+    def one(i: int, leaf: Array) -> Array:
+        drawn = jax.random.normal(jax.random.fold_in(key, i), leaf.shape, leaf.dtype)
+        return jnp.where(jnp.all(leaf == leaf.reshape(-1)[0]), leaf, drawn)
+
+    other = jax.tree.unflatten(structure, [one(i, leaf) for i, leaf in enumerate(leaves)])
+    return trees.at_angle(params, other, angle)

@@ -1,0 +1,101 @@
+"""Kolen–Pollack: feedback weights that learn by the same updates, and so align with the forward."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from jaxtyping import Array
+
+from bpeq import trees
+from bpeq.rules._autodiff import autodiff
+from bpeq.rules._backprop import passed_back
+from bpeq.rules._feedback_alignment import second_draw
+from bpeq.rules._means import statistics_of
+from bpeq.settings import Degrees, checked
+from bpeq.types import Batch, Cost, Estimate, Key, Layer, LearningRule, Params, State
+
+
+@checked
+def kolen_pollack(network: Layer, cost: Cost, *, angle: Degrees = 90.0) -> LearningRule:
+    """Kolen–Pollack: feedback alignment whose B gets W's own updates, and weight decay aligns them.
+
+        δ_l = (B_{l+1}ᵀ δ_{l+1}) ⊙ σ′(z_l)      g_l = a_{l−1} δ_l
+        W ← W − η (u(g) + λ W)                  B ← B − η (u(g) + λ B)
+
+    with one u(g) for both, what the optimizer makes of the gradient: a weight and its feedback see
+    the same two activities, so that none is transported. Hence D = B − W ← (1 − ηλ) D, whatever the
+    gradients are: after n steps D is (1 − ηλ)^n of what it was, B points as W does, and the
+    estimate tends to backprop's. How far it gets is Σ ηλ over the run: at 5, D is down to 1/150.
+
+    It is D that is kept, as an entry {"feedback": D} after the network's own in params, a tree like
+    them: its gradient is zero, so that the optimizer's decoupled decay alone moves it. `apply` does
+    not read it. The entry has the optimizer's base rate, also where `layer_rates` has others.
+
+    Args:
+      network: a chain. cost: compares its output with y.
+      angle: between B and W at the start, in degrees, 0 to 180: B is drawn by the rule's `init` as
+        in `feedback_alignment`. Params that carry the entry already are left as they are.
+
+    It needs a decay that is decoupled from the gradient's scale: `adamw`, with a weight_decay λ
+    far above its usual 1e-4. Under others D stays, and this is feedback alignment with a B that
+    moves along.
+
+    Raises:
+      ValueError: a setting is out of range, or the network is no chain.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> from bpeq.costs import squared_error
+      >>> from bpeq.layers import chain, dense
+      >>> from bpeq.types import Batch
+      >>> network = chain(dense(3), dense(1))
+      >>> rule = kolen_pollack(network, squared_error(), angle=180.0)
+      >>> params, _ = rule.init(jax.random.key(1), network.init(jax.random.key(0), (2,))[0])
+      >>> w, d = params[1]["w"], params[2]["feedback"][1]["w"]
+      >>> (d / w).round(6).ravel().tolist()  # B = W + D = −W
+      [-2.0, -2.0, -2.0]
+      >>> batch = Batch(jnp.ones((1, 2)), jnp.ones((1, 1)))
+      >>> grads = rule.estimate(params, batch, (), jax.random.key(2))[0].grads
+      >>> grads[2]["feedback"][1]["w"].ravel().tolist()
+      [0.0, 0.0, 0.0]
+
+    Source: Kolen & Pollack 1994, Backpropagation without weight transport; for deep networks Akrout
+    et al. 2019, Deep learning without weight transport.
+    """
+    if network.name != "chain":
+        raise ValueError(f"kolen_pollack: needs a chain, got the layer {network.name!r}")
+    statistics, exact = statistics_of(network), autodiff(network, cost)
+
+    def init(key: Key, params: Params) -> tuple[Params, State]:
+        if len(params) > len(network.parts):
+            return params, ()
+        return (*params, {"feedback": trees.sub(second_draw(key, params, angle), params)}), ()
+
+    def apply(params: Params, x: Any, key: Key | None = None) -> Array:
+        return network.forward(params[:-1], x, key)[0]
+
+    def estimate(params: Params, batch: Batch, state: State, key: Key) -> tuple[Estimate, State]:
+        own, feedback = params[:-1], trees.add(params[:-1], params[-1]["feedback"])
+        return beside(passed_back(network, cost, own, feedback, batch, key), params), state
+
+    def exactly(params: Params, batch: Batch, state: State, key: Key) -> tuple[Estimate, State]:
+        return beside(exact.estimate(params[:-1], batch, state, key)[0], params), state
+
+    def beside(found: Estimate, params: Params) -> Estimate:
+        return found._replace(grads=(*found.grads, trees.zeros(params[-1])))
+
+    def absorb(params: Params, info: dict[str, Any]) -> Params:
+        assert statistics is not None
+        return (*statistics(params[:-1], info), params[-1])
+
+    kept = None if statistics is None else absorb
+    reference = LearningRule("autodiff", init, apply, exactly, kept)
+    return LearningRule(
+        "kolen_pollack",
+        init,
+        apply,
+        estimate,
+        kept,
+        reference._replace(reference=reference),
+        optimizers=("adamw",),
+    )
