@@ -172,6 +172,9 @@ class LearningRule(NamedTuple):
     reference:  the exact gradient of the same `apply`, to a certified residual in float64: what
         `gradient_fidelity` compares with. None where a rule does not know it.
     optimizers: names of the only optimizers under which the estimate means something; empty: any.
+    objective:  where the rule follows another objective than ∇C: the exact gradient of that.
+    note:       what a table that has the rule in it must say: that these settings make it backprop
+        in disguise, exactly or up to what. Empty where nothing needs saying.
     """
 
     name: str
@@ -181,6 +184,8 @@ class LearningRule(NamedTuple):
     absorb: Callable[[Params, dict[str, Any]], Params] | None = None
     reference: LearningRule | None = None
     optimizers: tuple[str, ...] = ()
+    objective: LearningRule | None = None
+    note: str = ""
 
 
 class Step(Protocol):

@@ -5,10 +5,13 @@ from bpeq.rules._autodiff import autodiff
 from bpeq.rules._backprop import backprop
 from bpeq.rules._bptt import bptt
 from bpeq.rules._continual_eqprop import continual_eqprop
+from bpeq.rules._dual_propagation import dual_propagation
 from bpeq.rules._eqprop import eqprop
 from bpeq.rules._phases import Free, contrast, free_phase, nudged_phases
+from bpeq.rules._predictive_coding import predictive_coding
 from bpeq.rules._recurrent_backprop import recurrent_backprop
 from bpeq.rules._stateless import stateless
+from bpeq.rules._target_propagation import target_propagation
 from bpeq.rules._vector_field_eqprop import vector_field_eqprop
 
 __all__ = [
@@ -19,10 +22,13 @@ __all__ = [
     "bptt",
     "continual_eqprop",
     "contrast",
+    "dual_propagation",
     "eqprop",
     "free_phase",
     "nudged_phases",
+    "predictive_coding",
     "recurrent_backprop",
     "stateless",
+    "target_propagation",
     "vector_field_eqprop",
 ]
