@@ -172,9 +172,11 @@ class LearningRule(NamedTuple):
     reference:  the exact gradient of the same `apply`, to a certified residual in float64: what
         `gradient_fidelity` compares with. None where a rule does not know it.
     optimizers: names of the only optimizers under which the estimate means something; empty: any.
-    objective:  where the rule follows another objective than ∇C: the exact gradient of that.
-    note:       what a table that has the rule in it must say: that these settings make it backprop
-        in disguise, exactly or up to what. Empty where nothing needs saying.
+    objective: where the rule follows another objective than ∇C: the exact gradient of that
+        objective, certified like `reference`, named after it, and its value as loss. None where ∇C
+        is what the rule is after.
+    note: what a reader of a comparison must know, such as that in these settings the rule is
+        algebraically backprop; empty: nothing.
     """
 
     name: str

@@ -19,7 +19,7 @@ from bpeq.types import Batch, Cost, Estimate, Key, Layer, LearningRule, Params, 
 
 @checked
 def target_propagation(
-    network: Layer, cost: Cost, *, step: Positive = 0.1, noise: NonNegative = 0.1
+    network: Layer, cost: Cost, *, step: Positive = 0.1, noise: NonNegative = 0.5
 ) -> LearningRule:
     """Difference target propagation: targets by learned inverses, no weight transport.
 
@@ -87,11 +87,11 @@ def target_propagation(
         return network.forward(params[:own], x, key)[0]
 
     def estimate(params: Params, batch: Batch, state: State, key: Key) -> tuple[Estimate, State]:
-        passed, targets, noisy = _aims(blocks, cost, params, batch, state, key)
+        passed, shifts, noisy = _aims(blocks, cost, params, batch, state, key)
         examples, grads, inverses = batch.x.shape[0], list(trees.zeros(params)), {}
-        for l, (block, at, target) in enumerate(zip(blocks, passed, targets, strict=True)):
+        for l, (block, at, shift) in enumerate(zip(blocks, passed, shifts, strict=True)):
             part = params[block.slice]
-            seed = at.slope * (at.h - target) / (state["step"] * examples)
+            seed = -at.slope * shift / (state["step"] * examples)
             grads[block.slice], _ = block.connection.backward(part, part, at.residuals, seed)
             if l > 0:
                 above = _through(block, params, noisy[l - 1]).h
@@ -141,27 +141,30 @@ def _weights(params: Params, block: Block) -> Params:
 def _aims(
     blocks: tuple[Block, ...], cost: Cost, params: Params, batch: Batch, state: State, key: Key
 ) -> tuple[list[_Passed], list[Array], list[Array]]:
-    """The forward pass, every block's target, and the noisy units that each inverse should meet."""
+    """The forward pass, every block's ĥ − h, and the noisy units that each inverse should meet."""
     passed = [_through(blocks[0], params, batch.x)]
     for block in blocks[1:]:
         passed.append(_through(block, params, passed[-1].h))
     output = passed[-1].h
-    targets = [output - state["step"] * cost.error(output, batch.y)]
+    shifts = [-state["step"] * cost.error(output, batch.y)]
     noisy: list[Array] = []
     for l in reversed(range(1, len(blocks))):
         below, above = passed[l - 1].h, passed[l].h
-        aim = _back(blocks, l, params, targets[0], below).h
-        targets.insert(0, below + aim - _back(blocks, l, params, above, below).h)
+        aim = _back(blocks, l, params, above + shifts[0], below).h
+        shifts.insert(0, aim - _back(blocks, l, params, above, below).h)
         # Drawn in float32 whatever the params are, so that a float64 reference sees the same.
         drawn = jax.random.normal(jax.random.fold_in(key, l), below.shape, jnp.float32)
         noisy.insert(0, below + state["noise"] * drawn.astype(below.dtype))
-    return passed, targets, noisy
+    return passed, shifts, noisy
 
 
 def _local_losses(
     rule: LearningRule, blocks: tuple[Block, ...], cost: Cost, step: float, noise: float
 ) -> LearningRule:
-    """The exact gradient, by autodiff, of the local losses with their targets held constant."""
+    """The exact gradient, by autodiff, of the local losses with their targets held constant.
+
+    The inverses' reconstruction losses are added: the two parts share no weights.
+    """
 
     def init(key: Key, params: Params) -> tuple[Params, State]:  # with their inverses already
         dtype = jnp.result_type(*jax.tree.leaves(params))
@@ -169,12 +172,13 @@ def _local_losses(
 
     def estimate(params: Params, batch: Batch, state: State, key: Key) -> tuple[Estimate, State]:
         aims = jax.lax.stop_gradient(_aims(blocks, cost, params, batch, state, key))
-        passed, targets, noisy = aims
+        passed, shifts, noisy = aims
 
         def total(params: Params) -> Array:
             sum_of = jnp.zeros((), passed[-1].h.dtype)
-            for l, (block, target) in enumerate(zip(blocks, targets, strict=True)):
-                gap = _through(block, params, batch.x if l == 0 else passed[l - 1].h).h - target
+            for l, (block, at, shift) in enumerate(zip(blocks, passed, shifts, strict=True)):
+                below = batch.x if l == 0 else passed[l - 1].h
+                gap = _through(block, params, below).h - (at.h + shift)
                 sum_of += jnp.sum(gap * gap) / (2.0 * state["step"])
                 if l > 0:
                     above = jax.lax.stop_gradient(_through(block, params, noisy[l - 1]).h)
@@ -182,11 +186,10 @@ def _local_losses(
                     sum_of += 0.5 * jnp.sum(gap * gap)
             return sum_of / batch.x.shape[0]
 
-        output = passed[-1].h
-        grads = jax.grad(total)(params)
-        return Estimate(grads, mean_loss(cost, output, batch.y), output, {}), state
+        value, grads = jax.value_and_grad(total)(params)
+        return Estimate(grads, value, passed[-1].h, {}), state
 
-    return LearningRule("local_losses", init, rule.apply, estimate)
+    return LearningRule("Σ_l ‖h_l − ĥ_l‖² / 2η", init, rule.apply, estimate)
 
 
 def _refuse_blocks(blocks: tuple[Block, ...]) -> None:
