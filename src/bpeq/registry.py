@@ -37,7 +37,8 @@ KINDS: dict[str, dict[str, Factory]] = {
         rules,
         "backprop autodiff eqprop continual_eqprop vector_field_eqprop asymmetric_eqprop "
         "recurrent_backprop bptt "
-        "feedback_alignment direct_feedback_alignment sign_symmetric kolen_pollack",
+        "feedback_alignment direct_feedback_alignment sign_symmetric kolen_pollack "
+        "predictive_coding dual_propagation target_propagation",
     ),
     "data": _table(data, "xor digits diabetes mnist fashion_mnist npz csv"),
     "optimizers": _table(optimizers, "sgd momentum rmsprop adam adamw"),

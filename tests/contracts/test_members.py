@@ -63,6 +63,9 @@ RULES = {
         )
     },
     "bptt": lambda: rules.bptt(systems.hopfield(NETWORK), costs.squared_error(), sweeps=5),
+    "predictive_coding": lambda: rules.predictive_coding(NETWORK, costs.squared_error()),
+    "dual_propagation": lambda: rules.dual_propagation(NETWORK, costs.squared_error()),
+    "target_propagation": lambda: rules.target_propagation(NETWORK, costs.squared_error()),
 }
 SYSTEMS = {
     "hopfield": lambda: systems.hopfield(NETWORK, skips={(0, 2): dense(3)}),

@@ -45,9 +45,9 @@ def relative(ours, exact):
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
 @pytest.mark.parametrize("cost", [squared_error(), softmax_cross_entropy()], ids=lambda c: c.name)
-@pytest.mark.parametrize("net", NETS)
-def test_centered_ep_at_small_beta_is_backprop_of_the_same_network(net, cost, schedule):
-    system, params, x, _ = problem(net, schedule=schedule)
+@pytest.mark.parametrize(("net", "output"), [*((n, "state") for n in NETS), ("mlp", "readout")])
+def test_centered_ep_at_small_beta_is_backprop_of_the_same_network(net, output, cost, schedule):
+    system, params, x, _ = problem(net, schedule=schedule, output=output)
     batch = Batch(x, jnp.array([0, 1, 2, 0, 1]))
     exact = backprop(NETS[net][0], cost).estimate(params, batch, (), KEY)[0]
     rule = eqprop(system, cost, TIGHT, fixed_point(1e-13, 20_000), beta=1e-4)
@@ -109,9 +109,10 @@ def test_a_sequential_sweep_is_the_written_formula():
     np.testing.assert_allclose(swept[1], np.tanh(s1) @ w2 + p2, atol=1e-14)
 
 
+@pytest.mark.parametrize("output", ["state", "readout"])
 @pytest.mark.parametrize("net", NETS)
-def test_force_denergy_and_dforce_are_derivatives_of_the_energy(net):
-    system, params, x, clamped = problem(net)
+def test_force_denergy_and_dforce_are_derivatives_of_the_energy(net, output):
+    system, params, x, clamped = problem(net, output=output)
     state = random_state(system, params, clamped)
     slope = jax.grad(lambda s: system.energy(params, clamped, s).sum())(state)
     assert gradient_error(trees.scale(-1.0, system.force(params, clamped, state)), slope) < 1e-13
@@ -156,6 +157,30 @@ def test_the_readouts_backward_is_its_vjp(net):
     np.testing.assert_allclose(dstate[-1], exact[-1], atol=1e-15)
     assert dstate[:-1] == (None,) * (len(state) - 1)
     assert float(max(jnp.abs(leaf).max() for leaf in jax.tree.leaves(dparams))) == 0.0
+
+
+@pytest.mark.parametrize("net", NETS)
+def test_a_block_that_reads_the_state_out_pulls_back_by_its_vjp_and_holds_no_state(net):
+    system, params, x, clamped = problem(net, output="readout")
+    network = NETS[net][0]
+    start = system.init_state(params, clamped)
+    assert len(start) == len(layers.cut(network)) - 1
+    y, _ = system.readout.forward(params, start)
+    np.testing.assert_allclose(y, network.forward(params, x)[0], atol=1e-15)
+    state = random_state(system, params, clamped)
+    y, residuals = system.readout.forward(params, state)
+    dparams, dstate = system.readout.backward(params, params, residuals, jnp.cos(y))
+    forward = lambda p, s: system.readout.forward(p, s)[0]  # noqa: E731
+    exact = jax.vjp(forward, params, state)[1](jnp.cos(y))
+    assert gradient_error(dparams, exact[0]) < 1e-13
+    np.testing.assert_allclose(dstate[-1], exact[1][-1], atol=1e-14)
+    assert dstate[:-1] == (None,) * (len(state) - 1)
+    assert system.write is None
+
+
+def test_one_block_has_no_hidden_state_to_be_read_out():
+    with pytest.raises(ValueError, match="predictive: output = 'readout' needs a hidden block"):
+        predictive(chain(dense(2)), output="readout")
 
 
 def nudged(system, params, clamped, beta, solver):

@@ -6,13 +6,16 @@ from bpeq.rules._backprop import backprop
 from bpeq.rules._bptt import bptt
 from bpeq.rules._continual_eqprop import continual_eqprop
 from bpeq.rules._direct_feedback_alignment import direct_feedback_alignment
+from bpeq.rules._dual_propagation import dual_propagation
 from bpeq.rules._eqprop import eqprop
 from bpeq.rules._feedback_alignment import feedback_alignment
 from bpeq.rules._kolen_pollack import kolen_pollack
 from bpeq.rules._phases import Free, contrast, free_phase, nudged_phases
+from bpeq.rules._predictive_coding import predictive_coding
 from bpeq.rules._recurrent_backprop import recurrent_backprop
 from bpeq.rules._sign_symmetric import sign_symmetric
 from bpeq.rules._stateless import stateless
+from bpeq.rules._target_propagation import target_propagation
 from bpeq.rules._vector_field_eqprop import vector_field_eqprop
 
 __all__ = [
@@ -24,13 +27,16 @@ __all__ = [
     "continual_eqprop",
     "contrast",
     "direct_feedback_alignment",
+    "dual_propagation",
     "eqprop",
     "feedback_alignment",
     "free_phase",
     "kolen_pollack",
     "nudged_phases",
+    "predictive_coding",
     "recurrent_backprop",
     "sign_symmetric",
     "stateless",
+    "target_propagation",
     "vector_field_eqprop",
 ]

@@ -11,7 +11,7 @@ from bpeq import trees
 from bpeq.layers import cut
 from bpeq.settings import Positive, checked
 from bpeq.systems._derivatives import contract, dforce_of, side_by_side, weighted
-from bpeq.systems._readout import activated_state
+from bpeq.systems._readout import activated_state, last_block
 from bpeq.systems._refusals import refuse_coupling, why_not_holomorphic
 from bpeq.types import Layer, Params, State, System
 
@@ -27,6 +27,7 @@ class Clamped(NamedTuple):
 def predictive(
     network: Layer,
     *,
+    output: Literal["state", "readout"] = "state",
     schedule: Literal["gradient", "sequential"] = "gradient",
     step_size: Positive = 0.2,
 ) -> System:
@@ -45,6 +46,10 @@ def predictive(
 
     Args:
       network: a chain, as for `hopfield`; its activations need no potential, so gelu is allowed.
+      output: "state" makes the last block's pre-activation a state too, s_L, nudged by the cost.
+        "readout" makes the last block a function of the last hidden state, no part of E, through
+        which the cost nudges that state: at β = 1 that is an output clamped to its target, the
+        cost being its prediction's error.
       schedule: "gradient" moves every state by −∂E/∂s_l + push_l at once, which takes only its own
         error and the next one's: local in space and time.
         "sequential" settles the errors for the state's slopes from the top down,
@@ -60,8 +65,8 @@ def predictive(
     `write` sets the output where it is a state, that is where the last block is linear.
 
     Raises:
-      ValueError: the network cannot be cut, or a layer has no per-example energy (batch norm,
-        dropout).
+      ValueError: the network cannot be cut, a layer has no per-example energy (batch norm,
+        dropout), or a readout has no hidden block before it.
 
     Example:
       >>> import jax
@@ -81,7 +86,12 @@ def predictive(
     """
     blocks = cut(network)
     refuse_coupling("predictive", network)
+    if output == "readout" and len(blocks) < 2:
+        raise ValueError("predictive: output = 'readout' needs a hidden block before the readout")
+    readout_block = blocks[-1]
+    blocks = blocks if output == "state" else blocks[:-1]
     top = len(blocks) - 1
+    last = blocks[-1].activation
     linear = network.parts[-1].activation is None or network.parts[-1].name == "linear"
 
     def clamp(params: Params, x: Array) -> Clamped:
@@ -162,7 +172,9 @@ def predictive(
         denergy=denergy,
         force=force,
         dforce=dforce_of(denergy),
-        readout=activated_state(blocks[-1].activation, len(blocks)),
-        write=write if linear else None,
+        readout=activated_state(last, len(blocks))
+        if output == "state"
+        else last_block(readout_block, len(blocks), last),
+        write=write if linear and output == "state" else None,
         not_holomorphic=why_not_holomorphic(network),
     )

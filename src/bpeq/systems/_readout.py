@@ -48,20 +48,27 @@ def activated_state(activation: Activation, states: int) -> Layer:
     return state_readout(forward, backward)
 
 
-def last_block(block: Block, states: int) -> Layer:
-    """A block as a function of the last of `states`, with its own weights' gradient."""
+def last_block(block: Block, states: int, below: Activation | None = None) -> Layer:
+    """A block as a function of the last of `states`, with its own weights' gradient.
+
+    `below` is that state's activation where states are pre-activations.
+    """
     connection, activation = block.connection, block.activation
 
     def forward(params: Params, state: State, key: Key | None = None) -> tuple[Array, Any]:
-        z, residuals = connection.forward(params[block.slice], state[-1])
-        return activation.value(z), (residuals, activation.slope(z))
+        x, factor = state[-1], None
+        if below is not None:
+            x, factor = below.value(x), below.slope(x)
+        z, residuals = connection.forward(params[block.slice], x)
+        return activation.value(z), (residuals, activation.slope(z), factor)
 
     def backward(params: Params, feedback: Params, residuals: Any, dy: Array) -> tuple[Params, Any]:
-        kept, slope = residuals
+        kept, slope, factor = residuals
         own, back = params[block.slice], feedback[block.slice]
-        pulled, ds = connection.backward(own, back, kept, dy * slope)
+        pulled, dx = connection.backward(own, back, kept, dy * slope)
         grads = list(trees.zeros(params))
         grads[block.slice] = pulled
+        ds = dx if factor is None else dx * factor
         return tuple(grads), (*(None,) * (states - 1), ds)
 
     return state_readout(forward, backward)

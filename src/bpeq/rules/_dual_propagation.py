@@ -1,0 +1,140 @@
+"""Dual propagation: every unit is a dyad, its mean is the activity and its difference the error."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import jax
+import jax.numpy as jnp
+from annotated_types import Interval
+from jaxtyping import Array
+
+from bpeq import trees
+from bpeq.layers import cut
+from bpeq.rules._autodiff import autodiff
+from bpeq.rules._means import mean_loss
+from bpeq.settings import Count, NonNegative, Positive, checked
+from bpeq.solvers import fixed_steps
+from bpeq.systems._refusals import refuse_coupling
+from bpeq.types import Batch, Cost, Estimate, Key, Layer, LearningRule, Params, State
+
+
+@checked
+def dual_propagation(
+    network: Layer,
+    cost: Cost,
+    *,
+    alpha: Annotated[float, Interval(ge=0, le=1)] = 0.5,
+    beta: Positive = 0.1,
+    sweeps: Count = 1,
+    tolerance: NonNegative = 1e-4,
+) -> LearningRule:
+    """Dual propagation: two states per unit, nudged apart, in one phase.
+
+    A unit has the states s⁺ and s⁻. Upward goes their mean, downward their difference:
+
+        s̄_l = α s⁺_l + (1 − α) s⁻_l      a_l = f_l(s̄_{l−1})              s̄_0 = x
+        u_l = f_{l+1}ᵀ(s⁺_{l+1} − s⁻_{l+1})      u_L = −β ∂C/∂o(o, y), o = σ_L(a_L)
+        s⁺_l = σ_l(a_l + (1 − α) u_l)    s⁻_l = σ_l(a_l − α u_l)
+
+    A sweep sets the dyads by these closed forms, one block after another from the output down,
+    starting from the feed-forward pass, where s⁺ = s⁻. The estimate is that of the contrast
+
+        −(1/β) Σ_l ⟨s⁺_l − s⁻_l, f_l(s̄_{l−1})⟩
+
+    held at the dyads: −(1/β) times f_l's parameter pull-back of s⁺_l − s⁻_l at s̄_{l−1}.
+
+    In powers of u the difference is σ′u + (½ − α) σ″u² + O(u³), the mean σ(a) + ½α(1 − α) σ″u² +
+    O(u³). So after one sweep already the differences are −β times backprop's errors, up to a bias
+    of order β; of order β² for α = ½, and none while no unit of a piecewise linear network crosses
+    a corner. With α = ½ this is the rule of 2023. For other α that one has α u and (1 − α) u where
+    s⁺ and s⁻ have (1 − α) u and α u here: it moves the mean by (2α − 1) σ′u, and needs damping.
+
+    Args:
+      network: a chain. σ_l need no potential; where one is not monotone (gelu) the dyads minimise
+        nothing, and the expansion above holds all the same.
+      cost: compares the output with y; linearised at the output that the dyads predict.
+      alpha: 0 <= α <= 1, the weight of s⁺ in the mean; traced.
+      beta: β > 0, in units of energy per cost; traced. In float32 round-off grows as 1/β.
+      sweeps: >= 1. One is a forward and a backward pass; later ones let the moved means reach the
+        blocks above, a change of the order of the bias.
+      tolerance: what counts as settled in the record, in units of the state, >= 0.
+
+    The estimate's info has the SolveInfo `inference` `[batch]`, with the residual of the last
+    sweep; after one sweep that is the nudge itself.
+
+    Raises:
+      ValueError: a setting out of range; a network that cannot be cut, or with a layer that has no
+        per-example energy (batch norm, dropout).
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> from bpeq.costs import squared_error
+      >>> from bpeq.layers import chain, dense, tanh
+      >>> from bpeq.types import Batch
+      >>> network = chain(dense(4), tanh(), dense(1))
+      >>> rule = dual_propagation(network, squared_error(), beta=0.1)
+      >>> params, state = rule.init(jax.random.key(1), network.init(jax.random.key(0), (2,))[0])
+      >>> batch = Batch(jnp.ones((1, 2)), jnp.ones((1, 1)))
+      >>> ours = rule.estimate(params, batch, state, jax.random.key(2))[0].grads
+      >>> exact = rule.reference.estimate(params, batch, (), jax.random.key(2))[0].grads
+      >>> bool(jnp.allclose(ours[0]["w"], exact[0]["w"], rtol=1e-2))
+      True
+
+    Source: Høier, Staudt & Zach 2023, Dual propagation: accelerating contrastive Hebbian learning
+    with dyadic neurons; any α: Høier & Zach 2024, Two tales of single-phase contrastive Hebbian
+    learning.
+    """
+    blocks = cut(network)
+    refuse_coupling("dual_propagation", network)
+    solver = fixed_steps(sweeps, tolerance=tolerance)
+
+    def init(key: Key, params: Params) -> tuple[Params, State]:
+        dtype = jnp.result_type(*jax.tree.leaves(params))
+        return params, {"alpha": jnp.asarray(alpha, dtype), "beta": jnp.asarray(beta, dtype)}
+
+    def apply(params: Params, x: Any, key: Key | None = None) -> Array:
+        return network.forward(params, x, key)[0]
+
+    def predict(params: Params, l: int, below: Array) -> tuple[Array, Any]:
+        return blocks[l].connection.forward(params[blocks[l].slice], below)
+
+    def estimate(params: Params, batch: Batch, state: State, key: Key) -> tuple[Estimate, State]:
+        a, b = state["alpha"], state["beta"]
+        clamped = predict(params, 0, batch.x)
+        start = [blocks[0].activation.value(clamped[0])]
+        for l in range(1, len(blocks)):
+            start.append(blocks[l].activation.value(predict(params, l, start[-1])[0]))
+
+        def upward(plus: State, minus: State) -> list[tuple[Array, Any]]:
+            """(a_l, what f_l's pull-back needs), from the means below."""
+            means = [a * up + (1.0 - a) * down for up, down in zip(plus, minus, strict=True)]
+            return [clamped, *(predict(params, l, means[l - 1]) for l in range(1, len(blocks)))]
+
+        def sweep(dyads: tuple[State, State]) -> tuple[State, State]:
+            inputs = upward(*dyads)
+            plus: list[Array] = []
+            minus: list[Array] = []
+            push = -b * cost.error(blocks[-1].activation.value(inputs[-1][0]), batch.y)
+            for l in reversed(range(len(blocks))):
+                drive, residuals = inputs[l]
+                sigma, own = blocks[l].activation.value, params[blocks[l].slice]
+                plus.insert(0, sigma(drive + (1.0 - a) * push))
+                minus.insert(0, sigma(drive - a * push))
+                if l > 0:
+                    gap = plus[0] - minus[0]
+                    _, push = blocks[l].connection.backward(own, own, residuals, gap)
+            return tuple(plus), tuple(minus)
+
+        (plus, minus), info = solver(sweep, (tuple(start), tuple(start)))
+        grads = list(trees.zeros(params))
+        for l, (_, residuals) in enumerate(upward(plus, minus)):
+            seed = (minus[l] - plus[l]) / (b * batch.x.shape[0])
+            own = params[blocks[l].slice]
+            grads[blocks[l].slice], _ = blocks[l].connection.backward(own, own, residuals, seed)
+        loss = mean_loss(cost, start[-1], batch.y)
+        return Estimate(tuple(grads), loss, start[-1], {"inference": info}), state
+
+    note = "with alpha = 0.5 backprop up to an error of order beta²" if alpha == 0.5 else ""
+    reference = autodiff(network, cost)
+    return LearningRule("dual_propagation", init, apply, estimate, reference=reference, note=note)

@@ -1,0 +1,205 @@
+"""Difference target propagation: learned inverses hand targets down, layers learn to meet them."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from bpeq import trees
+from bpeq.layers import Block, cut, dense
+from bpeq.rules._autodiff import autodiff
+from bpeq.rules._means import mean_loss
+from bpeq.settings import NonNegative, Positive, checked
+from bpeq.systems._refusals import refuse_coupling
+from bpeq.types import Batch, Cost, Estimate, Key, Layer, LearningRule, Params, State
+
+
+@checked
+def target_propagation(
+    network: Layer, cost: Cost, *, step: Positive = 0.1, noise: NonNegative = 0.5
+) -> LearningRule:
+    """Difference target propagation: targets by learned inverses, no weight transport.
+
+    With h_l = σ_l(f_l(h_{l−1})), h_0 = x, and for every block above the first an inverse
+    g_l(h_l) = σ_{l−1}(h_l V_l + c_l),
+
+        ĥ_L = h_L − η ∂C/∂h_L            ĥ_{l−1} = h_{l−1} + g_l(ĥ_l) − g_l(h_l)
+        θ_l descends  (1/2η) ‖σ_l(f_l(h_{l−1})) − ĥ_l‖²,  h and ĥ held constant
+        V_l, c_l descend  ½ ‖g_l(σ_l(f_l(h̃))) − h̃‖²,  h̃ = h_{l−1} + ε,  ε ~ N(0, noise²)
+
+    all in one estimate. The 1/η keeps the size of the gradients from depending on the step, and
+    makes the last block's estimate ∂C/∂θ_L itself. The difference, −g_l(h_l), leaves a unit without
+    an error where it is, however bad the inverse. Hidden blocks follow these losses, not ∇C: their
+    errors came down by the inverses' Jacobians, where backprop has transposes. The two agree in a
+    linear network with V_l = w_lᵀ; with true inverses it is a Gauss–Newton-like direction. The
+    rule's `objective` is the exact gradient of the losses.
+
+    The inverses join params as a last entry {"inverses": {name: {"w", "b"}}}, by block name, drawn
+    by the rule's `init`; the exact gradient of C is zero there.
+
+    Args:
+      network: a chain of two blocks or more; those above the first are made of dense and flatten.
+      cost: compares the output with y.
+      step: η > 0 of the first target, in units of state² per cost; traced. 1 is y itself with
+        squared error.
+      noise: >= 0, of the inverses' training, in units of the state; traced.
+
+    Raises:
+      ValueError: a setting out of range; a network that cannot be cut, of one block only, with a
+        layer whose inverse would not be dense, or with one that couples examples (batch norm).
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> from bpeq.costs import squared_error
+      >>> from bpeq.layers import chain, dense, tanh
+      >>> from bpeq.types import Batch
+      >>> network = chain(dense(4), tanh(), dense(1))
+      >>> rule = target_propagation(network, squared_error())
+      >>> params, state = rule.init(jax.random.key(1), network.init(jax.random.key(0), (2,))[0])
+      >>> params[-1]["inverses"]["dense_2"]["w"].shape
+      (1, 4)
+      >>> batch = Batch(jnp.ones((1, 2)), jnp.ones((1, 1)))
+      >>> ours = rule.estimate(params, batch, state, jax.random.key(2))[0].grads
+      >>> exact = rule.objective.estimate(params, batch, state, jax.random.key(2))[0].grads
+      >>> bool(jnp.allclose(ours[0]["w"], exact[0]["w"], rtol=1e-4))
+      True
+
+    Source: Lee, Zhang, Fischer & Bengio 2015, Difference target propagation.
+    """
+    blocks = cut(network)
+    refuse_coupling("target_propagation", network)
+    _refuse_blocks(blocks)
+    own = len(network.parts)
+
+    def init(key: Key, params: Params) -> tuple[Params, State]:
+        dtype = jnp.result_type(*jax.tree.leaves(params))
+        drawn = {}
+        for l, block in enumerate(blocks[1:], start=1):
+            below, above = params[block.slice][-1]["w"].shape
+            drawn[block.name], _ = dense(below).init(jax.random.fold_in(key, l), (above,))
+        settings = {"step": jnp.asarray(step, dtype), "noise": jnp.asarray(noise, dtype)}
+        return (*params, {"inverses": trees.cast(drawn, dtype)}), settings
+
+    def apply(params: Params, x: Any, key: Key | None = None) -> Array:
+        return network.forward(params[:own], x, key)[0]
+
+    def estimate(params: Params, batch: Batch, state: State, key: Key) -> tuple[Estimate, State]:
+        passed, shifts, noisy = _aims(blocks, cost, params, batch, state, key)
+        examples, grads, inverses = batch.x.shape[0], list(trees.zeros(params)), {}
+        for l, (block, at, shift) in enumerate(zip(blocks, passed, shifts, strict=True)):
+            part = params[block.slice]
+            seed = -at.slope * shift / (state["step"] * examples)
+            grads[block.slice], _ = block.connection.backward(part, part, at.residuals, seed)
+            if l > 0:
+                above = _through(block, params, noisy[l - 1]).h
+                back = _back(blocks, l, params, above, noisy[l - 1])
+                seed = back.slope * (back.h - noisy[l - 1]) / examples
+                seed, weights = seed.reshape(*above.shape[:-1], -1), _weights(params, block)
+                inverses[block.name], _ = _AFFINE.backward(weights, weights, back.residuals, seed)
+        grads[-1] = {"inverses": inverses}
+        output = passed[-1].h
+        return Estimate(tuple(grads), mean_loss(cost, output, batch.y), output, {}), state
+
+    plain = network._replace(forward=lambda p, x, key=None: network.forward(p[:own], x, key))
+    rule = LearningRule("target_propagation", init, apply, estimate)
+    return rule._replace(
+        reference=autodiff(plain, cost), objective=_local_losses(rule, blocks, cost, step, noise)
+    )
+
+
+_AFFINE = dense(1)  # of the inverses: forward and backward read the sizes off the weights
+
+
+class _Passed(NamedTuple):
+    """Units h = σ(z), σ′(z), and what the pull-back of the connection that drives them needs."""
+
+    h: Array
+    slope: Array
+    residuals: Any
+
+
+def _through(block: Block, params: Params, below: Array) -> _Passed:
+    """A block, from the units below it."""
+    z, residuals = block.connection.forward(params[block.slice], below)
+    return _Passed(block.activation.value(z), block.activation.slope(z), residuals)
+
+
+def _back(blocks: tuple[Block, ...], l: int, params: Params, above: Array, like: Array) -> _Passed:
+    """g_l: the inverse of a block, from the units above to units of the shape of `like` below."""
+    z, residuals = _AFFINE.forward(_weights(params, blocks[l]), above)
+    z, sigma = z.reshape(like.shape), blocks[l - 1].activation
+    return _Passed(sigma.value(z), sigma.slope(z), residuals)
+
+
+def _weights(params: Params, block: Block) -> Params:
+    return params[-1]["inverses"][block.name]
+
+
+def _aims(
+    blocks: tuple[Block, ...], cost: Cost, params: Params, batch: Batch, state: State, key: Key
+) -> tuple[list[_Passed], list[Array], list[Array]]:
+    """The forward pass, every block's ĥ − h, and the noisy units that each inverse should meet."""
+    passed = [_through(blocks[0], params, batch.x)]
+    for block in blocks[1:]:
+        passed.append(_through(block, params, passed[-1].h))
+    output = passed[-1].h
+    shifts = [-state["step"] * cost.error(output, batch.y)]
+    noisy: list[Array] = []
+    for l in reversed(range(1, len(blocks))):
+        below, above = passed[l - 1].h, passed[l].h
+        aim = _back(blocks, l, params, above + shifts[0], below).h
+        shifts.insert(0, aim - _back(blocks, l, params, above, below).h)
+        # Drawn in float32 whatever the params are, so that a float64 reference sees the same.
+        drawn = jax.random.normal(jax.random.fold_in(key, l), below.shape, jnp.float32)
+        noisy.insert(0, below + state["noise"] * drawn.astype(below.dtype))
+    return passed, shifts, noisy
+
+
+def _local_losses(
+    rule: LearningRule, blocks: tuple[Block, ...], cost: Cost, step: float, noise: float
+) -> LearningRule:
+    """The exact gradient, by autodiff, of the local losses with their targets held constant.
+
+    The inverses' reconstruction losses are added: the two parts share no weights.
+    """
+
+    def init(key: Key, params: Params) -> tuple[Params, State]:  # with their inverses already
+        dtype = jnp.result_type(*jax.tree.leaves(params))
+        return params, {"step": jnp.asarray(step, dtype), "noise": jnp.asarray(noise, dtype)}
+
+    def estimate(params: Params, batch: Batch, state: State, key: Key) -> tuple[Estimate, State]:
+        aims = jax.lax.stop_gradient(_aims(blocks, cost, params, batch, state, key))
+        passed, shifts, noisy = aims
+
+        def total(params: Params) -> Array:
+            sum_of = jnp.zeros((), passed[-1].h.dtype)
+            for l, (block, at, shift) in enumerate(zip(blocks, passed, shifts, strict=True)):
+                below = batch.x if l == 0 else passed[l - 1].h
+                gap = _through(block, params, below).h - (at.h + shift)
+                sum_of += jnp.sum(gap * gap) / (2.0 * state["step"])
+                if l > 0:
+                    above = jax.lax.stop_gradient(_through(block, params, noisy[l - 1]).h)
+                    gap = _back(blocks, l, params, above, noisy[l - 1]).h - noisy[l - 1]
+                    sum_of += 0.5 * jnp.sum(gap * gap)
+            return sum_of / batch.x.shape[0]
+
+        value, grads = jax.value_and_grad(total)(params)
+        return Estimate(grads, value, passed[-1].h, {}), state
+
+    return LearningRule("Σ_l ‖h_l − ĥ_l‖² / 2η", init, rule.apply, estimate)
+
+
+def _refuse_blocks(blocks: tuple[Block, ...]) -> None:
+    if len(blocks) < 2:
+        raise ValueError("target_propagation: the network has no hidden block to have targets")
+    for block in blocks[1:]:
+        names = [part.name for part in block.connection.parts]
+        if names not in (["dense"], ["flatten", "dense"]):
+            raise ValueError(
+                f"target_propagation: the inverse of the block {block.name!r} "
+                f"({', '.join(names)}) would not be dense; allowed above the first block: a dense "
+                "layer, alone or after flatten"
+            )
