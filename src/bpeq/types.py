@@ -88,9 +88,10 @@ class System(NamedTuple):
     init(key, shape) -> (params, shape): as a layer's.
     clamp(params, x) -> clamped: all that depends on x but not on the state, once per batch.
     init_state(params, clamped) -> state: where a free phase starts.
-    sweep(params, clamped, state, push=None) -> state: one undamped relaxation step. `push(state)`
-        gives an additive input per state (None where there is none); it is evaluated inside each
-        half of an alternating sweep, on the state as it then is.
+    sweep(params, clamped, state, push=None, hold=False) -> state: one undamped relaxation step.
+        `push(state)` gives an additive input per state (None where there is none); it is evaluated
+        inside each half of an alternating sweep, on the state as it then is. `hold` keeps the
+        output as it is, in each half too: writing it back after a sweep would come too late.
     energy(params, clamped, state) -> [batch], or None for dynamics without an energy.
     denergy(params, clamped, states, weights) -> dparams: Σ_n w_n ∂E/∂θ(state_n), summed over the
         batch; phases on axis 0 of every leaf of `states`; zero for readout weights.
@@ -98,7 +99,8 @@ class System(NamedTuple):
     dforce(params, clamped, state, v) -> dparams: vᵀ ∂force/∂θ, summed over the batch.
     readout: a Layer from state to output. Its pull-back of β ∂C/∂y is the nudge on the states and
         the readout weights' own gradient.
-    write(state, output) -> state: the state with its output clamped; None where it has none.
+    write(state, output) -> state: the state with its output set, which `hold` then keeps; None
+        where the output is no state, and cannot be clamped.
     not_holomorphic: which part is not complex-differentiable, and why; empty where all are.
     """
 
@@ -172,6 +174,9 @@ class LearningRule(NamedTuple):
     reference:  the exact gradient of the same `apply`, to a certified residual in float64: what
         `gradient_fidelity` compares with. None where a rule does not know it.
     optimizers: names of the only optimizers under which the estimate means something; empty: any.
+    objective: where the rule follows another objective than ∇C: the exact gradient of that
+        objective, certified like `reference`, named after it, and its value as loss. None where ∇C
+        is what the rule is after.
     """
 
     name: str
@@ -181,6 +186,7 @@ class LearningRule(NamedTuple):
     absorb: Callable[[Params, dict[str, Any]], Params] | None = None
     reference: LearningRule | None = None
     optimizers: tuple[str, ...] = ()
+    objective: LearningRule | None = None
 
 
 class Step(Protocol):
