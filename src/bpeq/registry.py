@@ -36,7 +36,7 @@ KINDS: dict[str, dict[str, Factory]] = {
     "rules": _table(
         rules,
         "backprop autodiff eqprop continual_eqprop vector_field_eqprop asymmetric_eqprop "
-        "recurrent_backprop bptt",
+        "recurrent_backprop bptt contrastive_hebbian coupled_learning",
     ),
     "data": _table(data, "xor digits diabetes mnist fashion_mnist npz csv"),
     "optimizers": _table(optimizers, "sgd momentum rmsprop adam adamw"),
