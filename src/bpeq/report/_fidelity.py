@@ -142,6 +142,8 @@ def _closeness(found: Microscope, panel: canvas.Panel) -> Section:
         "Each rule's estimate against the exact gradient, in float64, of the rule's own function. "
         "Of all parameters together, and layer by layer: a total hides a layer that is far worse."
     )
+    if any(r.own is not None for r in found.rules):
+        lead += " A rule that follows another objective than the cost is set against that below."
     return Section(
         "Closeness to the exact gradient", lead, [panel], ["rule", *say.MEASURES, *say.ENDS],
         [Group(rows)],

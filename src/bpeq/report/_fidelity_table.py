@@ -70,7 +70,7 @@ def _caption(found: Microscope) -> list[str]:
     residuals += [r.own.residual for r in found.rules if r.own is not None and r.own.residual]
     lines = [say.objectives(found.rules)]
     if lines[0]:
-        lines[0] += " The rows own objective are against the exact gradient of what it follows."
+        lines[0] += " Rows “own objective” are against the exact gradient of what it follows."
     lines += [say.orders(found), say.pole(found), say.equilibrium(found.equilibrium)]
     if residuals:
         lines.append(f"Exact gradients settled to a residual of {plain(max(residuals))}.")
