@@ -39,6 +39,8 @@ class Fidelity(NamedTuple):
     sweeps:    an example's mean, all phases together; 0 for rules that do not relax.
     reference_settled, reference_residual: the same of the exact gradient's solves, and their
         largest residual: without them a small error proves nothing.
+    own_objective: the same against the exact gradient of the rule's own objective, where it follows
+        another one than ∇C; else None.
     """
 
     total: Closeness
@@ -47,6 +49,7 @@ class Fidelity(NamedTuple):
     sweeps: float
     reference_settled: float
     reference_residual: float
+    own_objective: Fidelity | None = None
 
 
 def gradient_fidelity(
@@ -63,7 +66,8 @@ def gradient_fidelity(
 
     The estimate is made in the dtype of `params`; the exact gradient in float64, of the very same
     parameters: by autodiff for a rule on a network, by implicit differentiation for one that
-    relaxes.
+    relaxes. A rule that follows another objective than ∇C, as `contrastive_hebbian` does, is also
+    set against the exact gradient of that, under `own_objective`.
 
     Args:
       rule: any rule with a `reference`, as all of bpeq's have.
@@ -91,8 +95,26 @@ def gradient_fidelity(
     if state is None:
         params, state = rule.init(key, params)
     estimate = jax.jit(rule.estimate)(params, batch, state, key)[0]
+    return judged(rule, estimate, params, batch, key=key, network=network, reference=reference)
+
+
+def judged(
+    rule: LearningRule,
+    estimate: Estimate,
+    params: Params,
+    batch: Batch,
+    *,
+    key: Key,
+    network: Layer | None = None,
+    reference: LearningRule | None = None,
+) -> Fidelity:
+    """A rule's estimate set against ∇C and, where that is another, its own objective's gradient."""
     exact = exact_gradient(rule, params, batch, key=key, reference=reference)
-    return judge(estimate, exact, network)
+    found = judge(estimate, exact, network)
+    if rule.objective is None:
+        return found
+    exact = exact_gradient(rule, params, batch, key=key, reference=rule.objective)
+    return found._replace(own_objective=judge(estimate, exact, network))
 
 
 def exact_gradient(

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from bpeq.config import Config
 from bpeq.equilibrium import nudge_amplitude
-from bpeq.fidelity import Fidelity, exact_gradient, judge
+from bpeq.fidelity import Fidelity, judged
 from bpeq.layers import cut
 from bpeq.problem import Problem, seed_keys
 from bpeq.solvers import fixed_point
@@ -22,7 +22,9 @@ def probe(problem: Problem, params: Params, state: State, batch: Batch, key: Key
 
     A row of fidelity.json, and the `fidelity` of a run's summary.json: the measures of `Closeness`,
     in total and by layer, how the solves ended, and for a rule with a β how far it moves each
-    state. A rule without a reference gives a row with a note only.
+    state. For a rule that follows another objective than ∇C the same measures stand against the
+    gradient of that under `own_objective`, with its name. A rule without a reference gives a row
+    with a note only.
 
     Args:
       params, state: as the rule's `init` gives them, or as training left them.
@@ -31,19 +33,21 @@ def probe(problem: Problem, params: Params, state: State, batch: Batch, key: Key
     if rule.reference is None:
         return {"note": f"{rule.name} has no exact reference to compare with"}
     estimate = jax.jit(rule.estimate)(params, batch, state, key)[0]
-    exact = exact_gradient(rule, params, batch, key=key)
-    row = {**entry(judge(estimate, exact, problem.network)), "reference": rule.reference.name}
+    found = judged(rule, estimate, params, batch, key=key, network=problem.network)
+    row = {**entry(found), "reference": rule.reference.name}
+    if rule.objective is not None:
+        row["own_objective"]["objective"] = rule.objective.name
     row |= {k: float(estimate.info[k]) for k in ("beta", "error_bar") if k in estimate.info}
     if isinstance(state, dict) and "beta" in state:
         row.setdefault("beta", float(state["beta"]))
     if problem.system is not None and "beta" in row:
         free, nudged = (problem.solvers.get(k, fixed_point()) for k in ("free", "nudged"))
         args = (problem.system, problem.cost, params, batch, row["beta"], free, nudged)
-        found = nudge_amplitude(*args)
-        names = state_names(problem, found.amplitude)
+        moved = nudge_amplitude(*args)
+        names = state_names(problem, moved.amplitude)
         row["nudge"] = {
-            "amplitude": dict(zip(names, found.amplitude, strict=True)),
-            "residual": found.residual,
+            "amplitude": dict(zip(names, moved.amplitude, strict=True)),
+            "residual": moved.residual,
         }
     return row
 
@@ -68,6 +72,7 @@ def before_and_after(config: Config, problem: Problem, trained: Params) -> dict[
 
 def entry(found: Fidelity) -> dict[str, Any]:
     """A Fidelity as fidelity.json has it."""
+    own = found.own_objective
     return {
         **found.total._asdict(),
         "converged": found.settled,
@@ -75,6 +80,7 @@ def entry(found: Fidelity) -> dict[str, Any]:
         "reference_settled": found.reference_settled,
         "reference_residual": found.reference_residual,
         "layers": {name: part._asdict() for name, part in found.layers.items()},
+        **({} if own is None else {"own_objective": entry(own)}),
     }
 
 

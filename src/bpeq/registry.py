@@ -38,7 +38,7 @@ KINDS: dict[str, dict[str, Factory]] = {
         "backprop autodiff eqprop continual_eqprop vector_field_eqprop asymmetric_eqprop "
         "recurrent_backprop bptt "
         "feedback_alignment direct_feedback_alignment sign_symmetric kolen_pollack "
-        "predictive_coding dual_propagation target_propagation",
+        "predictive_coding dual_propagation target_propagation contrastive_hebbian coupled_learning",
     ),
     "data": _table(data, "xor digits diabetes mnist fashion_mnist npz csv"),
     "optimizers": _table(optimizers, "sgd momentum rmsprop adam adamw"),

@@ -88,9 +88,10 @@ class System(NamedTuple):
     init(key, shape) -> (params, shape): as a layer's.
     clamp(params, x) -> clamped: all that depends on x but not on the state, once per batch.
     init_state(params, clamped) -> state: where a free phase starts.
-    sweep(params, clamped, state, push=None) -> state: one undamped relaxation step. `push(state)`
-        gives an additive input per state (None where there is none); it is evaluated inside each
-        half of an alternating sweep, on the state as it then is.
+    sweep(params, clamped, state, push=None, hold=False) -> state: one undamped relaxation step.
+        `push(state)` gives an additive input per state (None where there is none); it is evaluated
+        inside each half of an alternating sweep, on the state as it then is. `hold` keeps the
+        output as it is, in each half too: writing it back after a sweep would come too late.
     energy(params, clamped, state) -> [batch], or None for dynamics without an energy.
     denergy(params, clamped, states, weights) -> dparams: Σ_n w_n ∂E/∂θ(state_n), summed over the
         batch; phases on axis 0 of every leaf of `states`; zero for readout weights.
@@ -98,7 +99,8 @@ class System(NamedTuple):
     dforce(params, clamped, state, v) -> dparams: vᵀ ∂force/∂θ, summed over the batch.
     readout: a Layer from state to output. Its pull-back of β ∂C/∂y is the nudge on the states and
         the readout weights' own gradient.
-    write(state, output) -> state: the state with its output clamped; None where it has none.
+    write(state, output) -> state: the state with its output set, which `hold` then keeps; None
+        where the output is no state, and cannot be clamped.
     not_holomorphic: which part is not complex-differentiable, and why; empty where all are.
     """
 

@@ -66,6 +66,12 @@ RULES = {
     "predictive_coding": lambda: rules.predictive_coding(NETWORK, costs.squared_error()),
     "dual_propagation": lambda: rules.dual_propagation(NETWORK, costs.squared_error()),
     "target_propagation": lambda: rules.target_propagation(NETWORK, costs.squared_error()),
+    "contrastive_hebbian": lambda: rules.contrastive_hebbian(
+        systems.hopfield(NETWORK), costs.squared_error(), SETTLE, SETTLE
+    ),
+    "coupled_learning": lambda: rules.coupled_learning(
+        systems.hopfield(NETWORK), costs.squared_error(), SETTLE, SETTLE
+    ),
 }
 SYSTEMS = {
     "hopfield": lambda: systems.hopfield(NETWORK, skips={(0, 2): dense(3)}),
@@ -169,6 +175,27 @@ def test_system_contract(name):
     ):
         assert jax.tree.map(jnp.shape, made) == jax.tree.map(jnp.shape, params)
         assert {leaf.dtype for leaf in jax.tree.leaves((made, state, force))} == {jnp.dtype("f4")}
+
+
+@pytest.mark.parametrize("name", SYSTEMS)
+def test_a_held_output_stays_and_the_other_units_come_to_rest(name):
+    """Where a system has a `write`: no force is left on what is not clamped, some on what is."""
+    system = SYSTEMS[name]()
+    if system.write is None:
+        pytest.skip("its output is no state")
+    params = trees.scale(0.5, system.init(jax.random.key(0), (5,))[0])
+    clamped = system.clamp(params, jax.random.normal(jax.random.key(2), (4, 5)))
+    start = system.init_state(params, clamped)
+    output = system.readout.forward(params, start)[0] + 0.3
+    state, info = solvers.fixed_point(1e-12)(
+        lambda s: system.sweep(params, clamped, s, hold=True), system.write(start, output)
+    )
+    assert info.converged.all()
+    chex.assert_trees_all_equal(system.readout.forward(params, state)[0], output)
+    force = system.force(params, clamped, state)
+    _, free_part = jax.vjp(lambda s: system.write(s, output), state)
+    assert float(trees.max_abs(free_part(force)[0]).max()) < 1e-10
+    assert float(trees.max_abs(force).max()) > 1e-2
 
 
 @pytest.mark.parametrize("nudging", NUDGINGS)

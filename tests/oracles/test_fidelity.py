@@ -10,7 +10,14 @@ from bpeq import trees
 from bpeq.costs import softmax_cross_entropy, squared_error
 from bpeq.fidelity import bias_order, closeness, exact_gradient
 from bpeq.layers import chain, dense, flatten, tanh
-from bpeq.rules import autodiff, backprop, eqprop, recurrent_backprop, stateless
+from bpeq.rules import (
+    autodiff,
+    backprop,
+    contrastive_hebbian,
+    eqprop,
+    recurrent_backprop,
+    stateless,
+)
 from bpeq.solvers import fixed_point, fixed_steps
 from bpeq.systems import hopfield
 from bpeq.types import Batch, Estimate
@@ -124,6 +131,36 @@ def test_a_rule_without_a_reference_asks_for_one():
     rule = stateless(lambda p, x, key=None: x, lambda p, b, k: Estimate(p, 0.0, b.x, {}), "mine")
     with pytest.raises(ValueError, match="mine: has no reference of its own; give reference ="):
         bpeq.gradient_fidelity(rule, params, batch, key=KEY)
+
+
+def test_a_rule_that_follows_another_objective_is_set_against_both():
+    """Here twice the cost: half of its gradient is missing to ∇C, nothing to its own objective."""
+    params, batch = case()
+    rule = autodiff(NETWORK, squared_error())
+
+    def twice(params, batch, state, key):
+        estimate, state = rule.estimate(params, batch, state, key)
+        return estimate._replace(grads=trees.scale(2.0, estimate.grads)), state
+
+    doubled = rule._replace(estimate=twice)
+    plain = bpeq.gradient_fidelity(doubled, params, batch, key=KEY, network=NETWORK)
+    assert plain.own_objective is None
+    follows = doubled._replace(objective=doubled)
+    found = bpeq.gradient_fidelity(follows, params, batch, key=KEY, network=NETWORK)
+    assert found._replace(own_objective=None) == plain
+    np.testing.assert_allclose(found.total.relative_error, 1.0)
+    np.testing.assert_allclose(found.own_objective.total, (0.0, 1.0, 1.0, 1.0), atol=1e-15)
+    assert list(found.own_objective.layers) == list(found.layers)
+
+
+def test_contrastive_hebbian_is_exact_to_its_own_objective_and_not_to_the_costs():
+    params, batch = case()
+    rule = contrastive_hebbian(SYSTEM, squared_error(), SETTLE, SETTLE)
+    found = bpeq.gradient_fidelity(rule, params, batch, key=KEY, network=NETWORK)
+    assert found.own_objective.total.relative_error < 1e-10
+    assert found.own_objective.reference_settled == 1.0
+    assert 0 < found.own_objective.reference_residual <= 1e-12
+    assert found.total.relative_error > 0.1
 
 
 def test_unsettled_phases_are_counted_and_sweeps_add_up():

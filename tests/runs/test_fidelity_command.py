@@ -167,3 +167,24 @@ def test_a_run_of_another_network_is_refused(tiny, call, tmp_path):
     said = call("fidelity", tiny, "--run", run, "--out", tmp_path / "out")
     assert said.code == 2
     assert "its parameters do not fit" in said.err[0]
+
+
+def test_rules_that_follow_another_objective_are_set_against_both(tiny, call, tmp_path):
+    out, lean = tmp_path / "out", ["--set", "fidelity={examples=4}"]
+    rules = "contrastive_hebbian,coupled_learning,eqprop"
+    said = call("fidelity", tiny, "--rules", rules, "--out", out, *lean)
+    assert said.code == 0, said
+    found = json.loads((out / "fidelity.json").read_text())["rules"]
+    names = {"contrastive_hebbian": "E_clamped − E_free", "coupled_learning": "½(o−y)ᵀK(o−y)"}
+    for name, objective in names.items():
+        row, own = found[name], found[name]["own_objective"]
+        assert own["objective"] == objective
+        assert own["relative_error"] < 0.05 < row["relative_error"]
+        assert set(own["layers"]) == {"dense_1", "dense_2"}
+        assert own["reference_settled"] == 1.0
+        assert own["reference_residual"] <= 1e-12
+        assert row["reference"] == "recurrent_backprop"
+    assert "own_objective" not in found["eqprop"]
+    said = " ".join(said.out.split())
+    assert "contrastive_hebbian follows E_clamped − E_free; coupled_learning follows" in said
+    assert "Own objectives" in (out / "report.html").read_text()

@@ -489,3 +489,76 @@ def test_bad_input_is_named_with_file_and_key(tmp_path: Path, text: str, message
 def test_an_absent_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"fidelity\.json: no such file"):
         write_fidelity_report(tmp_path)
+
+
+def with_own() -> dict[str, Any]:
+    whole = copy.deepcopy(MINIMAL)
+    whole["rules"]["coupled_learning"] = rule(1.35, 1.42, 1.44)
+    own = rule(0.0733, 0.0021, 0.00105, objective="½(o−y)ᵀK(o−y)")
+    own |= {"reference_settled": 0.5, "reference_residual": 8.8e-11}
+    whole["rules"]["coupled_learning"] |= {"own_objective": own, "sweeps": 12.0}
+    return whole
+
+
+FOLLOWS = (
+    "Another objective than the cost: coupled_learning follows ½(o−y)ᵀK(o−y). Such a rule need not "
+    "come near the cost's gradient."
+)
+UNSETTLED = (
+    "coupled_learning: the exact gradient of ½(o−y)ᵀK(o−y) settled in 50.0 % of its solves only"
+)
+
+
+def test_table_sets_a_rule_against_its_own_objective_below_the_costs_gradient() -> None:
+    lines = show(fidelity_table(with_own()))
+    at = next(i for i, line in enumerate(lines) if line.startswith("coupled_"))
+    assert lines[at].split()[1] == "1.42"
+    own = next(i for i, line in enumerate(lines) if line.startswith("  own"))
+    assert [line.split()[0] for line in lines[at + 1 : own] if "_" in line][-1] == "dense_3"
+    assert "0.00210" in "".join(lines[own : own + 2])
+    assert cells(lines[own:], "    conv_1")[:2] == ["conv_1", "0.0733"]
+    assert max(map(len, lines)) <= 80
+    caption = re.sub(r"\s+", " ", " ".join(lines))
+    assert f"{FOLLOWS} Rows “own objective” are against the exact gradient of" in caption
+    assert "Exact gradients settled to a residual of 8.80e-11." in caption
+    assert UNSETTLED in caption
+    assert "own objective" not in " ".join(show(fidelity_table(MINIMAL)))
+
+
+def test_page_sets_a_rule_against_its_own_objective_in_a_section_of_its_own(
+    tmp_path: Path,
+) -> None:
+    page = reported(tmp_path, with_own())
+    for words in (
+        "coupled_learning 1.42 relative error; 1.44 in dense_3; to its own objective 0.00210",
+        "A rule that follows another objective than the cost is set against that below.",
+        f"Own objectives {FOLLOWS} Here are its distances",
+        "coupled_learning ½(o−y)ᵀK(o−y) 0.00210 1.00000",
+        "conv_1 0.0733 0.99732",
+        "own objective ½(o−y)ᵀK(o−y) 50.0 % 8.80e-11",
+        UNSETTLED,
+    ):
+        assert words in page.text, words
+    assert "objective" not in reported(tmp_path / "plain", MINIMAL).text
+
+
+def test_own_objectives_that_are_not_finite_are_named() -> None:
+    whole = with_own()
+    whole["rules"]["coupled_learning"]["own_objective"]["layers"]["conv_2"]["relative_error"] = None
+    text = re.sub(r"\s+", " ", " ".join(show(fidelity_table(whole))))
+    assert "the relative error of coupled_learning (own objective, conv_2)" in text
+    whole["rules"]["coupled_learning"]["own_objective"].pop("cosine")
+    with pytest.raises(DataError, match=r"rules.coupled_learning.own_objective.cosine: is missing"):
+        microscope(whole)
+
+
+def test_run_report_sets_a_rules_own_objective_beside_the_costs_gradient(tmp_path: Path) -> None:
+    whole = summary()
+    for end, error in (("initial", 0.0011), ("trained", 0.0022)):
+        own = rule(0.5, error, 0.6, objective="E_clamped − E_free")
+        whole["fidelity"][end]["own_objective"] = own
+    (tmp_path / "summary.json").write_text(json.dumps(whole))
+    text = Page(write_run_report(tmp_path)).text
+    assert "eqprop follows E_clamped − E_free." in text
+    assert "to its own objective, initial to its own objective, trained" in text
+    assert "all 0.0123 0.0456 0.99992 0.99896 0.00110 0.00220" in text

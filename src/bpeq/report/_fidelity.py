@@ -12,7 +12,8 @@ from bpeq.report import _fidelity_words as say
 from bpeq.report import _numbers as n
 from bpeq.report._fidelity_grid import gdu_panel, grid_panels
 from bpeq.report._fidelity_layers import layer_panel
-from bpeq.report._fidelity_read import Equilibrium, Microscope, Rule, microscope, rule
+from bpeq.report._fidelity_read import Equilibrium, Microscope, microscope
+from bpeq.report._fidelity_rule import Rule, rule
 from bpeq.report._fidelity_table import title_of
 from bpeq.report._page import Cell, Detail, Group, Page, Section, Tile, folded, write
 from bpeq.report._read import config_text, environment_of, mapping, number, read_json
@@ -52,6 +53,7 @@ def write_fidelity_report(folder: Path) -> Path:
     canvas.png(panels, folder / "fidelity.png", title_of(found._replace(name=title)))
     sections = [
         _closeness(found, layers),
+        _own_objectives(found.rules),
         _grids(found, grids),
         _equilibrium(found.equilibrium),
         _nudges(found.rules),
@@ -95,33 +97,36 @@ def training_section(fidelity: Any, where: str) -> Section | None:
     for end, r in ends.items():
         worst = f" ({say.worst(r)})" if say.worst(r) else ""
         said.append(f"{n.plain(r.total.relative_error)}{worst} with {end} parameters")
+    own = {end: r.own for end, r in ends.items() if r.own is not None}
     lead = (
         f"How far the gradient of {name} was from the exact one of the same function{on}: its "
         f"relative error was {' and '.join(said)}; 0 is exact, 1 as far off as no gradient at all."
     )
+    if own:
+        told = say.objectives([r for r in ends.values() if r.own is not None][:1])
+        lead += f" {told} The last columns are against its own objective's."
     layers = list(dict.fromkeys(layer for r in ends.values() for layer in r.layers))
     rows = []
     for layer in [*layers, "all"]:
         of = [r.total if layer == "all" else r.layers.get(layer) for r in ends.values()]
         texts = [n.ABSENT if m is None else n.plain(m.relative_error) for m in of]
         texts += [n.ABSENT if m is None else say.cosine(m.cosine) for m in of]
+        of = [o.total if layer == "all" else o.layers.get(layer) for o in own.values()]
+        texts += [n.ABSENT if m is None else n.plain(m.relative_error) for m in of]
         rows.append([Cell(layer), *map(Cell, texts)])
     columns = [f"{what}, {end}" for what in ("relative error", "cosine") for end in ends]
+    columns += [f"to its own objective, {end}" for end in own]
     return Section("Gradient fidelity", lead, columns=["layer", *columns], groups=[Group(rows)])
 
 
 def _tiles(rules: Sequence[Rule]) -> list[Tile]:
     tiles = []
     for i, r in enumerate(rules[:_MOST_TILES]):
-        figure = n.plain(r.total.relative_error)
-        tiles.append(
-            Tile(
-                r.name,
-                figure,
-                "; ".join(t for t in ("relative error", say.worst(r)) if t),
-                colours.series(i),
-            )
-        )
+        details = ["relative error", say.worst(r)]
+        if r.own is not None:
+            details.append(f"to its own objective {n.plain(r.own.total.relative_error)}")
+        figure, detail = n.plain(r.total.relative_error), "; ".join(filter(None, details))
+        tiles.append(Tile(r.name, figure, detail, colours.series(i)))
     return tiles
 
 
@@ -137,10 +142,30 @@ def _closeness(found: Microscope, panel: canvas.Panel) -> Section:
         "Each rule's estimate against the exact gradient, in float64, of the rule's own function. "
         "Of all parameters together, and layer by layer: a total hides a layer that is far worse."
     )
+    if any(r.own is not None for r in found.rules):
+        lead += " A rule that follows another objective than the cost is set against that below."
     return Section(
         "Closeness to the exact gradient", lead, [panel], ["rule", *say.MEASURES, *say.ENDS],
         [Group(rows)],
     )  # fmt: skip
+
+
+def _own_objectives(rules: Sequence[Rule]) -> Section | None:
+    rows = []
+    for i, r in enumerate(rules):
+        if r.own is None:
+            continue
+        first = Cell(r.name, colour=colours.series(i), detail=r.own.objective)
+        rows.append([first, *map(Cell, say.measured(r.own.total))])
+        for name, m in r.own.layers.items():
+            rows.append([Cell(name, inset=True), *map(Cell, say.measured(m))])
+    if not rows:
+        return None
+    lead = (
+        f"{say.objectives(rules)} Here are its distances to the exact gradient of what it follows."
+    )
+    columns = ["rule", *say.MEASURES]
+    return Section("Own objectives", lead, columns=columns, groups=[Group(rows)])
 
 
 def _grids(found: Microscope, panels: Sequence[canvas.Panel]) -> Section | None:
@@ -193,10 +218,14 @@ def _references(rules: Sequence[Rule]) -> Section | None:
     known = [r for r in rules if r.reference]
     rows = []
     for r in known:
-        settled, left = r.reference_settled, r.reference_residual
-        cells = [Cell(r.name, colour=colours.series(rules.index(r))), Cell(r.reference)]
-        cells.append(Cell(n.ABSENT if settled is None else say.share(settled)))
-        rows.append([*cells, Cell(n.ABSENT if left is None else n.plain(left))])
+        first = Cell(r.name, colour=colours.series(rules.index(r)))
+        lines = [(first, r.reference, r.reference_settled, r.reference_residual)]
+        if r.own is not None:
+            inset = Cell("own objective", inset=True)
+            lines.append((inset, r.own.objective, r.own.settled, r.own.residual))
+        for cell, by, settled, left in lines:
+            cells = [cell, Cell(by), Cell(n.ABSENT if settled is None else say.share(settled))]
+            rows.append([*cells, Cell(n.ABSENT if left is None else n.plain(left))])
     columns = ["rule", "exact gradient by", "settled", "largest residual"]
     return Section("References", columns=columns, groups=[Group(rows)]) if rows else None
 

@@ -11,7 +11,8 @@ import numpy as np
 from bpeq.report import _colours as colours
 from bpeq.report import _numbers as n
 from bpeq.report._canvas import Panel
-from bpeq.report._fidelity_read import Fit, Gdu, Microscope, Rule
+from bpeq.report._fidelity_read import Fit, Gdu, Microscope
+from bpeq.report._fidelity_rule import Rule
 from bpeq.report._fidelity_words import setting
 from bpeq.report._logplot import Line, Words, guide, line_panel
 from bpeq.report._scales import logarithmic

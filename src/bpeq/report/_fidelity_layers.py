@@ -10,7 +10,7 @@ import numpy as np
 
 from bpeq.report import _colours as colours
 from bpeq.report._canvas import CHARACTER, WIDTH, Margins, Panel, abbreviate, label_ends, room
-from bpeq.report._fidelity_read import Rule
+from bpeq.report._fidelity_rule import Rule
 from bpeq.report._logplot import fold, wide
 from bpeq.report._numbers import plain
 from bpeq.report._scales import log_limits, log_ticks

@@ -1,49 +1,14 @@
-"""fidelity.json in, checked numbers out: rules and their layers, the grids, the equilibrium."""
+"""fidelity.json in, checked numbers out: its rules, the grids, the equilibrium."""
 
 from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+from bpeq.report._fidelity_rule import Rule, maybe, needed, rule
 from bpeq.report._read import mapping, number, numbers
 from bpeq.types import DataError
 
 VARIED = ("beta", "points", "sweeps")
-
-
-class Measures(NamedTuple):
-    """How near a gradient comes to the exact one; NaN where a figure is not finite or not known."""
-
-    relative_error: float
-    cosine: float
-    norm_ratio: float
-    sign_agreement: float
-
-
-class Rule(NamedTuple):
-    """One rule: all parameters together, layer by layer, and how its own phases ended.
-
-    beta, error_bar: None where the rule has none. reference: the name of the exact rule, with the
-    share of its solves that settled and their largest residual. amplitude: how far the nudge moves
-    each state; residual: what its solver left unsettled of that.
-    """
-
-    name: str
-    total: Measures
-    layers: dict[str, Measures]
-    settled: float
-    sweeps: float
-    beta: float | None
-    error_bar: float | None
-    reference: str
-    reference_settled: float | None
-    reference_residual: float | None
-    amplitude: dict[str, float]
-    residual: float | None
-    note: str
-
-    @property
-    def relaxes(self) -> bool:
-        return self.sweeps != 0
 
 
 class Point(NamedTuple):
@@ -122,39 +87,15 @@ def microscope(result: dict[str, Any]) -> Microscope:
         str(result.get("name") or ""),
         str(result.get("params") or ""),
         str(result.get("precision") or ""),
-        _maybe(result, "examples", ""),
+        maybe(result, "examples", ""),
         [rule(name, entry, f"rules.{name}") for name, entry in rules.items()],
         [_point(p, f"grid.{i}") for i, p in enumerate(_list(result.get("grid"), "grid"))],
         _fits(result),
-        _maybe(result, "radius", ""),
+        maybe(result, "radius", ""),
         _equilibrium(result.get("equilibrium")),
         {name: _gdu(entry, f"gdu.{name}") for name, entry in gdu.items()},
         [str(note) for note in _list(result.get("notes"), "notes")],
     )
-
-
-def rule(name: str, entry: Any, where: str) -> Rule:
-    """One entry of `rules`, or of a summary's `fidelity`. Raises DataError as `microscope`."""
-    fields = mapping(entry, where)
-    layers = mapping(fields.get("layers"), f"{where}.layers")
-    rows = [(layer, mapping(row, f"{where}.layers.{layer}")) for layer, row in layers.items()]
-    nudge = mapping(fields.get("nudge"), f"{where}.nudge")
-    moved = mapping(nudge.get("amplitude"), f"{where}.nudge.amplitude")
-    return Rule(
-        name,
-        _measures(fields, where),
-        {layer: _measures(row, f"{where}.layers.{layer}") for layer, row in rows},
-        _needed(fields, "converged", where),
-        _needed(fields, "sweeps", where),
-        _maybe(fields, "beta", where),
-        _maybe(fields, "error_bar", where),
-        str(fields.get("reference") or ""),
-        _maybe(fields, "reference_settled", where),
-        _maybe(fields, "reference_residual", where),
-        {k: number(v, f"{where}.nudge.amplitude.{k}") for k, v in moved.items()},
-        _maybe(nudge, "residual", f"{where}.nudge"),
-        str(fields.get("note") or ""),
-    )  # fmt: skip
 
 
 def _point(entry: Any, where: str) -> Point:
@@ -162,7 +103,7 @@ def _point(entry: Any, where: str) -> Point:
     varied = fields.get("varied")
     if varied not in VARIED:
         raise DataError(f"{where}.varied: must be one of {', '.join(VARIED)}, not {varied!r}")
-    x = _needed(fields, varied, where)
+    x = needed(fields, varied, where)
     if not x > 0:
         raise DataError(f"{where}.{varied}: must be a number > 0, not {fields[varied]!r}")
     return Point(
@@ -170,9 +111,9 @@ def _point(entry: Any, where: str) -> Point:
         str(fields.get("estimator") or ""),
         str(fields.get("precision") or ""),
         varied,
-        _needed(fields, "beta", where),
+        needed(fields, "beta", where),
         x,
-        _needed(fields, "relative_error", where),
+        needed(fields, "relative_error", where),
         number(fields.get("cosine"), f"{where}.cosine"),
         number(fields.get("converged", 1.0), f"{where}.converged"),
     )
@@ -187,7 +128,7 @@ def _fits(result: dict[str, Any]) -> dict[str, Fit]:
     for name, order in orders.items():
         fit, where = mapping(fits.get(name), f"fit.{name}"), f"fit.{name}"
         betas = numbers(_list(fit.get("betas"), f"{where}.betas"), f"{where}.betas")
-        intercept = _maybe(fit, "intercept", where)
+        intercept = maybe(fit, "intercept", where)
         found[name] = Fit(number(order, f"bias_order.{name}"), intercept, betas)
     return found  # fmt: skip
 
@@ -202,14 +143,14 @@ def _equilibrium(entry: Any) -> Equilibrium | None:
     return Equilibrium(
         _spread(fields.get("curvature"), f"{where}.curvature"),
         _spread(fields.get("output_curvature"), f"{where}.output_curvature"),
-        _maybe(fields, "asymmetry", where),
+        maybe(fields, "asymmetry", where),
         {k: number(v, f"{where}.saturated.{k}") for k, v in saturated.items()},
-        (_needed(jumped, "beta", f"{where}.jumped"), _needed(jumped, "share", f"{where}.jumped"))
+        (needed(jumped, "beta", f"{where}.jumped"), needed(jumped, "share", f"{where}.jumped"))
         if jumped
         else None,
-        _maybe(fields, "units", where),
-        _maybe(fields, "examples", where),
-        _maybe(fields, "settled", where),
+        maybe(fields, "units", where),
+        maybe(fields, "examples", where),
+        maybe(fields, "settled", where),
     )
 
 
@@ -217,7 +158,7 @@ def _spread(entry: Any, where: str) -> tuple[float, float] | None:
     if entry is None:
         return None
     fields = mapping(entry, where)
-    return _needed(fields, "smallest", where), _needed(fields, "median", where)
+    return needed(fields, "smallest", where), needed(fields, "median", where)
 
 
 def _gdu(entry: Any, where: str) -> Gdu:
@@ -228,27 +169,6 @@ def _gdu(entry: Any, where: str) -> Gdu:
     if len(betas) != len(mismatch):
         raise DataError(f"{where}.mismatch: must hold a number a beta, {len(betas)}")
     return Gdu(number(fields.get("slope"), f"{where}.slope"), betas, mismatch)
-
-
-def _measures(fields: dict[str, Any], where: str) -> Measures:
-    return Measures(
-        _needed(fields, "relative_error", where),
-        _needed(fields, "cosine", where),
-        number(fields.get("norm_ratio"), f"{where}.norm_ratio"),
-        number(fields.get("sign_agreement"), f"{where}.sign_agreement"),
-    )
-
-
-def _needed(fields: dict[str, Any], key: str, where: str) -> float:
-    """A number that must be there; null stands for one that is not finite."""
-    if key not in fields:
-        raise DataError(f"{where}.{key}: is missing")
-    return number(fields[key], f"{where}.{key}")
-
-
-def _maybe(fields: dict[str, Any], key: str, where: str) -> float | None:
-    value = fields.get(key)
-    return None if value is None else number(value, f"{where}.{key}".lstrip("."))
 
 
 def _list(value: Any, where: str) -> list[Any]:

@@ -18,6 +18,7 @@ _LEAST_NAME = 12  # columns of the first column
 def fidelity_table(result: dict[str, Any]) -> Table:
     """Estimates against exact gradients: a row a rule and, indented below it, a row a layer.
 
+    A rule that follows another objective than the cost has a second set of rows, against that.
     The caption holds the bias orders, the equilibrium and the notes.
 
     Args:
@@ -34,6 +35,10 @@ def fidelity_table(result: dict[str, Any]) -> Table:
         lines.append((r.name, "bold", [*say.measured(r.total), *say.settling(r)]))
         for name, m in r.layers.items():
             lines.append((f"  {name}", "", [*say.measured(m), "", "", "", ""]))
+        if r.own is not None:
+            parts = {"  own objective": r.own.total}
+            parts |= {f"    {name}": m for name, m in r.own.layers.items()}
+            lines += [(name, "", [*say.measured(m), "", "", "", ""]) for name, m in parts.items()]
     cells = [line for _, _, line in lines]
     kept = [i for i in range(8) if i < 6 or any(line[i] not in ("", ABSENT) for line in cells)]
     if not any(r.relaxes for r in found.rules):
@@ -46,7 +51,7 @@ def fidelity_table(result: dict[str, Any]) -> Table:
         others += 2 + max(len(text) for text in [*heads[i].split("\n"), *(c[i] for c in cells)])
     width = max(_LEAST_NAME, 80 - others)
     for name, style, line in lines:
-        inset = "  " if name.startswith("  ") else ""
+        inset = " " * (len(name) - len(name.lstrip()))
         folded = folded_name(name.strip(), width - len(inset)).replace("\n", f"\n{inset}")
         row = [words(text) for i, text in enumerate(line) if i in kept]
         table.add_row(words(inset + folded, style), *row, style=None if style else "dim")
@@ -62,7 +67,11 @@ def title_of(found: Microscope) -> str:
 
 def _caption(found: Microscope) -> list[str]:
     residuals = [r.reference_residual for r in found.rules if r.reference_residual]
-    lines = [say.orders(found), say.pole(found), say.equilibrium(found.equilibrium)]
+    residuals += [r.own.residual for r in found.rules if r.own is not None and r.own.residual]
+    lines = [say.objectives(found.rules)]
+    if lines[0]:
+        lines[0] += " Rows “own objective” are against the exact gradient of what it follows."
+    lines += [say.orders(found), say.pole(found), say.equilibrium(found.equilibrium)]
     if residuals:
         lines.append(f"Exact gradients settled to a residual of {plain(max(residuals))}.")
     return [line for line in [*lines, *say.notes(found)] if line]

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 from bpeq.report import _numbers as n
-from bpeq.report._fidelity_read import Equilibrium, Measures, Microscope, Rule
+from bpeq.report._fidelity_read import Equilibrium, Microscope
+from bpeq.report._fidelity_rule import Measures, Rule
 
 MEASURES = ("relative error", "cosine", "norm ratio", "sign agreement, %")
 ENDS = ("settled, %", "sweeps", "β", "error bar")
@@ -62,6 +64,17 @@ def worst(r: Rule) -> str:
     return f"{n.plain(errors[name])} in {name}"
 
 
+def objectives(rules: Sequence[Rule]) -> str:
+    """Which rules follow another objective than the cost, and what that means; empty if none do."""
+    said = [f"{r.name} follows {r.own.objective}" for r in rules if r.own is not None]
+    if not said:
+        return ""
+    return (
+        f"Another objective than the cost: {'; '.join(said)}. Such a rule need not come near the "
+        "cost's gradient."
+    )
+
+
 def orders(found: Microscope) -> str:
     """The fitted orders of the bias in one sentence; empty without a fit."""
     known = {name: fit.order for name, fit in found.fits.items() if math.isfinite(fit.order)}
@@ -114,6 +127,11 @@ def notes(found: Microscope) -> list[str]:
                 f"{r.name}: its exact gradient{_by(r)} settled in {share(r.reference_settled)} of "
                 "its solves only: a small error proves nothing."
             )
+        if r.own is not None and r.own.settled is not None and not r.own.settled >= 1:
+            said.append(
+                f"{r.name}: the exact gradient of {r.own.objective} settled in "
+                f"{share(r.own.settled)} of its solves only: a small error proves nothing."
+            )
     lost = lost_figures(found)
     return said + ([f"Not finite: {'; '.join(lost)}."] if lost else [])
 
@@ -123,6 +141,9 @@ def lost_figures(found: Microscope) -> list[str]:
     said = []
     for r in found.rules:
         rows = {"all": r.total, **r.layers}
+        if r.own is not None:
+            rows |= {f"own objective, {name}": m for name, m in r.own.layers.items()}
+            rows["own objective"] = r.own.total
         odd = [name for name, m in rows.items() if not math.isfinite(m.relative_error)]
         said += [f"the relative error of {r.name} ({', '.join(odd)})"] if odd else []
     lines: dict[str, list[str]] = {}

@@ -5,6 +5,8 @@ from bpeq.rules._autodiff import autodiff
 from bpeq.rules._backprop import backprop
 from bpeq.rules._bptt import bptt
 from bpeq.rules._continual_eqprop import continual_eqprop
+from bpeq.rules._contrastive_hebbian import contrastive_hebbian
+from bpeq.rules._coupled_learning import coupled_learning
 from bpeq.rules._direct_feedback_alignment import direct_feedback_alignment
 from bpeq.rules._dual_propagation import dual_propagation
 from bpeq.rules._eqprop import eqprop
@@ -26,6 +28,8 @@ __all__ = [
     "bptt",
     "continual_eqprop",
     "contrast",
+    "contrastive_hebbian",
+    "coupled_learning",
     "direct_feedback_alignment",
     "dual_propagation",
     "eqprop",

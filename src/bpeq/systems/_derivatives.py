@@ -21,6 +21,11 @@ def contract(weights: Array, phases: Array) -> Array:
     return jnp.sum(weights) * phases[0] + jnp.tensordot(weights[1:], gaps, axes=1)
 
 
+def times(c: float, a: Array) -> Array:
+    """c · a, and a itself, to the last bit and without a product, where c is 1."""
+    return a if c == 1.0 else c * a
+
+
 def side_by_side(phases: Array) -> Array:
     """`[phases, batch, ...]` as `[phases · batch, ...]`: one product serves all phases."""
     return phases.reshape(-1, *phases.shape[2:])

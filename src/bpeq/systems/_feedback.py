@@ -10,6 +10,7 @@ import jax
 from jaxtyping import Array
 
 from bpeq import trees
+from bpeq.systems._derivatives import times
 from bpeq.systems._graph import Edge, Graph
 from bpeq.types import Params, Shape, State
 
@@ -38,7 +39,8 @@ def untied_dforce(graph: Graph) -> Callable[[Params, Any, State, State], Params]
     def dforce(params: Params, clamped: Any, state: State, v: State) -> Params:
         pulled, feedback = {}, {}
         for edge in graph.edges:
-            own, up = graph.own(params, edge), v[edge.target - 1]
+            weight = graph.weight(edge.target)
+            own, up = graph.own(params, edge), times(weight, v[edge.target - 1])
             if edge.source == 0:
                 residuals = clamped.residuals[edge.name]
                 pulled[edge.name], _ = edge.layer.backward(own, own, residuals, up)
@@ -48,7 +50,7 @@ def untied_dforce(graph: Graph) -> Callable[[Params, Any, State, State], Params]
             # What comes down reads B, and by the residuals θ: reverse mode through the pull-back.
             down = functools.partial(pulled_down, edge, state=state)
             _, pull = jax.vjp(down, own, params[-1]["feedback"][edge.name])
-            through, feedback[edge.name] = pull(v[edge.source - 1])
+            through, feedback[edge.name] = pull(times(weight, v[edge.source - 1]))
             pulled[edge.name] = trees.add(raised, through)
         return graph.placed(params, pulled, feedback)
 

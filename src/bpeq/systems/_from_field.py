@@ -77,12 +77,17 @@ def from_field(
     def force(params: Params, x: Array, state: State) -> State:
         return fields(params, state, x)
 
-    def sweep(params: Params, x: Array, state: State, push: Any = None) -> State:
+    def sweep(
+        params: Params, x: Array, state: State, push: Any = None, hold: bool = False
+    ) -> State:
         pull = force(params, x, state)
         if push is not None:
             pull = trees.add_given(pull, push(state))
         moved = jax.tree.map(lambda s, ds: s + step_size * ds, state, pull)
-        return moved if project is None else jax.vmap(project)(moved)
+        moved = moved if project is None else jax.vmap(project)(moved)
+        if hold and write is not None:  # no unit has seen the output move: all moved at once
+            return jax.vmap(write)(moved, forward(params, state)[0])
+        return moved
 
     def dforce(params: Params, x: Array, state: State, v: State) -> Params:
         _, pull = jax.vjp(lambda p: force(p, x, state), params)

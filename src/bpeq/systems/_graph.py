@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -36,11 +37,17 @@ class Graph(NamedTuple):
     """states: the blocks whose units are states. edges: the chain's, in order, then the skips.
 
     parts: entries of the network's own params tuple; what the system appends stands behind them.
+    gain:  γ, by which activity shrinks for each state that it comes down.
     """
 
     states: tuple[Block, ...]
     edges: tuple[Edge, ...]
     parts: int
+    gain: float = 1.0
+
+    def weight(self, state: int) -> float:
+        """γ^(l−L): what the terms of state l weigh in the energy, L the top one."""
+        return self.gain ** (state - len(self.states))
 
     def own(self, params: Params, edge: Edge) -> Params:
         """A connection's forward weights."""
@@ -71,12 +78,19 @@ class Graph(NamedTuple):
         return tuple(grads)
 
 
-def build_graph(blocks: Sequence[Block], states: int, parts: int, skips: Skips | None) -> Graph:
+def build_graph(
+    blocks: Sequence[Block], states: int, parts: int, skips: Skips | None, gain: float = 1.0
+) -> Graph:
     """The graph of the first `states` blocks and of the skips between their states.
 
     Raises:
-      ValueError: a skip that names no two states, or what it holds is no layer.
+      ValueError: a skip that names no two states, or what it holds is no layer; a gain whose powers
+        leave float32.
     """
+    if abs(math.log10(gain)) * states > 30:
+        raise ValueError(
+            f"hopfield: gain = {gain!r}: with {states} states γ^{states} must be 1e-30 to 1e30"
+        )
     used = tuple(blocks[:states])
     chain_edges = [Edge(l, l + 1, b.connection, b.slice, b.name) for l, b in enumerate(used)]
     readout = len(blocks) > states
@@ -91,7 +105,8 @@ def build_graph(blocks: Sequence[Block], states: int, parts: int, skips: Skips |
                 "passed without its ()?"
             )
         found[pair] = Edge(*pair, layer, f"{pair[0]}_{pair[1]}", f"{pair[0]}_{pair[1]}")
-    return Graph(used, (*chain_edges, *(found[pair] for pair in sorted(found))), parts)
+    edges = (*chain_edges, *(found[pair] for pair in sorted(found)))
+    return Graph(used, edges, parts, float(gain))
 
 
 def independent_groups(graph: Graph) -> tuple[tuple[int, ...], ...]:

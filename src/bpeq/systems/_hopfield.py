@@ -11,8 +11,8 @@ from jaxtyping import Array, Float
 
 from bpeq import trees
 from bpeq.layers import cut
-from bpeq.settings import Degrees, checked
-from bpeq.systems._derivatives import contract, dforce_of, side_by_side, weighted
+from bpeq.settings import Degrees, Positive, checked
+from bpeq.systems._derivatives import contract, dforce_of, side_by_side, times, weighted
 from bpeq.systems._feedback import init_feedback, pulled_down, untied_dforce
 from bpeq.systems._graph import (
     Edge,
@@ -47,15 +47,17 @@ def hopfield(
     feedback: Literal["tied", "untied"] = "tied",
     angle: Degrees = 90.0,
     nudge: Literal["inside", "outside"] = "inside",
+    gain: Positive = 1.0,
 ) -> System:
     """The layered Hopfield network of a chain: its activations are states, the rest couples them.
 
-        E(θ, x, s) = Σ_l A_l(s_l) − Σ_(i,j) ⟨s_j, f_ij(θ_ij, s_i)⟩,    s_0 = x,   σ_l = (∇A_l)⁻¹
-        sweep:  s_l ← σ_l( Σ_i f_il(s_i) + Σ_j f_ljᵀ(s_j) + push_l )
-        −∂E/∂θ_ij = f_ij's parameter pull-back of s_j
+        E(θ, x, s) = Σ_l γ^(l−L) ( A_l(s_l) − Σ_i ⟨s_l, f_il(θ_il, s_i)⟩ ),   σ_l = (∇A_l)⁻¹
+        sweep:  s_l ← σ_l( Σ_i f_il(s_i) + Σ_j γ^(j−l) f_ljᵀ(s_j) + γ^(L−l) push_l )
+        −∂E/∂θ_il = γ^(l−L) times f_il's parameter pull-back of s_l
 
-    The connections (i, j) are the chain's own, (l−1, l), and the skips. f_ijᵀ is the layer's
-    `backward`: both are the very layers that backprop uses, with the same parameters.
+    with s_0 = x, L the top state and the gain γ = 1, unless it is set. The connections (i, l) are
+    the chain's own, (l−1, l), and the skips. f_ilᵀ is the layer's `backward`: both are the very
+    layers that backprop uses, with the same parameters.
 
     Shapes: x `[batch, ...]`; the state is a tuple of one `[batch, ...]` array a block. Energies are
     per example, `[batch]`. Params are the network's tuple, drawn by `network.init` with the same
@@ -87,13 +89,17 @@ def hopfield(
         "outside" adds it to the new state, s ← σ(drive) + push, as some recipes do; as β → 0 that
         is a push of C's slope over σ′, another cost's unless σ′ = 1 (for squared error and a
         logistic output that of the cross-entropy), and it can leave σ's range.
+      gain: γ > 0. What comes down from state j to state l is scaled by γ^(j−l): near 0 the free
+        phase is the feed-forward pass. There is an energy all the same, since the terms of state l
+        weigh γ^(l−L) in it; the top's weigh 1, so that a cost nudges as ever. `force` is −∂E/∂s,
+        and weighs the same with untied feedback.
 
     Raises:
       ValueError: the network cannot be cut; an activation has no potential (gelu); a layer has no
         per-example energy (batch norm, dropout); a readout without a hidden block before it;
         max-pooling between states below an activation that takes negative values; a skip that
-        names no two states or touches a readout, or that hides an activation. From `init`: a skip
-        whose shapes do not fit.
+        names no two states or touches a readout, or that hides an activation; a gain whose powers
+        leave float32. From `init`: a skip whose shapes do not fit.
 
     Example:
       >>> import jax
@@ -109,12 +115,13 @@ def hopfield(
 
     Source: Hopfield 1984; Scellier & Bengio 2017, Equilibrium propagation; the layered form with
     one σ a block is Laborieux et al. 2021's; untied feedback Scellier et al. 2018's, Generalization
-    of equilibrium propagation to vector field dynamics; the push outside σ Ernoult et al. 2019's.
+    of equilibrium propagation to vector field dynamics; the push outside σ Ernoult et al. 2019's;
+    the gain Xie & Seung 2003's, Equivalence of backpropagation and contrastive Hebbian learning.
     """
     blocks = cut(network)
     refuse_network(network, blocks, output)
     top = len(blocks) if output == "state" else len(blocks) - 1
-    graph = build_graph(blocks, top, len(network.parts), skips)
+    graph = build_graph(blocks, top, len(network.parts), skips, gain)
     refuse_connections(graph)
     untied, extra = feedback == "untied", [e for e in graph.edges if isinstance(e.at, str)]
     groups = independent_groups(graph)
@@ -162,7 +169,8 @@ def hopfield(
     def from_above(params: Params, state: State, edge: Edge) -> Array:
         own = graph.own(params, edge)
         back = params[-1]["feedback"][edge.name] if untied else own
-        return pulled_down(edge, own, back, state)
+        down = graph.gain ** (edge.target - edge.source)
+        return times(down, pulled_down(edge, own, back, state))
 
     def drive(params: Params, clamped: Clamped, state: State, l: int) -> Array:
         terms = [from_above(params, state, edge) for edge in graph.out_of(l)]
@@ -175,12 +183,15 @@ def hopfield(
         new = list(state)
         for l in which:
             total, sigma = drive(params, clamped, state, l), graph.states[l - 1].activation.value
-            new[l - 1] = _nudged(sigma, total, pushed[l - 1], nudge)
+            new[l - 1] = _nudged(sigma, total, pushed[l - 1], 1.0 / graph.weight(l), nudge)
         return tuple(new)
 
-    def sweep(params: Params, clamped: Clamped, state: State, push: Any = None) -> State:
+    def sweep(
+        params: Params, clamped: Clamped, state: State, push: Any = None, hold: bool = False
+    ) -> State:
         for which in groups if schedule == "alternating" else [tuple(range(1, top + 1))]:
-            state = update(params, clamped, state, push, which)
+            moving = tuple(l for l in which if not (hold and l == top))
+            state = update(params, clamped, state, push, moving)
         return state
 
     def energy(params: Params, clamped: Clamped, state: State) -> Float[Array, " batch"]:
@@ -188,7 +199,7 @@ def hopfield(
         for l, (block, s) in enumerate(zip(graph.states, state, strict=True), start=1):
             assert block.activation.potential is not None
             units = block.activation.potential(s) - s * from_below(params, clamped, state, l)
-            total = total + jnp.sum(units.reshape(units.shape[0], -1), axis=1)
+            total = total + times(graph.weight(l), units.reshape(units.shape[0], -1).sum(axis=1))
         return total
 
     def denergy(params: Params, clamped: Clamped, phases: State, weights: Array) -> Params:
@@ -200,12 +211,13 @@ def hopfield(
             else:  # one product for all phases, their batches side by side
                 seed = weighted(weights, above)
                 _, residuals = edge.layer.forward(own, side_by_side(phases[edge.source - 1]))
-            pulled[edge.name], _ = edge.layer.backward(own, own, residuals, -seed)
+            seed = times(graph.weight(edge.target), -seed)
+            pulled[edge.name], _ = edge.layer.backward(own, own, residuals, seed)
         return graph.placed(params, pulled)
 
     def force(params: Params, clamped: Clamped, state: State) -> State:
         return tuple(
-            drive(params, clamped, state, l) - _inverse(block.activation, s)
+            times(graph.weight(l), drive(params, clamped, state, l) - _inverse(block.activation, s))
             for l, (block, s) in enumerate(zip(graph.states, state, strict=True), start=1)
         )
 
@@ -228,9 +240,10 @@ def hopfield(
     )
 
 
-def _nudged(sigma: Any, drive: Array, push: Array | None, nudge: str) -> Array:
+def _nudged(sigma: Any, drive: Array, push: Array | None, scale: float, nudge: str) -> Array:
     if push is None:
         return sigma(drive)
+    push = times(scale, push)
     return sigma(drive + push) if nudge == "inside" else sigma(drive) + push
 
 

@@ -56,7 +56,8 @@ def predictive(
         e_l = σ′_l(s_l) ⊙ f_{l+1}ᵀ(e_{l+1}) + push_l, then rebuilds the states from the bottom up,
         s_l ← f_l(σ(s_{l−1})) + e_l. Its fixed points are the same, and it contracts by O(β) a
         sweep, so that a few sweeps settle a nudged phase; but each sweep is a backward and a
-        forward pass, one layer after another, and not local in time.
+        forward pass, one layer after another, and not local in time. With the output clamped it
+        contracts by ‖∂f_l/∂s_{l−1}‖² instead, and where that is above 1 only in a damped solver.
       step_size: ε > 0 of "gradient". Around E's minimum its step is stable for ε < 2/λ, with λ the
         largest eigenvalue of ∂²E/∂s², at most (1 + max_l ‖∂f_l/∂s_{l−1}‖)² there: 0.2 allows norms
         up to 2.1. The slowest error shrinks by 1 − ε λ_min a sweep. Too large a step diverges,
@@ -123,21 +124,28 @@ def predictive(
         down = [pulled(params, state, l, kept[l + 1], error[l + 1]) for l in range(top)]
         return (*(ds - e for ds, e in zip(down, error[:-1], strict=True)), -error[-1])
 
-    def gradient_sweep(params: Params, clamped: Clamped, state: State, push: Any = None) -> State:
+    def gradient_sweep(
+        params: Params, clamped: Clamped, state: State, push: Any = None, hold: bool = False
+    ) -> State:
         pushed = (None,) * len(blocks) if push is None else push(state)
         moves = zip(state, force(params, clamped, state), pushed, strict=True)
-        return tuple(s + step_size * (ds if p is None else ds + p) for s, ds, p in moves)
+        moved = tuple(s + step_size * (ds if p is None else ds + p) for s, ds, p in moves)
+        return (*moved[:-1], state[-1]) if hold else moved
 
-    def sequential_sweep(params: Params, clamped: Clamped, state: State, push: Any = None) -> State:
+    def sequential_sweep(
+        params: Params, clamped: Clamped, state: State, push: Any = None, hold: bool = False
+    ) -> State:
         pushed = (None,) * len(blocks) if push is None else push(state)
-        _, kept = errors(params, clamped, state)
+        now, kept = errors(params, clamped, state)
         error = [jnp.zeros_like(s) if p is None else p for s, p in zip(state, pushed, strict=True)]
+        if hold:
+            error[-1] = now[-1]
         for l in reversed(range(top)):
             error[l] = error[l] + pulled(params, state, l, kept[l + 1], error[l + 1])
         new = [clamped.prediction + error[0]]
         for l in range(1, len(blocks)):
             new.append(predict(params, l, new[-1])[0] + error[l])
-        return tuple(new)
+        return (*new[:-1], state[-1]) if hold else tuple(new)
 
     def energy(params: Params, clamped: Clamped, state: State) -> Float[Array, " batch"]:
         total = jnp.zeros_like(trees.max_abs(state))

@@ -1,0 +1,170 @@
+"""Coupled learning: the output clamped a little nearer to its target, against the free phase."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+import jax
+import jax.numpy as jnp
+from annotated_types import Interval
+from jaxtyping import Array
+
+from bpeq import trees
+from bpeq.costs import targets
+from bpeq.rules._clamped import (
+    CERTIFIED,
+    and_free,
+    clamped_phases,
+    held_sweep,
+    refuse_unclampable,
+)
+from bpeq.rules._means import mean_loss
+from bpeq.rules._phases import free_phase
+from bpeq.rules._recurrent_backprop import exact_reference
+from bpeq.settings import checked
+from bpeq.solvers import fixed_point
+from bpeq.types import Batch, Cost, Estimate, Key, LearningRule, Params, Solver, State, System
+
+
+@checked
+def coupled_learning(
+    system: System,
+    cost: Cost,
+    free: Solver | None = None,
+    clamped: Solver | None = None,
+    *,
+    eta: Annotated[float, Interval(gt=0, le=1)] = 0.1,
+    nudging: Literal["positive", "negative", "centered"] = "centered",
+) -> LearningRule:
+    """Coupled learning: the output clamped a little nearer to its target, against the free phase.
+
+    With s⁰ the free equilibrium, o its output and s^η the equilibrium whose output is held at
+    o + η(y − o), the estimate is a batch mean of
+
+        positive     (∂E/∂θ(s^η) − ∂E/∂θ(s⁰)) / η          bias of order η
+        negative     (∂E/∂θ(s⁰) − ∂E/∂θ(s^−η)) / η         bias of order η
+        centered     (∂E/∂θ(s^η) − ∂E/∂θ(s^−η)) / 2η       bias of order η²
+
+    As η → 0 all three tend to the gradient of
+
+        ½ (o − y)ᵀ K (o − y),     K held constant,
+
+    K the curvature that the outputs feel when all other units follow: the Schur complement of E's
+    Hessian on them. That is not ∇C: the squared error weighs all directions of an output alike,
+    this the stiff ones more. Fidelity compares with both. At η = 1 positive coupled learning is
+    `contrastive_hebbian`.
+
+    Args:
+      system: it must have an energy, and an output that is a state (`write`).
+      cost: what is reported as loss; it takes no part in the estimate. y is a target of the
+        output's shape, or integer labels, which stand for one-hot vectors.
+      free, clamped: solvers of the phases; None settles to a residual of 1e-6 within 1,000 sweeps.
+        Clamped phases start at s⁰.
+      eta: 0 < η <= 1, the part of the way to the target; traced. In float32 round-off grows as 1/η.
+      nudging: see above: the output pulled toward the target, pushed away from it, or both.
+
+    Raises:
+      ValueError: a setting out of range, a system without an energy, or one that cannot clamp its
+        output.
+
+    The estimate's info has the SolveInfos `free` `[batch]` and `clamped` `[phases, batch]`.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> from bpeq.costs import squared_error
+      >>> from bpeq.layers import chain, dense, tanh
+      >>> from bpeq.systems import hopfield
+      >>> from bpeq.types import Batch
+      >>> system = hopfield(chain(dense(4), tanh(), dense(1)))
+      >>> rule = coupled_learning(system, squared_error(), eta=0.01)
+      >>> params, state = rule.init(jax.random.key(1), system.init(jax.random.key(0), (2,))[0])
+      >>> batch = Batch(jnp.ones((1, 2)), jnp.ones((1, 1)))
+      >>> estimate, _ = rule.estimate(params, batch, state, jax.random.key(2))
+      >>> bool(estimate.info["clamped"].converged.all()), rule.objective.name
+      (True, '½(o−y)ᵀK(o−y)')
+
+    Source: Stern, Hexner, Rocks & Liu 2021, Supervised learning in physical networks: from machine
+    learning to learning machines; negative and centered: Scellier, Ernoult, Kendall & Kumar 2023,
+    Energy-based learning algorithms for analog computing: a comparative study.
+    """
+    refuse_unclampable("coupled_learning", system)
+    settle_free = fixed_point() if free is None else free
+    settle_clamped = fixed_point() if clamped is None else clamped
+    signs = {"positive": [1.0], "negative": [-1.0], "centered": [1.0, -1.0]}[nudging]
+    assert system.denergy is not None
+    denergy = system.denergy
+
+    def init(key: Key, params: Params) -> tuple[Params, State]:
+        dtype = jnp.result_type(*jax.tree.leaves(params))
+        return params, {"eta": jnp.asarray(eta, dtype)}
+
+    def apply(params: Params, x: Any, key: Key | None = None) -> Array:
+        return free_phase(system, settle_free, params, x).output
+
+    def estimate(params: Params, batch: Batch, state: State, key: Key) -> tuple[Estimate, State]:
+        rest = free_phase(system, settle_free, params, batch.x)
+        way = state["eta"] * (targets(rest.output, batch.y) - rest.output)
+        outputs = jnp.stack([rest.output + sign * way for sign in signs])
+        phases, info = clamped_phases(system, settle_clamped, params, rest, outputs)
+        weights = jnp.asarray(signs, way.dtype) / (len(signs) * state["eta"] * len(way))
+        if nudging != "centered":  # the free state is the other phase
+            phases, weights = and_free(phases, rest), jnp.concatenate([weights, -weights])
+        grads = denergy(params, rest.clamped, phases, weights)
+        loss = mean_loss(cost, rest.output, batch.y)
+        return Estimate(grads, loss, rest.output, {"free": rest.info, "clamped": info}), state
+
+    return LearningRule(
+        "coupled_learning",
+        init,
+        apply,
+        estimate,
+        reference=exact_reference(system, cost),
+        objective=_weighed_error(system),
+    )
+
+
+def _weighed_error(system: System) -> LearningRule:
+    """The exact gradient of ½(o−y)ᵀK(o−y), K held constant, without ever building K.
+
+    Held at o + η(y − o), the state moves by η v to first order: by y − o on the outputs, by their
+    response on the other units, which is one linear solve an example, of the linearised sweep.
+    With F(θ, o) the slope that E has along the outputs when the other units follow, F = 0 along
+    o(θ), so that ∂F/∂θ = −K do/dθ. Hence d/dη ∂E/∂θ = ∂(y−o)ᵀF/∂θ = (o−y)ᵀK do/dθ. And
+    vᵀHv = (o−y)ᵀK(o−y), H the Hessian of E.
+    """
+    assert system.energy is not None
+    assert system.write is not None
+    energy, write = system.energy, system.write
+
+    def init(key: Key, params: Params) -> tuple[Params, State]:
+        return params, ()
+
+    def apply(params: Params, x: Any, key: Key | None = None) -> Array:
+        return free_phase(system, CERTIFIED, params, x).output
+
+    def estimate(params: Params, batch: Batch, state: State, key: Key) -> tuple[Estimate, State]:
+        rest = free_phase(system, CERTIFIED, params, batch.x)
+        way = targets(rest.output, batch.y) - rest.output
+        step = held_sweep(system, params, rest.clamped)
+        _, linear = jax.linearize(step, rest.state, rest.output)
+        _, start = jax.jvp(lambda o: write(rest.state, o), (rest.output,), (way,))
+        moved, info = CERTIFIED(lambda v: linear(v, way), start)
+
+        def slope(state: State) -> Params:
+            def total(params: Params) -> Array:
+                return jnp.mean(energy(params, system.clamp(params, batch.x), state))
+
+            return jax.grad(total)(params)
+
+        _, grads = jax.jvp(slope, (rest.state,), (moved,))
+
+        def force(state: State) -> State:
+            return system.force(params, rest.clamped, state)
+
+        _, pulled = jax.jvp(force, (rest.state,), (moved,))
+        # A saturated unit does not move, and its force has an infinite slope.
+        pulled = jax.tree.map(lambda v, p: jnp.where(v == 0, jnp.zeros_like(p), p), moved, pulled)
+        value = -0.5 / len(way) * trees.dot(moved, pulled)
+        return Estimate(grads, value, rest.output, {"free": rest.info, "response": info}), state
+
+    return LearningRule("½(o−y)ᵀK(o−y)", init, apply, estimate)
