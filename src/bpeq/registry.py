@@ -36,9 +36,9 @@ KINDS: dict[str, dict[str, Factory]] = {
     "rules": _table(
         rules,
         "backprop autodiff eqprop continual_eqprop vector_field_eqprop asymmetric_eqprop "
-        "recurrent_backprop bptt "
+        "recurrent_backprop bptt contrastive_hebbian coupled_learning "
         "feedback_alignment direct_feedback_alignment sign_symmetric kolen_pollack "
-        "predictive_coding dual_propagation target_propagation contrastive_hebbian coupled_learning",
+        "predictive_coding dual_propagation target_propagation",
     ),
     "data": _table(data, "xor digits diabetes mnist fashion_mnist npz csv"),
     "optimizers": _table(optimizers, "sgd momentum rmsprop adam adamw"),
