@@ -56,7 +56,8 @@ def embedding(
         if not jnp.issubdtype(x.dtype, jnp.integer):
             raise ValueError(f"embedding: ids must be integers, got {x.dtype}")
         if not isinstance(x, jax.core.Tracer) and x.size:
-            low, high = np.min(x), np.max(x)
+            ids = np.asarray(x)  # of ids that a jit closes over jnp's own min would be traced
+            low, high = ids.min(), ids.max()
             if low < 0 or high >= vocabulary:
                 raise ValueError(
                     f"embedding: id {low if low < 0 else high} is out of range: allowed 0 to "
