@@ -1,60 +1,66 @@
-"""What one gradient costs: multiply-accumulates of the traced program, and bytes of memory."""
+"""What one gradient costs: sweeps, multiply-accumulates, seconds and bytes of memory."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
-from typing import Any
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
-from jax.interpreters.partial_eval import dce_jaxpr
+import numpy as np
+
+from bpeq.counting import count_macs
+from bpeq.fidelity import sweeps_of
+from bpeq.types import Batch, Key, LearningRule, Params, State
 
 
-def count_macs(fn: Callable[..., Any], *args: Any, trips: Sequence[float] = ()) -> float:
-    """Multiply-accumulates of matrix products and convolutions in `fn(*args)`.
+class GradientCost(NamedTuple):
+    """What one gradient of one batch costs, on the machine at hand.
 
-    Scans count their length. A while loop's length is data: the i-th one met counts `trips[i]`
-    rounds, as measured, or 1. Elementwise work is not counted, nor is what no result depends on.
-
-    Example:
-      >>> import jax.numpy as jnp
-      >>> count_macs(lambda a, b: a @ b, jnp.ones((2, 3)), jnp.ones((3, 5)))
-      30.0
+    sweeps:  an example's mean, all phases together; 0 for rules that do not relax.
+    macs:    multiply-accumulates of the products and convolutions that were executed. A solve to a
+        residual runs until the slowest example of the batch has settled.
+    seconds: the median wall time of the compiled estimate, warm.
+    bytes:   memory that it takes beside its arguments and results; 0 if unknown.
     """
-    traced = jax.make_jaxpr(fn)(*args).jaxpr
-    used, _ = dce_jaxpr(traced, [True] * len(traced.outvars))
-    return _count(used, list(trips))
+
+    sweeps: float
+    macs: float
+    seconds: float
+    bytes: int
 
 
-def temporary_bytes(fn: Callable[..., Any], *args: Any) -> int:
-    """Bytes that the compiled `fn(*args)` takes beside its arguments and results; 0 if unknown."""
-    analysis = jax.jit(fn).lower(*args).compile().memory_analysis()
-    return int(analysis.temp_size_in_bytes) if analysis is not None else 0
+def gradient_cost(
+    rule: LearningRule, params: Params, batch: Batch, state: State, key: Key
+) -> GradientCost:
+    """The cost of `rule.estimate` at these weights, on this batch.
+
+    Args:
+      params, state: as the rule's `init` gives them, or as training left them: how many sweeps a
+        solve to a residual takes depends on the weights.
+    """
+    args = (params, batch, state, key)
+    compiled = jax.jit(rule.estimate).lower(*args).compile()
+    analysis = compiled.memory_analysis()
+    return GradientCost(
+        sweeps=sweeps_of(compiled(*args)[0]),
+        macs=count_macs(rule.estimate, *args),
+        seconds=seconds_of(compiled, *args),
+        bytes=int(analysis.temp_size_in_bytes) if analysis is not None else 0,
+    )
 
 
-def _count(jaxpr: Any, trips: list[float]) -> float:
-    total = 0.0
-    for eqn in jaxpr.eqns:
-        kind = eqn.primitive.name
-        if kind == "dot_general":
-            (contract, _), _ = eqn.params["dimension_numbers"]
-            shared = math.prod(eqn.invars[0].aval.shape[axis] for axis in contract)
-            total += math.prod(eqn.outvars[0].aval.shape) * shared
-        elif kind == "conv_general_dilated":
-            kernel = eqn.invars[1].aval.shape
-            outputs = kernel[eqn.params["dimension_numbers"].rhs_spec[0]]
-            total += math.prod(eqn.outvars[0].aval.shape) * math.prod(kernel) / outputs
-        elif kind == "while":
-            rounds = trips.pop(0) if trips else 1.0
-            total += rounds * _count(eqn.params["body_jaxpr"].jaxpr, trips)
-        elif kind == "cond":
-            total += max(_count(branch.jaxpr, trips) for branch in eqn.params["branches"])
-        else:
-            length = eqn.params["length"] if kind == "scan" else 1
-            total += length * sum(_count(inner, trips) for inner in _inner(eqn.params))
-    return total
+def seconds_of(fn: Callable[..., Any], *args: Any, budget: float = 0.5) -> float:
+    """The median wall time of `fn(*args)`, its results awaited; a first call goes uncounted.
 
-
-def _inner(params: dict[str, Any]) -> list[Any]:
-    found = [params[key] for key in ("jaxpr", "call_jaxpr", "fun_jaxpr") if key in params]
-    return [getattr(jaxpr, "jaxpr", jaxpr) for jaxpr in found]
+    Args:
+      fn: compiled, or jitted: what the first call compiles is not measured.
+      budget: seconds; calls are repeated until it is spent, at least 5 and at most 200 times.
+    """
+    jax.block_until_ready(fn(*args))
+    spent: list[float] = []
+    while len(spent) < 5 or (sum(spent) < budget and len(spent) < 200):
+        began = time.perf_counter()
+        jax.block_until_ready(fn(*args))
+        spent.append(time.perf_counter() - began)
+    return float(np.median(spent))
