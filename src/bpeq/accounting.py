@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -30,37 +31,62 @@ class GradientCost(NamedTuple):
     bytes: int
 
 
-def gradient_cost(
-    rule: LearningRule, params: Params, batch: Batch, state: State, key: Key
-) -> GradientCost:
-    """The cost of `rule.estimate` at these weights, on this batch.
+class Case(NamedTuple):
+    """One gradient to be priced: `rule.estimate(params, batch, state, key)`.
 
-    Args:
-      params, state: as the rule's `init` gives them, or as training left them: how many sweeps a
+    params, state: as the rule's `init` gives them, or as training left them: how many sweeps a
         solve to a residual takes depends on the weights.
     """
-    args = (params, batch, state, key)
-    compiled = jax.jit(rule.estimate).lower(*args).compile()
-    analysis = compiled.memory_analysis()
-    return GradientCost(
-        sweeps=sweeps_of(compiled(*args)[0]),
-        macs=count_macs(rule.estimate, *args),
-        seconds=seconds_of(compiled, *args),
-        bytes=int(analysis.temp_size_in_bytes) if analysis is not None else 0,
-    )
+
+    rule: LearningRule
+    params: Params
+    batch: Batch
+    state: State
+    key: Key
 
 
-def seconds_of(fn: Callable[..., Any], *args: Any, budget: float = 0.5) -> float:
-    """The median wall time of `fn(*args)`, its results awaited; a first call goes uncounted.
+def gradient_costs(cases: Mapping[str, Case]) -> dict[str, GradientCost]:
+    """The cost of each case's gradient; all are timed in turn, under the same load of the machine.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> from bpeq import costs, layers, rules
+      >>> network = layers.chain(layers.dense(3))
+      >>> params, _ = network.init(jax.random.key(0), (4,))
+      >>> batch = Batch(jnp.ones((2, 4)), jnp.ones((2, 3)))
+      >>> rule = rules.backprop(network, costs.squared_error())
+      >>> gradient_costs({"BP": Case(rule, params, batch, (), jax.random.key(1))})["BP"].macs
+      48.0
+    """
+    calls, known = [], []
+    for rule, *args in cases.values():
+        compiled = jax.jit(rule.estimate).lower(*args).compile()
+        analysis = compiled.memory_analysis()
+        size = int(analysis.temp_size_in_bytes) if analysis is not None else 0
+        known.append((sweeps_of(compiled(*args)[0]), count_macs(rule.estimate, *args), size))
+        calls.append(partial(compiled, *args))
+    found = zip(cases, known, seconds_of(calls), strict=True)
+    return {name: GradientCost(sweeps, macs, s, size) for name, (sweeps, macs, size), s in found}
+
+
+def seconds_of(calls: Sequence[Callable[[], Any]], budget: float = 0.5) -> list[float]:
+    """The median wall time of each call, its results awaited; a first one each goes uncounted.
+
+    Calls take turns, so that what else the machine does falls on all of them alike.
 
     Args:
-      fn: compiled, or jitted: what the first call compiles is not measured.
-      budget: seconds; calls are repeated until it is spent, at least 5 and at most 200 times.
+      calls: of compiled functions, or jitted ones: what the first call compiles is not measured.
+      budget: seconds a call; turns are repeated until all is spent, at least 5 and at most 200
+        times.
     """
-    jax.block_until_ready(fn(*args))
-    spent: list[float] = []
-    while len(spent) < 5 or (sum(spent) < budget and len(spent) < 200):
-        began = time.perf_counter()
-        jax.block_until_ready(fn(*args))
-        spent.append(time.perf_counter() - began)
-    return float(np.median(spent))
+    for call in calls:
+        jax.block_until_ready(call())
+    spent = np.empty((0, len(calls)))
+    while len(spent) < 5 or (spent.sum() < budget * len(calls) and len(spent) < 200):
+        turn = []
+        for call in calls:
+            began = time.perf_counter()
+            jax.block_until_ready(call())
+            turn.append(time.perf_counter() - began)
+        spent = np.vstack([spent, turn])
+    return np.median(spent, axis=0).tolist()

@@ -115,7 +115,8 @@ class _Piece(NamedTuple):
 
 def _straight(eqns: Sequence[Any], needed: set[Any]) -> _Piece:
     """Equations without loops: all are counted, and those that `needed` depends on computed."""
-    kept, inside = [], set(needed)
+    kept: list[Any] = []
+    inside = set(needed)
     for eqn in reversed(eqns):
         if inside.intersection(eqn.outvars):
             kept.insert(0, eqn)

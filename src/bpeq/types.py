@@ -172,6 +172,8 @@ class LearningRule(NamedTuple):
     reference:  the exact gradient of the same `apply`, to a certified residual in float64: what
         `gradient_fidelity` compares with. None where a rule does not know it.
     optimizers: names of the only optimizers under which the estimate means something; empty: any.
+    note: what a reader of a comparison must know, such as that in these settings the rule is
+        algebraically backprop; empty: nothing.
     """
 
     name: str
@@ -181,6 +183,7 @@ class LearningRule(NamedTuple):
     absorb: Callable[[Params, dict[str, Any]], Params] | None = None
     reference: LearningRule | None = None
     optimizers: tuple[str, ...] = ()
+    note: str = ""
 
 
 class Step(Protocol):

@@ -23,7 +23,7 @@ FLOORS = [
     ["registry", "_schema", "_calls", "_overrides", "_sections", "config"],
     [
         *["problem", "checking", "showing", "probe", "runs", "experiment", "loading"],
-        *["microscope", "comparison"],
+        *["microscope", "tuning", "comparison"],
     ],
     ["report"],
     ["_signals", "_terminal", "_commands", "cli"],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 from typing import Any
 
 import jax
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 
 from bpeq import costs, fidelity, rules, solvers, systems
-from bpeq.accounting import gradient_cost, seconds_of
+from bpeq.accounting import Case, gradient_costs, seconds_of
 from bpeq.counting import count_macs
 from bpeq.layers import chain, dense, tanh
 from bpeq.types import Batch, Estimate, LearningRule
@@ -152,7 +153,9 @@ def test_sweeps_are_the_examples_mean_of_all_phases():
     rule, *args = relaxing()
     info = jax.device_get(jax.jit(rule.estimate)(*args)[0].info)
     expected = info["free"].steps.mean() + info["nudged"].steps.mean(axis=1).sum()
-    assert gradient_cost(rule, *args).sweeps == pytest.approx(expected, rel=1e-12)
+    assert gradient_costs({"a": Case(rule, *args)})["a"].sweeps == pytest.approx(
+        expected, rel=1e-12
+    )
     params, batch, state, key = args
     found = fidelity.gradient_fidelity(rule, params, batch, key=key, state=state)
     assert found.sweeps == pytest.approx(expected, rel=1e-12)
@@ -170,23 +173,40 @@ def rule_of(grads: Any) -> LearningRule:
 def test_bytes_are_those_of_what_lies_between_arguments_and_results():
     """x xᵀ of 300 × 300 float64 numbers, from 300 numbers to one."""
     rule = rule_of(lambda w, x: w * jnp.sort(x @ x.T, axis=1)[:, 0].sum())
-    cost = gradient_cost(
-        rule, jnp.ones(()), Batch(jnp.ones((300, 1)), jnp.ones(300)), (), jax.random.key(0)
-    )
+    batch = Batch(jnp.ones((300, 1)), jnp.ones(300))
+    case = Case(rule, jnp.ones(()), batch, (), jax.random.key(0))
+    (cost,) = gradient_costs({"own": case}).values()
     assert 300 * 300 * 8 <= cost.bytes <= 4 * 300 * 300 * 8
     assert (cost.sweeps, cost.macs) == (0, 300 * 300)
 
 
-def test_seconds_are_the_warm_median_whatever_the_first_call_and_the_odd_one_take(monkeypatch):
-    """Calls of 9 (compiling), then 3, 1, 2, 40, 2.5 s by the clock: the median is 2.5."""
-    takes, now = iter([9.0, 3.0, 1.0, 2.0, 40.0, 2.5]), [0.0]
+def test_seconds_are_warm_medians_of_calls_in_turn(monkeypatch):
+    """By the clock: a first call of 9 s, then 3, 1, 2, 40, 2.5; the other one ten times that."""
+    takes, now, order = [9.0, 3.0, 1.0, 2.0, 40.0, 2.5], [0.0], []
 
-    def call() -> jax.Array:
-        now[0] += next(takes)
+    def call(name: str, times: float, left: list[float]) -> jax.Array:
+        order.append(name)
+        now[0] += times * left.pop(0)
         return jnp.zeros(())
 
     monkeypatch.setattr(time, "perf_counter", lambda: now[0])
-    assert seconds_of(call) == 2.5
+    calls = [partial(call, "a", 1.0, [*takes]), partial(call, "b", 10.0, [*takes])]
+    assert seconds_of(calls) == [2.5, 25.0]
+    assert order == ["a", "b"] * 6
+
+
+def test_turns_go_on_until_the_budget_of_all_is_spent(monkeypatch):
+    """0.5 s a call, of 0.125 and 0.025 s: more than six turns of 0.15 s, so seven, and a first."""
+    now, made = [0.0], []
+
+    def call(takes: float) -> jax.Array:
+        made.append(takes)
+        now[0] += takes
+        return jnp.zeros(())
+
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+    seconds_of([partial(call, 0.125), partial(call, 0.025)])
+    assert len(made) == 2 * (1 + 7)
 
 
 def test_seconds_are_those_of_one_gradient():
@@ -197,6 +217,11 @@ def test_seconds_are_those_of_one_gradient():
 
         return w + jax.pure_callback(wait, jax.ShapeDtypeStruct(x.shape, x.dtype), x).sum()
 
-    batch = Batch(jnp.ones(3), jnp.ones(3))
-    cost = gradient_cost(rule_of(slow), jnp.ones(()), batch, (), jax.random.key(0))
-    assert 0.05 <= cost.seconds < 0.09
+    def quick(w: Any, x: Any) -> Any:
+        return w + x.sum()
+
+    batch, key = Batch(jnp.ones(3), jnp.ones(3)), jax.random.key(0)
+    cases = {f.__name__: Case(rule_of(f), jnp.ones(()), batch, (), key) for f in (slow, quick)}
+    found = gradient_costs(cases)
+    assert 0.05 <= found["slow"].seconds < 0.09
+    assert found["quick"].seconds < 0.02
