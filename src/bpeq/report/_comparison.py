@@ -149,7 +149,8 @@ def _results(
         line = [name_cell(found, row)]
         for name in names:
             m, stat = metric(name), row.stats.get(name)
-            line.append(Cell(n.ABSENT if stat is None else spread(m, stat)))
+            absent = "diverged" if row.diverged and name == measured.name else n.ABSENT
+            line.append(Cell(absent if stat is None else spread(m, stat)))
             if name == measured.name:
                 several = stat is not None and len(stat.values) > 1
                 line.append(Cell(" – ".join(best_worst(m, stat)) if several and stat else ""))

@@ -83,7 +83,8 @@ def _panel(found: Sequence[Row], measured: Metric, key: str) -> Panel | None:
     told = [f"{p.name} {_says(measured, shown[p.name])} at {n.plain(p.x)}" for p in points]
     told += [f"{name} {_says(measured, shown[name])}" for name in bars]
     alt = f"{measured.axis} over {label}: {'; '.join(told)}."
-    return Panel(draw, f"{alt[0].upper()}{alt[1:]}", caption, _TALL, margins)
+    tall = _TALL + 0.12 * max(0, len(points) - 6)
+    return Panel(draw, f"{alt[0].upper()}{alt[1:]}", caption, tall, margins)
 
 
 def _points(
@@ -133,15 +134,16 @@ def _name_points(axes: Axes, points: Sequence[_Point]) -> None:
     for p, (x, _) in zip(points, at, strict=True):
         ends = [max(p.y + sign * p.std, axes.get_ylim()[0]) for sign in (-1, 1)]
         taken.append((x - 0.02, place(p.x, ends[0])[1], x + 0.02, place(p.x, ends[1])[1]))
+    names: list[Box] = []
     for p, (x, y) in sorted(zip(points, at, strict=True), key=lambda pair: pair[1][1]):
         tried = []
         for rank, (side, own) in enumerate(_places(x, y, CHARACTER * len(p.name))):
-            over = sum(_overlap(own, other) for other in taken)
+            over = sum(_overlap(own, other) for other in [*taken, *5 * names])
             outside = (-own[0], own[2] - inches[0], -own[1], own[3] - inches[1])
             over += sum(max(0.0, float(part)) for part in outside)
             tried.append((over + 1e-3 * rank, side, own))
         _, side, own = min(tried)
-        taken.append(own)
+        names.append(own)
         _name(axes, p, (x, y), side, own, inches)
 
 
