@@ -209,12 +209,10 @@ def _function(config: Config, usual: Config, problem: Problem) -> str:
     reference = problem.rule.reference
     settled = "the settled system" if problem.relaxes else "the feed-forward map"
     said = settled if reference is None else function_of(reference)
-    sections = ["cost", *(["system"] if said == "the settled system" else [])]
-    own = [
-        f"{section}.{key} = {value!r}"
-        for section in sections
-        for key, value in config.tree[section].items()
-        if value != usual.tree[section].get(key)
-    ]
+    own = []
+    for section in ["cost", *(["system"] if said == "the settled system" else [])]:
+        here, there = config.tree[section], usual.tree[section]
+        keys = ["name"] if here["name"] != there["name"] else here
+        own += [f"{section}.{key} = {here[key]!r}" for key in keys if here[key] != there.get(key)]
     own += ["another network"] * (config.tree.get("network") != usual.tree.get("network"))
     return f"{said} with {', '.join(own)}" if own else said
