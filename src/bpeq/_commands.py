@@ -54,7 +54,7 @@ def compare(
     out: Out = None,
     seeds: Seeds = None,
     tune: Annotated[
-        int | None, typer.Option("--tune", min=1, help="trials a rule, by validation error")
+        int | None, typer.Option("--tune", help="trials a rule, chosen by validation error")
     ] = None,
 ) -> None:
     """Train a config under several rules and the null controls, and set them side by side."""
@@ -64,6 +64,7 @@ def compare(
 
     checked = _load(config, set_, seeds)
     names = _names(rules)
+    _check_trials(tune)
     folder = _folder(out, f"{checked.name}-compare")
     _signals.begin_saving()
     with bar() as track:
@@ -149,6 +150,13 @@ def _names(rules: str) -> list[str]:
     if not names or len(set(names)) < len(names):
         raise ConfigError(f"--rules = {rules!r}: must be different rules, such as backprop,eqprop")
     return names
+
+
+def _check_trials(tune: int | None) -> None:
+    from bpeq._schema import ConfigError
+
+    if tune is not None and tune < 1:
+        raise ConfigError(f"--tune = {tune}: must be a whole number >= 1")
 
 
 def _load(path: Path, overrides: list[str] | None, seeds: int | None) -> Config:
