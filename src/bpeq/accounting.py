@@ -31,22 +31,37 @@ class GradientCost(NamedTuple):
     bytes: int
 
 
-class Case(NamedTuple):
-    """One gradient to be priced: `rule.estimate(params, batch, state, key)`.
+class CompiledGradient(NamedTuple):
+    """One gradient, compiled and counted, ready to be timed: `call()` computes it."""
 
-    params, state: as the rule's `init` gives them, or as training left them: how many sweeps a
+    call: Callable[[], Any]
+    sweeps: float
+    macs: float
+    bytes: int
+
+
+def compiled_gradient(
+    rule: LearningRule, params: Params, batch: Batch, state: State, key: Key
+) -> CompiledGradient:
+    """`rule.estimate(params, batch, state, key)`, compiled for these weights.
+
+    Args:
+      params, state: as the rule's `init` gives them, or as training left them: how many sweeps a
         solve to a residual takes depends on the weights.
     """
+    args = (params, batch, state, key)
+    compiled = jax.jit(rule.estimate).lower(*args).compile()
+    analysis = compiled.memory_analysis()
+    return CompiledGradient(
+        call=partial(compiled, *args),
+        sweeps=sweeps_of(compiled(*args)[0]),
+        macs=count_macs(rule.estimate, *args),
+        bytes=int(analysis.temp_size_in_bytes) if analysis is not None else 0,
+    )
 
-    rule: LearningRule
-    params: Params
-    batch: Batch
-    state: State
-    key: Key
 
-
-def gradient_costs(cases: Mapping[str, Case]) -> dict[str, GradientCost]:
-    """The cost of each case's gradient; all are timed in turn, under the same load of the machine.
+def gradient_costs(gradients: Mapping[str, CompiledGradient]) -> dict[str, GradientCost]:
+    """What each gradient costs; all are timed in turn, under the same load of the machine.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -55,18 +70,15 @@ def gradient_costs(cases: Mapping[str, Case]) -> dict[str, GradientCost]:
       >>> params, _ = network.init(jax.random.key(0), (4,))
       >>> batch = Batch(jnp.ones((2, 4)), jnp.ones((2, 3)))
       >>> rule = rules.backprop(network, costs.squared_error())
-      >>> gradient_costs({"BP": Case(rule, params, batch, (), jax.random.key(1))})["BP"].macs
+      >>> gradient = compiled_gradient(rule, params, batch, (), jax.random.key(1))
+      >>> gradient_costs({"BP": gradient})["BP"].macs
       48.0
     """
-    calls, known = [], []
-    for rule, *args in cases.values():
-        compiled = jax.jit(rule.estimate).lower(*args).compile()
-        analysis = compiled.memory_analysis()
-        size = int(analysis.temp_size_in_bytes) if analysis is not None else 0
-        known.append((sweeps_of(compiled(*args)[0]), count_macs(rule.estimate, *args), size))
-        calls.append(partial(compiled, *args))
-    found = zip(cases, known, seconds_of(calls), strict=True)
-    return {name: GradientCost(sweeps, macs, s, size) for name, (sweeps, macs, size), s in found}
+    seconds = seconds_of([gradient.call for gradient in gradients.values()])
+    return {
+        name: GradientCost(g.sweeps, g.macs, s, g.bytes)
+        for (name, g), s in zip(gradients.items(), seconds, strict=True)
+    }
 
 
 def seconds_of(calls: Sequence[Callable[[], Any]], budget: float = 0.5) -> list[float]:

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from bpeq import experiment, runs, tuning
-from bpeq.accounting import Case, gradient_costs
+from bpeq.accounting import CompiledGradient, compiled_gradient, gradient_costs
 from bpeq.config import Config
 from bpeq.layers import cut
 from bpeq.loading import saved_params
@@ -60,7 +60,7 @@ def compare(
     runs.claim(folder)
     rows: dict[str, Any] = {}
     tuned: dict[str, Any] = {}
-    cases: dict[str, Case] = {}
+    gradients: dict[str, CompiledGradient] = {}
     for name, each in configs.items():
         inside = name.replace(":", ".")
         if trials is not None:
@@ -71,9 +71,9 @@ def compare(
             problems[name] = build(configs[name], problems[name].data)
         report = progress(name) if progress else None
         args = (configs[name], problems[name], folder / inside, report, stop)
-        rows[name], cases[name] = _row(name, *args)
+        rows[name], gradients[name] = _row(name, *args)
     with jax.enable_x64(config.tree["precision"] == "float64"):
-        for name, cost in gradient_costs(cases).items():
+        for name, cost in gradient_costs(gradients).items():
             rows[name]["cost"] = cost._asdict()
     comparison = {
         "name": config.name,
@@ -91,26 +91,33 @@ def compare(
 
 def _row(
     name: str, config: Config, problem: Problem, folder: Path, progress: Any, stop: Any
-) -> tuple[dict[str, Any], Case]:
-    """One rule or control: its training, fidelity before and after, and the gradient to be priced.
+) -> tuple[dict[str, Any], CompiledGradient]:
+    """One rule or control: its training, fidelity before and after, and the gradient to be timed.
 
     That is one of the first seed's first batch, at the weights that training left.
     """
-    control = name in CONTROLS
+    control, epochs = name in CONTROLS, config.tree["training"]["epochs"]
     row: dict[str, Any] = {"metrics": {}, "control": control}
     row["note"] = _control_note(name, config) if control else remark(problem.rule)
     summary: dict[str, Any] = {}
     try:
         summary = experiment.run(config, folder, progress, stop, problem)
         row |= {"metrics": summary["metrics"], "seconds": summary["seconds"]}
+        said = {name: statistic["mean"] for name, statistic in summary["metrics"].items()}
     except experiment.Diverged as error:
         row["diverged"] = str(error)
+        said = {"said": "diverged"}
+    if progress is not None:
+        progress(epochs, epochs, {"said": "measuring"})
     with jax.enable_x64(config.tree["precision"] == "float64"):
         trained = saved_params(folder, problem, config.tree["seeds"])
         if not control:
             known = summary.get("fidelity")
             row["fidelity"] = known or before_and_after(config, problem, trained)
-        return row, _case(config, problem, trained)
+        gradient = _gradient(config, problem, trained)
+    if progress is not None:
+        progress(epochs, epochs, said)
+    return row, gradient
 
 
 def raise_diverged(comparison: dict[str, Any]) -> None:
@@ -175,12 +182,12 @@ def _controls(config: Config) -> dict[str, Config]:
     return controls
 
 
-def _case(config: Config, problem: Problem, trained: Any) -> Case:
+def _gradient(config: Config, problem: Problem, trained: Any) -> CompiledGradient:
     weights_key, rule_key, _ = seed_keys(config.tree["seed"], 1)[0]
     _, state = problem.rule.init(rule_key, problem.init(weights_key))
     params = jax.tree.map(lambda leaf: leaf[0], trained)
     batch = first_examples(config, problem, config.tree["training"]["batch_size"])
-    return Case(problem.rule, params, batch, state, rule_key)
+    return compiled_gradient(problem.rule, params, batch, state, rule_key)
 
 
 def _control_note(name: str, config: Config) -> str:

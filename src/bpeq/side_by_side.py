@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from bpeq.accounting import Case, GradientCost, gradient_costs
+from bpeq.accounting import GradientCost, compiled_gradient, gradient_costs
 from bpeq.fidelity import Fidelity, gradient_fidelity
 from bpeq.types import Batch, Key, Layer, LearningRule, Params
 
@@ -93,22 +93,22 @@ def compare_rules(
     """
     if not rules:
         raise ValueError("compare_rules: rules = {}: must hold at least one rule")
-    cases, found, groups = {}, {}, {}
+    gradients, about, groups = {}, {}, {}
     for name, given in rules.items():
         rule, start = given if not isinstance(given, LearningRule) else (given, params)
         trained, state = rule.init(key, start)
-        cases[name] = Case(rule, trained, batch, state, key)
-        exact = rule.reference or reference
+        exact, fidelity = rule.reference or reference, None
         if exact is not None:
             groups[name] = function_of(exact)
-            found[name] = gradient_fidelity(
+            fidelity = gradient_fidelity(
                 rule, trained, batch, key=key, state=state, network=network, reference=exact
             )
+        gradients[name] = compiled_gradient(rule, trained, batch, state, key)
+        about[name] = (fidelity, exact.name if exact else "", remark(rule))
     rows = {}
-    for name, cost in gradient_costs(cases).items():
-        rule = cases[name].rule
-        exact = rule.reference or reference
-        rows[name] = RuleRow(found.get(name), cost, exact.name if exact else "", remark(rule))
+    for name, cost in gradient_costs(gradients).items():
+        fidelity, exact_name, note = about[name]
+        rows[name] = RuleRow(fidelity, cost, exact_name, note)
     return SideBySide(rows, tuple(filter(None, [functions_note(groups)])))
 
 

@@ -36,7 +36,7 @@ def tune(
     part of the config refuses, is spent all the same.
 
     Args:
-      folder: gets a run folder a trial, by its number, without its weights.
+      folder: gets a run folder a trial, by its number; the weights of finished ones are not kept.
 
     Returns:
       The record has `metric`, `chosen`, and `trials`: `settings` by their keys in the config, the
@@ -122,8 +122,7 @@ def _trial(
         metrics = experiment.run(plain, folder, progress, stop, blind)["metrics"]
     except (ConfigError, experiment.Diverged) as error:
         return {"failed": str(error)}
-    finally:
-        (folder / "params.safetensors").unlink(missing_ok=True)
+    (folder / "params.safetensors").unlink()  # of many trials they would fill a disk
     means = {name: statistic["mean"] for name, statistic in metrics.items()}
     return {k: v for k, v in means.items() if k.startswith("validation") and np.isfinite(v)}
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from bpeq import costs, fidelity, rules, solvers, systems
-from bpeq.accounting import Case, gradient_costs, seconds_of
+from bpeq.accounting import compiled_gradient, gradient_costs, seconds_of
 from bpeq.counting import count_macs
 from bpeq.layers import chain, dense, tanh
 from bpeq.types import Batch, Estimate, LearningRule
@@ -153,9 +153,7 @@ def test_sweeps_are_the_examples_mean_of_all_phases():
     rule, *args = relaxing()
     info = jax.device_get(jax.jit(rule.estimate)(*args)[0].info)
     expected = info["free"].steps.mean() + info["nudged"].steps.mean(axis=1).sum()
-    assert gradient_costs({"a": Case(rule, *args)})["a"].sweeps == pytest.approx(
-        expected, rel=1e-12
-    )
+    assert compiled_gradient(rule, *args).sweeps == pytest.approx(expected, rel=1e-12)
     params, batch, state, key = args
     found = fidelity.gradient_fidelity(rule, params, batch, key=key, state=state)
     assert found.sweeps == pytest.approx(expected, rel=1e-12)
@@ -174,8 +172,8 @@ def test_bytes_are_those_of_what_lies_between_arguments_and_results():
     """x xᵀ of 300 × 300 float64 numbers, from 300 numbers to one."""
     rule = rule_of(lambda w, x: w * jnp.sort(x @ x.T, axis=1)[:, 0].sum())
     batch = Batch(jnp.ones((300, 1)), jnp.ones(300))
-    case = Case(rule, jnp.ones(()), batch, (), jax.random.key(0))
-    (cost,) = gradient_costs({"own": case}).values()
+    gradient = compiled_gradient(rule, jnp.ones(()), batch, (), jax.random.key(0))
+    (cost,) = gradient_costs({"own": gradient}).values()
     assert 300 * 300 * 8 <= cost.bytes <= 4 * 300 * 300 * 8
     assert (cost.sweeps, cost.macs) == (0, 300 * 300)
 
@@ -221,7 +219,10 @@ def test_seconds_are_those_of_one_gradient():
         return w + x.sum()
 
     batch, key = Batch(jnp.ones(3), jnp.ones(3)), jax.random.key(0)
-    cases = {f.__name__: Case(rule_of(f), jnp.ones(()), batch, (), key) for f in (slow, quick)}
-    found = gradient_costs(cases)
+    gradients = {
+        f.__name__: compiled_gradient(rule_of(f), jnp.ones(()), batch, (), key)
+        for f in (slow, quick)
+    }
+    found = gradient_costs(gradients)
     assert 0.05 <= found["slow"].seconds < 0.09
     assert found["quick"].seconds < 0.02

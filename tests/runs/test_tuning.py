@@ -149,6 +149,7 @@ def judged(monkeypatch):
         def run(config, folder, progress, stop, problem):
             seen.append((config, folder, problem))
             error = errors[len(seen) - 1]
+            assert not folder.exists()
             if isinstance(error, Exception):
                 raise error
             folder.mkdir(parents=True)
