@@ -12,18 +12,21 @@ if TYPE_CHECKING:
     from bpeq import costs, data, layers, optimizers, rules, solvers, systems, types
     from bpeq.fidelity import gradient_fidelity
     from bpeq.loading import load_run
+    from bpeq.side_by_side import compare_rules
     from bpeq.training import train
 
 __version__ = "0.1.0"
 
 _MODULES = ("costs", "data", "layers", "optimizers", "rules", "solvers", "systems", "types")
 _FUNCTIONS = {
+    "compare_rules": "bpeq.side_by_side",
     "train": "bpeq.training",
     "load_run": "bpeq.loading",
     "gradient_fidelity": "bpeq.fidelity",
 }
 
 __all__ = [
+    "compare_rules",
     "costs",
     "data",
     "gradient_fidelity",

@@ -53,20 +53,28 @@ def compare(
     set_: Set = None,
     out: Out = None,
     seeds: Seeds = None,
+    tune: Annotated[
+        int | None, typer.Option("--tune", help="trials a rule, chosen by validation error")
+    ] = None,
 ) -> None:
     """Train a config under several rules and the null controls, and set them side by side."""
     from bpeq import _signals, comparison
     from bpeq._terminal import bar, console
-    from bpeq.report import comparison_table, write_comparison_report
+    from bpeq.report import comparison_table, tuning_table, write_comparison_report
 
     checked = _load(config, set_, seeds)
     names = _names(rules)
+    _check_trials(tune)
     folder = _folder(out, f"{checked.name}-compare")
     _signals.begin_saving()
     with bar() as track:
-        result = comparison.compare(checked, names, folder, track, _signals.asked_to_stop)
+        stop = _signals.asked_to_stop
+        result = comparison.compare(checked, names, folder, track, stop, tune)
     console.print(comparison_table(result))
+    if tune is not None:
+        console.print(tuning_table(result))
     console.print(f"{write_comparison_report(folder)}", soft_wrap=True, highlight=False)
+    comparison.raise_diverged(result)
 
 
 @app.command()
@@ -142,6 +150,13 @@ def _names(rules: str) -> list[str]:
     if not names or len(set(names)) < len(names):
         raise ConfigError(f"--rules = {rules!r}: must be different rules, such as backprop,eqprop")
     return names
+
+
+def _check_trials(tune: int | None) -> None:
+    from bpeq._schema import ConfigError
+
+    if tune is not None and tune < 1:
+        raise ConfigError(f"--tune = {tune}: must be a whole number >= 1")
 
 
 def _load(path: Path, overrides: list[str] | None, seeds: int | None) -> Config:

@@ -1,60 +1,104 @@
-"""What one gradient costs: multiply-accumulates of the traced program, and bytes of memory."""
+"""What one gradient costs: sweeps, multiply-accumulates, seconds and bytes of memory."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
-from typing import Any
+import time
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any, NamedTuple
 
 import jax
-from jax.interpreters.partial_eval import dce_jaxpr
+import numpy as np
+
+from bpeq.counting import count_macs
+from bpeq.fidelity import sweeps_of
+from bpeq.types import Batch, Key, LearningRule, Params, State
 
 
-def count_macs(fn: Callable[..., Any], *args: Any, trips: Sequence[float] = ()) -> float:
-    """Multiply-accumulates of matrix products and convolutions in `fn(*args)`.
+class GradientCost(NamedTuple):
+    """What one gradient of one batch costs, on the machine at hand.
 
-    Scans count their length. A while loop's length is data: the i-th one met counts `trips[i]`
-    rounds, as measured, or 1. Elementwise work is not counted, nor is what no result depends on.
+    sweeps:  an example's mean, all phases together; 0 for rules that do not relax.
+    macs:    multiply-accumulates of the products and convolutions that were executed. A solve to a
+        residual runs until the slowest example of the batch has settled.
+    seconds: the median wall time of the compiled estimate, warm.
+    bytes:   memory that it takes beside its arguments and results; 0 if unknown.
+    """
+
+    sweeps: float
+    macs: float
+    seconds: float
+    bytes: int
+
+
+class CompiledGradient(NamedTuple):
+    """One gradient, compiled and counted, ready to be timed: `call()` computes it."""
+
+    call: Callable[[], Any]
+    sweeps: float
+    macs: float
+    bytes: int
+
+
+def compiled_gradient(
+    rule: LearningRule, params: Params, batch: Batch, state: State, key: Key
+) -> CompiledGradient:
+    """`rule.estimate(params, batch, state, key)`, compiled for these weights.
+
+    Args:
+      params, state: as the rule's `init` gives them, or as training left them: how many sweeps a
+        solve to a residual takes depends on the weights.
+    """
+    args = (params, batch, state, key)
+    compiled = jax.jit(rule.estimate).lower(*args).compile()
+    analysis = compiled.memory_analysis()
+    return CompiledGradient(
+        call=partial(compiled, *args),
+        sweeps=sweeps_of(compiled(*args)[0]),
+        macs=count_macs(rule.estimate, *args),
+        bytes=int(analysis.temp_size_in_bytes) if analysis is not None else 0,
+    )
+
+
+def gradient_costs(gradients: Mapping[str, CompiledGradient]) -> dict[str, GradientCost]:
+    """What each gradient costs; all are timed in turn, under the same load of the machine.
 
     Example:
-      >>> import jax.numpy as jnp
-      >>> count_macs(lambda a, b: a @ b, jnp.ones((2, 3)), jnp.ones((3, 5)))
-      30.0
+      >>> import jax, jax.numpy as jnp
+      >>> from bpeq import costs, layers, rules
+      >>> network = layers.chain(layers.dense(3))
+      >>> params, _ = network.init(jax.random.key(0), (4,))
+      >>> batch = Batch(jnp.ones((2, 4)), jnp.ones((2, 3)))
+      >>> rule = rules.backprop(network, costs.squared_error())
+      >>> gradient = compiled_gradient(rule, params, batch, (), jax.random.key(1))
+      >>> gradient_costs({"BP": gradient})["BP"].macs
+      48.0
     """
-    traced = jax.make_jaxpr(fn)(*args).jaxpr
-    used, _ = dce_jaxpr(traced, [True] * len(traced.outvars))
-    return _count(used, list(trips))
+    seconds = seconds_of([gradient.call for gradient in gradients.values()])
+    return {
+        name: GradientCost(g.sweeps, g.macs, s, g.bytes)
+        for (name, g), s in zip(gradients.items(), seconds, strict=True)
+    }
 
 
-def temporary_bytes(fn: Callable[..., Any], *args: Any) -> int:
-    """Bytes that the compiled `fn(*args)` takes beside its arguments and results; 0 if unknown."""
-    analysis = jax.jit(fn).lower(*args).compile().memory_analysis()
-    return int(analysis.temp_size_in_bytes) if analysis is not None else 0
+def seconds_of(calls: Sequence[Callable[[], Any]], budget: float = 0.5) -> list[float]:
+    """The median wall time of each call, its results awaited; a first one each goes uncounted.
 
+    Calls take turns, so that what else the machine does falls on all of them alike.
 
-def _count(jaxpr: Any, trips: list[float]) -> float:
-    total = 0.0
-    for eqn in jaxpr.eqns:
-        kind = eqn.primitive.name
-        if kind == "dot_general":
-            (contract, _), _ = eqn.params["dimension_numbers"]
-            shared = math.prod(eqn.invars[0].aval.shape[axis] for axis in contract)
-            total += math.prod(eqn.outvars[0].aval.shape) * shared
-        elif kind == "conv_general_dilated":
-            kernel = eqn.invars[1].aval.shape
-            outputs = kernel[eqn.params["dimension_numbers"].rhs_spec[0]]
-            total += math.prod(eqn.outvars[0].aval.shape) * math.prod(kernel) / outputs
-        elif kind == "while":
-            rounds = trips.pop(0) if trips else 1.0
-            total += rounds * _count(eqn.params["body_jaxpr"].jaxpr, trips)
-        elif kind == "cond":
-            total += max(_count(branch.jaxpr, trips) for branch in eqn.params["branches"])
-        else:
-            length = eqn.params["length"] if kind == "scan" else 1
-            total += length * sum(_count(inner, trips) for inner in _inner(eqn.params))
-    return total
-
-
-def _inner(params: dict[str, Any]) -> list[Any]:
-    found = [params[key] for key in ("jaxpr", "call_jaxpr", "fun_jaxpr") if key in params]
-    return [getattr(jaxpr, "jaxpr", jaxpr) for jaxpr in found]
+    Args:
+      calls: of compiled functions, or jitted ones: what the first call compiles is not measured.
+      budget: seconds a call; turns are repeated until all is spent, at least 5 and at most 200
+        times.
+    """
+    for call in calls:
+        jax.block_until_ready(call())
+    spent = np.empty((0, len(calls)))
+    while len(spent) < 5 or (spent.sum() < budget * len(calls) and len(spent) < 200):
+        turn = []
+        for call in calls:
+            began = time.perf_counter()
+            jax.block_until_ready(call())
+            turn.append(time.perf_counter() - began)
+        spent = np.vstack([spent, turn])
+    return np.median(spent, axis=0).tolist()

@@ -1,4 +1,4 @@
-"""Rules side by side: same data order, same initial weights, null controls, costs."""
+"""Rules side by side: same data order, same initial weights, null controls, fidelity, costs."""
 
 from __future__ import annotations
 
@@ -8,15 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from bpeq import experiment, runs
-from bpeq.accounting import count_macs, temporary_bytes
+from bpeq import experiment, runs, tuning
+from bpeq.accounting import CompiledGradient, compiled_gradient, gradient_costs
 from bpeq.config import Config
 from bpeq.layers import cut
-from bpeq.problem import Problem, build
-from bpeq.types import Batch
+from bpeq.loading import saved_params
+from bpeq.probe import before_and_after, first_examples
+from bpeq.problem import Problem, build, seed_keys
+from bpeq.side_by_side import function_of, functions_note, remark
 
 CONTROLS = {
     "linear_readout": "null control: no hidden layer, trained by backprop on {}",
@@ -30,18 +31,23 @@ def compare(
     folder: Path,
     progress: Callable[[str], experiment.Progress] | None = None,
     stop: Callable[[], int | None] = lambda: None,
+    trials: int | None = None,
 ) -> dict[str, Any]:
     """Trains a config under each rule and the null controls, and sets the results side by side.
 
-    The folder gets one run folder a row, named by the rule, and `comparison.json`.
+    The folder gets one run folder a row, named by the rule, and `comparison.json`; with `trials`
+    also tuning/NAME/TRIAL. A row whose training diverges says so under `diverged`, with the cost
+    and the fidelity at the last good weights; the other rows go on.
 
     Args:
       rules: names or dotted paths, each with its own [rules.NAME] settings.
       progress: given a row's name, makes the callback for its run.
+      trials: every row, null controls too, is tuned by as many trials on the validation split
+        before the run that counts (see `tuning.tune`); None: it runs with the config's settings.
 
     Raises:
-      ConfigError, DataError, FileExistsError: before anything is trained. Diverged, Interrupted:
-        after saving; the rows that were finished stay.
+      ConfigError, DataError, FileExistsError: before anything is trained. Interrupted: after
+        saving; the rows that were finished stay.
     """
     configs = {name: config.with_rule(name) for name in rules}
     configs |= _controls(config.for_controls()) if "network" in config.tree else {}
@@ -49,29 +55,78 @@ def compare(
     for name, each in configs.items():
         shared = next(iter(problems.values())).data if problems else None
         problems[name] = build(each, shared)
+        if trials is not None:
+            tuning.check(each, problems[name])
     runs.claim(folder)
     rows: dict[str, Any] = {}
+    tuned: dict[str, Any] = {}
+    gradients: dict[str, CompiledGradient] = {}
     for name, each in configs.items():
+        inside = name.replace(":", ".")
+        if trials is not None:
+            report = progress(f"{name}, tuning") if progress else None
+            place = folder / "tuning" / inside
+            found = tuning.tune(each, problems[name], trials, place, report, stop)
+            configs[name], tuned[name] = found
+            problems[name] = build(configs[name], problems[name].data)
         report = progress(name) if progress else None
-        path = folder / name.replace(":", ".")
-        summary = experiment.run(each, path, report, stop, problems[name])
-        rows[name] = {
-            "metrics": summary["metrics"],
-            "cost": _cost(each, problems[name], summary),
-            "control": name in CONTROLS,
-            "note": _note(name, each),
-        }
+        args = (configs[name], problems[name], folder / inside, report, stop)
+        rows[name], gradients[name] = _row(name, *args)
+    with jax.enable_x64(config.tree["precision"] == "float64"):
+        for name, cost in gradient_costs(gradients).items():
+            rows[name]["cost"] = cost._asdict()
     comparison = {
         "name": config.name,
         "config": config.tree,
         "seeds": config.tree["seeds"],
         "rules": rows,
         "paired": paired(rows),
-        "notes": _notes(configs, problems),
+        **({"tuning": tuned} if trials is not None else {}),
+        "notes": _notes(config, configs, problems),
         "environment": runs.environment(),
     }
     runs.write_json(folder / "comparison.json", comparison)
     return comparison
+
+
+def _row(
+    name: str, config: Config, problem: Problem, folder: Path, progress: Any, stop: Any
+) -> tuple[dict[str, Any], CompiledGradient]:
+    """One rule or control: its training, fidelity before and after, and the gradient to be timed.
+
+    That is one of the first seed's first batch, at the weights that training left.
+    """
+    control, epochs = name in CONTROLS, config.tree["training"]["epochs"]
+    row: dict[str, Any] = {"metrics": {}, "control": control}
+    row["note"] = _control_note(name, config) if control else remark(problem.rule)
+    summary: dict[str, Any] = {}
+    try:
+        summary = experiment.run(config, folder, progress, stop, problem)
+        row |= {"metrics": summary["metrics"], "seconds": summary["seconds"]}
+        said = {name: statistic["mean"] for name, statistic in summary["metrics"].items()}
+    except experiment.Diverged as error:
+        row["diverged"] = str(error)
+        said = {"said": "diverged"}
+    if progress is not None:
+        progress(epochs, epochs, {"said": "measuring"})
+    with jax.enable_x64(config.tree["precision"] == "float64"):
+        trained = saved_params(folder, problem, config.tree["seeds"])
+        if not control:
+            known = summary.get("fidelity")
+            row["fidelity"] = known or before_and_after(config, problem, trained)
+        gradient = _gradient(config, problem, trained)
+    if progress is not None:
+        progress(epochs, epochs, said)
+    return row, gradient
+
+
+def raise_diverged(comparison: dict[str, Any]) -> None:
+    """Raises Diverged with the words of the first row that did, and the names of others."""
+    lost = {name: row["diverged"] for name, row in comparison["rules"].items() if "diverged" in row}
+    if lost:
+        first, *others = lost
+        also = f"; also diverged: {', '.join(others)}" if others else ""
+        raise experiment.Diverged(f"{lost[first]}{also}")
 
 
 def paired(rows: dict[str, Any], level: float = 0.95) -> list[dict[str, Any]]:
@@ -127,48 +182,44 @@ def _controls(config: Config) -> dict[str, Config]:
     return controls
 
 
-def _cost(config: Config, problem: Problem, summary: dict[str, Any]) -> dict[str, float]:
-    """One gradient of one seed's batch, in sweeps, multiply-accumulates, seconds and bytes."""
-    with jax.enable_x64(config.tree["precision"] == "float64"):
-        key = jax.random.key(0)
-        params, state = problem.rule.init(key, problem.init(key))
-        chosen = problem.rows[0][: config.tree["training"]["batch_size"]]
-        dtype = jnp.result_type(float)
-        classes = problem.data.task == "classification"
-        x = jnp.asarray(problem.data.x[chosen], dtype)
-        y = jnp.asarray(problem.data.y[chosen], jnp.int32 if classes else dtype)
-        last = summary["last"]
-        # A rule settles freely first; its other phases follow.
-        phases = sorted((k for k in last if k.startswith("sweeps_")), key="sweeps_free".__ne__)
-        args = (params, Batch(x, y), state, key)
-        # A loop to a residual sweeps once before it starts.
-        macs = count_macs(problem.rule.estimate, *args, trips=[last[k] - 1 for k in phases])
-        memory = temporary_bytes(problem.rule.estimate, *args)
-    seconds = summary["seconds"]["train"] / summary["updates"] / summary["seeds"]
-    return {"sweeps": last.get("sweeps", 0.0), "macs": macs, "seconds": seconds, "bytes": memory}
+def _gradient(config: Config, problem: Problem, trained: Any) -> CompiledGradient:
+    weights_key, rule_key, _ = seed_keys(config.tree["seed"], 1)[0]
+    _, state = problem.rule.init(rule_key, problem.init(weights_key))
+    params = jax.tree.map(lambda leaf: leaf[0], trained)
+    batch = first_examples(config, problem, config.tree["training"]["batch_size"])
+    return compiled_gradient(problem.rule, params, batch, state, rule_key)
 
 
-def _note(name: str, config: Config) -> str:
-    return CONTROLS.get(name, "").format(config.tree["cost"]["name"])
+def _control_note(name: str, config: Config) -> str:
+    return CONTROLS[name].format(config.tree["cost"]["name"])
 
 
-def _notes(configs: dict[str, Config], problems: dict[str, Problem]) -> list[str]:
+def _notes(config: Config, configs: dict[str, Config], problems: dict[str, Problem]) -> list[str]:
     names = [name for name in configs if name not in CONTROLS]
-    relaxing = [name for name in names if problems[name].relaxes]
-    direct = [name for name in names if not problems[name].relaxes]
-    notes = []
-    if relaxing and direct:
-        notes.append(
-            f"{', '.join(direct)} on the feed-forward map and {', '.join(relaxing)} on the settled "
-            "system differentiate different functions of the same parameters."
-        )
+    groups = {name: _function(configs[name], config, problems[name]) for name in names}
+    notes = [functions_note(groups)] if functions_note(groups) else []
     if next(iter(problems.values())).data.train.shape[0] > 1:
         notes.append(
             "Seeds use different splits of one data set, whose training parts overlap: the "
             "intervals are approximate."
         )
     notes.append(
-        "seconds: training time an update and seed, all seeds side by side on this machine; macs: "
-        "one batch's products and convolutions; sweeps: an example's mean, all phases together."
+        "Cost, at the trained weights: sweeps, an example's mean, all phases together; macs, "
+        "products and convolutions of one batch, until its slowest example has settled; seconds, "
+        "the median of warm compiled gradients of one batch, all rows in turn on this machine."
     )
     return notes
+
+
+def _function(config: Config, usual: Config, problem: Problem) -> str:
+    """What function a row differentiates, and how it differs from what the config says of all."""
+    reference = problem.rule.reference
+    settled = "the settled system" if problem.relaxes else "the feed-forward map"
+    said = settled if reference is None else function_of(reference)
+    own = []
+    for section in ["cost", *(["system"] if said == "the settled system" else [])]:
+        here, there = config.tree[section], usual.tree[section]
+        keys = ["name"] if here["name"] != there["name"] else here
+        own += [f"{section}.{key} = {here[key]!r}" for key in keys if here[key] != there.get(key)]
+    own += ["another network"] * (config.tree.get("network") != usual.tree.get("network"))
+    return f"{said} with {', '.join(own)}" if own else said

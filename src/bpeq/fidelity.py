@@ -146,17 +146,20 @@ def judge(estimate: Estimate, exact: Estimate, network: Layer | None = None) -> 
     """An estimate set against an exact one."""
     ours, theirs = grouped(estimate.grads, network), grouped(exact.grads, network)
     rows = {name: closeness(ours[name], theirs[name]) for name in theirs}
-    solves, sweeps = _solves(estimate), 0.0
-    for solve in solves:
-        sweeps += float(np.sum(solve.steps) / np.shape(solve.steps)[-1])
     return Fidelity(
         total=closeness(estimate.grads, exact.grads),
         layers=rows,
-        settled=_settled(solves),
-        sweeps=sweeps,
+        settled=_settled(_solves(estimate)),
+        sweeps=sweeps_of(estimate),
         reference_settled=_settled(_solves(exact)),
         reference_residual=max((float(np.max(s.residual)) for s in _solves(exact)), default=0.0),
     )
+
+
+def sweeps_of(estimate: Estimate) -> float:
+    """An example's mean number of sweeps, all phases together; 0 for rules that do not relax."""
+    solves = _solves(estimate)
+    return sum((float(np.sum(s.steps) / np.shape(s.steps)[-1]) for s in solves), 0.0)
 
 
 def grouped(params: Params, network: Layer | None = None) -> dict[str, Params]:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from bpeq import runs
 from bpeq.config import Config, load
 from bpeq.data import Dataset
-from bpeq.problem import build
+from bpeq.problem import Problem, build
 from bpeq.types import Key, Layer, LearningRule, Params
 
 
@@ -50,14 +50,21 @@ def load_run(folder: Path | str, seed: int = 0) -> LoadedRun:
     if not 0 <= seed < seeds:
         raise ValueError(f"load_run: seed = {seed}: the run has seeds 0 to {seeds - 1}")
     with jax.enable_x64(config.tree["precision"] == "float64"):
-        keys = jax.vmap(jax.random.key)(jnp.arange(seeds))
-
-        def first(key: Key) -> Params:
-            return problem.rule.init(key, problem.init(key))[0]
-
-        template = jax.eval_shape(jax.vmap(first), keys)
-        everyone = jax.tree.map(
-            jnp.asarray, runs.load_arrays(folder / "params.safetensors", template)
-        )
+        everyone = saved_params(folder, problem, seeds)
     params = jax.tree.map(lambda leaf: leaf[seed], everyone)
     return LoadedRun(params, everyone, problem.rule, problem.network, problem.data, config, summary)
+
+
+def saved_params(folder: Path, problem: Problem, seeds: int) -> Params:
+    """Every seed's weights of a run, seeds on axis 0 of each leaf, in the precision in force.
+
+    Raises:
+      DataError: the file is absent, corrupt, or of another network.
+    """
+
+    def first(key: Key) -> Params:
+        return problem.rule.init(key, problem.init(key))[0]
+
+    keys = jax.vmap(jax.random.key)(jnp.arange(seeds))
+    template = jax.eval_shape(jax.vmap(first), keys)
+    return jax.tree.map(jnp.asarray, runs.load_arrays(folder / "params.safetensors", template))

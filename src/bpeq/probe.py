@@ -84,10 +84,11 @@ def entry(found: Fidelity) -> dict[str, Any]:
     }
 
 
-def first_examples(config: Config, problem: Problem) -> Batch:
-    """The first training examples of the first seed, as many as [fidelity] asks for."""
+def first_examples(config: Config, problem: Problem, count: int | None = None) -> Batch:
+    """The first training examples of the first seed; without a count as [fidelity] asks for."""
     rows, data = problem.rows[0], problem.data
-    count = config.tree.get("fidelity", {}).get("examples", min(32, len(rows)))
+    if count is None:
+        count = config.tree.get("fidelity", {}).get("examples", min(32, len(rows)))
     dtype = jnp.result_type(float)
     y = jnp.asarray(data.y[rows[:count]], jnp.int32 if data.task == "classification" else dtype)
     return Batch(jnp.asarray(data.x[rows[:count]], dtype), y)

@@ -19,11 +19,11 @@ FLOORS = [
     ["rules"],
     ["fidelity", "equilibrium", "gdu"],
     ["data"],
-    ["optimizers", "accounting", "training"],
+    ["optimizers", "counting", "accounting", "side_by_side", "training"],
     ["registry", "_schema", "_calls", "_overrides", "_sections", "config"],
     [
         *["problem", "checking", "showing", "probe", "runs", "experiment", "loading"],
-        *["microscope", "comparison"],
+        *["microscope", "tuning", "comparison"],
     ],
     ["report"],
     ["_signals", "_terminal", "_commands", "cli"],

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import json
 import signal
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -18,9 +20,13 @@ from safetensors.numpy import load_file
 from scipy import stats
 
 from bpeq import _signals
-from bpeq.comparison import _controls, paired
+from bpeq.comparison import _controls, _function, paired, raise_diverged
 from bpeq.config import load
+from bpeq.experiment import Diverged
+from bpeq.fidelity import gradient_fidelity
+from bpeq.loading import load_run
 from bpeq.problem import build, seed_keys
+from bpeq.types import Batch
 
 HIDDEN, OUT, BATCH, FREE, NUDGED = 128, 10, 16, 5, 3
 DIGITS = f"""\
@@ -95,6 +101,8 @@ def test_the_folder_has_a_run_a_row_and_the_comparison(folder):
         *ROWS,
         "comparison.json",
         "comparison.csv",
+        "comparison.png",
+        "accuracy_cost.png",
         "report.html",
     }
     for name in ROWS:
@@ -220,19 +228,90 @@ batch_size = 2
 """
 
 
+OWN = """\
+from bpeq.rules import backprop
+from bpeq.types import Cost, Layer, LearningRule
+import jax, jax.numpy as jnp
+
+
+def appends(network: Layer, cost: Cost) -> LearningRule:
+    "Backprop, whose init appends an entry that is drawn from its key and trained beside."
+    rule = backprop(network, cost)
+
+    def init(key, params):
+        return (*params, {"extra": jax.random.normal(key, (7,))}), ()
+
+    def apply(params, x, key=None):
+        return rule.apply(params[:-1], x, key)
+
+    def estimate(params, batch, state, key):
+        found, state = rule.estimate(params[:-1], batch, state, key)
+        grads = (*found.grads, {"extra": params[-1]["extra"]})
+        return found._replace(grads=grads), state
+
+    return LearningRule("appends", init, apply, estimate, note="drags an entry along")
+"""
+
+
+def with_own(tmp_path: Path, name: str) -> tuple[Path, str]:
+    """The XOR config beside a module of that name, and the rule in it."""
+    (tmp_path / "c.toml").write_text(
+        XOR + '\n[rules.vector_field_eqprop]\nsystem.feedback="untied"\n'
+    )
+    (tmp_path / f"{name}.py").write_text(OWN)
+    return tmp_path / "c.toml", f"{name}:appends"
+
+
+FEEDBACK = {"3.feedback.dense_2.0.w", "3.feedback.dense_2.0.b"}
+
+
+def named(folder: Path) -> dict[str, np.ndarray]:
+    """The weights that a run saved, by their place in params."""
+    return load_file(folder / "params.safetensors")
+
+
 @pytest.mark.usefixtures("no_pictures")
-def test_compared_rules_and_the_frozen_control_start_from_the_same_weights(call, tmp_path):
-    (tmp_path / "c.toml").write_text(XOR)
+def test_rules_start_from_the_same_weights_whatever_they_append_to_them(call, tmp_path):
+    config, own = with_own(tmp_path, "appends_at_start")
     out = tmp_path / "out"
-    said = call("compare", tmp_path / "c.toml", "--rules", "eqprop,backprop", "--out", out)
+    said = call("compare", config, f"--rules=backprop,vector_field_eqprop,{own}", "--out", out)
     assert (said.code, said.err) == (0, [])
     start = drawn(out / "backprop")
     assert len({seed.tobytes() for seed in start[3, 2, 3]}) == 3
-    for name in ("eqprop", "backprop", "frozen_hidden"):
-        weights = kept(out / name)
-        assert set(weights) == set(start) == {(3, 2, 3), (3, 3), (3, 3, 1), (3, 1)}
-        for shape, array in start.items():
-            np.testing.assert_array_equal(weights[shape], array)
+    places = {"0.w": (3, 2, 3), "0.b": (3, 3), "2.w": (3, 3, 1), "2.b": (3, 1)}
+    appended = {"vector_field_eqprop": FEEDBACK, own: {"3.extra"}}
+    for name in ("backprop", "frozen_hidden", "vector_field_eqprop", own):
+        weights = named(out / name.replace(":", "."))
+        assert set(weights) - set(places) == appended.get(name, set())
+        for place, shape in places.items():
+            np.testing.assert_array_equal(weights[place], start[shape])
+    assert read(out)["rules"][own]["note"] == "drags an entry along"
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_rules_see_the_same_batches_in_the_same_order(call, tmp_path):
+    """Two rules of one gradient, one of them with an entry more, end at the same weights; another
+    order of the rows, which is what another seed has, ends elsewhere."""
+    config, own = with_own(tmp_path, "appends_in_order")
+    out = tmp_path / "out"
+    argv = ["compare", config, f"--rules=backprop,{own}", "--out", out]
+    sets = [
+        "optimizer.learning_rate=0.5",
+        "training.epochs=20",
+        "network.layers.0.bias_init='zeros'",
+    ]
+    said = call(*argv, *(word for each in sets for word in ("--set", each)))
+    assert (said.code, said.err) == (0, [])
+    a, b = named(out / "backprop"), named(out / own.replace(":", "."))
+    start = drawn(out / "backprop")
+    assert float(np.abs(a["0.w"] - start[3, 2, 3]).max()) > 0.1
+    for place, weights in a.items():
+        np.testing.assert_allclose(b[place], weights, rtol=0, atol=1e-6)
+    orders = [
+        np.asarray(jax.random.permutation(jax.random.fold_in(k, 1), 4))
+        for k in seed_keys(0, 3)[:, 2]
+    ]
+    assert len({order.tobytes() for order in orders}) > 1
 
 
 def test_every_two_rows_are_compared_once(found):
@@ -327,20 +406,77 @@ def test_sweeps_are_those_of_all_phases_and_none_for_backprop(found):
     }
 
 
-def test_seconds_are_training_time_by_update_and_seed(folder, found):
+def test_seconds_and_bytes_are_of_one_gradient_and_training_time_stands_beside(folder, found):
     for name, row in found["rules"].items():
         summary = json.loads((folder / name / "summary.json").read_text())
-        per_epoch = summary["data"]["train"] // BATCH
-        assert summary["updates"] == 2 * per_epoch
-        assert row["cost"]["seconds"] == summary["seconds"]["train"] / summary["updates"] / 3
+        assert row["seconds"] == summary["seconds"]
+        assert 0 < row["cost"]["seconds"] < 0.5
         assert row["cost"]["bytes"] > 0
 
 
-def test_the_notes_say_that_the_rules_differentiate_different_functions(found):
+# --- fidelity ----------------------------------------------------------------------------------
+
+
+def test_every_rule_has_its_fidelity_before_and_after_training_and_no_control_has(folder, found):
+    """From the weights that the run saved, and from those that its seed draws."""
+    assert [name for name, row in found["rules"].items() if "fidelity" in row] == ROWS[:2]
+    for name in ROWS[:2]:
+        run, known = load_run(folder / name), found["rules"][name]["fidelity"]
+        keys = seed_keys(0, 1)[0]
+        network = run.config.build_network()
+        with jax.enable_x64(False):
+            rows = run.data.train[0][:32]
+            y = jnp.asarray(run.data.y[rows], jnp.int32)
+            batch = Batch(jnp.asarray(run.data.x[rows], jnp.float32), y)
+            first = network.init(keys[0], run.data.x.shape[1:])[0]
+            for end, params in (("initial", first), ("trained", run.params)):
+                own, state = run.rule.init(keys[1], params)
+                alone = gradient_fidelity(
+                    run.rule, own, batch, key=keys[1], state=state, network=network
+                )
+                assert known[end]["cosine"] == pytest.approx(alone.total.cosine, rel=1e-5)
+                layers = {k: v["relative_error"] for k, v in known[end]["layers"].items()}
+                expected = {k: v.relative_error for k, v in alone.layers.items()}
+                assert layers == pytest.approx(expected, rel=1e-3, abs=1e-6)
+        assert known["examples"] == 32
+    exact, ours = (found["rules"][name]["fidelity"] for name in ROWS[:2])
+    assert exact["trained"]["relative_error"] < 1e-5
+    assert ours["initial"]["relative_error"] > 1e-3
+
+
+# --- notes -------------------------------------------------------------------------------------
+
+
+def test_the_notes_say_which_rules_differentiate_which_functions(found):
     assert (
         "backprop on the feed-forward map and eqprop on the settled system differentiate different "
-        "functions of the same parameters." in found["notes"]
+        "functions." in found["notes"]
     )
+
+
+def functions(tmp_path: Path, rules: list[str], text: str = "") -> dict[str, str]:
+    (tmp_path / "c.toml").write_text(XOR + text)
+    config = load(tmp_path / "c.toml")
+    configs = {name: config.with_rule(name) for name in rules}
+    return {name: _function(each, config, build(each)) for name, each in configs.items()}
+
+
+def test_rules_are_grouped_by_the_function_that_they_differentiate(tmp_path):
+    rules = ["backprop", "autodiff", "eqprop", "asymmetric_eqprop", "bptt", "vector_field_eqprop"]
+    own = (
+        '\n[rules.asymmetric_eqprop]\nsystem.feedback = "untied"\n'
+        '[rules.bptt]\nsystem = { name = "predictive" }\nsweeps = 3\n'
+        '[rules.autodiff]\nnetwork.layers = ["dense(4)", "tanh", "dense(1)"]\n'
+        "[rules.vector_field_eqprop]\nbeta = 0.3\n"
+    )
+    assert functions(tmp_path, rules, own) == {
+        "backprop": "the feed-forward map",
+        "autodiff": "the feed-forward map with another network",
+        "eqprop": "the settled system",
+        "asymmetric_eqprop": "the settled system with system.feedback = 'untied'",
+        "bptt": "the settled system with system.name = 'predictive'",
+        "vector_field_eqprop": "the settled system",
+    }
 
 
 # --- ends that are not the planned one ---------------------------------------------------------
@@ -360,13 +496,42 @@ def test_a_signal_ends_a_comparison_with_130_and_keeps_what_there_is(call, tmp_p
     assert (out / "backprop" / "params.safetensors").exists()
 
 
-def test_a_diverging_row_ends_a_comparison_with_4(call, tmp_path):
-    (tmp_path / "c.toml").write_text(XOR)
-    out = tmp_path / "out"
-    argv = ["compare", tmp_path / "c.toml", "--rules=backprop", "--out", out]
-    said = call(*argv, *("--set", "optimizer.learning_rate=1e9"), *("--set", "training.epochs=30"))
+@pytest.fixture(scope="module")
+def diverged(call, tmp_path_factory) -> tuple[Any, Path]:
+    """What was said where the first one of two rules diverged, and the folder."""
+    folder = tmp_path_factory.mktemp("diverged")
+    (folder / "c.toml").write_text(f"{XOR}\n[rules.autodiff]\noptimizer.learning_rate = 1e9\n")
+    argv = ["compare", folder / "c.toml", "--rules=autodiff,backprop", "--set=seeds=2"]
+    return call(*argv, "--out", folder / "out", "--set", "training.epochs=30"), folder
+
+
+def test_a_diverging_row_ends_a_comparison_with_4_and_one_line(diverged):
+    said, folder = diverged
     assert said.code == 4
     (line,) = said.err
-    assert line.startswith(f"bpeq: {tmp_path}/c.toml: diverged in epoch ")
-    assert line.endswith(f" are in {out}/backprop/params.safetensors")
-    assert not (out / "comparison.json").exists()
+    assert line.startswith(f"bpeq: {folder}/c.toml: diverged in epoch ")
+    assert line.endswith(f" are in {folder}/out/autodiff/params.safetensors")
+
+
+def test_the_rows_beside_a_diverging_one_go_on(diverged):
+    said, folder = diverged
+    rows = read(folder / "out")["rules"]
+    names = ["autodiff", "backprop", "linear_readout", "frozen_hidden"]
+    assert list(rows) == names
+    for name, row in rows.items():
+        assert ("diverged" in row) == (name == "autodiff") == (row["metrics"] == {})
+        assert set(row["cost"]) == {"sweeps", "macs", "seconds", "bytes"}
+    assert rows["autodiff"]["cost"]["macs"] == rows["backprop"]["cost"]["macs"]
+    assert rows["autodiff"]["fidelity"]["initial"]["relative_error"] < 1e-5
+    pairs = {frozenset((pair["a"], pair["b"])) for pair in read(folder / "out")["paired"]}
+    others = [name for name in names if name != "autodiff"]
+    assert pairs == {frozenset(pair) for pair in itertools.combinations(others, 2)}
+    assert (folder / "out" / "report.html").exists()
+    assert "autodiff diverged and has no result" in " ".join(said.out.split())
+
+
+def test_all_rows_that_diverged_are_named(tmp_path):
+    rows = {"a": {"diverged": "c.toml: too fast"}, "b": {}, "c": {"diverged": "c.toml: too"}}
+    with pytest.raises(Diverged, match=r"^c\.toml: too fast; also diverged: c$"):
+        raise_diverged({"rules": rows})
+    raise_diverged({"rules": {"b": {}}})

@@ -22,10 +22,14 @@ from bpeq.report import _scales as scales
 from bpeq.report import (
     comparison_table,
     run_table,
+    tuning_table,
     write_comparison_report,
     write_report,
     write_run_report,
 )
+from bpeq.report._metrics import metric
+from bpeq.report._rows import rows
+from bpeq.report._tradeoff import tradeoffs
 from bpeq.types import DataError
 
 LONG = "my_laboratory.learning_rules.experimental:direct_random_target_projection_with_momentum"
@@ -291,9 +295,12 @@ def test_comparison_page_says_what_the_json_says(written: Path) -> None:
     assert "2.09 2.12 2.03 2.17 1.98" in page.text  # each seed of backprop
     assert '"name": "adam"' in page.text
     assert "cpu_count 2" in page.text
-    dots, differences, error, loss = page.alts
+    dots, differences, macs, seconds, error, loss = page.alts
     assert "backprop 2.08 ± 0.07 %; eqprop 2.21 ± 0.07 %; linear_readout 3.19" in dots
     assert "eqprop − backprop +0.13" in differences
+    assert macs.startswith("Test error, % over multiply-accumulates of a gradient, millions: ")
+    assert "backprop 2.08 ± 0.07 % at 1.23; eqprop 2.21 ± 0.07 % at 1.23; linear_readout" in macs
+    assert "backprop 2.08 ± 0.07 % at 8.21; eqprop 2.21 ± 0.07 % at 12.1" in seconds
     assert error.startswith("test error, % from epoch 1 to 30.")
     assert "linear_readout: " in loss
 
@@ -451,18 +458,222 @@ def test_of_a_repeated_epoch_the_later_line_counts(tmp_path: Path) -> None:
     ]
 
 
-def test_pairs_with_nulls_come_last_and_long_lists_are_cut(tmp_path: Path) -> None:
-    names = [*(f"rule{i}" for i in range(6)), "frozen_hidden"]
+def test_pairs_with_the_frozen_control_come_first_and_long_lists_are_cut(tmp_path: Path) -> None:
+    names = [*(f"rule{i}" for i in range(6)), "linear_readout", "frozen_hidden"]
     pairs = [{**PAIRED[0], "a": a, "b": b} for i, a in enumerate(names) for b in names[i + 1 :]]
-    rules = {name: (digits()[0], name == "frozen_hidden") for name in names}
+    rules = {name: (digits()[0], name in names[6:]) for name in names}
     whole = comparison(rules, paired=pairs[::-1])
     page = Page(write_comparison_report(write_comparison(tmp_path, whole, {})))
     shown = re.findall(r"(\w+) − (\w+) \+0\.13 −0\.20 to", page.text)
     assert len(shown) == 12
-    assert all("rule0" in pair for pair in shown[:5])
-    assert "frozen_hidden" not in {name for pair in shown for name in pair}
-    assert "12 of 21 pairs; all are in comparison.json." in page.text
-    assert "6 of 21 pairs; all are in comparison.json." in " ".join(show(comparison_table(whole)))
+    assert sorted(shown[:6]) == [(f"rule{i}", "frozen_hidden") for i in range(6)]
+    assert sorted(shown[6:11]) == [("rule0", f"rule{i}") for i in range(1, 6)]
+    assert not {"linear_readout", "frozen_hidden"} & set(shown[11])
+    assert "12 of 28 pairs; all are in comparison.json." in page.text
+    assert "6 of 28 pairs; all are in comparison.json." in " ".join(show(comparison_table(whole)))
+
+
+def test_every_rule_is_set_against_the_frozen_control_however_many_they_are(tmp_path: Path) -> None:
+    names = [*(f"rule{i}" for i in range(20)), "frozen_hidden"]
+    pairs = [{**PAIRED[0], "a": a, "b": b} for i, a in enumerate(names) for b in names[i + 1 :]]
+    whole = comparison({n: (digits(1)[0], n == names[-1]) for n in names}, paired=pairs)
+    page = Page(write_comparison_report(write_comparison(tmp_path, whole, {})))
+    shown = re.findall(r"(\w+) − (\w+) \+0\.13 −0\.20 to", page.text)
+    assert sorted(shown) == sorted((name, "frozen_hidden") for name in names[:-1])
+
+
+def test_rules_that_beat_the_frozen_control_and_those_that_do_not_are_told_by_interval() -> None:
+    """By mean, `close` and `luck` are better than the control; by interval neither is."""
+    rules = {"good": 0.015, "close": 0.025, "luck": 0.02, "bad": 0.04, "frozen_hidden": 0.027}
+    intervals = {"good": (-0.02, -0.004), "close": (-0.006, 0.002), "luck": (-0.02, 1e-9)}
+    paired = [
+        {"a": name, "b": "frozen_hidden", "metric": "test_error", "mean": rules[name] - 0.027,
+         "low": low, "high": high, "level": 0.9, "n": 5}
+        for name, (low, high) in {**intervals, "bad": (0.001, 0.02)}.items()
+    ]  # fmt: skip
+    paired.append({**paired[0], "a": "good", "b": "bad"})  # says nothing of the control
+    made = {n: (digits(level=v)[0], n == "frozen_hidden") for n, v in rules.items()}
+    said = " ".join(show(comparison_table(comparison(made, paired=paired))))
+    assert (
+        "Beat the null control frozen_hidden (2.69 % test error) by the 90 % interval: good."
+        in said
+    )
+    assert (
+        "Do not beat the null control frozen_hidden (2.69 % test error), whose hidden layers stay "
+        "random: close, luck (the 90 % interval of the difference contains 0); bad (worse)." in said
+    )
+    assert "No better than" not in said
+
+
+def near(relative: float, cosine: float, **layers: tuple[float, float]) -> dict[str, Any]:
+    """An end of a row's `fidelity`."""
+    measures = {"norm_ratio": 1.0, "sign_agreement": 1.0}
+    inner = {k: {"relative_error": r, "cosine": c, **measures} for k, (r, c) in layers.items()}
+    whole = {"relative_error": relative, "cosine": cosine, **measures, "layers": inner}
+    return {**whole, "converged": 0.938, "sweeps": 40.0, "reference": "recurrent_backprop"}
+
+
+def compared_with_fidelity() -> dict[str, Any]:
+    rules = {"backprop": (digits()[0], False), "eqprop": (digits()[0], False)}
+    whole = comparison({**rules, "own": (digits()[0], False), "frozen_hidden": (digits()[0], True)})
+    whole["rules"]["eqprop"]["fidelity"] = {
+        "initial": near(0.154, 0.98943, dense_1=(0.171, 0.98867), dense_2=(0.148, 0.99032)),
+        "trained": {
+            **near(0.455, 0.92566, dense_1=(0.494, 0.92421), dense_2=(0.437, 0.92871)),
+            "own_objective": near(0.0123, 0.99991),
+        },
+    }
+    whole["rules"]["own"]["fidelity"] = {
+        "initial": {"note": "no exact reference"},
+        "trained": {"note": "no exact reference"},
+    }
+    return whole
+
+
+def test_fidelity_is_shown_before_and_after_training_in_total_and_by_layer(tmp_path: Path) -> None:
+    folder = write_comparison(tmp_path, compared_with_fidelity(), {})
+    page = Page(write_comparison_report(folder))
+    assert "eqprop 0.154 0.455 0.98943 0.92566 93.8" in page.text
+    assert "dense_1 0.171 0.494 0.98867 0.92421" in page.text
+    assert "dense_2 0.148 0.437 0.99032 0.92871" in page.text
+    assert "of its own objective — 0.0123 — 0.99991" in page.text
+    with (folder / "comparison.csv").open(newline="") as file:
+        rows = {row["rule"]: row for row in csv.DictReader(file)}
+    found = [float(rows["eqprop"][f"{end}_relative_error"]) for end in ("initial", "trained")]
+    assert found == [0.154, 0.455]
+    assert rows["eqprop"]["trained_cosine"] == "0.92566"
+    assert rows["own"]["trained_cosine"] == rows["backprop"]["trained_cosine"] == ""
+
+
+def test_the_terminal_shows_the_error_and_the_worst_layer_after_training() -> None:
+    lines = show(comparison_table(compared_with_fidelity()))
+    assert max(map(len, lines)) <= 80
+    rows = {line.split("  ")[0]: re.split(r"\s{2,}", line) for line in lines}
+    assert rows["eqprop"][1:4] == ["2.09 ± 0.07", "0.46", "0.9242"]
+    assert rows["own"][1:4] == ["2.09 ± 0.07", "—", "—"]
+    assert rows["frozen_hidden"][1:3] == ["2.09 ± 0.07", "0"]
+
+
+def test_a_row_that_diverged_says_so(tmp_path: Path) -> None:
+    whole = comparison({"backprop": (digits()[0], False), "eqprop": ({}, False)}, paired=[])
+    whole["rules"]["eqprop"]["diverged"] = "c.toml: diverged in epoch 3"
+    page = Page(write_comparison_report(write_comparison(tmp_path, whole, {})))
+    assert "eqprop diverged and has no result: c.toml: diverged in epoch 3." in page.text
+    assert "eqprop diverged" in page.text
+    assert "did not finish" not in page.text
+    assert re.search(r"eqprop\s+diverged", "\n".join(show(comparison_table(whole))))
+
+
+def test_notes_of_rules_stand_in_table_and_page(tmp_path: Path) -> None:
+    whole = comparison({"backprop": (digits()[0], False)})
+    whole["rules"]["backprop"]["note"] = "is backprop"
+    page = Page(write_comparison_report(write_comparison(tmp_path, whole, {})))
+    assert "backprop: is backprop" in page.text
+    assert "backprop: is backprop" in show(comparison_table(whole))
+
+
+# --- error against cost ------------------------------------------------------------------------
+
+
+def drawn(panel: Any) -> Any:
+    """The axes of a panel, drawn as a picture would have them."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(4.9, panel.height))
+    FigureCanvasAgg(figure)
+    axes = figure.add_axes((0.12, 0.15, 0.6, 0.75))
+    panel.draw(axes)
+    figure.canvas.draw()
+    return axes
+
+
+def test_error_over_cost_has_each_rule_at_its_figures_and_controls_as_lines() -> None:
+    made = {name: digits(level=level)[0] for name, level in LEVELS.items()}
+    whole = comparison({name: (made[name], "_" in name) for name in LEVELS})
+    whole["rules"]["eqprop"]["cost"]["macs"] = 5e6
+    found = rows(whole)
+    for panel, key, scale in zip(
+        tradeoffs(found, metric("test_error")), ("macs", "seconds"), (1e-6, 1e3), strict=True
+    ):
+        axes = drawn(panel)
+        for bars, name in zip(axes.containers, ("backprop", "eqprop"), strict=True):
+            dot, _, (line,) = bars
+            mean, std = (100 * made[name]["test_error"][k] for k in ("mean", "std"))
+            at = whole["rules"][name]["cost"][key] * scale
+            assert dot.get_xydata().ravel().tolist() == pytest.approx([at, mean])
+            (ends,) = line.get_segments()
+            np.testing.assert_allclose(ends[:, 1], [mean - std, mean + std])
+        means = [100 * made[name]["test_error"]["mean"] for name in LEVELS if "_" in name]
+        flat = [line.get_ydata()[0] for line in axes.lines if list(line.get_xdata()) == [0, 1]]
+        np.testing.assert_allclose(flat, means)
+
+
+def test_names_beside_points_cover_neither_each_other_nor_the_points() -> None:
+    """Twelve rules of nearly one cost and one error."""
+    rules = {f"rule_number_{i}": (digits(level=0.02 + 1e-4 * i)[0], False) for i in range(12)}
+    whole = comparison(rules)
+    for i, row in enumerate(whole["rules"].values()):
+        row["cost"] = {"macs": 1e6 * (1 + 0.05 * (i % 3))}
+    (panel,) = tradeoffs(rows(whole), metric("test_error"))
+    axes = drawn(panel)
+    boxes = [text.get_window_extent() for text in axes.texts]
+    assert len(boxes) == 12
+    spots = [axes.transData.transform(bars[0].get_xydata()[0]) for bars in axes.containers]
+    for i, box in enumerate(boxes):
+        assert not any(box.shrunk(1.0, 0.7).overlaps(other.shrunk(1.0, 0.7)) for other in boxes[:i])
+        assert not any(box.shrunk(1.0, 0.8).contains(*spot) for spot in spots)
+
+
+def test_a_rule_without_a_figure_is_named_below_the_picture(tmp_path: Path) -> None:
+    whole = comparison({"backprop": (digits()[0], False), "eqprop": ({}, False)})
+    page = Page(write_comparison_report(write_comparison(tmp_path, whole, {})))
+    assert "Not drawn, for want of a figure: eqprop." in page.text
+    assert pixels(tmp_path / "accuracy_cost.png").std() > 0.02
+
+
+# --- tuning ------------------------------------------------------------------------------------
+
+
+def tuned(**more: Any) -> dict[str, Any]:
+    trials = [
+        {"settings": {"optimizer.learning_rate": 0.01, "rule.beta": 0.2}, "validation_error": 0.05},
+        {"settings": {"optimizer.learning_rate": 0.09, "rule.beta": 0.1}, "validation_error": None,
+         "failed": "diverged in epoch 2"},
+        {"settings": {"optimizer.learning_rate": 0.0023, "rule.beta": 0.41},
+         "validation_error": 0.0321},
+    ]  # fmt: skip
+    whole = comparison({"eqprop": (digits()[0], False)})
+    entry = {"metric": "validation_error", "chosen": 2, "trials": trials, **more}
+    return {**whole, "tuning": {"eqprop": entry}}
+
+
+def test_the_chosen_settings_stand_in_table_and_page_with_every_trial(tmp_path: Path) -> None:
+    lines = show(tuning_table(tuned()))
+    assert max(map(len, lines)) <= 80
+    row = re.split(r"\s{2,}", next(line for line in lines if line.startswith("eqprop")))
+    assert row == ["eqprop", "learning_rate 0.0023, beta", "3.21", "5.00", "1"]
+    assert "3 trials for every rule and null control" in " ".join(lines)
+    page = Page(write_comparison_report(write_comparison(tmp_path, tuned(), {})))
+    assert "eqprop learning_rate 0.0023, beta 0.41 3.21 5.00 1" in page.text
+    assert "learning_rate 0.09, beta 0.1: diverged in epoch 2" in page.text
+    assert "learning_rate 0.0023, beta 0.41: 3.21 %" in page.text
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"chosen": 3}, r"tuning\.eqprop\.chosen: must be the number of a trial"),
+        ({"trials": {}}, r"tuning\.eqprop\.trials: must be a list"),
+        (
+            {"trials": [{"settings": {"a": "b"}}]},
+            r"tuning\.eqprop\.trials\.0\.settings\.a: must be",
+        ),
+    ],
+)
+def test_corrupt_tuning_is_named(tmp_path: Path, more: dict, message: str) -> None:
+    with pytest.raises(DataError, match=rf"comparison\.json: {message}"):
+        write_comparison_report(write_comparison(tmp_path, tuned(**more), {}))
 
 
 def test_the_folder_of_a_dotted_rule_is_found(tmp_path: Path) -> None:
@@ -470,7 +681,7 @@ def test_the_folder_of_a_dotted_rule_is_found(tmp_path: Path) -> None:
     whole = comparison({LONG: (metrics, False)})
     write_run(tmp_path / LONG.replace(":", "."), metrics, curves)
     page = Page(write_comparison_report(write_comparison(tmp_path, whole, {})))
-    assert [alt.partition(" from")[0] for alt in page.alts[1:]] == ["test error, %", "train loss"]
+    assert [alt.partition(" from")[0] for alt in page.alts[3:]] == ["test error, %", "train loss"]
 
 
 def test_sweeps_share_a_panel_where_they_vary(tmp_path: Path) -> None:

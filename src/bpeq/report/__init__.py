@@ -12,11 +12,13 @@ from bpeq.report._fidelity import write_fidelity_report
 from bpeq.report._fidelity_table import fidelity_table
 from bpeq.report._run import write_run_report
 from bpeq.report._tables import comparison_table, run_table
+from bpeq.report._tuning import tuning_table
 
 __all__ = [
     "comparison_table",
     "fidelity_table",
     "run_table",
+    "tuning_table",
     "write_comparison_report",
     "write_fidelity_report",
     "write_report",

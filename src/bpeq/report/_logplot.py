@@ -84,9 +84,9 @@ def line_panel(
     xs, ys = np.asarray(points, np.float64).T
 
     def draw(axes: Axes) -> None:
-        _log_axis(axes.yaxis, ys)
+        log_axis(axes.yaxis, ys)
         if log_x:
-            _log_axis(axes.xaxis, xs)
+            log_axis(axes.xaxis, xs)
         else:
             _whole_axis(axes, xs)
         if more is not None:
@@ -129,7 +129,7 @@ def guide(axes: Axes, curve: Callable[[Floats], Floats], last: float, text: str)
 def fold(names: Sequence[str]) -> list[str]:
     """Names for the right edge: long ones on several lines, or abbreviated where there are many."""
     folded = [folded_name(abbreviate(name, 3 * _LONGEST), _LONGEST) for name in names]
-    if len(names) * max(text.count("\n") + 1 for text in folded) <= _MOST_LINES:
+    if len(names) * max((text.count("\n") + 1 for text in folded), default=0) <= _MOST_LINES:
         return folded
     return [abbreviate(name, 20) for name in names]
 
@@ -141,7 +141,8 @@ def wide(low: float, high: float) -> tuple[float, float]:
     return low / edge, high * edge
 
 
-def _log_axis(axis: Any, values: Floats) -> None:
+def log_axis(axis: Any, values: Floats) -> None:
+    """Makes an axis logarithmic, with limits and ticks that suit the values."""
     low, high = wide(float(values.min()), float(values.max()))
     name = axis.axis_name
     axis.axes.set(**{f"{name}scale": "log", f"{name}lim": log_limits(low, high)})

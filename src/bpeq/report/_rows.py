@@ -7,9 +7,13 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from bpeq.report import _numbers as n
+from bpeq.report._fidelity_read import Rule, rule
 from bpeq.report._metrics import Metric, Stat, metric, ordered, primary, stats
 from bpeq.report._read import mapping, number
 from bpeq.types import DataError
+
+FROZEN = "frozen_hidden"
+"""The null control that a rule whose hidden layers learn must beat."""
 
 COSTS = {
     "sweeps": ("sweeps", n.plain),
@@ -20,13 +24,22 @@ COSTS = {
 
 
 class Row(NamedTuple):
-    """One rule: figures by metric, cost by name (NaN where it is not known), what is said of it."""
+    """One rule: figures by metric, cost by name (NaN where it is not known), what is said of it.
+
+    fidelity: with initial and with trained parameters, those that are known; own: the same against
+    the rule's own objective, where it follows another one. training: seconds, NaN if not known.
+    diverged: how its training ended, where it did not end well.
+    """
 
     name: str
     control: bool
     stats: dict[str, Stat]
     cost: dict[str, float]
     note: str
+    fidelity: dict[str, Rule]
+    own: dict[str, Rule]
+    training: float
+    diverged: str
 
 
 class Difference(NamedTuple):
@@ -42,9 +55,14 @@ class Difference(NamedTuple):
     n: int
 
     @property
+    def judged(self) -> bool:
+        """Whether the interval is finite."""
+        return math.isfinite(self.low + self.high)
+
+    @property
     def resolved(self) -> bool:
         """Whether the interval is finite and leaves out zero."""
-        return math.isfinite(self.low + self.high) and (self.low > 0 or self.high < 0)
+        return self.judged and (self.low > 0 or self.high < 0)
 
     @property
     def title(self) -> str:
@@ -58,7 +76,7 @@ class Difference(NamedTuple):
     @property
     def verdict(self) -> str:
         """What the interval allows one to say of `a`."""
-        if not math.isfinite(self.low + self.high):
+        if not self.judged:
             return "not judged"
         if not self.resolved:
             return "not distinguishable"
@@ -68,7 +86,7 @@ class Difference(NamedTuple):
 
     def says(self) -> str:
         """The verdict as a clause with its reason."""
-        if not math.isfinite(self.low + self.high):
+        if not self.judged:
             return "not judged: too few finite pairs of seeds"
         if not self.resolved:
             return "not distinguishable: the interval contains 0"
@@ -85,6 +103,8 @@ def rows(comparison: dict[str, Any]) -> list[Row]:
     for name, entry in mapping(comparison.get("rules"), "rules").items():
         fields = mapping(entry, f"rules.{name}")
         cost = mapping(fields.get("cost"), f"rules.{name}.cost")
+        seconds = mapping(fields.get("seconds"), f"rules.{name}.seconds")
+        ends = mapping(fields.get("fidelity"), f"rules.{name}.fidelity")
         found.append(
             Row(
                 name,
@@ -92,9 +112,25 @@ def rows(comparison: dict[str, Any]) -> list[Row]:
                 stats(fields.get("metrics"), f"rules.{name}.metrics"),
                 {k: number(v, f"rules.{name}.cost.{k}") for k, v in cost.items()},
                 str(fields.get("note") or ""),
+                _fidelity(name, ends, f"rules.{name}.fidelity"),
+                _fidelity(name, ends, f"rules.{name}.fidelity", "own_objective"),
+                number(seconds.get("train"), f"rules.{name}.seconds.train"),
+                str(fields.get("diverged") or ""),
             )
         )
     return sorted(found, key=lambda row: row.control)
+
+
+def _fidelity(name: str, ends: dict[str, Any], where: str, part: str = "") -> dict[str, Rule]:
+    """Before and after training; nothing for a rule that has no exact gradient to compare with."""
+    read = {}
+    for end in ("initial", "trained"):
+        entry, place = mapping(ends.get(end), f"{where}.{end}"), f"{where}.{end}"
+        if part:
+            entry, place = mapping(entry.get(part), f"{place}.{part}"), f"{place}.{part}"
+        if "relative_error" in entry:
+            read[end] = rule(name, entry, place)
+    return read
 
 
 def lead(found: list[Row]) -> Metric | None:
@@ -130,7 +166,7 @@ def plotted(found: list[Row], measured: Metric | None) -> Metric | None:
 
 
 def differences(comparison: dict[str, Any]) -> list[Difference]:
-    """`paired` of comparison.json: rules first, then against null controls, then among those.
+    """`paired` of comparison.json: rules against the frozen control, then rules, then the others.
 
     Within each kind those with the first rule come first, so that the head of the list says most.
 
@@ -152,45 +188,17 @@ def differences(comparison: dict[str, Any]) -> list[Difference]:
         found.append(Difference(a, b, measured, mean, low, high, level, pairs))
     rules = rows(comparison)
     nulls, first = {row.name for row in rules if row.control}, rules[0].name if rules else ""
-    return sorted(found, key=lambda d: (len(nulls & {d.a, d.b}), first not in (d.a, d.b)))
+
+    def place(d: Difference) -> tuple[bool, int, bool]:
+        of_nulls = nulls & {d.a, d.b}
+        return of_nulls != {FROZEN}, len(of_nulls), first not in (d.a, d.b)
+
+    return sorted(found, key=place)
 
 
 def omitted(shown: int, of: int) -> str:
     """What to say below a list of `shown` pairs; nothing where these are all."""
     return f"{shown} of {of} pairs; all are in comparison.json." if shown < of else ""
-
-
-def notes(comparison: dict[str, Any], found: list[Row], measured: Metric | None) -> list[str]:
-    """The comparison's own notes, then what its figures say: nulls unbeaten, seeds lost."""
-    said = [str(note) for note in comparison.get("notes") or []]
-    if measured is None:
-        return [*said, "No rule has any result: none of the runs finished."]
-    controls = [row for row in found if row.control and _mean(row, measured) is not None]
-    if controls and measured.better:
-        best = max(controls, key=lambda row: measured.better * (_mean(row, measured) or 0.0))
-        bar = _mean(best, measured) or 0.0
-        weak = [
-            row.name
-            for row in found
-            if not row.control
-            and (mean := _mean(row, measured)) is not None
-            and measured.better * (mean - bar) <= 0
-        ]
-        if weak:
-            said.append(
-                f"No better than the null control {best.name} ({measured.show(bar)}"
-                f"{unit_after(measured)} {measured.label}): {', '.join(weak)}."
-            )
-    for row in found:
-        stat = row.stats.get(measured.name)
-        if stat is None:
-            said.append(f"{row.name} has no {measured.label}: its run did not finish.")
-        elif stat.lost:
-            said.append(
-                f"{row.name}: the {measured.label} of {stat.lost} of {len(stat.values)} seeds "
-                "is not finite."
-            )
-    return said
 
 
 def unit_after(m: Metric) -> str:
@@ -205,6 +213,7 @@ def interval(d: Difference) -> str:
     return f"{d.metric.difference(d.low)} to {d.metric.difference(d.high)}"
 
 
-def _mean(row: Row, m: Metric) -> float | None:
+def mean_of(row: Row, m: Metric) -> float | None:
+    """The mean over seeds; None where there is none, or it is not finite."""
     stat = row.stats.get(m.name)
     return stat.mean if stat is not None and math.isfinite(stat.mean) else None

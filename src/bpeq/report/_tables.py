@@ -7,9 +7,10 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from bpeq.report import _numbers as n
+from bpeq.report._comparison_notes import notes
 from bpeq.report._metrics import best_worst, metric, spread, stats
 from bpeq.report._read import mapping, number
-from bpeq.report._rows import COSTS, Row, differences, interval, lead, notes, omitted, rows
+from bpeq.report._rows import COSTS, Row, differences, interval, lead, omitted, rows
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -43,10 +44,11 @@ def run_table(summary: dict[str, Any]) -> Table:
 
 
 def comparison_table(comparison: dict[str, Any]) -> Table:
-    """The rules of a comparison: the leading metric over seeds, and the cost of one gradient.
+    """The rules of a comparison: the leading metric over seeds, fidelity, the cost of one gradient.
 
     Null controls stand apart below the rules, under a line that says what they are. The caption
-    holds the paired differences and the comparison's notes.
+    holds the paired differences and the comparison's notes. Where fidelity is known it takes the
+    place of the best and the worst seed: a table is 80 columns wide.
 
     Args:
       comparison: what comparison.json holds.
@@ -61,6 +63,8 @@ def comparison_table(comparison: dict[str, Any]) -> Table:
     several = measured is not None and any(
         len(row.stats[measured.name].values) > 1 for row in found if measured.name in row.stats
     )
+    near = any(row.fidelity for row in found)
+    several = several and not near
     table = blank(title_of(comparison), _caption(comparison, found))
     table.add_column("rule", overflow="fold", min_width=12)
     if measured is not None:
@@ -70,6 +74,9 @@ def comparison_table(comparison: dict[str, Any]) -> Table:
         table.add_column("solved", justify="right", no_wrap=True)
     elif several:
         table.add_column("best – worst", justify="right", no_wrap=True)
+    if near:
+        table.add_column("grad.\nerror", justify="right", no_wrap=True)
+        table.add_column("worst\ncosine", justify="right", no_wrap=True)
     for key in costs:
         table.add_column(COSTS[key][0], justify="right", no_wrap=True)
 
@@ -77,13 +84,15 @@ def comparison_table(comparison: dict[str, Any]) -> Table:
         line = []
         if measured is not None:
             stat = row.stats.get(measured.name)
-            line.append("no result" if stat is None else spread(measured, stat))
+            absent = "diverged" if row.diverged else "no result"
+            line.append(absent if stat is None else spread(measured, stat))
             if several and not solved:
                 many = stat is not None and len(stat.values) > 1
                 line.append(" – ".join(best_worst(measured, stat)) if stat and many else "")
         if solved:
             share = row.stats.get("solved")
             line.append(spread(metric("solved"), share) if share else "")
+        line += _nearness(row) if near else []
         return line + [COSTS[k][1](row.cost[k]) if k in row.cost else n.ABSENT for k in costs]
 
     lines = [(row, cells(row)) for row in found]
@@ -98,6 +107,16 @@ def comparison_table(comparison: dict[str, Any]) -> Table:
         name = words(folded_name(row.name, width), "dim" if row.control else "bold")
         table.add_row(name, *line, style="dim" if row.control else None)
     return table
+
+
+def _nearness(row: Row) -> list[str]:
+    """With trained parameters: the whole gradient's relative error, the worst layer's cosine."""
+    if "trained" not in row.fidelity:
+        return ["", ""] if row.control else [n.ABSENT, n.ABSENT]
+    found = row.fidelity["trained"]
+    cosines = [m.cosine for m in (found.layers or {"all": found.total}).values()]
+    worst = math.nan if any(map(math.isnan, cosines)) else min(cosines)
+    return [n.plain(found.total.relative_error, 2), n.fixed(worst, 4)]
 
 
 def title_of(holder: dict[str, Any]) -> str:
@@ -123,6 +142,11 @@ def _caption(comparison: dict[str, Any], found: list[Row]) -> str:
     lines = []
     if any(row.cost for row in found):
         lines.append("Cost is of one gradient.")
+    if any(row.fidelity for row in found):
+        lines.append(
+            "grad. error: of the gradient, relative to the exact one of the rule's own function, "
+            "with trained parameters; worst cosine: of the layer that is furthest off."
+        )
     pairs = differences(comparison)
     for d in pairs[:_MOST_PAIRS]:
         unit = f" {d.unit}".rstrip().replace(" percentage", "")
@@ -130,7 +154,6 @@ def _caption(comparison: dict[str, Any], found: list[Row]) -> str:
         size = f"{d.metric.difference(d.mean)}{unit}{between}, n\u00a0=\u00a0{d.n}"
         lines.append(f"{d.title}, {d.metric.label}: {size}; {d.says()}.")
     lines += [text for text in [omitted(_MOST_PAIRS, len(pairs))] if text]
-    lines += [f"{row.name}: {row.note}" for row in found if row.note]
     return "\n".join(lines + notes(comparison, found, lead(found)))
 
 
