@@ -89,12 +89,12 @@ def lay(file: Tree, pairs: Sequence[Pair], controls: bool, folder: Path) -> Tree
         _check_own(place, own, [] if other is None else _settings(other, place, folder))
     tree = {key: value for key, value in copy.deepcopy(file).items() if key != "rules"}
     own = copy.deepcopy(file.get("rules", {}).get(name, {}))
-    tree = overlay(tree, {key: value for key, value in own.items() if key in _OWN})
+    tree = merge(tree, {key: value for key, value in own.items() if key in _OWN})
     stated = file.get("rule", {}) if name == chosen_rule(file, ()) else {}
     settings = {key: value for key, value in own.items() if key not in _OWN}
     tree["rule"] = {**settings, **copy.deepcopy(stated), "name": name}
     over = tree.pop("controls", {})
-    return overlay(tree, over) if controls else tree
+    return merge(tree, over) if controls else tree
 
 
 def chosen_rule(file: Tree, pairs: Sequence[Pair]) -> Any:
@@ -111,16 +111,6 @@ def check_tables(tree: Tree) -> None:
         if not isinstance(tree.get(name, {}), dict):
             hint = f"; did you mean {name}.name?" if isinstance(tree[name], str) else ""
             raise Fault(name, tree[name], f"must be a section{hint}")
-
-
-def overlay(tree: Tree, sections: Tree) -> Tree:
-    """The tree with some sections' entries replaced; one that names another factory, wholly."""
-    laid = dict(tree)
-    for key, value in sections.items():
-        base = laid.get(key, {})
-        renamed = value.get("name", base.get("name")) != base.get("name")
-        laid[key] = value if renamed else merge(base, value)
-    return laid
 
 
 def read_pair(text: str) -> Pair:
@@ -160,11 +150,16 @@ def _place(node: Any, step: str, name: str, key: str, value: Any) -> int:
 
 
 def merge(base: Tree, over: Tree) -> Tree:
-    """`base` with the entries of `over` in place of its own, section by section."""
+    """`base` with the entries of `over` in place of its own, section by section.
+
+    A section that names another factory, such as another solver, is replaced wholly.
+    """
     merged = dict(base)
     for key, value in over.items():
-        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
-        merged[key] = merge(merged[key], value) if both else value
+        own: Any = merged.get(key)
+        both = isinstance(value, dict) and isinstance(own, dict)
+        same = both and value.get("name", own.get("name")) == own.get("name")
+        merged[key] = merge(own, value) if same else value
     return merged
 
 

@@ -105,6 +105,16 @@ def test_another_optimizer_replaces_the_section_and_other_sections_are_merged(pa
     assert tree["training"] == {"epochs": 7, "batch_size": 8, "evaluate_every": 1}
 
 
+def test_another_solver_replaces_the_one_of_its_phase(path):
+    """A setting of the first, such as its steps, means nothing to the other."""
+    free = 'solvers.free = { name = "fixed_point", tolerance = 1e-5 }'
+    path.write_text(f"{CONFIG}\n[rules.recurrent_backprop]\n{free}\n")
+    assert load(path).tree["solvers"]["free"]["name"] == "fixed_steps"
+    tree = load(path, ["rule.name=recurrent_backprop"]).tree
+    settings = {"name": "fixed_point", "tolerance": 1e-5, "max_steps": 1000, "damping": 0.0}
+    assert tree["solvers"]["free"] == settings
+
+
 def test_rules_named_in_the_file_apply_without_an_override(tmp_path):
     path = tmp_path / "c.toml"
     path.write_text(CONFIG.replace('name = "eqprop"\nbeta = 0.3', 'name = "backprop"'))

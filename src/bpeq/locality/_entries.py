@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from bpeq.locality._shapes import gathered, moved, scattered, stacked, united
+from bpeq.locality._shapes import followed, gathered, moved, moves, scattered, stacked, united
 from bpeq.locality._values import (
     BATCH,
     NONE,
@@ -23,11 +23,14 @@ from bpeq.locality._values import (
     labels,
     loose,
     mixed,
+    opened,
     times,
 )
 
 Fold = Callable[[Sequence[Content]], Content]
-_OF_SOME = ("slice", "dynamic_slice", "split", "squeeze")  # perhaps not of every piece
+_APART = ("pad", "select_and_scatter_add", "reduce_window_max", "reduce_window_sum")
+_KNOWN = (*_APART, "stack", "concatenate", "dynamic_update_slice", "scatter", "scatter-add")
+_ALONG = ("cumsum", "cumprod", "cummax", "cummin", "cumlogsumexp", "sort")
 _KEPT = ("sign", "round", "abs")  # functions of a weight that a row names
 
 
@@ -38,14 +41,17 @@ def entries(eqn: Any, values: Sequence[Value], units: Units) -> Value:
         return _laid(eqn, values, units)
     first = moved(eqn, values[0].dims)
     if first is not None and len(values) == 1:
-        value = values[0].whole if name in _OF_SOME else values[0]
-        return value._replace(dims=first)
+        value, axis = values[0], 0
+        if value.sizes:
+            place = followed(eqn, value.axis, sum(value.sizes))
+            value, axis = (value.whole, 0) if place is None else (value, place)
+        return value._replace(dims=first, axis=axis)
     dims = _dims(eqn, values, rank)
     for dim in dims:
         units.unite(dim)
     fold = _FOLDS.get(name, mixed)
-    sizes, rows = aligned(values)
-    made = Value(tuple(fold(row) for row in rows), dims, sizes)
+    sizes, axis, rows = _aligned(eqn, values)
+    made = Value(tuple(fold(row) for row in rows), dims, sizes, axis=axis)
     weights = frozenset[tuple[int, str]]().union(*(value.weights for value in values))
     if weights and not made.per_example and all(len(v.dims) <= rank for v in values):
         named = frozenset((leaf, name if name in _KEPT else via) for leaf, via in weights)
@@ -68,15 +74,43 @@ def _dims(eqn: Any, values: Sequence[Value], rank: int) -> Dims:
     return united(several, rank)
 
 
-def aligned(values: Sequence[Value]) -> tuple[tuple[int, ...], list[tuple[Content, ...]]]:
-    """The contents that meet, piece by piece where the pieces are the same."""
-    signatures = {value.sizes for value in values if value.sizes}
-    if len(signatures) != 1:
-        return (), [tuple(value.content for value in values)]
-    (sizes,) = signatures
-    return sizes, [
-        tuple(value.contents[i if value.sizes else 0] for value in values)
-        for i in range(len(sizes))
+def _aligned(
+    eqn: Any, values: Sequence[Value]
+) -> tuple[tuple[int, ...], int, list[tuple[Content, ...]]]:
+    """The contents that meet, piece by piece where the same pieces lie on the same axis."""
+    shape = eqn.outvars[0].aval.shape
+    found = {(value.sizes, value.axis) for value in values if value.sizes}
+    entry = all(_entrywise(var.aval.shape, shape) for var in eqn.invars)
+    apart = eqn.primitive.name in _APART or (entry and eqn.primitive.name not in _ALONG)
+    if len(found) == 1 and apart:
+        ((sizes, axis),) = found
+        if all(
+            v.aval.shape[axis] == shape[axis]
+            for v, value in zip(eqn.invars, values, strict=True)
+            if value.sizes
+        ):
+            return sizes, axis, _rows(values, len(sizes))
+    return (), 0, [tuple(value.content for value in values)]
+
+
+def follows(eqn: Any) -> bool:
+    """Whether it is known what becomes of the axes: a primitive that moves, or changes no shape."""
+    if eqn.primitive.name in _KNOWN or moves(eqn):
+        return True
+    shapes = [var.aval.shape for var in eqn.invars]
+    return all(_entrywise(shape, out.aval.shape) for shape in shapes for out in eqn.outvars)
+
+
+def _entrywise(shape: Sequence[int], out: Sequence[int]) -> bool:
+    """Whether an operand gives each entry of a result its own, or one for many."""
+    if len(shape) != len(out):
+        return not shape
+    return all(size in (1, n) for size, n in zip(shape, out, strict=True))
+
+
+def _rows(values: Sequence[Value], pieces: int) -> list[tuple[Content, ...]]:
+    return [
+        tuple(value.contents[i if value.sizes else 0] for value in values) for i in range(pieces)
     ]
 
 
@@ -89,6 +123,12 @@ def _laid(eqn: Any, values: Sequence[Value], units: Units) -> Value:
     for place, dim in enumerate(dims):
         if place != axis:
             units.unite(dim)
+    pieces = {(value.sizes, value.axis) for value in values}
+    ((sizes, along),) = pieces if len(pieces) == 1 else {((), 0)}
+    if sizes and (stack or along != axis):  # beside each other: each piece has its like there
+        rows = _rows(values, len(sizes))
+        along += stack and axis <= along
+        return Value(tuple(either(row) for row in rows), dims, sizes, axis=along)
     contents = tuple(value.content for value in values)
     if axis == 0 and len(values) > 1:
         sizes = tuple(1 if stack else int(var.aval.shape[0]) for var in eqn.invars)
@@ -107,29 +147,48 @@ def reduced(eqn: Any, value: Value, axes: Sequence[int]) -> Value:
 
 def pooled(eqn: Any, made: Value, gone: frozenset[Any]) -> Value:
     """What a sum over axes has become: perhaps one number, or the same for all examples."""
-    content = made.content
-    if not content.known:
+    if not any(content.known for content in made.contents):
         return made.whole
-    content = content._replace(pooled=content.pooled or BATCH in gone)
     shape = eqn.outvars[0].aval.shape
-    if loose(shape, made.dims) or (labels((gone,)) and not labels(made.dims)):
-        content = content._replace(terms=frozenset({frozenset({_number(content)})}))
-    return made._replace(contents=(content,), sizes=())
+    number = loose(shape, made.dims) or (labels((gone,)) and not labels(made.dims))
+
+    def one(content: Content) -> Content:
+        content = content._replace(pooled=content.known and (content.pooled or BATCH in gone))
+        if not number or not content.known:
+            return content
+        terms = frozenset({frozenset({_number(content)})})
+        return content._replace(terms=terms, errors=False)  # the number's terms tell of those
+
+    return made._replace(contents=tuple(one(content) for content in made.contents))
 
 
 def _number(content: Content) -> Atom:
-    inner: set[Atom] = set()
-    examples = content.pooled
-    for atom in frozenset[Atom]().union(*content.terms):
-        examples = examples or atom.pooled
-        inner |= atom.inner if atom.what == "number" else {atom}
-    return Atom("number", inner=frozenset(inner), pooled=examples)
+    examples = any(atom.pooled for term in content.terms for atom in term)
+    return Atom("number", inner=opened(content.terms), pooled=content.pooled or examples)
 
 
-def product(values: Sequence[Value], dims: Dims, units: Units) -> Value:
-    """A contraction of two arrays neither of which is a weight."""
-    _, rows = aligned(values)
-    return meeting(Value((either([times(*row) for row in rows]),), dims), values, units)
+def product(
+    values: Sequence[Value],
+    dims: Dims,
+    units: Units,
+    summed: Sequence[tuple[int, int]],
+    places: Sequence[int | None],
+) -> Value:
+    """A contraction of two arrays neither of which is a weight.
+
+    Args:
+      summed: pairs of axes, of either array, that are summed over together or stand for the same.
+      places: where the axis of either array's pieces comes to lie; None where it is summed over.
+    """
+    left, right = values
+    alike = left.sizes == right.sizes and (left.axis, right.axis) in summed
+    pieces = left.sizes or right.sizes
+    if left.sizes and right.sizes and not alike:
+        values, pieces = [left.whole, right.whole], ()
+    rows = _rows(values, len(pieces) or 1)
+    axis = places[0] if left.sizes else places[1]
+    made = Value(tuple(times(*row) for row in rows), dims, pieces, axis=axis or 0)
+    return meeting(made.whole if axis is None else made, values, units)
 
 
 def meeting(made: Value, values: Sequence[Value], units: Units) -> Value:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from bpeq.locality._values import MOVES, Atom, Content, Kind, Label, Term
+from bpeq.locality._values import MOVES, Atom, Content, Kind, Label, Term, opened
 from bpeq.locality._walk import Walk
 from bpeq.locality._weights import Use
 
@@ -19,7 +19,6 @@ class WeightRow(NamedTuple):
     stored: tuple[str, ...]
     error_pass: str
     global_signal: tuple[str, ...]
-    unseen: tuple[str, ...]
 
 
 PHASES = ("drive", "forward", "free", "nudged", "target", "output error", "error")
@@ -39,7 +38,7 @@ class Namer:
         for use in walk.weights.uses:
             self._uses.setdefault(use.leaf, []).append(use)
         self._moving = walk.weights.moving
-        self._ranks, self._unseen = walk.weights.ranks, walk.weights.unseen
+        self._ranks = walk.weights.ranks
         self._drives = {walk.units.find(label) for label in walk.drives}
         self._roads = {
             (self._root(use.came), self._root(use.within))
@@ -52,9 +51,9 @@ class Namer:
         """The row of one weight, whose gradient is `content`."""
         terms = content.terms
         if self._ranks[leaf] == 0:  # its gradient is a number by its shape, not by what it pools
-            terms = frozenset(frozenset(_opened(term)) for term in terms)
+            terms = opened(terms)
         atoms = frozenset[Atom]().union(*terms)
-        phases = {self._phase(atom) for atom in atoms}
+        phases = {atom.phase for term in opened(terms) for atom in term}
         error_pass = "yes" if "error" in phases else "no"
         if error_pass == "no" and content.errors:
             error_pass = "inside the sweeps"
@@ -65,7 +64,6 @@ class Namer:
             self._stored(terms),
             error_pass,
             self._global(leaf, atoms),
-            tuple(sorted(self._unseen.get(leaf, ()))),
         )
 
     def _root(self, label: Label | None) -> Label | None:
@@ -118,7 +116,9 @@ class Namer:
             for atom in atoms
             if atom.what == "state"
         }
-        read = [f"{self._state(a.where)} {self._phase(a)}" for _, _, a in sorted(states, key=_order)]
+        read = [
+            f"{self._state(a.where)} {self._phase(a)}" for _, _, a in sorted(states, key=_order)
+        ]
         return tuple(dict.fromkeys([*sorted(set(given)), *read]))
 
     def _transposed(self, leaf: int) -> tuple[str, ...]:
@@ -135,7 +135,11 @@ class Namer:
         elif down:
             phases = {use.phase for use in looped or down}
             found.append(f"activity ({', '.join(sorted(phases, key=PHASES.index))})")
-        for kind, word in ((Kind.ERROR, "error"), (Kind.TARGET, "target"), (Kind.CONSTANT, "probe")):
+        for kind, word in (
+            (Kind.ERROR, "error"),
+            (Kind.TARGET, "target"),
+            (Kind.CONSTANT, "probe"),
+        ):
             through = {use.through for use in back if use.carried == kind}
             found += [f"{word} (its {via})" if via else word for via in sorted(through)]
         if not forward and any(use.carried == Kind.ERROR for use in uses):
@@ -154,31 +158,44 @@ class Namer:
         below, above = self._ends(leaf)
         own = {*below, *above} if self._uses.get(leaf) else {self._units.find((leaf, 0))}
         numbers = [atom for atom in atoms if atom.what == "number"]
-        pooled = {a for atom in numbers if atom.pooled for a in atom.inner}
+        pooled = {a for atom in numbers if atom.pooled for term in atom.inner for a in term}
         pooled |= {atom for atom in atoms if atom.what == "batch"}
-        single = {a for atom in numbers if not atom.pooled for a in atom.inner}
+        single = {a for atom in numbers if not atom.pooled for term in atom.inner for a in term}
         found = []
         if pooled or any(atom.pooled for atom in numbers):
             found.append(f"batch statistic of {self._list(pooled)}")
         if not {self._root(a.where) for a in single if a.where is not None} <= own:
             found.append(f"a number from {self._list(single)}")
-        for source in sorted({atom.source for atom in atoms if self._past(atom)} - {None}):
-            found.append(f"error of {self._state(source)}, past the layers between")
+        sources = {self._state(atom.source) for atom in atoms if self._past(atom)}
+        found += [f"error of {source}, past the layers between" for source in sorted(sources)]
         return tuple(found)
 
     def _past(self, atom: Atom) -> bool:
         """Whether an error has come by a road on which no activity goes up."""
         ends = (self._root(atom.where), self._root(atom.source))
-        return atom.phase == "error" and ends[0] != ends[1] and ends not in self._roads
+        beside = None in ends or ends[0] == ends[1] or ends in self._roads
+        return atom.phase == "error" and not beside
 
     def _list(self, atoms: Iterable[Atom]) -> str:
         names = {self._state(atom.where) for atom in atoms if atom.where is not None}
         return ", ".join(sorted(names)) or "the data"
 
 
-def _opened(term: Term) -> Iterable[Atom]:
-    for atom in term:
-        yield from atom.inner if atom.what == "number" else (atom,)
+def overall(rows: Sequence[WeightRow]) -> WeightRow:
+    """All rows as one: what any of them takes; of states the phases only."""
+
+    def every(column: str) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(entry for row in rows for entry in getattr(row, column)))
+
+    read = every("reads")
+    given = [entry for entry in ("input", "target", "noise") if entry in read]
+    phases = [phase for phase in PHASES if any(entry.endswith(f" {phase}") for entry in read)]
+    if not any(entry.endswith(" error") and " output " not in entry for entry in read):
+        phases = [phase for phase in phases if phase != "error"]
+    worst = {row.error_pass for row in rows}
+    error_pass = next(word for word in ("yes", "inside the sweeps", "no") if word in worst | {"no"})
+    columns = [every(name) for name in ("transposed", "stored", "global_signal")]
+    return WeightRow("all", (*given, *phases), *columns[:2], error_pass, columns[2])
 
 
 def _order(entry: tuple[Label, int, Atom]) -> tuple[Label, int]:

@@ -14,6 +14,11 @@ def moved(eqn: Any, dims: Dims) -> Dims | None:
     return None if rule is None else rule(eqn, dims)
 
 
+def moves(eqn: Any) -> bool:
+    """Whether a primitive only rearranges its first operand, in a way that is known."""
+    return eqn.primitive.name in _RULES
+
+
 def _transpose(eqn: Any, dims: Dims) -> Dims:
     return tuple(dims[i] for i in eqn.params["permutation"])
 
@@ -29,6 +34,10 @@ def _broadcast(eqn: Any, dims: Dims) -> Dims:
 def _squeeze(eqn: Any, dims: Dims) -> Dims:
     gone = set(eqn.params["dimensions"])
     return tuple(dim for axis, dim in enumerate(dims) if axis not in gone)
+
+
+def _unstack(eqn: Any, dims: Dims) -> Dims:
+    return (*dims[: eqn.params["axis"]], *dims[eqn.params["axis"] + 1 :])
 
 
 def _same(eqn: Any, dims: Dims) -> Dims:
@@ -75,6 +84,25 @@ def _gather(eqn: Any, dims: Dims) -> Dims:
     return tuple(out)
 
 
+def followed(eqn: Any, axis: int, pieces: int) -> int | None:
+    """Where an axis goes that the primitive leaves whole; None where it may be cut or merged away.
+
+    Merged with axes behind it, or split again, the first axis keeps its `pieces` in order.
+    """
+    name, before, after = eqn.primitive.name, eqn.invars[0].aval.shape, eqn.outvars[0].aval.shape
+    if name == "transpose":
+        return int(eqn.params["permutation"].index(axis))
+    if name == "broadcast_in_dim":
+        return int(eqn.params["broadcast_dimensions"][axis])
+    if name == "squeeze":
+        return axis - sum(gone < axis for gone in eqn.params["dimensions"])
+    if name == "reshape":
+        return 0 if axis == 0 and after and after[0] % pieces == 0 else None
+    if name in ("gather", "unstack", "rev", "tile"):
+        return None
+    return axis if before[axis] == after[axis] else None
+
+
 def gathered(eqn: Any, index: Dims) -> Dims:
     """The axes of a look-up's result that come from its indices."""
     rest = set(eqn.params["dimension_numbers"].offset_dims)
@@ -110,9 +138,8 @@ _RULES: dict[str, Callable[[Any, Dims], Dims]] = {
     "squeeze": _squeeze,
     "reshape": _reshape,
     "gather": _gather,
-    **dict.fromkeys(
-        "slice dynamic_slice rev split tile copy convert_element_type reduce_precision "
-        "stop_gradient real imag conj neg".split(),
-        _same,
-    ),
+    "unstack": _unstack,
+    **dict.fromkeys(["slice", "dynamic_slice", "rev", "split", "tile", "copy"], _same),
+    **dict.fromkeys(["convert_element_type", "reduce_precision", "stop_gradient"], _same),
+    **dict.fromkeys(["real", "imag", "conj", "neg"], _same),
 }

@@ -43,14 +43,14 @@ class Atom(NamedTuple):
     where:  the state's units, as an axis that they index; None where no weight tells them.
     phase:  of a state: "forward", "free", "nudged", "target", "output error" or "error".
     source: of an error: the units that it has come from in its last step.
-    inner:  of a number: what was pooled into it. pooled: whether examples were.
+    inner:  of a number: the terms that were pooled into it. pooled: whether examples were.
     """
 
     what: str
     where: Label | None = None
     phase: str = ""
     source: Label | None = None
-    inner: frozenset[Atom] = frozenset()
+    inner: frozenset[frozenset[Atom]] = frozenset()
     pooled: bool = False
 
 
@@ -94,7 +94,7 @@ class Value(NamedTuple):
     """An array. Pieces that were laid one behind the other on axis 0 have contents of their own.
 
     dims:    the units that each axis indexes.
-    sizes:   of the pieces; empty where there is one.
+    sizes:   of the pieces; empty where there is one. axis: where they have come to lie.
     weights: the leaves whose entries these are, changed or not, with the function that they went
         through; empty for what is no weight.
     summand: the leaves that were multiplied in and whose axes are yet to be summed over.
@@ -105,6 +105,7 @@ class Value(NamedTuple):
     sizes: tuple[int, ...] = ()
     weights: frozenset[tuple[int, str]] = frozenset()
     summand: frozenset[tuple[int, str]] = frozenset()
+    axis: int = 0
 
     @property
     def content(self) -> Content:
@@ -113,7 +114,7 @@ class Value(NamedTuple):
 
     @property
     def whole(self) -> Value:
-        return self._replace(contents=(self.content,), sizes=())
+        return self._replace(contents=(self.content,), sizes=(), axis=0)
 
     @property
     def per_example(self) -> bool:
@@ -151,6 +152,15 @@ def loose(shape: Sequence[int], dims: Dims) -> bool:
     """Whether an array has no units: nothing but perhaps a batch axis."""
     sizes = [size for size, dim in zip(shape, dims, strict=True) if BATCH not in dim]
     return not labels(dims) and all(size == 1 for size in sizes)
+
+
+def opened(terms: frozenset[Term]) -> frozenset[Term]:
+    """The terms with what was pooled into their numbers in place of these."""
+    found: set[Term] = set()
+    for term in terms:
+        factors = [atom.inner if atom.what == "number" else {frozenset({atom})} for atom in term]
+        found |= {frozenset[Atom]().union(*chosen) for chosen in itertools.product(*factors)}
+    return frozenset(found)
 
 
 def add(a: Content, b: Content) -> Content:
@@ -226,9 +236,7 @@ def _sum_kind(a: Content, b: Content) -> tuple[Kind, bool]:
     return (Kind.NUDGED if low.carried else Kind.ERROR), False
 
 
-def _made(
-    kind: Kind, carried: bool, a: Content, b: Content, terms: frozenset[Term]
-) -> Content:
+def _made(kind: Kind, carried: bool, a: Content, b: Content, terms: frozenset[Term]) -> Content:
     if len(terms) > MOST_TERMS:  # what is read stays right; what is read together may be too much
         terms = frozenset({frozenset().union(*terms)})
     carried = carried and kind in (Kind.TARGET, Kind.ERROR)

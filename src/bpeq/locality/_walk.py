@@ -9,14 +9,14 @@ import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, Literal
 from jax.interpreters.partial_eval import dce_jaxpr
 
-from bpeq.locality._entries import entries, pooled, product, reduced
+from bpeq.locality._entries import entries, follows
+from bpeq.locality._products import convolution, dot, looked_up, reduction, scaled
 from bpeq.locality._values import (
     MOVES,
     NONE,
     NOTHING,
     Atom,
     Content,
-    Dims,
     Kind,
     Label,
     Units,
@@ -28,23 +28,20 @@ from bpeq.locality._values import (
 from bpeq.locality._weights import Weights
 
 ROUNDS = 100
-FOLLOWED = frozenset(
-    "transpose broadcast_in_dim squeeze reshape gather slice dynamic_slice rev split tile stack "
-    "concatenate pad dynamic_update_slice scatter scatter-add select_and_scatter_add "
-    "reduce_window_max reduce_window_sum add sub mul div max min clamp select_n".split()
-)
 
 
 class Walk:
     """The values of arrays, the uses of weights, and which units are the same.
 
     drives: units with a forward activity that enters a relaxation as a constant.
+    unseen: primitives that changed the shape of what matters and that the walk does not know.
     """
 
     def __init__(self, ranks: Sequence[int]) -> None:
         self.units = Units()
         self.weights = Weights(ranks, self.units)
         self.drives: set[Label] = set()
+        self.unseen: set[str] = set()
         self._bodies: dict[int, tuple[Any, Any]] = {}  # with its original, whose id it goes by
         self._at: tuple[int, ...] = ()
 
@@ -85,82 +82,27 @@ class Walk:
         if not values:
             return [_constant(var) for var in eqn.outvars]
         if name == "dot_general":
-            return [self._dot(eqn, *values)]
+            return [dot(self.weights, self._at, eqn, *values)]
         if name == "conv_general_dilated":
-            return [self._conv(eqn, *values)]
+            return [convolution(self.weights, self._at, eqn, *values)]
         if name.startswith(("reduce_", "arg")) and "axes" in params:
-            return [self._reduce(eqn, value, params["axes"]) for value in values]
-        return self._entries(eqn, values)
+            axes = params["axes"]
+            return [reduction(self.weights, self._at, eqn, value, axes) for value in values]
+        if name == "gather" and values[0].weights and not values[0].content.known:
+            return [looked_up(self.weights, self._at, eqn, *values)]
+        return self._others(eqn, values)
 
-    def _entries(self, eqn: Any, values: list[Value]) -> list[Value]:
-        name, first = eqn.primitive.name, values[0]
+    def _others(self, eqn: Any, values: list[Value]) -> list[Value]:
         made = entries(eqn, values, self.units)
-        if name == "gather" and first.weights and not first.content.known:
-            looked_up = set(eqn.params["dimension_numbers"].collapsed_slice_dims)
-            left = [dim for axis, dim in enumerate(first.dims) if axis not in looked_up]
-            free = NONE.union(*left)
-            return [self.weights.send(self._at, first, values[1].whole, made.dims, free)]
-        if name == "mul" and made.per_example:
-            made = self._scaled(values, made)
-        reshaped = any(v.aval.shape != out.aval.shape for v in eqn.invars for out in eqn.outvars)
-        if name not in FOLLOWED and reshaped:
-            for leaf, _ in frozenset[tuple[int, str]]().union(*(v.weights for v in values)):
-                self.weights.unseen.setdefault(leaf, set()).add(name)
+        if eqn.primitive.name == "mul":
+            made = scaled(self.weights, self._at, values, made)
+        if not follows(eqn) and any(v.content.known or v.weights for v in values):
+            self.unseen.add(eqn.primitive.name)
         if len(eqn.outvars) == len(values) > 1:  # such as a sort of several by the first
             return [made._replace(dims=value.dims) for value in values]
-        return [made._replace(dims=_fitting(made.dims, var)) for var in eqn.outvars]
-
-    def _scaled(self, values: list[Value], made: Value) -> Value:
-        """Entry by entry: a gain; or a matrix, whose sum over an axis may follow."""
-        for weight, other in (values, values[::-1]):
-            for leaf, through in weight.weights:
-                if self.weights.ranks[leaf] > 1:
-                    made = made._replace(summand=made.summand | {(leaf, through)})
-                elif not other.weights:
-                    self.weights.gain(self._at, leaf, through, other)
-        return made
-
-    def _reduce(self, eqn: Any, value: Value, axes: Sequence[int]) -> Value:
-        made, gone = reduced(eqn, value, axes), NONE.union(*(value.dims[axis] for axis in axes))
-        for leaf, through in value.summand:
-            free = frozenset(label for dim in made.dims for label in dim if label[0] == leaf)
-            if eqn.primitive.name == "reduce_sum" and free and any(o == leaf for o, _ in gone):
-                weight = Value((NOTHING,), (), weights=frozenset({(leaf, through)}))
-                return self.weights.send(self._at, weight, value.whole, made.dims, free)
-        return made
-
-    def _dot(self, eqn: Any, left: Value, right: Value) -> Value:
-        (lc, rc), (lb, rb) = eqn.params["dimension_numbers"]
-        gone = NONE
-        for i, j in zip(lc, rc, strict=True):
-            self.units.unite(left.dims[i] | right.dims[j])
-            gone |= left.dims[i] | right.dims[j]
-        batch = [left.dims[i] | right.dims[j] for i, j in zip(lb, rb, strict=True)]
-        sides = [
-            [dim for axis, dim in enumerate(value.dims) if axis not in {*contracted, *shared}]
-            for value, contracted, shared in ((left, lc, lb), (right, rc, rb))
-        ]
-        dims = (*batch, *sides[0], *sides[1])
-        if left.weights and right.weights:
-            content = join(left.content, right.content)
-            return Value((content,), dims, weights=left.weights | right.weights)
-        for weight, other, side in ((left, right, sides[0]), (right, left, sides[1])):
-            if weight.weights:
-                free = NONE.union(*batch, *side)
-                return self.weights.send(self._at, weight, other, dims, free)
-        return pooled(eqn, product([left, right], dims, self.units), gone)
-
-    def _conv(self, eqn: Any, left: Value, right: Value) -> Value:
-        numbers = eqn.params["dimension_numbers"]
-        gone = left.dims[numbers.lhs_spec[1]] | right.dims[numbers.rhs_spec[1]]
-        self.units.unite(gone)
-        made = [NONE] * len(left.dims)
-        made[numbers.out_spec[0]] = left.dims[numbers.lhs_spec[0]]
-        made[numbers.out_spec[1]] = features = right.dims[numbers.rhs_spec[0]]
-        dims = tuple(made)
-        if right.weights and not left.weights:
-            return self.weights.send(self._at, right, left, dims, features, gone)
-        return pooled(eqn, product([left, right], dims, self.units), gone)
+        ranks = [len(var.aval.shape) for var in eqn.outvars]
+        fits = [made.dims if len(made.dims) == rank else (NONE,) * rank for rank in ranks]
+        return [made._replace(dims=dims) for dims in fits]
 
     def _call(self, inner: Any, values: Sequence[Value]) -> list[Value]:
         jaxpr, consts = _opened(inner)
@@ -203,7 +145,9 @@ class Walk:
             if any(v.per_example and v.content.kind in MOVES for v in carry):
                 self.weights.moving.add(self._at[-1])
                 terms = [term for value in consts for term in value.content.terms]
-                self.drives |= {a.where for t in terms for a in t if a.phase == "forward" if a.where}
+                self.drives |= {
+                    a.where for t in terms for a in t if a.phase == "forward" if a.where
+                }
             left, given = list(map(_settled, left)), list(map(_settled, given))
         return left, given
 
@@ -269,8 +213,3 @@ def _plain(shape: Sequence[int], zero: bool) -> Value:
 
 def _settled(value: Value) -> Value:
     return value._replace(contents=tuple(c._replace(settled=c.known) for c in value.contents))
-
-
-def _fitting(dims: Dims, var: Any) -> Dims:
-    rank = len(var.aval.shape)
-    return dims if len(dims) == rank else (NONE,) * rank

@@ -31,13 +31,11 @@ class Use(NamedTuple):
 class Weights:
     """All uses of all weights, as last seen at each place of the program.
 
-    unseen: leaf -> primitives that its entries went into and that the audit does not follow.
     loops: the relaxations around, the innermost last. moving: those that move activity.
     """
 
     def __init__(self, ranks: Sequence[int], units: Units) -> None:
         self.units, self.ranks = units, ranks
-        self.unseen: dict[int, set[str]] = {}
         self.loops: tuple[int, ...] = ()
         self.moving: set[int] = set()
         self._uses: dict[tuple[object, ...], Use] = {}
@@ -65,12 +63,14 @@ class Weights:
         dims: Dims,
         free: frozenset[Label],
         summed: frozenset[Label] | None = None,
+        axis: int | None = None,
     ) -> Value:
         """`other` sent through a weight: what comes out is activity, or error, of other units.
 
         Args:
           at: where in the program. dims: of the result. free: the weight's axes that are left.
           summed: those that are summed over, where that is not all others, as in a convolution.
+          axis: where the pieces of `other` come to lie; None where they are summed over.
         """
         came = self.units.of(other.dims)
         for leaf, through in sorted(weight.weights):
@@ -81,7 +81,8 @@ class Weights:
             within = self.units.find(max(((leaf, axis) for axis in left), default=(leaf, -1)))
             self.note(at, Use(leaf, frozenset(gone), *_LATER, came, within, through), other)
         contents = tuple(self._passed(content, came, within) for content in other.contents)
-        return Value(contents, dims, other.sizes)
+        made = Value(contents, dims, other.sizes, axis=axis or 0)
+        return made.whole if axis is None else made
 
     def note(self, at: tuple[int, ...], use: Use, other: Value) -> None:
         """That `other` was there; each of its pieces is a use."""
