@@ -165,7 +165,7 @@ def _weight(leaf: int, aval: Any, least: int) -> Value:
     holds = rank >= least and jnp.issubdtype(aval.dtype, jnp.inexact)
     dims = tuple(frozenset({(leaf, axis)}) if holds else NONE for axis in range(rank))
     marked = frozenset({(leaf, "")}) if holds else frozenset[tuple[int, str]]()
-    return Value((Content(Kind.CONSTANT),), dims, weights=marked)
+    return Value((Content(Kind.WEIGHT if holds else Kind.CONSTANT),), dims, weights=marked)
 
 
 def _data(aval: Any, kind: Kind, what: str, far: int) -> Value:

@@ -142,6 +142,8 @@ def reduced(eqn: Any, value: Value, axes: Sequence[int]) -> Value:
     if eqn.primitive.name != "reduce_sum":
         content = bent(content)
     dims = tuple(dim for axis, dim in enumerate(value.dims) if axis not in set(axes))
+    if all(eqn.invars[0].aval.shape[axis] == 1 for axis in axes):
+        return Value((content,), dims)
     return pooled(eqn, Value((content,), dims), NONE.union(*(value.dims[axis] for axis in axes)))
 
 

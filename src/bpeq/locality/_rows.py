@@ -23,7 +23,8 @@ class WeightRow(NamedTuple):
 
 PHASES = ("drive", "forward", "free", "nudged", "target", "output error", "error")
 _PASSES = {"forward": 0, "free": 1, "nudged": 2, "target": 2, "error": 3}
-_RANK = {Kind.ACTIVITY: 0, Kind.NUDGED: 1, Kind.TARGET: 2, Kind.CONSTANT: 3, Kind.ERROR: 4}
+_WORDS = {Kind.ERROR: "error", Kind.TARGET: "target"}
+_RANK = {Kind.ACTIVITY: 0, Kind.NUDGED: 1, Kind.TARGET: 2, Kind.ERROR: 4}  # a probe has rank 3
 
 
 class Namer:
@@ -81,7 +82,7 @@ class Namer:
 
         def rank(way: frozenset[int]) -> tuple[int, int, int]:
             moving = {use.loop for use in ways[way] if use.carried in MOVES}
-            best = min(_RANK[use.carried] for use in ways[way])
+            best = min(_RANK.get(use.carried, 3) for use in ways[way])
             return best, -len(moving & self._moving), min(use.far for use in ways[way])
 
         return min(ways, key=rank, default=None)
@@ -135,13 +136,11 @@ class Namer:
         elif down:
             phases = {use.phase for use in looped or down}
             found.append(f"activity ({', '.join(sorted(phases, key=PHASES.index))})")
-        for kind, word in (
-            (Kind.ERROR, "error"),
-            (Kind.TARGET, "target"),
-            (Kind.CONSTANT, "probe"),
-        ):
-            through = {use.through for use in back if use.carried == kind}
-            found += [f"{word} (its {via})" if via else word for via in sorted(through)]
+        for word in ("error", "target", "probe"):
+            own = {
+                u.through for u in back if u not in down and _WORDS.get(u.carried, "probe") == word
+            }
+            found += [f"{word} (its {via})" if via else word for via in sorted(own)]
         if not forward and any(use.carried == Kind.ERROR for use in uses):
             found.append("error (entry by entry)")
         return tuple(found)
@@ -194,8 +193,8 @@ def overall(rows: Sequence[WeightRow]) -> WeightRow:
         phases = [phase for phase in phases if phase != "error"]
     worst = {row.error_pass for row in rows}
     error_pass = next(word for word in ("yes", "inside the sweeps", "no") if word in worst | {"no"})
-    columns = [every(name) for name in ("transposed", "stored", "global_signal")]
-    return WeightRow("all", (*given, *phases), *columns[:2], error_pass, columns[2])
+    transposed, stored, beyond = map(every, ("transposed", "stored", "global_signal"))
+    return WeightRow("all", (*given, *phases), transposed, stored, error_pass, beyond)
 
 
 def _order(entry: tuple[Label, int, Atom]) -> tuple[Label, int]:

@@ -19,17 +19,18 @@ MOST_TERMS = 128
 class Kind(IntEnum):
     """What an array is made of.
 
-    ZERO: nothing. CONSTANT: weights, settings and random numbers. TARGET: y, not yet compared with
-    an output. ACTIVITY: x, and no y. ERROR: the output error; activity multiplies it and is never
-    added. NUDGED: activity that y has been added to.
+    ZERO: nothing. CONSTANT: settings and random numbers. WEIGHT: made of weights. TARGET: y, before
+    an output meets it. ACTIVITY: x, and no y. ERROR: an output's error, which activity and weights
+    multiply and are never added to. NUDGED: activity that y has been added to.
     """
 
     ZERO = 0
     CONSTANT = 1
-    TARGET = 2
-    ACTIVITY = 3
-    ERROR = 4
-    NUDGED = 5
+    WEIGHT = 2
+    TARGET = 3
+    ACTIVITY = 4
+    ERROR = 5
+    NUDGED = 6
 
 
 MOVES = (Kind.ACTIVITY, Kind.NUDGED)
@@ -79,7 +80,7 @@ class Content(NamedTuple):
     @property
     def known(self) -> bool:
         """Whether it depends on the data."""
-        return self.kind > Kind.CONSTANT
+        return self.kind > Kind.WEIGHT
 
     @property
     def random(self) -> bool:
@@ -171,8 +172,9 @@ def add(a: Content, b: Content) -> Content:
 def join(a: Content, b: Content) -> Content:
     """One or the other, entry by entry: a choice, a concatenation, two rounds of a loop."""
     kinds = {a.kind, b.kind}
-    mixed = Kind.ACTIVITY in kinds and (Kind.ERROR in kinds or Kind.TARGET in kinds)
-    kind = Kind.NUDGED if mixed else max(kinds)
+    kind = max(kinds)
+    if kinds & {Kind.WEIGHT, Kind.ACTIVITY} and kinds & {Kind.TARGET, Kind.ERROR}:
+        kind = Kind.NUDGED
     return _made(kind, a.carried or b.carried, a, b, a.terms | b.terms)
 
 
@@ -229,11 +231,12 @@ def _sum_kind(a: Content, b: Content) -> tuple[Kind, bool]:
     carried = a.carried or b.carried
     if low.kind <= Kind.CONSTANT or low.kind == high.kind:
         return high.kind, carried
-    if low.kind != Kind.TARGET:
-        return Kind.NUDGED, carried
-    if high.kind == Kind.ERROR:
+    kinds = {low.kind, high.kind}
+    if kinds == {Kind.TARGET, Kind.ERROR}:
         return Kind.ERROR, carried
-    return (Kind.NUDGED if low.carried else Kind.ERROR), False
+    if Kind.TARGET in kinds:  # an output, which may be a bias alone, meets its target
+        return (Kind.NUDGED if carried else Kind.ERROR), False
+    return (high.kind if high.kind in MOVES and low.kind == Kind.WEIGHT else Kind.NUDGED), carried
 
 
 def _made(kind: Kind, carried: bool, a: Content, b: Content, terms: frozenset[Term]) -> Content:

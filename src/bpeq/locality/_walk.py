@@ -132,13 +132,17 @@ class Walk:
         around = self.weights.loops
         self.weights.loops = (*around, self._at[-1]) if relaxes else around
         carry = [value.whole for value in carry]
-        for _ in range(ROUNDS):
-            entered = list(map(self._state, carry, shapes))
-            made = self.run(jaxpr, inner, [*consts, *entered, *slices])
-            after = list(map(self._merged, carry, made[: len(carry)]))
-            if after == carry:
-                break
-            carry = after
+        first = [value.content.errors for value in carry]
+        for again in (False, True):  # again: whether errors are carried, now that it is known what
+            if again:
+                carry = list(map(_errors, carry, first))
+            for _ in range(ROUNDS):
+                entered = list(map(self._state, carry, shapes))
+                made = self.run(jaxpr, inner, [*consts, *entered, *slices])
+                after = list(map(self._merged, carry, made[: len(carry)]))
+                if after == carry:
+                    break
+                carry = after
         left, given = list(map(self._state, carry, shapes)), made[len(carry) :]
         self.weights.loops = around
         if relaxes:
@@ -209,6 +213,10 @@ def _constant(var: Any) -> Value:
 
 def _plain(shape: Sequence[int], zero: bool) -> Value:
     return Value((NOTHING if zero else Content(Kind.CONSTANT),), (NONE,) * len(shape))
+
+
+def _errors(value: Value, errors: bool) -> Value:
+    return value._replace(contents=(value.content._replace(errors=errors),))
 
 
 def _settled(value: Value) -> Value:

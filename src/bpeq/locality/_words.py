@@ -7,13 +7,7 @@ from collections.abc import Sequence
 from bpeq.locality._audit import Locality
 from bpeq.locality._rows import WeightRow, overall
 
-COLUMNS = (
-    "reads",
-    "its weight transposed",
-    "stored activations",
-    "separate error pass",
-    "global signal",
-)
+COLUMNS = ("reads", "transposed weight", "stored activations", "error pass", "global signal")
 
 
 def cells(row: WeightRow) -> list[str]:
