@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from bpeq import costs, data, layers, optimizers, rules, solvers, systems, types
     from bpeq.fidelity import gradient_fidelity
     from bpeq.loading import load_run
+    from bpeq.locality import audit_locality
     from bpeq.side_by_side import compare_rules
     from bpeq.training import train
 
@@ -23,9 +24,11 @@ _FUNCTIONS = {
     "train": "bpeq.training",
     "load_run": "bpeq.loading",
     "gradient_fidelity": "bpeq.fidelity",
+    "audit_locality": "bpeq.locality",
 }
 
 __all__ = [
+    "audit_locality",
     "compare_rules",
     "costs",
     "data",

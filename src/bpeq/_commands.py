@@ -116,6 +116,29 @@ def check(config: ConfigFile, set_: Set = None) -> int:
 
 
 @app.command()
+def audit(
+    config: ConfigFile,
+    rules: Annotated[
+        str | None, typer.Option("--rules", help="names, separated by commas; all if not given")
+    ] = None,
+    markdown: Annotated[bool, typer.Option("--markdown", help="tables for a document")] = False,
+    set_: Set = None,
+) -> None:
+    """Tell what each weight's update takes: states and phases, transposed weights, error passes."""
+    from bpeq import locality
+    from bpeq._terminal import audit_tables, console
+    from bpeq.auditing import audit_rules
+
+    found, notes = audit_rules(_load(config, set_, None), None if rules is None else _names(rules))
+    if markdown:
+        console.print(locality.markdown(found), markup=False, highlight=False, soft_wrap=True)
+    else:
+        console.print(*audit_tables(found))
+    for name, note in notes.items():
+        console.print(f"{name} is left out: {note}", markup=False, highlight=False, soft_wrap=True)
+
+
+@app.command()
 def report(folders: Annotated[list[Path], typer.Argument(metavar="DIR...")]) -> None:
     """Write the report of a finished run or comparison anew."""
     from bpeq._schema import ConfigError

@@ -8,9 +8,10 @@ from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.table import Table
+from rich.table import Column, Table
 
 from bpeq.layers import CheckRow
+from bpeq.locality import COLUMNS, Locality, cells, overall, unfollowed
 
 console = Console()
 
@@ -57,6 +58,20 @@ def check_table(rows: list[CheckRow]) -> Table:
         verdict = "[green]ok[/green]" if row.passed else "[bold red]FAILS[/bold red]"
         table.add_row(row.name, f"{row.error:.1e}", f"{row.tolerance:.0e}", verdict)
     return table
+
+
+def audit_tables(found: list[Locality]) -> list[Table | str]:
+    """A row a rule; then a table a rule with a row a weight; then what was not followed."""
+    short = [column.split()[0] for column in COLUMNS]
+    rules = Table(Column("rule", no_wrap=True), *short, title="what the updates take")
+    tables: list[Table | str] = [rules]
+    for each in found:
+        rules.add_row(each.rule, *cells(overall(each.rows)))
+        weights = Table(Column("weight", no_wrap=True), *short, title=each.rule)
+        for row in each.rows:
+            weights.add_row(row.weight, *cells(row))
+        tables.append(weights)
+    return [*tables, *(f"{name}: not followed: {what}" for name, what in unfollowed(found))]
 
 
 def _headline(row: dict[str, Any]) -> str:

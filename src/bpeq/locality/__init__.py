@@ -1,0 +1,17 @@
+"""The locality audit: what each weight's update takes, read off the rule's own program."""
+
+from bpeq.locality._audit import Locality, audit_locality, weight_names
+from bpeq.locality._rows import WeightRow, overall
+from bpeq.locality._words import COLUMNS, cells, markdown, unfollowed
+
+__all__ = [
+    "COLUMNS",
+    "Locality",
+    "WeightRow",
+    "audit_locality",
+    "cells",
+    "markdown",
+    "overall",
+    "unfollowed",
+    "weight_names",
+]

@@ -1,0 +1,431 @@
+"""The locality audit against what is known of each rule, and of rules written here to be caught.
+
+`error` in a row means that the error went through a weight; an output's own error needs no pass.
+"""
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from bpeq import costs, layers, rules, systems
+from bpeq.layers import chain, conv, dense, flatten, hard_sigmoid, max_pool, tanh
+from bpeq.locality import Locality, WeightRow, audit_locality, markdown, overall
+from bpeq.solvers import fixed_steps
+from bpeq.types import Batch, Estimate, LearningRule
+
+KEY = jax.random.key(0)
+NET = chain(dense(4), tanh(), dense(6), tanh(), dense(3))
+CNN = chain(
+    conv(4, 3, stride=2), max_pool(2), hard_sigmoid(),
+    conv(6, 3), max_pool(2), hard_sigmoid(), flatten(), dense(3),
+)  # fmt: skip
+SHAPES = {NET: (5,), CNN: (16, 16, 2)}
+SQUARED, ENTROPY = costs.squared_error(), costs.softmax_cross_entropy()
+FEW = fixed_steps(3)
+
+
+def audit(rule, network=NET, system=None, batch=None, shape=None, named=True):
+    shape = SHAPES.get(network) if shape is None else shape
+    params = jax.eval_shape(lambda: (network if system is None else system).init(KEY, shape)[0])
+    params = jax.tree.map(lambda p: jnp.ones(p.shape), params)
+    if batch is None:
+        y = jnp.ones((2, 1)) if network is ONE else jnp.array([0, 1])
+        batch = Batch(jnp.ones((2, *shape)), y)
+    return audit_locality(rule, params, batch, key=KEY, network=network if named else None)
+
+
+def rows(rule, network=NET, **where):
+    found = audit(rule, network, **where)
+    assert found.unseen == ()
+    return {row.weight: row for row in found.rows}
+
+
+def column(found, name):
+    """A column of the rows of weights, as `.w` is called in dense layers and convolutions."""
+    return [getattr(row, name) for weight, row in found.items() if weight.endswith(".w")]
+
+
+def estimator(gradient, init=lambda key, params: (params, ())):
+    """A rule out of (params, batch, state, key) -> grads."""
+
+    def estimate(params, batch, state, key):
+        grads = gradient(params, batch, state, key)
+        return Estimate(grads, jnp.zeros(()), batch.x, {}), state
+
+    return LearningRule("mine", init, NET.forward, estimate)
+
+
+def forward(params, x):
+    a = jnp.tanh(x @ params[0]["w"] + params[0]["b"])
+    b = jnp.tanh(a @ params[2]["w"] + params[2]["b"])
+    return a, b, b @ params[4]["w"] + params[4]["b"]
+
+
+def hebbian(pairs):
+    """Weights' and biases' gradients from (below, above) of each layer."""
+    first, second, third = ({"w": low.T @ high, "b": high.sum(0)} for low, high in pairs)
+    return first, (), second, (), third
+
+
+# --- the entries that issue and papers demand --------------------------------------------------
+
+
+def test_backprops_rows_entry_by_entry():
+    found = audit(rules.backprop(NET, SQUARED))
+    states = [("input", "dense_1 forward", "dense_1 error")]
+    states += [("dense_1 forward", "dense_2 forward", "dense_2 error")]
+    assert found == Locality(
+        "backprop",
+        (
+            WeightRow("dense_1.b", states[0][1:], (), ("forward",), "yes", ()),
+            WeightRow("dense_1.w", states[0], (), ("forward",), "yes", ()),
+            WeightRow("dense_2.b", states[1][1:], (), ("forward",), "yes", ()),
+            WeightRow("dense_2.w", states[1], ("error",), ("forward",), "yes", ()),
+            WeightRow("dense_3.b", ("dense_3 output error",), (), (), "no", ()),
+            WeightRow(
+                "dense_3.w", ("dense_2 forward", "dense_3 output error"), ("error",), (), "no", ()
+            ),
+        ),
+    )
+    whole = overall(found.rows)
+    assert (whole.transposed, whole.stored, whole.error_pass) == (("error",), ("forward",), "yes")
+
+
+def test_backprop_through_convolutions_flips_their_kernels_channels():
+    found = rows(rules.backprop(CNN, ENTROPY), CNN)
+    assert list(found) == [f"{n}.{p}" for n in ("conv_1", "conv_2", "dense_3") for p in "bw"]
+    assert column(found, "transposed") == [(), ("error",), ("error",)]
+    assert column(found, "stored") == [("forward",), ("forward",), ()]
+    assert column(found, "error_pass") == ["yes", "yes", "no"]
+    assert found["conv_2.w"].reads == ("conv_1 forward", "conv_2 forward", "conv_2 error")
+
+
+ONE = chain(dense(4), tanh(), dense(1))
+NETS = {
+    "one output": (ONE, (5,)),
+    "dense": (NET, None),
+    "convolutions": (CNN, None),
+    "norms": (chain(dense(8), layers.batch_norm(), tanh(), layers.layer_norm(), dense(3)), (5,)),
+    "residual": (
+        chain(dense(8), layers.residual(dense(8), tanh(), dense(8)), tanh(), dense(3)), (5,)
+    ),
+    "repeat": (chain(dense(8), layers.repeat(chain(dense(8), tanh()), 3), tanh(), dense(3)), (5,)),
+    "attention": (chain(layers.attention(2), flatten(), dense(3)), (4, 6)),
+    "lstm": (chain(layers.lstm(4), flatten(), dense(3)), (4, 6)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("network", "shape"), NETS.values(), ids=NETS)
+def test_hand_written_backprop_and_autodiff_take_the_same(network, shape):
+    """Two programs for one thing: JAX's reverse mode knows nothing of the layers' backward."""
+    named = "residual" not in [part.name for part in network.parts]
+    named = named and "repeat" not in [part.name for part in network.parts]
+    ours, theirs = (
+        audit(rule(network, ENTROPY), network, shape=shape, named=named)
+        for rule in (rules.backprop, rules.autodiff)
+    )
+    assert ours.rows == theirs.rows
+    assert ours.unseen == theirs.unseen == ()
+    assert any("error" in row.transposed for row in ours.rows)
+
+
+def feedback_alignment(network, cost):
+    """The stand-in: the layers' `feedback` argument, with a tree of its own in the state."""
+
+    def estimate(params, batch, state, key):
+        output, kept = network.forward(params, batch.x)
+        error = cost.error(output, batch.y) / len(output)
+        return Estimate(network.backward(params, state, kept, error)[0], 0.0, output, {}), state
+
+    def init(key, params):
+        return params, jax.tree.map(lambda p: p + 1.0, params)
+
+    return LearningRule("mine", init, network.forward, estimate)
+
+
+@pytest.mark.parametrize("network", [NET, CNN], ids=["dense", "convolutions"])
+def test_feedback_alignment_is_backprop_without_transposed_weights(network):
+    ours = rows(feedback_alignment(network, SQUARED), network)
+    exact = rows(rules.backprop(network, SQUARED), network)
+    assert {row.transposed for row in ours.values()} == {()}
+    assert ours == {name: row._replace(transposed=()) for name, row in exact.items()}
+
+
+@pytest.mark.parametrize("nudging", ["centered", "one-sided", "holomorphic", "online"])
+def test_tied_ep_couples_by_the_same_weight_and_passes_no_error(nudging):
+    system = systems.hopfield(NET)
+    found = rows(rules.eqprop(system, SQUARED, FEW, FEW, nudging=nudging))
+    assert column(found, "transposed") == [(), ("coupling",), ("coupling",)]
+    for name in ("stored", "global_signal"):
+        assert {getattr(row, name) for row in found.values()} == {()}
+    assert {row.error_pass for row in found.values()} == {"no"}
+    phases = ["free", "nudged"] if nudging == "one-sided" else ["nudged"]
+    seen = [f"dense_{i} {phase}" for i in (1, 2) for phase in phases]
+    assert found["dense_2.w"].reads == tuple(seen)
+    assert found["dense_1.w"].reads == ("input", *seen[: len(phases)])
+
+
+def test_a_convolutional_ep_net_couples_by_its_kernel_and_nudges_through_its_readout():
+    system = systems.hopfield(CNN, output="readout")
+    for nudging in ("centered", "one-sided"):
+        found = rows(rules.eqprop(system, ENTROPY, FEW, FEW, nudging=nudging), CNN)
+        assert column(found, "transposed") == [(), ("coupling",), ("error",)]
+        assert {row.error_pass for row in found.values()} == {"inside the sweeps"}
+        assert {row.stored for row in found.values()} == {()}
+    assert found["dense_3.w"].reads == ("conv_2 nudged", "dense_3 output error")
+
+
+def test_an_automatic_beta_is_a_statistic_of_all_gradients():
+    found = rows(rules.eqprop(systems.hopfield(NET), SQUARED, FEW, FEW, beta="auto"))
+    everyone = ("batch statistic of dense_1, dense_2, dense_3",)
+    assert {row.global_signal for row in found.values()} == {everyone}
+
+
+def untied(name, **settings):
+    system = systems.hopfield(NET, feedback="untied")
+    rule = getattr(rules, name)(system, SQUARED, **settings)
+    return rows(rule, system=system)
+
+
+def test_vector_field_ep_on_an_untied_system_uses_no_weight_transposed():
+    found = untied("vector_field_eqprop", free=FEW, nudged=FEW)
+    assert {row.transposed for row in found.values()} == {()}
+    assert {row.error_pass for row in found.values()} == {"no"}
+    assert found["dense_2.w"].reads == ("dense_1 free", "dense_2 free", "dense_2 nudged")
+    back = found["feedback.dense_2.w"]
+    assert back.reads == ("dense_1 free", "dense_1 nudged", "dense_2 free")
+    assert back.stored == found["dense_2.w"].stored == ("free",)  # ∂f/∂θ at s⁰ meets s^β
+    assert found["feedback.dense_2.b"].reads == ()  # what comes down reads no bias
+
+
+def test_homeostasis_sends_random_probes_through_transposed_weights():
+    found = untied("vector_field_eqprop", free=FEW, nudged=FEW, homeostasis=1.0)
+    assert column(found, "transposed") == [(), *[("probe",)] * 4]
+
+
+def test_asymmetric_ep_needs_every_connection_backward_where_it_nudges():
+    found = untied("asymmetric_eqprop", free=FEW, nudged=FEW)
+    assert column(found, "transposed") == [(), *[("activity (nudged)",)] * 4]
+    assert {row.error_pass for row in found.values()} == {"no"}
+    tied = rows(rules.asymmetric_eqprop(systems.hopfield(NET), SQUARED, FEW, FEW))
+    assert column(tied, "transposed") == [(), ("coupling",), ("coupling",)]
+
+
+@pytest.mark.parametrize("method", ["fixed-point", "neumann", "gmres"])
+def test_recurrent_backprop_passes_an_error_through_the_coupling(method):
+    rule = rules.recurrent_backprop(systems.hopfield(NET), SQUARED, FEW, FEW, method=method)
+    found = audit(rule)
+    assert found.unseen == (("triangular_solve",) if method == "gmres" else ())
+    table = {row.weight: row for row in found.rows}
+    assert column(table, "transposed") == [(), *[("coupling", "error")] * 2]
+    assert {row.error_pass for row in found.rows} == {"yes"}
+    assert column(table, "stored") == [("free",)] * 3
+
+
+def test_bptt_stores_the_free_phase_and_passes_errors_back_through_it():
+    found = untied("bptt", sweeps=3)
+    assert column(found, "transposed") == [(), *[("error",)] * 4]
+    assert {row.stored for name, row in found.items() if name[-2:] == ".w"} == {("free",)}
+    assert found["dense_1.w"].error_pass == "yes"
+    tied = rows(rules.bptt(systems.hopfield(NET), SQUARED, sweeps=3))
+    assert column(tied, "transposed") == [(), *[("coupling", "error")] * 2]
+
+
+def test_continual_ep_takes_what_ep_takes():
+    found = rows(rules.continual_eqprop(systems.hopfield(NET), SQUARED, FEW, sweeps=3))
+    assert column(found, "transposed") == [(), ("coupling",), ("coupling",)]
+    assert {(row.stored, row.error_pass, row.global_signal) for row in found.values()} == {
+        ((), "no", ())
+    }
+
+
+def test_predictive_coding_is_local_until_its_sweeps_are_sequential():
+    """By gradient: prediction errors come down; in sequence: output errors do, in each sweep."""
+    found = {}
+    for schedule in ("gradient", "sequential"):
+        system = systems.predictive(NET, schedule=schedule)
+        found[schedule] = rows(rules.eqprop(system, SQUARED, FEW, FEW))
+    plain, swept = found["gradient"], found["sequential"]
+    assert column(plain, "transposed") == [(), ("coupling",), ("coupling",)]
+    assert {row.error_pass for row in plain.values()} == {"no"}
+    assert plain["dense_1.w"].reads == ("input", "dense_1 drive", "dense_1 nudged")
+    assert column(swept, "transposed") == [(), ("error",), ("error",)]
+    assert {row.error_pass for row in swept.values()} == {"inside the sweeps"}
+
+
+# --- rules written to be caught ----------------------------------------------------------------
+
+
+def test_a_name_changes_nothing():
+    rule = rules.backprop(NET, SQUARED)
+    posing = rule._replace(name="eqprop")
+    assert audit(posing).rows == audit(rule).rows
+
+
+def test_direct_feedback_alignment_sends_the_output_error_past_layers():
+    def gradient(params, batch, state, key):
+        a, b, output = forward(params, batch.x)
+        e = SQUARED.error(output, batch.y)
+        low, high = (e @ state[0]) * (1 - a * a), (e @ state[1]) * (1 - b * b)
+        return hebbian([(batch.x, low), (a, high), (b, e)])
+
+    init = lambda key, params: (params, (jnp.ones((3, 4)), jnp.ones((3, 6))))  # noqa: E731
+    found = rows(estimator(gradient, init))
+    past = ("error of dense_3, past the layers between",)
+    assert column(found, "global_signal") == [past, (), ()]
+    assert column(found, "transposed") == [(), (), ()]
+    assert column(found, "error_pass") == ["yes", "yes", "no"]
+
+
+def backward(by_weight):
+    """Backprop written out, each transposed product by `by_weight(weight, error)`."""
+
+    def gradient(params, batch, state, key):
+        a, b, output = forward(params, batch.x)
+        e = SQUARED.error(output, batch.y)
+        high = by_weight(params[4]["w"], e) * (1 - b * b)
+        low = by_weight(params[2]["w"], high) * (1 - a * a)
+        return hebbian([(batch.x, low), (a, high), (b, e)])
+
+    return estimator(gradient)
+
+
+WAYS = {
+    "transpose": lambda w, e: e @ w.T,
+    "einsum": lambda w, e: jnp.einsum("bo,io->bi", e, w),
+    "sums": lambda w, e: jnp.sum(e[:, None, :] * w, axis=2),
+    "vmap": lambda w, e: jax.vmap(lambda row: w @ row)(e),
+    "loop": lambda w, e: jax.lax.map(lambda row: w @ row, e),
+    "vjp": lambda w, e: jax.linear_transpose(lambda a: a @ w, jnp.ones((2, len(w))))(e)[0],
+    "jit": lambda w, e: jax.jit(lambda w, e: (w @ e.T).T)(w, e),
+    "cond": lambda w, e: jax.lax.cond(e[0, 0] > 0, lambda: e @ w.T, lambda: 2 * e @ w.T),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_transposed_weight_is_found_however_it_is_written(way):
+    found = rows(backward(WAYS[way]))
+    assert column(found, "transposed") == [(), ("error",), ("error",)]
+    assert column(found, "error_pass") == ["yes", "yes", "no"]
+    assert column(found, "stored") == [("forward",), ("forward",), ()]
+
+
+def test_sign_symmetry_uses_the_transposed_sign():
+    found = rows(backward(lambda w, e: e @ jnp.sign(w).T))
+    assert column(found, "transposed") == [(), *[("error (its sign)",)] * 2]
+
+
+def test_hebbs_rule_reads_two_activities_and_nothing_else():
+    def gradient(params, batch, state, key):
+        a, b, output = forward(params, batch.x)
+        return hebbian([(batch.x, a), (a, b), (b, output)])
+
+    found = rows(estimator(gradient))
+    assert found["dense_2.w"] == WeightRow(
+        "dense_2.w", ("dense_1 forward", "dense_2 forward"), (), (), "no", ()
+    )
+
+
+def test_node_perturbation_broadcasts_one_number_an_example():
+    def gradient(params, batch, state, key):
+        noise = jax.random.normal(key, (2, 4))
+        a, _, output = forward(params, batch.x)
+        b = jnp.tanh((a + noise) @ params[2]["w"] + params[2]["b"])
+        moved = b @ params[4]["w"] + params[4]["b"]
+        gain = (SQUARED.value(moved, batch.y) - SQUARED.value(output, batch.y))[:, None]
+        return hebbian([(batch.x, gain * noise), (a, gain * b), (b, gain * output)])
+
+    found = rows(estimator(gradient))
+    assert found["dense_1.w"].reads == ("input", "noise")
+    assert found["dense_1.w"].global_signal == ("a number from dense_3",)
+    assert {row.error_pass for row in found.values()} == {"no"}
+
+
+def test_a_gradient_clipped_by_its_norm_is_global():
+    def gradient(params, batch, state, key):
+        grads = rules.backprop(NET, SQUARED).estimate(params, batch, (), key)[0].grads
+        norm = jnp.sqrt(sum(jnp.sum(g * g) for g in jax.tree.leaves(grads)))
+        return jax.tree.map(lambda g: g / norm, grads)
+
+    found = rows(estimator(gradient))
+    everyone = ("batch statistic of dense_1, dense_2, dense_3",)
+    assert {row.global_signal for row in found.values()} == {everyone}
+
+
+def test_batch_normalisation_is_a_batch_statistic_and_layer_normalisation_is_none():
+    for norm, signal in ((layers.batch_norm(), "batch statistic of dense_1.0"), (None, "")):
+        network = chain(dense(4), norm or layers.layer_norm(), tanh(), dense(3))
+        found = rows(rules.backprop(network, SQUARED), network, shape=(5,))
+        assert found["dense_1.0.w"].global_signal == ((signal,) if signal else ())
+        assert found["dense_1.1.gain"].transposed == ("error (entry by entry)",)
+
+
+def test_contrastive_hebbian_clamps_and_passes_no_error():
+    def gradient(params, batch, state, key):
+        y = jax.nn.one_hot(batch.y, 3, dtype=batch.x.dtype)
+
+        def settled(clamp):
+            def sweep(s, _):
+                low = jnp.tanh(batch.x @ params[0]["w"] + s[1] @ params[2]["w"].T)
+                high = jnp.tanh(low @ params[2]["w"] + s[2] @ params[4]["w"].T)
+                return (low, high, y if clamp else high @ params[4]["w"]), None
+
+            start = (jnp.zeros((2, 4)), jnp.zeros((2, 6)), y if clamp else jnp.zeros((2, 3)))
+            low, high, top = jax.lax.scan(sweep, start, length=4)[0]
+            return hebbian([(batch.x, low), (low, high), (high, top)])
+
+        return jax.tree.map(jnp.subtract, settled(False), settled(True))
+
+    found = rows(estimator(gradient))
+    both = ("dense_1 free", "dense_1 nudged", "dense_2 free", "dense_2 nudged")
+    assert found["dense_2.w"] == WeightRow("dense_2.w", both, ("coupling",), (), "no", ())
+    assert found["dense_3.w"].transposed == ("coupling", "target")
+
+
+def test_target_propagation_computes_targets_and_no_error():
+    def gradient(params, batch, state, key):
+        a, b, output = forward(params, batch.x)
+        high, low = (lambda h: jnp.tanh(h @ state[0])), (lambda h: jnp.tanh(h @ state[1]))
+        t3 = output - 0.1 * SQUARED.error(output, batch.y)
+        t2 = high(t3) - high(output) + b
+        t1 = low(t2) - low(b) + a
+        return hebbian([(batch.x, a - t1), (a, b - t2), (b, output - t3)])
+
+    init = lambda key, params: (params, (jnp.ones((3, 6)), jnp.ones((6, 4))))  # noqa: E731
+    found = rows(estimator(gradient, init))
+    assert found["dense_1.w"].reads == ("input", "dense_1 forward", "dense_1 target")
+    assert column(found, "transposed") == [(), (), ()]
+    assert {row.error_pass for row in found.values()} == {"no"}
+
+
+def test_a_users_own_energy_goes_by_its_own_names():
+    params = {"U": jnp.ones((4, 3)), "V": jnp.ones((4, 5)), "k": jnp.ones(())}
+    system = systems.from_energy(
+        lambda p, s, x: (
+            0.5 * jnp.sum(s["h"] ** 2) + 0.5 * jnp.sum(s["o"] ** 2) + p["k"] * jnp.sum(s["o"] ** 4)
+            - s["h"] @ p["U"] @ s["o"] - s["h"] @ (p["V"] @ x)
+        ),
+        lambda p, x: {"h": jnp.zeros(4), "o": jnp.zeros(3)},
+        lambda p, s: s["o"],
+        lambda key, shape: (params, (3,)),
+    )  # fmt: skip
+    batch = Batch(jnp.ones((2, 5)), jnp.ones((2, 3)))
+    rule = rules.eqprop(system, SQUARED, FEW, FEW, nudging="one-sided")
+    found = {row.weight: row for row in audit_locality(rule, params, batch, key=KEY).rows}
+    both = ("V free", "V nudged", "U free", "U nudged")  # a state goes by the weight that drives it
+    assert found["U"] == WeightRow("U", both, ("coupling",), (), "no", ())
+    assert found["k"] == WeightRow("k", both[2:], (), (), "no", ())
+
+
+def test_what_is_not_followed_is_said():
+    found = audit(backward(lambda w, e: jnp.fft.irfft(jnp.fft.rfft(e @ w.T), n=len(w))))
+    assert found.unseen == ("fft",)
+    assert markdown([found]).endswith("\n\nmine: not followed: fft.")
+
+
+def test_markdown_has_a_row_a_rule_and_a_row_a_weight():
+    lines = markdown([audit(rules.backprop(NET, SQUARED))]).splitlines()
+    read = "input, forward, output error, error"
+    assert lines[2] == f"| backprop | {read} | error | forward | yes | no |"
+    read = "dense_1 forward, dense_2 forward, dense_2 error"
+    assert f"| backprop | dense_2.w | {read} | error | forward | yes | no |" in lines
