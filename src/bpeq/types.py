@@ -100,6 +100,8 @@ class System(NamedTuple):
         the readout weights' own gradient.
     write(state, output) -> state: the state with its output clamped; None where it has none.
     not_holomorphic: which part is not complex-differentiable, and why; empty where all are.
+    project(params) -> params: the nearest ones that the system can have, such as conductances that
+        are not negative; None where all are allowed. Rules hand it on as their `absorb`.
     """
 
     name: str
@@ -114,6 +116,7 @@ class System(NamedTuple):
     readout: Layer
     write: Callable[[State, Array], State] | None
     not_holomorphic: str = ""
+    project: Callable[[Params], Params] | None = None
 
 
 class SolveInfo(NamedTuple):
