@@ -30,7 +30,8 @@ def check_problem(config: Config, batch: int = 8) -> list[CheckRow]:
             x = jnp.asarray(problem.data.x[problem.rows[0][:batch]], dtype)
             found = []
             if problem.network is not None:
-                own = params[: len(problem.network.parts)]  # a system may append its own
+                own, _ = problem.network.init(key, x.shape[1:])  # a system's may be another
+                own = trees.cast(own, dtype)
                 found += check_network(problem.network, own, x, key=jax.random.fold_in(key, 1))
             if problem.system is not None and problem.system.energy is not None:
                 found.append(_check_energy(problem, params, x))

@@ -31,7 +31,7 @@ KINDS: dict[str, dict[str, Factory]] = {
         "linear relu tanh sigmoid hard_sigmoid shifted_sigmoid softplus gelu",
     ),
     "costs": _table(costs, "squared_error softmax_cross_entropy"),
-    "systems": _table(systems, "hopfield predictive"),
+    "systems": _table(systems, "hopfield predictive resistive"),
     "solvers": _table(solvers, "fixed_steps fixed_point"),
     "rules": _table(
         rules,

@@ -102,6 +102,8 @@ class System(NamedTuple):
     write(state, output) -> state: the state with its output set, which `hold` then keeps; None
         where the output is no state, and cannot be clamped.
     not_holomorphic: which part is not complex-differentiable, and why; empty where all are.
+    project(params) -> params: the nearest ones that the system can have, such as conductances that
+        are not negative; None where all are allowed. Rules hand it on as their `absorb`.
     """
 
     name: str
@@ -116,6 +118,7 @@ class System(NamedTuple):
     readout: Layer
     write: Callable[[State, Array], State] | None
     not_holomorphic: str = ""
+    project: Callable[[Params], Params] | None = None
 
 
 class SolveInfo(NamedTuple):

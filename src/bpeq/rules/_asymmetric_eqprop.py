@@ -12,6 +12,7 @@ from bpeq import trees
 from bpeq.rules._means import mean_loss
 from bpeq.rules._phases import free_phase
 from bpeq.rules._recurrent_backprop import exact_reference
+from bpeq.rules._relaxing import relaxing
 from bpeq.rules._vector_field_eqprop import Sides, respond, skew
 from bpeq.settings import Positive, checked
 from bpeq.solvers import fixed_point
@@ -29,6 +30,7 @@ from bpeq.types import (
 
 
 @checked
+@relaxing
 def asymmetric_eqprop(
     system: System,
     cost: Cost,

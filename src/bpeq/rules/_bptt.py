@@ -10,6 +10,7 @@ from jaxtyping import Array
 
 from bpeq.rules._means import mean_loss
 from bpeq.rules._recurrent_backprop import exact_reference
+from bpeq.rules._relaxing import relaxing
 from bpeq.settings import Count, NonNegative, checked
 from bpeq.solvers import fixed_steps
 from bpeq.types import (
@@ -26,6 +27,7 @@ from bpeq.types import (
 
 
 @checked
+@relaxing
 def bptt(
     system: System,
     cost: Cost,

@@ -12,12 +12,14 @@ from bpeq import trees
 from bpeq.rules._means import mean_loss
 from bpeq.rules._phases import contrast, free_phase, nudged_phases
 from bpeq.rules._recurrent_backprop import exact_reference
+from bpeq.rules._relaxing import relaxing
 from bpeq.settings import Count, NonNegative, Positive, checked
 from bpeq.solvers import fixed_point, fixed_steps
 from bpeq.types import Batch, Cost, Estimate, Key, LearningRule, Params, Solver, State, System
 
 
 @checked
+@relaxing
 def continual_eqprop(
     system: System,
     cost: Cost,

@@ -16,6 +16,7 @@ from bpeq.rules._circle import half_circle, turn
 from bpeq.rules._means import mean_loss
 from bpeq.rules._phases import Free, contrast, free_phase, nudged_phases
 from bpeq.rules._recurrent_backprop import exact_reference
+from bpeq.rules._relaxing import relaxing
 from bpeq.settings import Count, Positive, checked
 from bpeq.solvers import fixed_point
 from bpeq.types import (
@@ -35,6 +36,7 @@ Nudging = Literal["one-sided", "centered", "random-sign", "holomorphic", "online
 
 
 @checked
+@relaxing
 def eqprop(
     system: System,
     cost: Cost,

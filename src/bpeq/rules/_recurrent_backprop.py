@@ -13,6 +13,7 @@ from jaxtyping import Array
 from bpeq import trees
 from bpeq.rules._means import mean_loss
 from bpeq.rules._phases import free_phase
+from bpeq.rules._relaxing import relaxing
 from bpeq.settings import Count, Positive, checked
 from bpeq.solvers import fixed_point
 from bpeq.types import (
@@ -30,6 +31,7 @@ from bpeq.types import (
 
 
 @checked
+@relaxing
 def recurrent_backprop(
     system: System,
     cost: Cost,

@@ -14,6 +14,7 @@ from bpeq.layers import cut
 from bpeq.rules._means import mean_loss
 from bpeq.rules._phases import Free, contrast, free_phase, nudged_phases
 from bpeq.rules._recurrent_backprop import exact_reference
+from bpeq.rules._relaxing import relaxing
 from bpeq.settings import NonNegative, Positive, checked
 from bpeq.solvers import fixed_point
 from bpeq.types import (
@@ -34,6 +35,7 @@ Sides = Literal["one-sided", "centered"]
 
 
 @checked
+@relaxing
 def vector_field_eqprop(
     system: System,
     cost: Cost,

@@ -4,5 +4,6 @@ from bpeq.systems._from_energy import from_energy
 from bpeq.systems._from_field import from_field
 from bpeq.systems._hopfield import hopfield
 from bpeq.systems._predictive import predictive
+from bpeq.systems._resistive import resistive
 
-__all__ = ["from_energy", "from_field", "hopfield", "predictive"]
+__all__ = ["from_energy", "from_field", "hopfield", "predictive", "resistive"]

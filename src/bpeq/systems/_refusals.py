@@ -44,6 +44,37 @@ def refuse_connections(graph: Graph) -> None:
             _refuse_signed_max_pool(name, edge.layer, block.activation)
 
 
+def refuse_circuit(network: Layer, blocks: tuple[Block, ...]) -> None:
+    """What is no crossbar of resistors, and activations that no ideal diodes make."""
+    crossbars, plain = ("dense", "conv"), ("flatten", "avg_pool")
+    for i, part in enumerate(network.parts):
+        if part.activation is not None and not _projects(part.activation):
+            raise ValueError(
+                f"resistive: layer {i} ({part.name!r}) is no projection onto an interval, which "
+                "is what diodes do to a voltage; allowed: linear, relu, hard_sigmoid, or an "
+                "activation_layer that is one"
+            )
+        if part.activation is None and part.name not in (*crossbars, *plain):
+            raise ValueError(
+                f"resistive: layer {i} ({part.name!r}) is no crossbar of resistors; allowed "
+                f"between activations: {', '.join((*crossbars, *plain))}"
+            )
+    for block in blocks:
+        found = [part.name for part in block.connection.parts if part.name in crossbars]
+        if len(found) != 1:
+            raise ValueError(
+                f"resistive: {block.name!r} has {len(found)} layers of resistors "
+                f"({', '.join(found) or 'none'}); allowed: one between two activations"
+            )
+
+
+def _projects(activation: Activation) -> bool:
+    with jax.ensure_compile_time_eval():
+        far, near = 1e4, jnp.linspace(-4.0, 4.0, 81)
+        low, high = (activation.value(jnp.asarray(end, near.dtype)) for end in (-far, far))
+        return bool(jnp.all(activation.value(near) == jnp.clip(near, low, high)))
+
+
 def why_not_holomorphic(network: Layer, skips: Iterable[Edge] = ()) -> str:
     """The first layer, by place and name, that is not complex-differentiable; empty if all are.
 

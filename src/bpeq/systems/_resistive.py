@@ -1,0 +1,246 @@
+"""Deep resistive networks: circuits of variable resistors and diodes, settling at least power."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from bpeq import trees
+from bpeq.layers import cut
+from bpeq.settings import Positive, checked
+from bpeq.systems._derivatives import dforce_of
+from bpeq.systems._readout import last_state, state_readout
+from bpeq.systems._refusals import refuse_circuit, why_not_holomorphic
+from bpeq.systems._resistors import conductances, drive, load, non_negative, power_gradient, twice
+from bpeq.types import Key, Layer, Params, Shape, State, System
+
+
+class Clamped(NamedTuple):
+    """What a batch's input fixes, and what does not change while the nodes settle.
+
+    sources: `[batch, ...]`, the input voltages, each with its opposite beside it.
+    current: `[batch, ...]`, what they drive into the first layer's nodes while these are grounded.
+    below, total: each layer's conductances, `[1, ...]`: to the layer below and the bias sources,
+        and to the layer above as well.
+    """
+
+    sources: Float[Array, "batch ..."]
+    current: Float[Array, "batch ..."]
+    below: tuple[Array, ...]
+    total: tuple[Array, ...]
+
+
+@checked
+def resistive(
+    network: Layer,
+    *,
+    gain: Positive = 100.0,
+    polarity: Literal["alternating", "positive"] = "alternating",
+    outputs: Literal["single", "paired"] = "single",
+) -> System:
+    """The deep resistive network of a chain: its weights are conductances, its units' voltages.
+
+        E(g, x, v) = ½ Σ_ij g_ij (v_i − v_j)²,    g_ij >= 0,    v_0 = gain · (x, −x)
+        sweep:  v_j ← clip( (Σ_i g_ij v_i + push_j) / Σ_i g_ij ),    i all neighbours of node j
+        ∂E/∂g_ij = ½ (v_i − v_j)²
+
+    E is half the power that the resistors turn into heat. By Kirchhoff's current law a circuit
+    rests at its minimum, as far as its diodes let it: ideal ones take no power, they bound a node's
+    voltage. So F = E + βC is EP on a circuit, the nudge a current of −β ∂C/∂v into the outputs, and
+    each conductance learns from the voltage across itself. A sweep settles the odd layers, then the
+    even ones, each exactly given its neighbours: E never rises.
+
+    A layer's units are nodes, and its activation says what diodes they have: `linear` none, `relu`
+    one to ground (v >= 0), `hard_sigmoid` two (0 <= v <= 1 volt), or an `activation_layer` of your
+    own that projects onto an interval. A layer's weight is a resistor from each node of the layer
+    below; a bias a pair of resistors to sources of +gain and −gain volts.
+
+    Shapes: x `[batch, ..., n]`; the input layer has 2n sources, doubled on that last axis, since a
+    resistor cannot be negative. The state is a tuple of one `[batch, ...]` array a layer, in volts.
+    Params are laid out as the network's, for an input of 2n: `{"w": ..., "b": [2, ...]}`, in units
+    of conductance, a bias with the resistor to +gain first. Only ratios of conductances matter to a
+    free phase; β is a conductance too, and nudged outputs settle where it is below that of an
+    output node (half of it for pairs). They start at |w| of the layers' own init. `project` keeps
+    them non-negative: rules hand it on as their `absorb`, which training calls after each update.
+
+    Args:
+      network: a chain of `dense`, `conv`, `avg_pool` and `flatten`; each of its activations closes
+        a layer of nodes. One layer with weights between two of them.
+      gain: volts per unit of input, > 0: what passes through averages shrinks from layer to layer.
+      polarity: "alternating" turns the diodes of every second unit of a hidden layer (channel, of
+        an image) round: v <= 0, or −1 <= v <= 0. Such inhibitory nodes pull the next layer down,
+        as no conductance could. "positive" turns none.
+      outputs: "single" reads each output as the voltage of a node, "paired" as that of one node
+        over another one, v⁺ − v⁻, with resistors of its own to every hidden node; β C then drives
+        opposite currents into the two.
+
+    `write` sets single outputs; the voltage of a pair leaves its two nodes undetermined.
+
+    Raises:
+      ValueError: the network cannot be cut; a layer is no crossbar of resistors; an activation is
+        no projection onto an interval; a setting is out of range.
+
+    Example (a unit between sources of x and −x volts, over 1 and 3 ohms: a divider):
+      >>> import jax, jax.numpy as jnp
+      >>> from bpeq.layers import chain, dense
+      >>> system = resistive(chain(dense(1, bias=False)), gain=1.0)
+      >>> params = ({"w": jnp.array([[1.0], [1 / 3]])},)
+      >>> clamped = system.clamp(params, jnp.ones((1, 1)))
+      >>> state = system.sweep(params, clamped, system.init_state(params, clamped))
+      >>> state[0].round(6).tolist()
+      [[0.5]]
+
+    Source: Kendall, Pan, Manickavasagam, Bengio & Scellier 2020, Training end-to-end analog neural
+    networks with equilibrium propagation (diodes, doubled sources, paired outputs); Scellier 2024,
+    A fast algorithm to simulate nonlinear resistive networks (exact block coordinate descent,
+    excitatory and inhibitory nodes, input gain).
+    """
+    blocks = cut(network)
+    refuse_circuit(network, blocks)
+    top = len(blocks)
+    layers = [block.connection for block in blocks]
+    if outputs == "paired":
+        layers[-1] = twice(layers[-1])
+
+    def own(params: Params, l: int) -> Params:
+        return params[blocks[l].slice]
+
+    def init(key: Key, shape: Shape) -> tuple[Params, Shape]:
+        doubled = _doubled(shape)
+        drawn, out = network.init(key, doubled)
+        if outputs == "paired":
+            apart = jax.random.fold_in(key, len(network.parts))
+            other, last = network.init(apart, doubled)[0], blocks[-1].slice
+            both = jax.tree.map(lambda a, b: jnp.stack([a, b]), drawn[last], other[last])
+            drawn = (*drawn[: last.start], *both, *drawn[last.stop :])
+        return conductances(drawn), out
+
+    def clamp(params: Params, x: Array) -> Clamped:
+        sources = gain * jnp.concatenate([x, -x], axis=-1)
+        current, _ = layers[0].forward(drive(own(params, 0), gain), sources)
+        below: list[Array] = []
+        above: list[Array] = []
+        ones = jnp.ones_like(sources[:1])
+        for l, layer in enumerate(layers):
+            weights = load(own(params, l))
+            conductance, residuals = layer.forward(weights, ones)
+            ones = jnp.ones_like(conductance)
+            below.append(conductance)
+            above.append(layer.backward(weights, weights, residuals, ones)[1])
+        total = [b + a for b, a in zip(below[:-1], above[1:], strict=True)]
+        return Clamped(sources, current, tuple(below), (*total, below[-1]))
+
+    def init_state(params: Params, clamped: Clamped) -> State:
+        batch = clamped.current.shape[:1]
+        return tuple(jnp.zeros(batch + b.shape[1:], clamped.current.dtype) for b in clamped.below)
+
+    def from_below(params: Params, clamped: Clamped, state: State, l: int) -> Array:
+        if l == 0:
+            return clamped.current
+        return layers[l].forward(drive(own(params, l), gain), state[l - 1])[0]
+
+    def from_above(params: Params, state: State, l: int) -> Array:
+        weights = drive(own(params, l + 1), gain)  # a pull-back reads no bias
+        _, residuals = layers[l + 1].forward(weights, state[l])
+        return layers[l + 1].backward(weights, weights, residuals, state[l + 1])[1]
+
+    def current(params: Params, clamped: Clamped, state: State, l: int) -> Array:
+        below = from_below(params, clamped, state, l)
+        return below if l == top - 1 else below + from_above(params, state, l)
+
+    def bounded(l: int, voltage: Array) -> Array:
+        """What the diodes of a layer let its nodes have."""
+        sigma = blocks[l].activation.value
+        if polarity == "positive" or l == top - 1:
+            return sigma(voltage)
+        turned = jnp.where(jnp.arange(voltage.shape[-1]) % 2 == 0, 1.0, -1.0).astype(voltage.dtype)
+        return turned * sigma(turned * voltage)
+
+    def sweep(params: Params, clamped: Clamped, state: State, push: Any = None) -> State:
+        for half in (range(0, top, 2), range(1, top, 2)):
+            pushed = (None,) * top if push is None else push(state)
+            new = list(state)
+            for l in half:
+                into, nudge = current(params, clamped, state, l), pushed[l]
+                into = into if nudge is None else into + nudge
+                new[l] = bounded(l, _over(into, clamped.total[l]))
+            state = tuple(new)
+        return state
+
+    def energy(params: Params, clamped: Clamped, state: State) -> Float[Array, " batch"]:
+        squares = layers[0].forward(load(own(params, 0), gain**2), clamped.sources**2)[0]
+        total = 0.5 * _per_example(squares)
+        for l, v in enumerate(state):
+            if l > 0:  # the bias sources' own share
+                alone = jnp.zeros_like(state[l - 1][:1])
+                squares = layers[l].forward(load(own(params, l), gain**2), alone)[0]
+                total = total + 0.5 * _per_example(squares)
+            into = from_below(params, clamped, state, l)
+            total = total + _per_example(0.5 * clamped.total[l] * v * v - v * into)
+        return total
+
+    def denergy(params: Params, clamped: Clamped, phases: State, weights: Array) -> Params:
+        grads = list(trees.zeros(params))
+        for l, block in enumerate(blocks):
+            below = clamped.sources[None] if l == 0 else phases[l - 1]
+            grads[block.slice] = power_gradient(
+                layers[l], own(params, l), below, phases[l], weights, gain
+            )
+        return tuple(grads)
+
+    def force(params: Params, clamped: Clamped, state: State) -> State:
+        return tuple(
+            current(params, clamped, state, l) - clamped.total[l] * v for l, v in enumerate(state)
+        )
+
+    def write(state: State, value: Array) -> State:
+        return (*state[:-1], value)
+
+    return System(
+        name="resistive",
+        init=init,
+        clamp=clamp,
+        init_state=init_state,
+        sweep=sweep,
+        energy=energy,
+        denergy=denergy,
+        force=force,
+        dforce=dforce_of(denergy),
+        readout=last_state(top) if outputs == "single" else _pairs(top),
+        write=write if outputs == "single" else None,
+        not_holomorphic=why_not_holomorphic(network),
+        project=non_negative,
+    )
+
+
+def _doubled(shape: Shape) -> Shape:
+    if not shape:
+        raise ValueError("resistive: one example has shape (), it needs one axis or more")
+    return (*shape[:-1], 2 * shape[-1])
+
+
+def _over(current: Array, conductance: Array) -> Array:
+    """I / G; a node that nothing conducts to stays grounded."""
+    joined = conductance != 0
+    return jnp.where(joined, current, jnp.zeros_like(current)) / jnp.where(
+        joined, conductance, jnp.ones_like(conductance)
+    )
+
+
+def _per_example(a: Array) -> Float[Array, " batch"]:
+    return jnp.sum(a.reshape(a.shape[0], -1), axis=1)
+
+
+def _pairs(states: int) -> Layer:
+    """v⁺ − v⁻ of the last of `states`, `[batch, 2, ...]`."""
+
+    def forward(params: Params, state: State, key: Key | None = None) -> tuple[Array, Any]:
+        return state[-1][:, 0] - state[-1][:, 1], ()
+
+    def backward(params: Params, feedback: Params, residuals: Any, dy: Array) -> tuple[Params, Any]:
+        return trees.zeros(params), (*(None,) * (states - 1), jnp.stack([dy, -dy], axis=1))
+
+    return state_readout(forward, backward)
