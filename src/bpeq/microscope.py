@@ -15,9 +15,10 @@ from bpeq import runs, trees
 from bpeq._schema import ConfigError
 from bpeq.config import Config
 from bpeq.equilibrium import curvature, jumped
-from bpeq.fidelity import exact_gradient, fits, judge
+from bpeq.fidelity import exact_gradient, judge
 from bpeq.gdu import gdu_mismatch
 from bpeq.loading import load_run
+from bpeq.orders import fits
 from bpeq.probe import entry, first_examples, probe, state_names
 from bpeq.problem import Problem, build, seed_keys
 from bpeq.rules import eqprop

@@ -17,7 +17,7 @@ FLOORS = [
     ["solvers"],
     ["systems"],
     ["rules"],
-    ["fidelity", "equilibrium", "gdu", "locality"],
+    ["fidelity", "orders", "equilibrium", "gdu", "locality"],
     ["data"],
     ["optimizers", "counting", "accounting", "side_by_side", "training"],
     ["registry", "_schema", "_calls", "_overrides", "_sections", "config"],

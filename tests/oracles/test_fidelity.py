@@ -8,8 +8,9 @@ import pytest
 import bpeq
 from bpeq import trees
 from bpeq.costs import softmax_cross_entropy, squared_error
-from bpeq.fidelity import bias_order, closeness, exact_gradient
+from bpeq.fidelity import closeness, exact_gradient
 from bpeq.layers import chain, dense, flatten, tanh
+from bpeq.orders import bias_order
 from bpeq.rules import (
     autodiff,
     backprop,
