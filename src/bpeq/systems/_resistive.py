@@ -159,11 +159,15 @@ def resistive(
         turned = jnp.where(jnp.arange(voltage.shape[-1]) % 2 == 0, 1.0, -1.0).astype(voltage.dtype)
         return turned * sigma(turned * voltage)
 
-    def sweep(params: Params, clamped: Clamped, state: State, push: Any = None) -> State:
+    def sweep(
+        params: Params, clamped: Clamped, state: State, push: Any = None, hold: bool = False
+    ) -> State:
         for half in (range(0, top, 2), range(1, top, 2)):
             pushed = (None,) * top if push is None else push(state)
             new = list(state)
             for l in half:
+                if hold and l == top - 1:
+                    continue
                 into, nudge = current(params, clamped, state, l), pushed[l]
                 into = into if nudge is None else into + nudge
                 new[l] = bounded(l, _over(into, clamped.total[l]))
