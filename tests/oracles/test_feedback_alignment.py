@@ -321,22 +321,22 @@ def test_the_matrices_come_from_the_states_key_the_same_in_every_estimate():
     x = jax.random.normal(jax.random.key(1), (1, 5, 5, 1))
     output = network.forward(params, x)[0]
 
-    def row(k, key):
-        """∂C/∂w of the convolution with the output error e_k alone."""
-        y = output - jnp.eye(3)[k : k + 1]
-        return rule.estimate(params, Batch(x, y), {"feedback": key}, KEY)[0].grads[0]["w"]
+    def sent(error, key, own=KEY):
+        """∂C/∂w of the convolution with this output error alone."""
+        batch = Batch(x, output - jnp.asarray([error], output.dtype))
+        return np.asarray(rule.estimate(params, batch, {"feedback": key}, own)[0].grads[0]["w"])
 
     scale = np.sqrt(2 / (3 + 5 * 5 * 40))
-    first = [np.asarray(row(k, jax.random.key(8))) for k in range(3)]
-    again = [np.asarray(row(k, jax.random.key(8))) for k in range(3)]
-    np.testing.assert_array_equal(first, again)
-    assert not np.allclose(first, [row(k, jax.random.key(9)) for k in range(3)])
+    rows = [sent(np.eye(3)[k], jax.random.key(8)) for k in range(3)]
+    mixed = sent([2.0, -1.0, 3.0], jax.random.key(8), jax.random.key(1))
+    np.testing.assert_allclose(mixed, 2 * rows[0] - rows[1] + 3 * rows[2], atol=1e-14)
+    assert not np.allclose(rows[0], sent([1.0, 0.0, 0.0], jax.random.key(9)))
     # Σ over the image of x·B is, for unit Gaussian B, of variance Σ x² under each offset.
     padded = np.pad(np.asarray(x)[0, :, :, 0], 1)
     energy = np.array(
         [[(padded[i : i + 5, j : j + 5] ** 2).sum() for j in range(3)] for i in range(3)]
     )
-    normal = np.stack(first)[:, :, :, 0] / np.sqrt(energy)[None, :, :, None] / scale
+    normal = np.stack(rows)[:, :, :, 0] / np.sqrt(energy)[None, :, :, None] / scale
     assert abs(normal.std() - 1) < 0.1
     assert abs(normal.mean()) < 0.1
 
