@@ -31,7 +31,7 @@ def describe(what: str, name: str = "", overrides: Sequence[str] = ()) -> str:
     if kind not in KINDS:
         raise ConfigError(f"show {what}: {choices({**KINDS, **singular, 'config': ''}, what)}")
     if not name:
-        return "\n".join(f"{each:22} {_first_line(KINDS[kind][each])}" for each in KINDS[kind])
+        return "\n".join(f"{each:25} {_first_line(KINDS[kind][each])}" for each in KINDS[kind])
     try:
         return _one(name, resolve(kind, name))
     except ValueError as error:

@@ -26,7 +26,7 @@ def feedback_alignment(network: Layer, cost: Cost, *, angle: Degrees = 90.0) -> 
     through one of its weights, and W everywhere else. With B = W it is backprop; the last layer's
     gradient is backprop's whatever B is. No weight is transported: W comes to align with B, because
     the layers below learn to make B's errors useful. Until then, and in part for good, the estimate
-    is biased, more so the deeper the layer.
+    is biased, as a rule the more the further a layer is from the output.
 
     B is drawn once, by the rule's `init`, leaf by leaf: Gaussian, of the norm of the W it is given
     and at `angle` from it. A leaf whose entries are all the same is fed back as it starts: gains of
