@@ -71,7 +71,7 @@ FRACTION = "must be a number >= 0 and < 1"
 RATES = "must be a list, each entry a number >= 0"
 FOLDS = "must be a section"
 CALL = 'must be a call such as "dense(128)"'
-PHASES = "adjoint, free, nudged"
+PHASES = "adjoint, clamped, free, nudged"
 NO_LITERAL = "is not a literal that a config can hold"
 
 
@@ -197,7 +197,7 @@ IN_FILE = [
         "[training]",
         '[system]\nname = "hopfield"\noutputs = "state"\n[training]',
         "system.outputs = 'state'",
-        "unknown key; allowed: output, schedule, skips, feedback, angle, nudge; "
+        "unknown key; allowed: output, schedule, skips, feedback, angle, nudge, gain; "
         "did you mean 'output'?",
     ),
     (

@@ -292,6 +292,7 @@ def test_defaults_stand_where_a_section_is_absent(tmp_path):
             "feedback": "tied",
             "angle": 90.0,
             "nudge": "inside",
+            "gain": 1.0,
         },
         "rule": {"name": "backprop"},
         "optimizer": {
