@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -114,8 +115,9 @@ def compare_rules(
 
 def remark(rule: LearningRule) -> str:
     """What a comparison must say of a rule: its own note, and what else it is after than ∇C."""
-    objective = getattr(rule, "objective", None)
-    other = f"follows another objective than ∇C: {objective.name}" if objective else ""
+    other = ""
+    if rule.objective is not None:
+        other = f"follows another objective than ∇C: {rule.objective.name}"
     return "; ".join(filter(None, [rule.note, other]))
 
 
@@ -154,7 +156,9 @@ def _cells(row: RuleRow) -> list[str]:
     costs.append(f"{cost.bytes / 1024:.0f}")
     if found is None:
         return ["—", "—", "—", "—", *costs]
-    worst = max(found.layers, key=lambda name: found.layers[name].relative_error)
-    furthest = f"{found.layers[worst].relative_error:.2e} {worst}"
+    errors = {name: m.relative_error for name, m in found.layers.items()}
+    known = {name: e for name, e in errors.items() if e < math.inf} or errors
+    worst = max(known, key=lambda name: known[name])  # inf: the exact gradient leaves it alone
+    furthest = f"{known[worst]:.2e} {worst}"
     near = [f"{found.total.relative_error:.2e}", f"{found.total.cosine:.5f}", furthest]
     return [*near, f"{found.settled:.0%}" if found.sweeps else "—", *costs]

@@ -18,6 +18,8 @@ from bpeq.settings import complaint
 
 RATE_SPAN, OWN_SPAN = 10.0, 3.0
 """How far trials go from a config's value, up and down: of the learning rate, of other settings."""
+_EXACTNESS = ("tolerance",)
+"""Settings of how exactly a rule solves: no trial should be better for being careless."""
 
 
 def tune(
@@ -94,7 +96,7 @@ def space(config: Config) -> dict[str, tuple[float, float, float]]:
     rule = config.tree["rule"]
     for name, (hint, _) in fields(resolve("rules", rule["name"], config.folder)).items():
         value = rule.get(name)
-        if isinstance(value, float) and _positive(hint):
+        if name not in _EXACTNESS and isinstance(value, float) and _positive(hint):
             low, high = (_allowed(hint, value, span) for span in (1 / OWN_SPAN, OWN_SPAN))
             found[f"rule.{name}"] = (value, low, high)
     return found

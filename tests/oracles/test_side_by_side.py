@@ -112,15 +112,31 @@ def test_a_reference_is_lent_to_rules_that_have_none_of_their_own():
 
 
 def test_a_rule_after_another_objective_is_said_to_be():
-    class Other(LearningRule):
-        """A rule that has an `objective`."""
-
-        objective = rules.autodiff(NETWORK, COST)._replace(name="half_the_cost")
-
-    own = Other(*rules.backprop(NETWORK, COST)._replace(note="is local"))
+    half = rules.autodiff(NETWORK, COST)._replace(name="half_the_cost")
+    own = rules.backprop(NETWORK, COST)._replace(note="is local", objective=half)
     found = bpeq.compare_rules({"own": own}, start(), BATCH, key=KEY)
     said = "is local; follows another objective than ∇C: half_the_cost"
     assert found.rows["own"].note == said
+
+
+def test_weights_that_the_exact_gradient_leaves_alone_are_not_the_worst_layer():
+    def estimate(params: Any, batch: Batch, state: Any, key: Any) -> Any:
+        found, state = exact.estimate(params, batch, state, key)
+        return found._replace(grads=(*found.grads[:-1], {"idle": jnp.ones(2)})), state
+
+    def forward(params: Any, x: Any, key: Any = None) -> Any:
+        return NETWORK.forward(params[:-1], x, key)
+
+    def backward(params: Any, feedback: Any, residuals: Any, dy: Any) -> Any:
+        raise NotImplementedError
+
+    longer = NETWORK._replace(forward=forward, backward=backward)
+    exact = rules.autodiff(longer, COST)
+    own = exact._replace(estimate=estimate)
+    params = (*start(), {"idle": jnp.zeros(2)})
+    found = bpeq.compare_rules({"own": own}, params, BATCH, key=KEY, network=NETWORK)
+    assert found.rows["own"].fidelity.layers["idle"].relative_error == float("inf")
+    assert "idle" not in str(found)
 
 
 def test_no_rules_are_refused():

@@ -491,7 +491,7 @@ def test_rules_that_beat_the_frozen_control_and_those_that_do_not_are_told_by_in
          "low": low, "high": high, "level": 0.9, "n": 5}
         for name, (low, high) in {**intervals, "bad": (0.001, 0.02)}.items()
     ]  # fmt: skip
-    paired.append({**paired[0], "a": "good", "b": "bad"})  # says nothing of the control
+    paired.append({**paired[3], "a": "good", "b": "bad"})  # says nothing of the control
     made = {n: (digits(level=v)[0], n == "frozen_hidden") for n, v in rules.items()}
     said = " ".join(show(comparison_table(comparison(made, paired=paired))))
     assert (
@@ -554,6 +554,17 @@ def test_the_terminal_shows_the_error_and_the_worst_layer_after_training() -> No
     assert rows["frozen_hidden"][1:3] == ["2.09 ± 0.07", "0"]
 
 
+def test_weights_that_the_exact_gradient_leaves_alone_are_not_the_worst_layer() -> None:
+    """Their cosine is 0 by definition, and JSON has null for their infinite error."""
+    whole = compared_with_fidelity()
+    entry = whole["rules"]["eqprop"]["fidelity"]["trained"]["layers"]
+    for name, cosine, shown in (("inverses", 0.0, "0.9242"), ("lost", None, "NaN")):
+        entry[name] = {**entry["dense_1"], "relative_error": None, "cosine": cosine}
+        lines = show(comparison_table(whole))
+        row = next(line for line in lines if line.startswith("eqprop"))
+        assert re.split(r"\s{2,}", row)[3] == shown
+
+
 def test_a_row_that_diverged_says_so(tmp_path: Path) -> None:
     whole = comparison({"backprop": (digits()[0], False), "eqprop": ({}, False)}, paired=[])
     whole["rules"]["eqprop"]["diverged"] = "c.toml: diverged in epoch 3"
@@ -610,8 +621,8 @@ def test_error_over_cost_has_each_rule_at_its_figures_and_controls_as_lines() ->
 
 
 def test_names_beside_points_cover_neither_each_other_nor_the_points() -> None:
-    """Twelve rules of nearly one cost and one error."""
-    rules = {f"rule_number_{i}": (digits(level=0.02 + 1e-4 * i)[0], False) for i in range(12)}
+    """Twelve rules of nearly one cost and, four by four, one error."""
+    rules = {f"rule_number_{i}": (digits(level=0.02 + 1e-4 * (i % 3))[0], False) for i in range(12)}
     whole = comparison(rules)
     for i, row in enumerate(whole["rules"].values()):
         row["cost"] = {"macs": 1e6 * (1 + 0.05 * (i % 3))}

@@ -95,6 +95,7 @@ def settings_of_all_kinds(
     cost: Cost,
     *,
     plain: Positive = 0.5,
+    tolerance: Positive = 0.5,
     either: Positive | Literal["auto"] = 0.5,
     auto: Positive | Literal["auto"] = "auto",
     below: Annotated[float, Gt(0), Le(0.6)] = 0.5,

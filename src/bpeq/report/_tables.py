@@ -114,7 +114,10 @@ def _nearness(row: Row) -> list[str]:
     if "trained" not in row.fidelity:
         return ["", ""] if row.control else [n.ABSENT, n.ABSENT]
     found = row.fidelity["trained"]
-    cosines = [m.cosine for m in (found.layers or {"all": found.total}).values()]
+    # Weights that the exact gradient leaves alone, such as trained inverses, have no direction to
+    # be judged by: their cosine is 0 by definition, their relative error infinite.
+    judged = [m for m in found.layers.values() if m.cosine or math.isfinite(m.relative_error)]
+    cosines = [m.cosine for m in judged or [found.total]]
     worst = math.nan if any(map(math.isnan, cosines)) else min(cosines)
     return [n.plain(found.total.relative_error, 2), n.fixed(worst, 4)]
 
