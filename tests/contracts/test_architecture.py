@@ -20,9 +20,9 @@ FLOORS = [
     ["fidelity", "equilibrium", "gdu"],
     ["data"],
     ["optimizers", "accounting", "training"],
-    ["registry", "_schema", "_calls", "_overrides", "_sections", "config"],
+    ["registry", "_own", "_schema", "_calls", "_overrides", "_sections", "config"],
     [
-        *["problem", "checking", "showing", "probe", "runs", "experiment", "loading"],
+        *["rehearsal", "problem", "checking", "showing", "probe", "runs", "experiment", "loading"],
         *["microscope", "comparison"],
     ],
     ["report"],
