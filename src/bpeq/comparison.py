@@ -50,7 +50,7 @@ def compare(
         saving; the rows that were finished stay.
     """
     configs = {name: config.with_rule(name) for name in rules}
-    configs |= _controls(config.for_controls()) if "network" in config.tree else {}
+    configs |= _controls(config.for_controls())
     problems: dict[str, Problem] = {}
     for name, each in configs.items():
         shared = next(iter(problems.values())).data if problems else None
@@ -161,7 +161,13 @@ def paired(rows: dict[str, Any], level: float = 0.95) -> list[dict[str, Any]]:
 
 
 def _controls(config: Config) -> dict[str, Config]:
-    """Backprop on a linear readout, and on the same net with its hidden blocks frozen."""
+    """Backprop on a linear readout, and on the same net with its hidden blocks frozen.
+
+    Without a [network], as with a system of the user's own, there is no net to freeze.
+    """
+    if "network" not in config.tree:
+        readout = {"name": "dense", "features": config.build("data").outputs}
+        config = config.changed(network={"layers": [{"name": "flatten"}, readout]})
     specs = list(config.tree["network"]["layers"])
     network = config.build_network()
     assert network is not None

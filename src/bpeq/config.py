@@ -6,14 +6,16 @@ import inspect
 import os
 import re
 import tomllib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 from bpeq import registry
 from bpeq._calls import build_layer, parse_each, parse_network, settle_each
 from bpeq._overrides import SECTIONS, Source, check_tables, chosen_rule, lay, put, read_pair
+from bpeq._own import blame, own_parts
 from bpeq._schema import ConfigError, Fault, fields, layer_tables
 from bpeq._sections import settle_sections
 from bpeq.types import DataError
@@ -38,6 +40,26 @@ class Config(NamedTuple):
     def fault(self, key: str, value: Any, remedy: str) -> ConfigError:
         """The error for a key: `FILE:KEY = VALUE: REMEDY`, or --set KEY if it came thence."""
         return self.source.error(key, value, remedy)
+
+    @contextmanager
+    def blaming(self, *sections: str) -> Iterator[None]:
+        """`blame` for whatever is raised inside."""
+        try:
+            yield
+        except Exception as error:
+            self.blame(error, *sections)
+
+    def blame(self, error: Exception, *sections: str) -> NoReturn:
+        """Raises what may come from the user's own parts, those of `sections` first, as one line.
+
+        It stays as it is where it is such a line, or where the config has no parts of the user's
+        own: then it is a bug of ours.
+        """
+        parts = own_parts(self.tree, self.folder)
+        if not parts or isinstance(error, ConfigError | DataError | MemoryError):
+            raise error
+        part, said = blame(error, parts, *sections)
+        raise self.fault(part.key, part.name, said) from error
 
     def with_rule(self, name: str) -> Config:
         """The same config under another rule, which brings its own [rules.NAME] along.
@@ -86,6 +108,12 @@ class Config(NamedTuple):
             if said[1] in layer_tables(factory) and entry in value:  # one of its layers
                 place, value = f"{place}.{entry}", value[entry]["name"]
             raise self.fault(place, value, said[3]) from error
+        except Exception as error:
+            if ":" not in name:
+                raise
+            if kind == "data" and isinstance(error, OSError):
+                raise DataError(f"{self.path}:data.name = {name!r}: {error}") from error
+            self.blame(error, section.partition(".")[0])
         if not isinstance(made, registry.WORDS[kind]):
             wanted = registry.WORDS[kind].__name__
             remedy = f"gives a {type(made).__name__}; it must give a {wanted}"
@@ -110,6 +138,10 @@ class Config(NamedTuple):
                 made[key] = build_layer(spec, lookup)
             except ValueError as error:
                 raise self.fault(f"{place}.{key}", spec["name"], str(error)) from error
+            except Exception as error:
+                if ":" not in str(spec):
+                    raise
+                self.blame(error, place.partition(".")[0])
         return made
 
     def _under(self, rule: str) -> list[str]:

@@ -15,7 +15,7 @@ import tomli_w
 
 from bpeq import runs, training, trees
 from bpeq.config import Config
-from bpeq.layers import cut
+from bpeq.fidelity import grouped
 from bpeq.probe import before_and_after
 from bpeq.problem import Problem, build, seed_keys
 from bpeq.types import Params
@@ -198,21 +198,19 @@ def _check_finite(
         what = f"the training loss of seed {seed} is {losses[seed, epoch - first - 1]}"
     else:
         epoch, what = first + losses.shape[1], f"{late[0]} is not finite"
-    rate = config.tree["optimizer"].get("learning_rate")
+    remedy = f"a smaller optimizer.learning_rate than {config.tree['optimizer']['learning_rate']}"
+    if "unsettled" in values:  # a phase or an adjoint may have run away, whatever the weights
+        remedy += ", or solvers under which every phase settles"
     raise Diverged(
-        f"{config.path}: diverged in epoch {epoch}: {what}; try a smaller "
-        f"optimizer.learning_rate than {rate}; the parameters of epoch {first} are in {path}"
+        f"{config.path}: diverged in epoch {epoch}: {what}; try {remedy}; "
+        f"the parameters of epoch {first} are in {path}"
     )
 
 
 def _layer_sizes(problem: Problem, params: Params) -> list[dict[str, Any]]:
     one = jax.tree.map(lambda leaf: leaf[0], params)
-    if problem.network is None:
-        return [{"name": "all", "parameters": trees.size(one)}]
-    return [
-        {"name": block.name, "parameters": trees.size(one[block.slice])}
-        for block in cut(problem.network)
-    ]
+    rows = grouped(one, problem.network)
+    return [{"name": name, "parameters": trees.size(part)} for name, part in rows.items()]
 
 
 def _about(problem: Problem) -> dict[str, Any]:

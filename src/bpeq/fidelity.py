@@ -169,12 +169,16 @@ def grouped(params: Params, network: Layer | None = None) -> dict[str, Params]:
     """Parameters (or their gradients) by layer: the blocks of `network`, then what else there is.
 
     A relaxing system may append entries of its own to the network's params, such as
-    `{"feedback": ...}`; they are rows of that name. Entries without parameters are no rows.
+    `{"feedback": ...}`; they are rows of that name. The entries of a dict, as a user's own system
+    may have it, are rows of their names. Entries without parameters are no rows.
     """
+    if isinstance(params, dict):
+        rows = {str(name): part for name, part in params.items()}
+        return {name: part for name, part in rows.items() if jax.tree.leaves(part)}
     if not isinstance(params, tuple):
         return {"all": params}
     known = cut(network) if network is not None else ()
-    rows: dict[str, Params] = {block.name: params[block.slice] for block in known}
+    rows = {block.name: params[block.slice] for block in known}
     for i in range(len(network.parts) if network is not None else 0, len(params)):
         entry = params[i]
         named = isinstance(entry, dict) and len(entry) == 1 and network is not None

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from bpeq import trees
 from bpeq.config import Config
 from bpeq.equilibrium import nudge_amplitude
 from bpeq.fidelity import Fidelity, judged
@@ -95,7 +96,16 @@ def first_examples(config: Config, problem: Problem, count: int | None = None) -
 
 
 def state_names(problem: Problem, states: Sequence[Any]) -> list[str]:
-    """The blocks' names for a layered system's states, else their numbers."""
+    """The blocks' names for a layered system's states, else the states' own or their numbers."""
     blocks = [block.name for block in cut(problem.network)] if problem.network is not None else []
-    fits = len(blocks) >= len(states)
-    return blocks[: len(states)] if fits else [str(i) for i in range(len(states))]
+    if len(blocks) >= len(states):
+        return blocks[: len(states)]
+    system = problem.system
+    assert system is not None
+
+    def start(key: Key) -> State:
+        params, x = problem.init(key), jnp.zeros((1, *problem.data.x.shape[1:]))
+        return system.init_state(params, system.clamp(params, x))
+
+    names = trees.names(jax.eval_shape(start, jax.random.key(0)))
+    return names if len(names) > 1 else ["state"]

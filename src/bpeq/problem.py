@@ -11,11 +11,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from bpeq import rehearsal, trees
+from bpeq._own import own_parts
 from bpeq._schema import wires
 from bpeq.config import Config, ConfigError
 from bpeq.data import Dataset
 from bpeq.optimizers import with_rates
 from bpeq.registry import resolve
+from bpeq.rehearsal import initial
 from bpeq.types import Cost, Key, Layer, LearningRule, Params, Solver, System
 
 
@@ -58,7 +61,7 @@ def build(config: Config, data: Dataset | None = None) -> Problem:
     with jax.enable_x64(config.tree["precision"] == "float64"):
         data = config.build("data") if data is None else data
         network, cost = config.build_network(), config.build("cost")
-        rule_factory = resolve("rules", config.tree["rule"]["name"], config.path.parent)
+        rule_factory = resolve("rules", config.tree["rule"]["name"], config.folder)
         wired: dict[str, Any] = {}
         init: Any = network.init if network is not None else None
         for name, word in wires(rule_factory).items():
@@ -69,33 +72,62 @@ def build(config: Config, data: Dataset | None = None) -> Problem:
                 wired[name] = _system(config, network)
                 init = wired[name].init
             elif word is Layer:
-                optional = signature(rule_factory).parameters[name].default is None
-                wired[name] = network if optional else _need_network(config, network)
-            else:
+                wired[name] = _network_for(rule_factory, name, config, network)
+            elif word is Cost:
                 wired[name] = cost
         rule = config.build("rule", wired)
         _check_optimizer(config, rule)
         start = _need_network(config, network).init if init is None else init
-        _check_fit(config, data, network, start)
+        network = _check_fit(config, data, network, start)
         rows = _for_seeds(data.train, config.tree["seeds"])
         optimizer = _optimizer(config, network, rows.shape[1])
         looked_at = config.tree.get("fidelity", {}).get("examples", 1)
         if looked_at > rows.shape[1]:
             remedy = f"must be 1 to {rows.shape[1]}, the training set"
             raise config.fault("fidelity.examples", looked_at, remedy)
+        system = next((part for part in wired.values() if isinstance(part, System)), None)
+        _rehearse(config, data, start, system, cost, rule, optimizer)
         return Problem(
             network,
             cost,
             rule,
-            next((part for part in wired.values() if isinstance(part, System)), None),
+            system,
             {k: part for k, part in wired.items() if k in config.tree["solvers"]},
             data,
             optimizer,
-            lambda key: init(key, data.x.shape[1:])[0],
+            lambda key: start(key, data.x.shape[1:])[0],
             rows,
             _for_seeds(data.validation, config.tree["seeds"]),
             _for_seeds(data.test, config.tree["seeds"]),
         )
+
+
+def _rehearse(
+    config: Config,
+    data: Dataset,
+    init: Any,
+    system: System | None,
+    cost: Cost,
+    rule: LearningRule,
+    optimizer: Any,
+) -> None:
+    """One update on shapes alone, where the config has parts of the user's own."""
+    if not own_parts(config.tree, config.folder):
+        return
+
+    def once(key: Key) -> None:
+        x, _ = rehearsal.examples(data)
+        params, shape = init(key, x.shape[1:])
+        with config.blaming("system", "network"):
+            if system is not None:
+                rehearsal.try_system(system, params, x, shape)
+        with config.blaming("cost"):
+            rehearsal.try_cost(cost, data)
+        with config.blaming("rule", "system", "network", "solvers", "optimizer", "schedule"):
+            rehearsal.try_rule(rule, cost, optimizer, data, params)
+
+    with jax.numpy_dtype_promotion("standard"):  # which optax needs
+        jax.eval_shape(once, jax.random.key(0))
 
 
 def _check_optimizer(config: Config, rule: LearningRule) -> None:
@@ -108,11 +140,18 @@ def _check_optimizer(config: Config, rule: LearningRule) -> None:
 
 
 def _system(config: Config, network: Layer | None) -> System:
-    factory = resolve("systems", config.tree["system"]["name"], config.path.parent)
-    wired = {
-        name: _need_network(config, network) for name, w in wires(factory).items() if w is Layer
-    }
+    factory = resolve("systems", config.tree["system"]["name"], config.folder)
+    wired = {}
+    for name in (name for name, word in wires(factory).items() if word is Layer):
+        wired[name] = _network_for(factory, name, config, network)
     return config.build("system", wired)
+
+
+def _network_for(
+    factory: Any, argument: str, config: Config, network: Layer | None
+) -> Layer | None:
+    optional = signature(factory).parameters[argument].default is None
+    return network if optional else _need_network(config, network)
 
 
 def _need_network(config: Config, network: Layer | None) -> Layer:
@@ -125,6 +164,8 @@ def _need_network(config: Config, network: Layer | None) -> Layer:
 def _optimizer(config: Config, network: Layer | None, examples: int) -> Any:
     settings, chosen = config.tree["training"], config.tree["optimizer"]
     size = settings["batch_size"]
+    if "learning_rate" not in chosen:
+        raise config.fault("optimizer.name", chosen["name"], "has no setting learning_rate")
     if size > examples:
         raise config.fault(
             "training.batch_size", size, f"must be 1 to {examples}, the training set"
@@ -146,31 +187,50 @@ def _optimizer(config: Config, network: Layer | None, examples: int) -> Any:
         raise config.fault("optimizer.layer_rates", rates, str(error)) from error
 
 
-def _check_fit(config: Config, data: Dataset, network: Layer | None, init: Any) -> None:
-    """The network takes the data's examples and gives as many outputs as the data have."""
+def _check_fit(config: Config, data: Dataset, network: Layer | None, init: Any) -> Layer | None:
+    """What is trained takes the data's examples and gives as many outputs as the data have.
+
+    Returns:
+      The network, if its parameters are the first of those that are trained: a user's own system
+      may have others, beside a network that serves other rules and the null controls.
+    """
+    key, shape = jax.random.key(0), data.x.shape[1:]
+    own = ":" in config.tree["system"]["name"] and (network is None or init is not network.init)
     shapes: list[Any] = []
 
-    def note(key: Key) -> Params:
-        params, shape = init(key, data.x.shape[1:])
-        shapes.append(shape)
-        if network is not None:  # traced only: what it refuses to compute on, such as embedding
-            own, _ = network.init(key, data.x.shape[1:])
-            network.forward(own, jnp.zeros((1, *data.x.shape[1:])))
+    def feed_forward() -> Params:  # traced only: what it refuses to compute on, such as embedding
+        assert network is not None
+        params, _ = network.init(key, shape)
+        network.forward(params, jnp.zeros((1, *shape)))
+        return params
+
+    def trained() -> Params:
+        params, out = initial(init, key, shape)
+        shapes.append(out)
         return params
 
     try:
-        jax.eval_shape(note, jax.random.key(0))
-    except ValueError as error:
+        inner = () if network is None else jax.eval_shape(feed_forward)
+        params = jax.eval_shape(trained)
+    except Exception as error:
+        if own or not isinstance(error, ValueError):
+            config.blame(error, "system" if own else "network")
         raise config.fault("network.layers", None, f"do not fit {data.name}: {error}") from error
     if shapes[0] != (data.outputs,):
         last = len(config.tree.get("network", {}).get("layers", [])) - 1
         remedy = (
-            f"one example of {data.name} ({'×'.join(map(str, data.x.shape[1:]))}) gives outputs of "
-            f"shape {tuple(shapes[0])}; it must be ({data.outputs},)"
+            f"one example of {data.name} ({'×'.join(map(str, shape))}) gives outputs of "
+            f"shape {shapes[0]}; it must be ({data.outputs},)"
         )
         if len(shapes[0]) > 1:
             remedy += '; is a "flatten" missing?'
-        raise config.fault(f"network.layers.{last}" if last >= 0 else "system.name", None, remedy)
+        raise config.fault("system.name" if own else f"network.layers.{last}", None, remedy)
+    _check_task(config, data)
+    first = params[: len(inner)] if isinstance(params, tuple) else None
+    return None if trees.difference(first, inner) else network
+
+
+def _check_task(config: Config, data: Dataset) -> None:
     if config.tree["cost"]["name"] == "softmax_cross_entropy" and data.task != "classification":
         kind = "a regression" if data.task == "regression" else "a task of binary outputs"
         remedy = f"{data.name} is {kind}; use squared_error"

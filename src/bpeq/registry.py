@@ -7,7 +7,7 @@ import importlib
 import inspect
 import sys
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -70,7 +70,9 @@ def resolve(kind: str, name: str, folder: Path | None = None) -> Factory:
     if ":" in name:
         return _import(name, folder)
     if name not in KINDS[kind]:
-        raise ValueError(choices(KINDS[kind], name))
+        module, _, attribute = name.rpartition(".")
+        dotted = f"; a path is written '{module}:{attribute}'" if module else ""
+        raise ValueError(choices(KINDS[kind], name) + dotted)
     return KINDS[kind][name]
 
 
@@ -102,22 +104,35 @@ def _import(name: str, folder: Path | None) -> Factory:
     except ImportError as error:
         raise ValueError(f"cannot import {module_name!r}: {error}") from error
     except Exception as error:
-        last = traceback.extract_tb(error.__traceback__)[-1]
-        where = f"{Path(last.filename).name}, line {last.lineno}: "
-        where = "" if isinstance(error, SyntaxError) else where  # which says so itself
-        problem = f"{where}{type(error).__name__}: {error}"
-        raise ValueError(f"cannot import {module_name!r}: {problem}") from error
+        raise ValueError(f"cannot import {module_name!r}: {told(error)}") from error
     finally:
         sys.path[:] = [entry for entry in sys.path if entry in before or entry not in extra]
     factory = getattr(module, attribute, None)
     if not callable(factory):
-        raise ValueError(f"the module {module_name!r} has no factory {attribute!r}")
+        own = [n for n, made in vars(module).items() if inspect.isroutine(made)]
+        near = nearest(own, attribute)
+        raise ValueError(f"the module {module_name!r} has no factory {attribute!r}{near}")
     try:
         inspect.signature(factory)
         get_type_hints(factory, include_extras=True)
     except Exception as error:
         raise ValueError(f"the signature of {name!r} cannot be read: {error}") from error
     return factory
+
+
+def told(error: Exception, files: Collection[str] = ()) -> str:
+    """An error of a user's code in one line: `mine.py, line 3: KeyError: 'a'`.
+
+    Args:
+      files: where the user's factories stand; of the places on the error's way the innermost in one
+        of them is named, or else the innermost of all.
+    """
+    places = traceback.extract_tb(error.__traceback__)
+    last = [place for place in places if place.filename in files or not files]
+    said = f"{type(error).__name__}: {error}".splitlines()[0]
+    if not last or isinstance(error, SyntaxError):  # which says so itself
+        return said
+    return f"{Path(last[-1].filename).name}, line {last[-1].lineno}: {said}"
 
 
 def _check_unambiguous(name: str) -> None:

@@ -50,7 +50,10 @@ def checked(factory: Callable[P, R]) -> Callable[P, R]:
 
     @functools.wraps(factory)
     def build(*args: P.args, **kwargs: P.kwargs) -> R:
-        bound = signature.bind(*args, **kwargs)
+        try:
+            bound = signature.bind(*args, **kwargs)
+        except TypeError as error:  # which does not say whose argument it is
+            raise TypeError(f"{factory.__name__}: {error}") from None
         hints = get_type_hints(factory, include_extras=True)
         for name, value in bound.arguments.items():
             several = signature.parameters[name].kind is inspect.Parameter.VAR_POSITIONAL

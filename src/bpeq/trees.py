@@ -122,3 +122,37 @@ def names(a: Any) -> list[str]:
     """The leaves' paths, such as `1.w`, in the order of `jax.tree.leaves`."""
     paths = [path for path, _ in jax.tree.leaves_with_path(a)]
     return [jax.tree_util.keystr(path, simple=True, separator=".") for path in paths]
+
+
+def difference(a: Any, like: Any) -> str:
+    """Where `a` has not the structure, shapes and dtypes of `like`, in words; empty if it has.
+
+    Example:
+      >>> difference({"w": jnp.zeros(2, jnp.float32)}, {"w": jnp.zeros((2, 3), jnp.float32)})
+      'w float32[2], not w float32[2, 3]'
+    """
+    ours, theirs = (str(jax.tree.structure(tree)) for tree in (a, like))
+    if ours != theirs and names(a) != names(like):
+        return f"{told(a)}, not {told(like)}"
+    if ours != theirs:  # a list and a tuple, say, whose leaves have the same names
+        return f"{ours}, not {theirs}"
+    for x, y in zip(_leaves_told(a), _leaves_told(like), strict=True):
+        if x != y:
+            return f"{x}, not {y}"
+    return ""
+
+
+def told(a: Any) -> str:
+    """A tree's leaves with their dtypes and shapes, as far as they fit a line."""
+    leaves = _leaves_told(a)
+    if not leaves:
+        return "nothing" if a is None else repr(a)
+    return ", ".join(leaves[:4]) + (", …" if len(leaves) > 4 else "")
+
+
+def _leaves_told(a: Any) -> list[str]:
+    def one(leaf: Any) -> str:
+        return f"{leaf.dtype.name}{list(leaf.shape)}" if hasattr(leaf, "dtype") else repr(leaf)
+
+    named = zip(names(a), jax.tree.leaves(a), strict=True)
+    return [f"{name} {one(leaf)}".lstrip() for name, leaf in named]

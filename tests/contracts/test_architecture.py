@@ -20,9 +20,9 @@ FLOORS = [
     ["fidelity", "orders", "equilibrium", "gdu", "locality"],
     ["data"],
     ["optimizers", "counting", "accounting", "side_by_side", "training"],
-    ["registry", "_schema", "_calls", "_overrides", "_sections", "config"],
+    ["registry", "_own", "_schema", "_calls", "_overrides", "_sections", "config"],
     [
-        *["problem", "checking", "showing", "probe", "runs", "experiment", "loading"],
+        *["rehearsal", "problem", "checking", "showing", "probe", "runs", "experiment", "loading"],
         *["microscope", "tuning", "comparison", "auditing"],
     ],
     ["report"],

@@ -16,7 +16,7 @@ from bpeq.report._fidelity_read import Equilibrium, Microscope, microscope
 from bpeq.report._fidelity_rule import Rule, rule
 from bpeq.report._fidelity_table import title_of
 from bpeq.report._page import Cell, Detail, Group, Page, Section, Tile, folded, write
-from bpeq.report._read import config_text, environment_of, mapping, number, read_json
+from bpeq.report._read import config_text, environment_of, mapping, number, only_noted, read_json
 from bpeq.types import DataError
 
 _MOST_TILES = 5
@@ -33,7 +33,7 @@ def write_fidelity_report(folder: Path) -> Path:
       folder: the fidelity folder.
 
     Returns:
-      The path of report.html.
+      The path of report.html. Where no rule has figures there may be no fidelity.png.
 
     Raises:
       DataError: a file is absent, truncated or corrupt, a key missing or of the wrong type; names
@@ -48,11 +48,13 @@ def write_fidelity_report(folder: Path) -> Path:
         raise DataError(f"{path}: {error}") from error
     about = folded(config_text(folder, result), environment_of(folder, result, path))
     title = found.name or folder.resolve().name
-    layers, grids, gdu = layer_panel(found.rules), grid_panels(found), gdu_panel(found.gdu)
-    panels = [layers, *grids, *([gdu] if gdu else [])]
-    canvas.png(panels, folder / "fidelity.png", title_of(found._replace(name=title)))
+    layers = layer_panel(found.rules) if found.rules else None
+    grids, gdu = grid_panels(found), gdu_panel(found.gdu)
+    panels = [panel for panel in (layers, *grids, gdu) if panel is not None]
+    if panels:
+        canvas.png(panels, folder / "fidelity.png", title_of(found._replace(name=title)))
     sections = [
-        _closeness(found, layers),
+        None if layers is None else _closeness(found, layers),
         _own_objectives(found.rules),
         _grids(found, grids),
         _equilibrium(found.equilibrium),
@@ -84,13 +86,11 @@ def training_section(fidelity: Any, where: str) -> Section | None:
     """
     fields = mapping(fidelity, where)
     name = str(fields.get("rule") or "the rule")
-    ends = {
-        end: rule(name, fields[end], f"{where}.{end}")
-        for end in ("initial", "trained")
-        if fields.get(end) is not None
-    }
-    if not ends:
-        return None
+    given = {end: fields[end] for end in ("initial", "trained") if fields.get(end) is not None}
+    noted = [f"{entry['note']}." for entry in given.values() if only_noted(entry)]
+    if not given or noted:
+        return Section("Gradient fidelity", noted[0]) if noted else None
+    ends = {end: rule(name, entry, f"{where}.{end}") for end, entry in given.items()}
     examples = fields.get("examples")
     on = f" on {n.count(number(examples, f'{where}.examples'))} examples" if examples else ""
     said = []

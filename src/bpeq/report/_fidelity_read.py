@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from bpeq.report._fidelity_rule import Rule, maybe, needed, rule
-from bpeq.report._read import mapping, number, numbers
+from bpeq.report._read import mapping, number, numbers, only_noted
 from bpeq.types import DataError
 
 VARIED = ("beta", "points", "sweeps")
@@ -83,18 +83,19 @@ def microscope(result: dict[str, Any]) -> Microscope:
     if not rules:
         raise DataError("rules: must hold at least one rule")
     gdu = mapping(result.get("gdu"), "gdu")
+    noted = [f"{name}: {entry['note']}" for name, entry in rules.items() if only_noted(entry)]
     return Microscope(
         str(result.get("name") or ""),
         str(result.get("params") or ""),
         str(result.get("precision") or ""),
         maybe(result, "examples", ""),
-        [rule(name, entry, f"rules.{name}") for name, entry in rules.items()],
+        [rule(k, entry, f"rules.{k}") for k, entry in rules.items() if not only_noted(entry)],
         [_point(p, f"grid.{i}") for i, p in enumerate(_list(result.get("grid"), "grid"))],
         _fits(result),
         maybe(result, "radius", ""),
         _equilibrium(result.get("equilibrium")),
         {name: _gdu(entry, f"gdu.{name}") for name, entry in gdu.items()},
-        [str(note) for note in _list(result.get("notes"), "notes")],
+        [*map(str, _list(result.get("notes"), "notes")), *noted],
     )
 
 

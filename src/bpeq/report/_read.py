@@ -196,3 +196,8 @@ def environment_of(folder: Path, holder: dict[str, Any], file: Path) -> dict[str
 def _short(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= 40 else text[:37] + "..."
+
+
+def only_noted(entry: Any) -> bool:
+    """Whether a rule's fidelity says why it has no figures: it has no exact reference."""
+    return isinstance(entry, dict) and bool(entry.get("note")) and "relative_error" not in entry

@@ -72,7 +72,7 @@ def turn(
         seen = system.readout.forward(params, state)[0] / points
         return (state, trees.add(grads, part), output + seen), info
 
-    state = system.init_state(params, clamped)
+    state = trees.cast(system.init_state(params, clamped), betas.dtype)
     state, _ = jax.lax.scan(settle, state, jnp.tile(betas, turns - 1))
     output = jnp.zeros_like(system.readout.forward(params, state)[0])
     (_, grads, output), info = jax.lax.scan(add_up, (state, trees.zeros(params), output), betas)

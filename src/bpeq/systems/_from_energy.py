@@ -33,7 +33,8 @@ def from_energy(
     derivatives are JAX's.
 
     Args:
-      energy: (params, state, x) -> scalar.
+      energy: (params, state, x) -> scalar. Holomorphic EP calls it with complex arguments: then it
+        must be complex-differentiable, without abs, conj, real, comparisons or a maximum.
       init_state: (params, x) -> state, any pytree of arrays; where a free phase starts.
       readout: (params, state) -> output. It may use params of its own that E does not: they get
         ∂C/∂θ at the nudged states.
@@ -42,6 +43,10 @@ def from_energy(
       project: state -> state, onto the allowed set, such as a clip to [0, 1]. None: no constraint.
       write: (state, output) -> state with its output clamped, for rules that clamp; None where the
         output is no state.
+
+    Raises:
+      ValueError: step_size is not > 0; when traced, an energy that is no single number, or a real
+        one at a complex state.
 
     Example (a leaky unit that follows its input):
       >>> import jax, jax.numpy as jnp
@@ -56,17 +61,27 @@ def from_energy(
 
     Source: the general setting of Scellier & Bengio 2017, Equilibrium propagation.
     """
-    energies = jax.vmap(energy, in_axes=(None, 0, 0))
+
+    def one(params: Params, state: State, x: Array) -> Array:
+        value = energy(params, state, x)
+        if jnp.shape(value) != ():
+            shape = trees.told(value)
+            raise ValueError(f"{name}: energy gives {shape} for one example; it must give a number")
+        if any(map(jnp.iscomplexobj, jax.tree.leaves(state))) and not jnp.iscomplexobj(value):
+            raise ValueError(f"{name}: energy is real at a complex state: it is not holomorphic")
+        return value
+
+    energies = jax.vmap(one, in_axes=(None, 0, 0))
 
     def force(params: Params, state: State, x: Array) -> State:
-        return trees.scale(-1.0, jax.grad(energy, argnums=1)(params, state, x))
+        return trees.scale(-1.0, _slope(lambda s: one(params, s, x), state))
 
     def denergy(params: Params, x: Array, phases: State, weights: Array) -> Params:
         def total(params: Params) -> Array:
             per_phase = jax.vmap(lambda state: jnp.sum(energies(params, state, x)))(phases)
             return jnp.sum(weights * per_phase)
 
-        return jax.grad(total)(params)
+        return _slope(total, params)
 
     flow: dict[str, Any] = {
         "step_size": step_size,
@@ -77,3 +92,9 @@ def from_energy(
     return from_field(force, init_state, readout, init, **flow)._replace(
         energy=lambda params, x, state: energies(params, state, x), denergy=denergy
     )
+
+
+def _slope(f: Callable[[Any], Array], at: Any) -> Any:
+    """∂f/∂at; for complex values, at which f must be holomorphic, the complex derivative."""
+    value, pull = jax.vjp(f, at)
+    return pull(jnp.ones_like(value))[0]

@@ -47,7 +47,7 @@ def from_field(
         output is no state.
 
     Raises:
-      ValueError: step_size is not > 0.
+      ValueError: step_size is not > 0; when traced, a field that is not of the state's shapes.
 
     Example (two leaky units; the first drives the second and feels nothing of it):
       >>> import jax, jax.numpy as jnp
@@ -66,7 +66,15 @@ def from_field(
     Source: the general setting of Scellier, Goyal, Binas, Mesnard & Bengio 2018, Generalization of
     equilibrium propagation to vector field dynamics.
     """
-    fields = jax.vmap(field, in_axes=(None, 0, 0))
+
+    def one(params: Params, state: State, x: Array) -> State:
+        along = field(params, state, x)
+        wrong = trees.difference(along, state)
+        if wrong:
+            raise ValueError(f"{name}: field gives {wrong}, as its state has for one example")
+        return along
+
+    fields = jax.vmap(one, in_axes=(None, 0, 0))
 
     def clamp(params: Params, x: Array) -> Array:
         return x
