@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from bpeq import costs, data, layers, optimizers, rules, solvers, systems, types
     from bpeq.fidelity import gradient_fidelity
+    from bpeq.imperfections import imperfect
     from bpeq.loading import load_run
     from bpeq.training import train
 
@@ -21,12 +22,14 @@ _FUNCTIONS = {
     "train": "bpeq.training",
     "load_run": "bpeq.loading",
     "gradient_fidelity": "bpeq.fidelity",
+    "imperfect": "bpeq.imperfections",
 }
 
 __all__ = [
     "costs",
     "data",
     "gradient_fidelity",
+    "imperfect",
     "layers",
     "load_run",
     "optimizers",

@@ -87,7 +87,9 @@ class Config(NamedTuple):
                 place, value = f"{place}.{entry}", value[entry]["name"]
             raise self.fault(place, value, said[3]) from error
         if not isinstance(made, registry.WORDS[kind]):
-            wanted = registry.WORDS[kind].__name__
+            words = registry.WORDS[kind]
+            words = words if isinstance(words, tuple) else (words,)
+            wanted = " or a ".join(word.__name__ for word in words)
             remedy = f"gives a {type(made).__name__}; it must give a {wanted}"
             raise self.fault(f"{section}.name", name, remedy)
         return made

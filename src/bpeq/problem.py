@@ -66,7 +66,7 @@ def build(config: Config, data: Dataset | None = None) -> Problem:
                 if name in config.tree["solvers"]:
                     wired[name] = config.build(f"solvers.{name}")
             elif word is System:
-                wired[name] = _system(config, network)
+                wired[name] = _device(config, _system(config, network))
                 init = wired[name].init
             elif word is Layer:
                 optional = signature(rule_factory).parameters[name].default is None
@@ -74,6 +74,8 @@ def build(config: Config, data: Dataset | None = None) -> Problem:
             else:
                 wired[name] = cost
         rule = config.build("rule", wired)
+        if not any(isinstance(part, System) for part in wired.values()):
+            rule = _device(config, rule)
         _check_optimizer(config, rule)
         start = _need_network(config, network).init if init is None else init
         _check_fit(config, data, network, start)
@@ -113,6 +115,14 @@ def _system(config: Config, network: Layer | None) -> System:
         name: _need_network(config, network) for name, w in wires(factory).items() if w is Layer
     }
     return config.build("system", wired)
+
+
+def _device(config: Config, part: Any) -> Any:
+    """A system, or a rule that has none, on the device that [imperfections] describes."""
+    if "imperfections" not in config.tree:
+        return part
+    factory = resolve("imperfections", config.tree["imperfections"]["name"], config.path.parent)
+    return config.build("imperfections", dict.fromkeys(wires(factory), part))
 
 
 def _need_network(config: Config, network: Layer | None) -> Layer:

@@ -60,7 +60,7 @@ RULES = {
 SYSTEMS = {
     "hopfield": lambda: systems.hopfield(NETWORK, skips={(0, 2): dense(3)}),
     "predictive": lambda: systems.predictive(NETWORK),
-    "resistive": lambda: systems.resistive(chain(dense(4), layers.relu(), dense(3)), gain=1.0),
+    "resistive": lambda: systems.resistive(chain(dense(4), layers.linear(), dense(3))),
 }
 NUDGINGS = ["one-sided", "centered", "random-sign", "holomorphic", "online"]
 
