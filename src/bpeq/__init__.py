@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from bpeq import costs, data, layers, optimizers, rules, solvers, systems, types
     from bpeq.fidelity import gradient_fidelity
+    from bpeq.imperfections import imperfect
     from bpeq.loading import load_run
     from bpeq.locality import audit_locality
     from bpeq.side_by_side import compare_rules
@@ -25,6 +26,7 @@ _FUNCTIONS = {
     "load_run": "bpeq.loading",
     "gradient_fidelity": "bpeq.fidelity",
     "audit_locality": "bpeq.locality",
+    "imperfect": "bpeq.imperfections",
 }
 
 __all__ = [
@@ -33,6 +35,7 @@ __all__ = [
     "costs",
     "data",
     "gradient_fidelity",
+    "imperfect",
     "layers",
     "load_run",
     "optimizers",

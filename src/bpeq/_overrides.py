@@ -18,13 +18,19 @@ SECTIONS = {
     "data": ("data", None),
     "cost": ("costs", "squared_error"),
     "system": ("systems", "hopfield"),
+    "imperfections": ("imperfections", "imperfect"),
     "rule": ("rules", "backprop"),
     "optimizer": ("optimizers", "adam"),
     "schedule": ("schedules", "constant"),
 }
-"""Section -> (kind of factory, the name taken where the section is absent)."""
+"""Section -> (kind of factory, the name taken where none is given)."""
+LEFT_OUT = ("data", "imperfections")
+"""Sections that stand for nothing where they are absent."""
 TABLES = (*SECTIONS, "network", "solvers", "training", "fidelity", "rules", "controls")
-_OWN = ("cost", "system", "optimizer", "schedule", "network", "solvers", "training")
+_OWN = (
+    *("cost", "system", "imperfections", "optimizer", "schedule", "network", "solvers"),
+    "training",
+)
 """The sections that a rule, or the null controls, may want different."""
 
 
@@ -94,6 +100,8 @@ def lay(file: Tree, pairs: Sequence[Pair], controls: bool, folder: Path) -> Tree
     settings = {key: value for key, value in own.items() if key not in _OWN}
     tree["rule"] = {**settings, **copy.deepcopy(stated), "name": name}
     over = tree.pop("controls", {})
+    if controls:  # what a perfect device would do
+        tree.pop("imperfections", None)
     return merge(tree, over) if controls else tree
 
 

@@ -10,7 +10,7 @@ from annotated_types import Ge, Interval
 
 from bpeq import registry
 from bpeq._calls import settle_network
-from bpeq._overrides import SECTIONS, TABLES, resolve
+from bpeq._overrides import LEFT_OUT, SECTIONS, TABLES, resolve
 from bpeq._schema import Fault, settle, wires
 from bpeq.settings import Count, NonNegative, Positive
 from bpeq.types import Solver
@@ -75,7 +75,7 @@ def settle_sections(tree: Tree, folder: Path) -> Tree:
             "data.name", None, f"is missing; {registry.choices(registry.KINDS['data'], '')}"
         )
     for section, (kind, default) in SECTIONS.items():
-        if section in tree or default is not None:
+        if section in tree or section not in LEFT_OUT:
             extra = Rates if section == "optimizer" else None
             given = {"name": default, **tree.get(section, {})}
             if section == "optimizer" and "learning_rate" not in given and section not in tree:

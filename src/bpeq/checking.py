@@ -41,8 +41,8 @@ def check_problem(config: Config, batch: int = 8) -> list[CheckRow]:
 
 
 def _check_energy(problem: Problem, params: object, x: jax.Array) -> CheckRow:
-    system = problem.system
-    assert system is not None
+    assert problem.system is not None
+    system = problem.system.ideal
     assert system.denergy is not None
     clamped = system.clamp(params, x)
     swept = system.sweep(params, clamped, system.init_state(params, clamped))

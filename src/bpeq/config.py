@@ -115,7 +115,9 @@ class Config(NamedTuple):
                 raise DataError(f"{self.path}:data.name = {name!r}: {error}") from error
             self.blame(error, section.partition(".")[0])
         if not isinstance(made, registry.WORDS[kind]):
-            wanted = registry.WORDS[kind].__name__
+            words = registry.WORDS[kind]
+            words = words if isinstance(words, tuple) else (words,)
+            wanted = " or a ".join(word.__name__ for word in words)
             remedy = f"gives a {type(made).__name__}; it must give a {wanted}"
             raise self.fault(f"{section}.name", name, remedy)
         return made

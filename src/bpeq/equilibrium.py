@@ -44,6 +44,8 @@ class Curvature(NamedTuple):
 def curvature(system: System, params: Params, x: Array) -> Curvature:
     """The curvature at the equilibria of a few examples, in float64, by dense linear algebra.
 
+    Of the ideal system, where it stands for an imperfect device.
+
     Raises:
       ValueError: the state of one example has more than 3,000 units.
 
@@ -57,6 +59,7 @@ def curvature(system: System, params: Params, x: Array) -> Curvature:
       >>> found.smallest.tolist(), found.output.tolist()
       ([1.0], [1.0])
     """
+    system = system.ideal
     with jax.enable_x64(True):
         params, x = trees.cast((params, x), jnp.float64)
         rest = jax.jit(lambda p, x: free_phase(system, _SETTLE, p, x))(params, x)
@@ -136,6 +139,7 @@ def jumped(
     An example has jumped where the free phase, started at s^β, does not come back to s⁰ (to 1e-6):
     the contrast is then between two different equilibria, and its error does not vanish with β.
     """
+    system = system.ideal
     with jax.enable_x64(True):
         params, batch = trees.cast((params, batch), jnp.float64)
 

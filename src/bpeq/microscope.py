@@ -234,7 +234,7 @@ def _gdu(look: _Look) -> dict[str, Any]:
     found, system = {}, look.problem.system
     assert system is not None
     for nudging, betas in GDU_BETAS.items():
-        args = (system, look.problem.cost, look.at.params, look.at.batch)
+        args = (system.ideal, look.problem.cost, look.at.params, look.at.batch)
         gdu = gdu_mismatch(*args, sweeps=10, betas=betas, nudging=nudging)
         found[nudging] = {"slope": gdu.slope, "betas": betas, "mismatch": gdu.total.tolist()}
     return {"gdu": found}

@@ -69,13 +69,15 @@ def build(config: Config, data: Dataset | None = None) -> Problem:
                 if name in config.tree["solvers"]:
                     wired[name] = config.build(f"solvers.{name}")
             elif word is System:
-                wired[name] = _system(config, network)
+                wired[name] = _device(config, _system(config, network))
                 init = wired[name].init
             elif word is Layer:
                 wired[name] = _network_for(rule_factory, name, config, network)
             elif word is Cost:
                 wired[name] = cost
         rule = config.build("rule", wired)
+        if not any(isinstance(part, System) for part in wired.values()):
+            rule = _device(config, rule)
         _check_optimizer(config, rule)
         start = _need_network(config, network).init if init is None else init
         network = _check_fit(config, data, network, start)
@@ -152,6 +154,14 @@ def _network_for(
 ) -> Layer | None:
     optional = signature(factory).parameters[argument].default is None
     return network if optional else _need_network(config, network)
+
+
+def _device(config: Config, part: Any) -> Any:
+    """A system, or a rule that has none, on the device that [imperfections] describes."""
+    if "imperfections" not in config.tree:
+        return part
+    factory = resolve("imperfections", config.tree["imperfections"]["name"], config.path.parent)
+    return config.build("imperfections", dict.fromkeys(wires(factory), part))
 
 
 def _need_network(config: Config, network: Layer | None) -> Layer:

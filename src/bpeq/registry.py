@@ -14,7 +14,17 @@ from typing import Any, get_type_hints
 
 import optax
 
-from bpeq import costs, data, layers, optimizers, rules, solvers, systems, types
+from bpeq import (
+    costs,
+    data,
+    imperfections,
+    layers,
+    optimizers,
+    rules,
+    solvers,
+    systems,
+    types,
+)
 
 Factory = Callable[..., Any]
 
@@ -32,6 +42,7 @@ KINDS: dict[str, dict[str, Factory]] = {
     ),
     "costs": _table(costs, "squared_error softmax_cross_entropy"),
     "systems": _table(systems, "hopfield predictive resistive"),
+    "imperfections": _table(imperfections, "imperfect"),
     "solvers": _table(solvers, "fixed_steps fixed_point"),
     "rules": _table(
         rules,
@@ -49,6 +60,7 @@ WORDS: dict[str, Any] = {
     "layers": types.Layer,
     "costs": types.Cost,
     "systems": types.System,
+    "imperfections": (types.System, types.LearningRule),
     "solvers": Callable,
     "rules": types.LearningRule,
     "data": data.Dataset,

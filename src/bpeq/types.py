@@ -82,6 +82,21 @@ class Cost(NamedTuple):
     error: Callable[[Array, Array], Array]
 
 
+class Imperfect(NamedTuple):
+    """What a system that stands for an imperfect device knows of its imperfections.
+
+    ideal:   the system without them, which exact references and curvatures are of.
+    keyed(key) -> System: the same device with noise from another key, one for each estimate; None
+        for a device without noise.
+    nudged(clamped, n) -> clamped: what the n-th nudged phase runs on, n a traced index; None where
+        all phases run on one device.
+    """
+
+    ideal: System
+    keyed: Callable[[Key], System] | None
+    nudged: Callable[[Any, Array], Any] | None
+
+
 class System(NamedTuple):
     """A state that relaxes, and the energy or the force that it follows.
 
@@ -104,6 +119,7 @@ class System(NamedTuple):
     not_holomorphic: which part is not complex-differentiable, and why; empty where all are.
     project(params) -> params: the nearest ones that the system can have, such as conductances that
         are not negative; None where all are allowed. Rules hand it on as their `absorb`.
+    imperfect:  what there is to know of a device's imperfections; None for a perfect one.
     """
 
     name: str
@@ -119,6 +135,12 @@ class System(NamedTuple):
     write: Callable[[State, Array], State] | None
     not_holomorphic: str = ""
     project: Callable[[Params], Params] | None = None
+    imperfect: Imperfect | None = None
+
+    @property
+    def ideal(self) -> System:
+        """The system without its imperfections."""
+        return self if self.imperfect is None else self.imperfect.ideal
 
 
 class SolveInfo(NamedTuple):

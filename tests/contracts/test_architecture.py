@@ -14,7 +14,7 @@ SOURCE = Path(bpeq.__file__).parent
 FLOORS = [
     ["types", "settings", "trees", "numerics"],
     ["layers", "costs"],
-    ["solvers"],
+    ["solvers", "imperfections"],
     ["systems"],
     ["rules"],
     ["fidelity", "orders", "equilibrium", "gdu", "locality"],

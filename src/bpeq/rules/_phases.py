@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Inexact
 
 from bpeq import trees
@@ -41,19 +42,22 @@ def nudged_phases(
     """s^β for every β at once, from s⁰: phases on axis 0 of the states and of the info.
 
     The push on the states is −β times the readout's pull-back of ∂C/∂output, taken at the state as
-    it then is.
+    it then is. An imperfect device may have another clamped part for each phase.
     """
+    other = system.imperfect and system.imperfect.nudged
 
-    def settle(beta: Array) -> tuple[State, SolveInfo]:
+    def settle(beta: Array, n: Array) -> tuple[State, SolveInfo]:
+        clamped = free.clamped if other is None else other(free.clamped, n)
+
         def push(state: State) -> Any:
             output, residuals = system.readout.forward(params, state)
             error = cost.error(output, y)
             _, pulled = system.readout.backward(params, params, residuals, -beta * error)
             return pulled
 
-        return solver(lambda s: system.sweep(params, free.clamped, s, push), free.state)
+        return solver(lambda s: system.sweep(params, clamped, s, push), free.state)
 
-    return jax.vmap(settle)(betas)
+    return jax.vmap(settle)(betas, jnp.arange(len(betas)))
 
 
 def contrast(

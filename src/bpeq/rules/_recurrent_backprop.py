@@ -123,10 +123,13 @@ def recurrent_backprop(
 
 
 def exact_reference(system: System, cost: Cost) -> LearningRule:
-    """Implicit differentiation settled as far as float64 goes: what relaxing rules aim at."""
+    """Implicit differentiation settled as far as float64 goes: what relaxing rules aim at.
+
+    Of the ideal system: an imperfect device's error counts what its imperfections cost.
+    """
     settle = fixed_point(1e-12, 20_000)
     return _implicit(
-        system,
+        system.ideal,
         cost,
         settle,
         lambda solve: settle(lambda lam: trees.add(solve.error, solve.pull(lam)), solve.error),

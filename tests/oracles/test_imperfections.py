@@ -1,0 +1,478 @@
+"""Imperfect devices: each imperfection against its own formula, and what it does to EP's error."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from scipy import stats
+
+from bpeq import equilibrium, layers, rules, trees
+from bpeq.costs import squared_error
+from bpeq.imperfections import imperfect
+from bpeq.layers import chain, dense
+from bpeq.solvers import fixed_point, fixed_steps
+from bpeq.systems import hopfield, predictive, resistive
+from bpeq.training import start, supervised
+from bpeq.types import Batch
+
+TIGHT = fixed_point(1e-14, 3000)
+KEY = jax.random.key(0)
+NETWORK = chain(dense(8), layers.tanh(), dense(6), layers.tanh(), dense(3))
+CIRCUIT = chain(dense(8), layers.relu(), dense(3))
+SYSTEMS = {
+    "hopfield": lambda: hopfield(NETWORK),
+    "readout": lambda: hopfield(NETWORK, output="readout"),
+    "predictive": lambda: predictive(NETWORK),
+    "resistive": lambda: resistive(CIRCUIT, gain=3.0),
+}
+
+
+def problem(name="hopfield", dtype=jnp.float64, batch=4, scale=0.4):
+    system = SYSTEMS[name]()
+    params = trees.cast(trees.scale(scale, system.init(KEY, (5,))[0]), dtype)
+    x = jax.random.normal(jax.random.key(1), (batch, 5), dtype)
+    y = jax.random.normal(jax.random.key(2), (batch, 3), dtype)
+    return system, params, Batch(x, y)
+
+
+def somewhere(system, params, x, seed=5):
+    clamped = system.clamp(params, x)
+    shapes = system.init_state(params, clamped)
+    return clamped, jax.tree.map(
+        lambda s: 0.5 * jax.random.normal(jax.random.key(seed), s.shape, s.dtype), shapes
+    )
+
+
+def same(a, b):
+    assert jax.tree.structure(a) == jax.tree.structure(b)
+    for one, other in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def close(a, b):
+    """Equal to the round-off of the float32 draws, which may differ from program to program."""
+    for one, other in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
+
+
+def estimate(rule, params, batch, key=KEY):
+    params, state = rule.init(key, params)
+    return jax.jit(rule.estimate)(params, batch, state, key)[0]
+
+
+def distance(a, b):
+    gap = trees.sub(a, b)
+    return float(jnp.sqrt(trees.dot(gap, gap) / trees.dot(b, b)))
+
+
+# --- none at all -------------------------------------------------------------------------------
+
+
+def test_no_imperfection_is_the_very_system_and_the_very_rule():
+    system = hopfield(NETWORK)
+    rule = rules.backprop(NETWORK, squared_error())
+    assert imperfect(system, seed=7, across="phases") is system
+    assert imperfect(rule, seed=7) is rule
+
+
+@pytest.mark.parametrize("name", SYSTEMS)
+def test_imperfections_that_change_nothing_here_leave_every_bit(name):
+    """Limits that no weight and no state reaches: estimates and outputs to the last bit."""
+    system, params, batch = problem(name)
+    wide = {f"{of}_{end}": s * 1e6 for of in ("weight", "state") for end, s in
+            (("min", -1.0), ("max", 1.0))}  # fmt: skip
+    few = fixed_steps(7)
+    plain = rules.eqprop(system, squared_error(), few, few)
+    wrapped = rules.eqprop(imperfect(system, **wide), squared_error(), few, few)
+    same(estimate(plain, params, batch), estimate(wrapped, params, batch))
+    same(plain.apply(params, batch.x), wrapped.apply(params, batch.x))
+
+
+# --- noise -------------------------------------------------------------------------------------
+
+
+def noise_of_a_sweep(system, noisy, params, x, state, push=None):
+    clean = system.sweep(params, system.clamp(params, x), state, push)
+    return trees.sub(noisy.sweep(params, noisy.clamp(params, x), state, push), clean)
+
+
+def test_noise_is_normal_of_the_given_width_on_every_unit():
+    system, params, batch = problem(batch=500)
+    noisy = imperfect(system, noise=0.03)
+    _, state = somewhere(system, params, batch.x)
+    drawn = noise_of_a_sweep(system, noisy, params, batch.x, state)
+    for leaf in drawn:
+        assert stats.kstest(np.asarray(leaf).ravel() / 0.03, "norm").pvalue > 1e-3
+    flat = np.concatenate([np.asarray(leaf) for leaf in drawn], axis=1)
+    correlations = np.corrcoef(flat.T) - np.eye(flat.shape[1])
+    assert np.abs(correlations).max() < 5 / np.sqrt(500)
+
+
+def test_noise_differs_by_key_sweep_push_and_example_and_is_a_function_of_them():
+    system, params, batch = problem(batch=200)
+    noisy = imperfect(system, noise=0.03)
+    _, state = somewhere(system, params, batch.x)
+
+    def nudge(s):
+        return (None, None, 1e-9 * jnp.ones_like(s[-1]))
+
+    moved = jax.tree.map(lambda s: s + 1e-12, state)
+    other = noisy.imperfect.keyed(jax.random.key(9))
+    args = (params, batch.x, state)
+    draws = [
+        noise_of_a_sweep(system, noisy, *args),
+        noise_of_a_sweep(system, other, *args),
+        noise_of_a_sweep(system, noisy, *args, nudge),
+        noise_of_a_sweep(system, noisy, params, batch.x, moved),
+        jax.tree.map(
+            lambda leaf: jnp.roll(leaf, 1, axis=0), noise_of_a_sweep(system, noisy, *args)
+        ),
+    ]
+    flat = [np.concatenate([np.asarray(s).ravel() for s in draw]) for draw in draws]
+    for i in range(len(flat)):
+        for j in range(i):
+            assert abs(np.corrcoef(flat[i], flat[j])[0, 1]) < 5 / np.sqrt(flat[0].size)
+    again = noise_of_a_sweep(system, imperfect(system, noise=0.03), *args)
+    same(again, draws[0])
+    others = jax.tree.map(lambda s: s.at[1:].add(0.5), state)  # batch mates do not matter
+    beside = noise_of_a_sweep(system, noisy, params, batch.x.at[1:].add(1.0), others)
+    same(jax.tree.map(lambda s: s[0], beside), jax.tree.map(lambda s: s[0], draws[0]))
+
+
+def test_two_states_of_opposite_signs_draw_differently():
+    system, params, batch = problem()
+    noisy = imperfect(system, noise=0.1)
+    _, state = somewhere(system, params, batch.x)
+    ups, downs = (
+        noise_of_a_sweep(system, noisy, params, 0 * batch.x, trees.scale(sign, state))
+        for sign in (1.0, -1.0)
+    )
+    assert float(jnp.abs(ups[0] - downs[0]).min()) > 1e-6
+
+
+def mean_error(make, params, batch, exact, draws=12):
+    """Root mean square over keys of the distance to the exact gradient."""
+    rule = make()
+    state = rule.init(KEY, params)[1]
+    one = jax.jit(lambda key: rule.estimate(params, batch, state, key)[0].grads)
+    found = [distance(one(key), exact) for key in jax.random.split(KEY, draws)]
+    return float(np.sqrt(np.mean(np.square(found))))
+
+
+def exact_of(system, params, batch):
+    reference = rules.recurrent_backprop(system, squared_error(), TIGHT, TIGHT)
+    return estimate(reference, params, batch).grads
+
+
+@pytest.mark.parametrize("name", ["hopfield", "resistive"])
+def test_eps_error_under_noise_grows_as_noise_over_beta(name):
+    system, params, batch = problem(name)
+    exact, few = exact_of(system, params, batch), fixed_steps(25)
+
+    def error(noise, beta):
+        noisy = imperfect(system, noise=noise)
+        make = lambda: rules.eqprop(noisy, squared_error(), few, few, beta=beta)  # noqa: E731
+        return mean_error(make, params, batch, exact)
+
+    betas = np.geomspace(0.004, 0.0005, 4)
+    found = [error(1e-4, beta) for beta in betas]
+    slope = np.polyfit(np.log(betas), np.log(found), 1)[0]
+    assert abs(slope + 1.0) < 0.15
+    widths = np.geomspace(1e-5, 1e-4, 3)
+    found = [error(noise, 0.005) for noise in widths]
+    assert abs(np.polyfit(np.log(widths), np.log(found), 1)[0] - 1.0) < 0.15
+
+
+def test_an_estimate_draws_its_noise_from_its_key_and_inference_from_the_seed():
+    system, params, batch = problem()
+    few = fixed_steps(5)
+    rule = rules.eqprop(imperfect(system, noise=0.01), squared_error(), few, few)
+    one, other = (estimate(rule, params, batch, jax.random.key(i)) for i in (0, 1))
+    assert distance(one.grads, other.grads) > 1e-2
+    same(one, estimate(rule, params, batch, jax.random.key(0)))
+    output = rule.apply(params, batch.x)
+    same(output, rule.apply(params, batch.x))
+    assert float(jnp.abs(output - rule.apply(params, batch.x, KEY)).min()) > 0.0
+    elsewhere = rules.eqprop(imperfect(system, noise=0.01, seed=1), squared_error(), few, few)
+    assert float(jnp.abs(output - elsewhere.apply(params, batch.x)).min()) > 0.0
+
+
+RULES = ["continual_eqprop", "vector_field_eqprop", "asymmetric_eqprop", "recurrent_backprop"]
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_every_rule_on_a_noisy_system_draws_from_the_estimates_key(name):
+    system, params, batch = problem()
+    rule = getattr(rules, name)(imperfect(system, noise=0.01), squared_error(), fixed_steps(8))
+    one, other = (estimate(rule, params, batch, jax.random.key(i)) for i in (0, 1))
+    assert distance(one.grads, other.grads) > 1e-4
+    assert not one.info["free"].converged.any()  # noise has no fixed point, and that is said
+
+
+# --- mismatch ----------------------------------------------------------------------------------
+
+
+def factors(system, params, x):
+    seen = system.clamp(params, x).seen
+    pairs = zip(jax.tree.leaves(seen), jax.tree.leaves(params), strict=True)
+    return np.concatenate([(np.asarray(a) / np.asarray(b)).ravel() for a, b in pairs])
+
+
+def test_mismatch_multiplies_every_weight_by_one_plus_a_fixed_normal_number():
+    system, params, batch = problem()
+    params = jax.tree.map(lambda p: p + 1.0, params)  # no bias is zero
+    small, large = (imperfect(system, mismatch=e) for e in (0.01, 0.1))
+    n = (factors(small, params, batch.x) - 1.0) / 0.01
+    np.testing.assert_allclose((factors(large, params, batch.x) - 1.0) / 0.1, n, atol=1e-4)
+    assert stats.kstest(n, "norm").pvalue > 1e-3
+    moved = jax.tree.map(lambda p: 3.0 * p, params)  # the device stays what it is
+    np.testing.assert_allclose((factors(small, moved, batch.x) - 1) / 0.01, n, atol=1e-4)
+    single = (factors(small, *trees.cast((params, batch.x), jnp.float32)) - 1.0) / 0.01
+    np.testing.assert_allclose(single, n, atol=1e-3)
+    other = (factors(imperfect(system, mismatch=0.01, seed=1), params, batch.x) - 1.0) / 0.01
+    assert abs(np.corrcoef(n, other)[0, 1]) < 5 / np.sqrt(n.size)
+    turned = factors(imperfect(system, mismatch=5.0), params, batch.x)
+    assert turned.min() == 0.0  # no weight changes its sign
+
+
+@pytest.mark.parametrize("name", SYSTEMS)
+def test_on_one_mismatched_device_all_is_done_with_its_own_weights(name):
+    """Energy, force, sweep, output and EP's estimate are those of the plain system at θ′."""
+    system, params, batch = problem(name)
+    device = imperfect(system, mismatch=0.1)
+    clamped, state = somewhere(device, params, batch.x)
+    seen = clamped.seen
+    assert distance(seen, params) > 0.02
+    own = system.clamp(seen, batch.x)
+    for function in ("energy", "force", "sweep"):
+        ours = getattr(device, function)(params, clamped, state)
+        theirs = getattr(system, function)(seen, own, state)
+        close(ours, theirs)
+    few = fixed_steps(9)
+    ours = estimate(rules.eqprop(device, squared_error(), few, few), params, batch)
+    theirs = estimate(rules.eqprop(system, squared_error(), few, few), seen, batch)
+    close(ours, theirs)
+
+
+def test_eps_error_under_mismatch_between_phases_grows_as_one_over_beta_and_on_one_device_not():
+    system, params, batch = problem()
+
+    def errors(device, exact, betas):
+        made = [
+            estimate(rules.eqprop(device, squared_error(), TIGHT, TIGHT, beta=b), params, batch)
+            for b in betas
+        ]
+        return [distance(m.grads, exact) for m in made]
+
+    between = imperfect(system, mismatch=0.01, across="phases")
+    betas = np.geomspace(0.01, 0.001, 4)
+    found = errors(between, exact_of(system, params, batch), betas)
+    assert abs(np.polyfit(np.log(betas), np.log(found), 1)[0] + 1.0) < 0.1
+    device = imperfect(system, mismatch=0.01)
+    seen = device.clamp(params, batch.x).seen
+    betas = np.geomspace(0.03, 0.003, 4)
+    own = errors(device, exact_of(system, seen, batch), betas)  # to its own: EP's bias alone
+    assert abs(np.polyfit(np.log(betas), np.log(own), 1)[0] - 2.0) < 0.1
+
+
+def test_each_nudged_phase_runs_on_a_device_of_its_own():
+    """The centered contrast of two plain systems at the two draws, settled and written out."""
+    system, params, batch = problem()
+    device = imperfect(system, mismatch=0.05, across="phases")
+    beta = 0.2
+    rule = rules.eqprop(device, squared_error(), TIGHT, TIGHT, beta=beta)
+    clamped = device.clamp(params, batch.x)
+    phases = []
+    for n, sign in ((0, 1.0), (1, -1.0)):
+        own = device.imperfect.nudged(clamped, jnp.asarray(n))
+        assert distance(own.seen, clamped.seen) > 0.01
+        drive = system.clamp(own.seen, batch.x)
+
+        def push(s, sign=sign):
+            return (None, None, -sign * beta * (s[-1] - batch.y))
+
+        run = jax.jit(
+            lambda s, seen=own.seen, drive=drive, push=push: TIGHT(
+                lambda s: system.sweep(seen, drive, s, push), s
+            )[0]
+        )
+        phases.append(run(jax.tree.map(jnp.zeros_like, device.init_state(params, clamped))))
+    weights = jnp.array([1.0, -1.0]) / (2 * beta * 4)
+    drive = system.clamp(clamped.seen, batch.x)
+    expected = system.denergy(clamped.seen, drive, trees.stack(phases), weights)
+    assert distance(estimate(rule, params, batch).grads, expected) < 1e-5
+
+
+# --- levels and limits -------------------------------------------------------------------------
+
+
+def levels(a, bits, low, high):
+    step = (high - low) / (2**bits - 1)
+    return low + step * np.round((np.clip(a, low, high) - low) / step)
+
+
+@pytest.mark.parametrize("bits", [1, 3, 8])
+def test_states_and_weights_are_quantised_by_the_written_formula(bits):
+    system, params, batch = problem()
+    of_states = {"state_bits": bits, "state_min": -0.9, "state_max": 0.8}
+    of_weights = {"weight_bits": bits, "weight_min": -0.5, "weight_max": 0.4}
+    clamped, state = somewhere(system, params, batch.x)
+    device = imperfect(system, **of_states)
+    ours = device.sweep(params, device.clamp(params, batch.x), state)
+    for a, b in zip(ours, system.sweep(params, clamped, state), strict=True):
+        np.testing.assert_allclose(a, levels(np.asarray(b), bits, -0.9, 0.8), atol=1e-15)
+        assert len(np.unique(np.asarray(a).round(12))) <= 2**bits
+    seen = imperfect(system, **of_weights).clamp(params, batch.x).seen
+    for a, b in zip(jax.tree.leaves(seen), jax.tree.leaves(params), strict=True):
+        np.testing.assert_allclose(a, levels(np.asarray(b), bits, -0.5, 0.4), atol=1e-15)
+
+
+def test_limits_clip_states_and_weights_and_one_side_is_enough():
+    system, params, batch = problem()
+    _, state = somewhere(system, params, batch.x)
+    device = imperfect(system, state_max=0.1, weight_min=-0.2)
+    ours = device.sweep(params, device.clamp(params, batch.x), state)
+    seen = device.clamp(params, batch.x).seen
+    same(seen, jax.tree.map(lambda w: jnp.maximum(w, -0.2), params))
+    theirs = system.sweep(seen, system.clamp(seen, batch.x), state)
+    same(ours, jax.tree.map(lambda s: jnp.minimum(s, 0.1), theirs))
+    assert float(jnp.max(ours[0])) == 0.1
+
+
+def test_errors_pass_straight_through_levels_and_not_past_limits():
+    """Implicit differentiation on many levels is nearly that of the smooth system."""
+    system, params, batch = problem()
+    device = imperfect(system, state_bits=14, state_min=-3.0, state_max=3.0)
+    settle = fixed_point(1e-3, 500)
+    rule = rules.recurrent_backprop(device, squared_error(), settle, TIGHT)
+    ours = estimate(rule, params, batch).grads
+    assert distance(ours, exact_of(system, params, batch)) < 0.02
+    limit = imperfect(system, weight_max=-5.0)
+    slope = jax.grad(lambda p: limit.clamp(p, batch.x).own.drives[0].sum())(params)
+    assert float(trees.dot(slope, slope)) == 0.0
+
+
+@pytest.mark.parametrize("optimizer", [optax.sgd(0.5), optax.adam(0.05)], ids=["sgd", "adam"])
+@pytest.mark.parametrize("kind", ["system", "rule"])
+def test_stored_weights_keep_to_their_limits_after_every_update(kind, optimizer):
+    system, params, batch = problem()
+    limits = {"weight_min": 0.0, "weight_max": 0.3}
+    if kind == "system":
+        few = fixed_steps(10)
+        rule = rules.eqprop(imperfect(system, **limits), squared_error(), few, few)
+    else:
+        rule = imperfect(rules.backprop(NETWORK, squared_error()), **limits)
+    step, carry = supervised(rule, optimizer), start(rule, optimizer, params, KEY)
+    with jax.numpy_dtype_promotion("standard"):
+        for _ in range(3):
+            carry, _ = jax.jit(step)(carry, batch, KEY)
+    low, high = (f([f(w) for w in jax.tree.leaves(carry.params)]) for f in (np.min, np.max))
+    assert (low, high) == (0.0, 0.3)
+
+
+def test_limits_come_on_top_of_what_the_system_allows():
+    system, params, _ = problem("resistive")
+    device = imperfect(system, weight_max=0.2)
+    allowed = device.project(jax.tree.map(lambda w: w - 0.3, params))
+    assert min(float(w.min()) for w in jax.tree.leaves(allowed)) == 0.0
+    assert max(float(w.max()) for w in jax.tree.leaves(device.project(params))) == 0.2
+
+
+# --- rules without a system, references, refusals ----------------------------------------------
+
+
+def test_a_wrapped_rule_estimates_and_infers_at_the_devices_weights():
+    _, params, batch = problem()
+    plain = rules.backprop(NETWORK, squared_error())
+    settings = {"mismatch": 0.1, "weight_bits": 4, "weight_min": -1.0, "weight_max": 1.0}
+    device = imperfect(plain, **settings)
+    seen = imperfect(hopfield(NETWORK), **settings).clamp(params, batch.x).seen
+    assert distance(seen, params) > 0.02
+    close(estimate(device, params, batch), estimate(plain, seen, batch))
+    close(device.apply(params, batch.x), plain.apply(seen, batch.x))
+    assert device.reference is plain.reference
+
+
+def test_statistics_of_batch_normalisation_are_no_weights():
+    network = chain(dense(4), layers.batch_norm(), layers.relu(), dense(3))
+    device = imperfect(rules.backprop(network, squared_error()), weight_max=0.1)
+    params, _ = network.init(KEY, (5,))
+    batch = Batch(jnp.ones((4, 5)) * jnp.arange(4.0)[:, None], jnp.ones((4, 3)))
+    plain = rules.backprop(network, squared_error())
+    clipped = jax.tree.map(lambda w: jnp.minimum(w, 0.1), params)
+    keep = {k: params[1][k] for k in ("mean", "variance")}
+    clipped = (clipped[0], {**clipped[1], **keep}, *clipped[2:])
+    same(device.apply(params, batch.x), plain.apply(clipped, batch.x))
+    info = device.estimate(params, batch, (), KEY)[0].info
+    written = device.absorb(params, info)
+    same({k: written[1][k] for k in keep}, {k: plain.absorb(params, info)[1][k] for k in keep})
+    assert float(written[0]["w"].max()) <= 0.1
+
+
+def test_references_and_curvature_are_the_ideal_systems():
+    system, params, batch = problem()
+    device = imperfect(system, noise=0.1, mismatch=0.2)
+    assert device.ideal is system
+    assert imperfect(device, state_max=0.1).ideal is system
+    ours = rules.eqprop(device, squared_error()).reference
+    same(estimate(ours, params, batch).grads, exact_reference(system, params, batch))
+    np.testing.assert_array_equal(
+        equilibrium.curvature(device, params, batch.x).smallest,
+        equilibrium.curvature(system, params, batch.x).smallest,
+    )
+
+
+def exact_reference(system, params, batch):
+    return estimate(rules.eqprop(system, squared_error()).reference, params, batch).grads
+
+
+def test_holomorphic_ep_runs_with_noise_and_mismatch_and_is_refused_on_levels():
+    system, params, batch = problem()
+    device = imperfect(system, noise=1e-9, mismatch=0.1)
+    seen = device.clamp(params, batch.x).seen
+    few = fixed_steps(60)
+    rule = rules.eqprop(device, squared_error(), few, few, nudging="holomorphic", beta=0.05)
+    assert distance(estimate(rule, params, batch).grads, exact_of(system, seen, batch)) < 1e-3
+    clipped = imperfect(system, state_max=1.0)
+    with pytest.raises(ValueError, match="quantised or limited states are not holomorphic"):
+        rules.eqprop(clipped, squared_error(), nudging="holomorphic")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"noise": -1.0}, "noise = -1.0: must be >= 0"),
+        ({"state_bits": 0}, "state_bits = 0: must be"),
+        ({"state_bits": 4}, "state_bits = 4: needs state_min and state_max"),
+        ({"weight_bits": 4, "weight_min": 0.0}, "weight_bits = 4: needs weight_min and weight_max"),
+        ({"weight_min": 1.0, "weight_max": 0.0}, "weight_max = 0.0: must be > weight_min = 1.0"),
+        ({"across": "both"}, "across = 'both': allowed: 'devices', 'phases'"),
+    ],
+)
+def test_settings_that_make_no_device_are_refused(settings, message):
+    with pytest.raises(ValueError, match=f"imperfect: {message}"):
+        imperfect(hopfield(NETWORK), **settings)
+
+
+@pytest.mark.parametrize(
+    "settings", [{"noise": 0.1}, {"state_min": 0.0}, {"mismatch": 0.1, "across": "phases"}]
+)
+def test_imperfect_states_of_a_rule_are_refused(settings):
+    with pytest.raises(ValueError, match="the rule 'backprop' itself settles no states"):
+        imperfect(rules.backprop(NETWORK, squared_error()), **settings)
+
+
+def test_float32_stays_and_a_second_estimate_compiles_nothing():
+    system, params, batch = problem(dtype=jnp.float32)
+    device = imperfect(
+        system, noise=0.01, mismatch=0.1, state_bits=6, state_min=-2.0, state_max=2.0
+    )
+    rule = rules.eqprop(device, squared_error(), fixed_steps(4), fixed_steps(4))
+    state = rule.init(KEY, params)[1]
+    run = jax.jit(rule.estimate)
+    made = run(params, batch, state, KEY)[0]
+    run(trees.add(params, made.grads), batch, state, jax.random.key(1))
+    assert run._cache_size() == 1
+    assert {leaf.dtype for leaf in jax.tree.leaves(made.grads)} == {jnp.dtype(jnp.float32)}
+    assert not any(leaf.weak_type for leaf in jax.tree.leaves(made.grads))
