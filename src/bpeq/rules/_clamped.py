@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array
@@ -45,21 +42,13 @@ def clamped_phases(
     """
     assert system.write is not None
     write = system.write
-    step = held_sweep(system, params, free.clamped)
 
     def settle(output: Array) -> tuple[State, SolveInfo]:
-        return solver(lambda s: step(s, output), write(free.state, output))
+        return solver(
+            lambda s: system.sweep(params, free.clamped, s, hold=True), write(free.state, output)
+        )
 
     return jax.vmap(settle)(outputs)
-
-
-def held_sweep(system: System, params: Params, clamped: Any) -> Callable[[State, Array], State]:
-    """(state, output) -> state: a sweep with the output held."""
-    assert system.write is not None
-    write = system.write
-
-    # Written once more: a damped mean of two equal numbers can be off, by an ulp a sweep.
-    return lambda state, output: write(system.sweep(params, clamped, state, hold=True), output)
 
 
 def and_free(phases: State, free: Free) -> State:

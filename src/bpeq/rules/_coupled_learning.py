@@ -15,7 +15,6 @@ from bpeq.rules._clamped import (
     CERTIFIED,
     and_free,
     clamped_phases,
-    held_sweep,
     refuse_unclampable,
 )
 from bpeq.rules._means import mean_loss
@@ -145,10 +144,11 @@ def _weighed_error(system: System) -> LearningRule:
     def estimate(params: Params, batch: Batch, state: State, key: Key) -> tuple[Estimate, State]:
         rest = free_phase(system, CERTIFIED, params, batch.x)
         way = targets(rest.output, batch.y) - rest.output
-        step = held_sweep(system, params, rest.clamped)
-        _, linear = jax.linearize(step, rest.state, rest.output)
         _, start = jax.jvp(lambda o: write(rest.state, o), (rest.output,), (way,))
-        moved, info = CERTIFIED(lambda v: linear(v, way), start)
+        _, respond = jax.linearize(
+            lambda s: system.sweep(params, rest.clamped, s, hold=True), rest.state
+        )
+        moved, info = CERTIFIED(respond, start)
 
         def slope(state: State) -> Params:
             def total(params: Params) -> Array:
@@ -162,8 +162,6 @@ def _weighed_error(system: System) -> LearningRule:
             return system.force(params, rest.clamped, state)
 
         _, pulled = jax.jvp(force, (rest.state,), (moved,))
-        # A saturated unit does not move, and its force has an infinite slope.
-        pulled = jax.tree.map(lambda v, p: jnp.where(v == 0, jnp.zeros_like(p), p), moved, pulled)
         value = -0.5 / len(way) * trees.dot(moved, pulled)
         return Estimate(grads, value, rest.output, {"free": rest.info, "response": info}), state
 
