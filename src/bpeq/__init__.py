@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from bpeq import costs, data, layers, optimizers, rules, solvers, systems, types
+    from bpeq.energy_contract import check_energy
     from bpeq.fidelity import gradient_fidelity
     from bpeq.loading import load_run
     from bpeq.locality import audit_locality
@@ -23,10 +24,12 @@ _FUNCTIONS = {
     "load_run": "bpeq.loading",
     "gradient_fidelity": "bpeq.fidelity",
     "audit_locality": "bpeq.locality",
+    "check_energy": "bpeq.energy_contract",
 }
 
 __all__ = [
     "audit_locality",
+    "check_energy",
     "costs",
     "data",
     "gradient_fidelity",

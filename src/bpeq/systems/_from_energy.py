@@ -59,14 +59,15 @@ def from_energy(
     energies = jax.vmap(energy, in_axes=(None, 0, 0))
 
     def force(params: Params, state: State, x: Array) -> State:
-        return trees.scale(-1.0, jax.grad(energy, argnums=1)(params, state, x))
+        slope = jax.grad(energy, argnums=1, holomorphic=_is_complex(state))
+        return trees.scale(-1.0, slope(params, state, x))
 
     def denergy(params: Params, x: Array, phases: State, weights: Array) -> Params:
         def total(params: Params) -> Array:
             per_phase = jax.vmap(lambda state: jnp.sum(energies(params, state, x)))(phases)
             return jnp.sum(weights * per_phase)
 
-        return jax.grad(total)(params)
+        return jax.grad(total, holomorphic=_is_complex(phases))(params)
 
     flow: dict[str, Any] = {
         "step_size": step_size,
@@ -77,3 +78,8 @@ def from_energy(
     return from_field(force, init_state, readout, init, **flow)._replace(
         energy=lambda params, x, state: energies(params, state, x), denergy=denergy
     )
+
+
+def _is_complex(state: State) -> bool:
+    """Whether holomorphic EP runs it: JAX must then be told that E is complex-differentiable."""
+    return any(jnp.iscomplexobj(leaf) for leaf in jax.tree.leaves(state))
