@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from bpeq import costs, data, layers, optimizers, rules, solvers, systems, types
+    from bpeq.energy_contract import check_energy
     from bpeq.fidelity import gradient_fidelity
     from bpeq.imperfections import imperfect
     from bpeq.loading import load_run
@@ -27,10 +28,12 @@ _FUNCTIONS = {
     "gradient_fidelity": "bpeq.fidelity",
     "audit_locality": "bpeq.locality",
     "imperfect": "bpeq.imperfections",
+    "check_energy": "bpeq.energy_contract",
 }
 
 __all__ = [
     "audit_locality",
+    "check_energy",
     "compare_rules",
     "costs",
     "data",

@@ -104,15 +104,27 @@ def fidelity(
 
 
 @app.command()
-def check(config: ConfigFile, set_: Set = None) -> int:
+def check(
+    config: ConfigFile,
+    set_: Set = None,
+    energy: Annotated[
+        bool, typer.Option("--energy", help="also check what EP demands of the system's energy")
+    ] = False,
+) -> int:
     """Check every layer's hand-written backward, and the energy's, against autodiff."""
-    from bpeq._terminal import check_table, console
-    from bpeq.checking import check_problem
+    from bpeq._terminal import check_table, console, contract_table
+    from bpeq.checking import check_problem, check_system
     from bpeq.cli import DONE, NUMERICAL
 
-    rows = check_problem(_load(config, set_, None))
+    checked = _load(config, set_, None)
+    rows = check_problem(checked)
     console.print(check_table(rows))
-    return DONE if all(row.passed for row in rows) else NUMERICAL
+    passed = all(row.passed for row in rows)
+    if energy:
+        contract = check_system(checked)
+        console.print(contract_table(contract))
+        passed = passed and contract.passed
+    return DONE if passed else NUMERICAL
 
 
 @app.command()

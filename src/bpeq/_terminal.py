@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Column, Table
 
+from bpeq.energy_contract import EnergyContract
 from bpeq.layers import CheckRow
 from bpeq.locality import COLUMNS, Locality, cells, overall, unfollowed
 
@@ -57,6 +60,18 @@ def check_table(rows: list[CheckRow]) -> Table:
     for row in rows:
         verdict = "[green]ok[/green]" if row.passed else "[bold red]FAILS[/bold red]"
         table.add_row(row.name, f"{row.error:.1e}", f"{row.tolerance:.0e}", verdict)
+    return table
+
+
+def contract_table(contract: EnergyContract) -> Table:
+    """A row a finding: its verdict, or a note, the figure behind it and what it says."""
+    verdicts = {True: "[green]ok[/green]", False: "[bold red]FAILS[/bold red]", None: "note"}
+    table = Table(
+        "finding", "", "figure", "", title="the energy's contract, at the initial weights"
+    )
+    for finding in contract:
+        figure = "" if math.isnan(finding.figure) else f"{finding.figure:.2g}"
+        table.add_row(finding.name, verdicts[finding.passed], figure, escape(finding.words))
     return table
 
 

@@ -7,8 +7,12 @@ import jax.numpy as jnp
 
 from bpeq import trees
 from bpeq.config import Config
+from bpeq.energy_contract import EnergyContract, check_energy
 from bpeq.layers import CheckRow, check_network, gradient_error, tolerance
-from bpeq.problem import Problem, build
+from bpeq.probe import first_examples
+from bpeq.problem import Problem, build, seed_keys
+
+LOOKED_AT = 4  # examples, at which an energy is checked
 
 
 def check_problem(config: Config, batch: int = 8) -> list[CheckRow]:
@@ -38,6 +42,34 @@ def check_problem(config: Config, batch: int = 8) -> list[CheckRow]:
             bits = jnp.finfo(dtype).bits
             rows += [row._replace(name=f"{row.name} (float{bits})") for row in found]
     return rows
+
+
+def check_system(config: Config) -> EnergyContract:
+    """The energy contract of the config's system, at its initial weights and first examples.
+
+    The β is the rule's own, and holomorphic it must be where the rule nudges in the complex plane.
+
+    Raises:
+      ConfigError: the rule relaxes no system with an energy; else, and DataError, as
+        `problem.build`.
+    """
+    problem, rule = build(config), config.tree["rule"]
+    if problem.system is None or problem.system.energy is None:
+        remedy = "settles no system with an energy to check"
+        raise config.fault("rule.name", rule["name"], remedy)
+    with jax.enable_x64(True):
+        params = problem.init(seed_keys(config.tree["seed"], 1)[0][0])
+        batch = first_examples(config, problem)
+        return check_energy(
+            problem.system,
+            params,
+            batch.x[:LOOKED_AT],
+            key=jax.random.key(config.tree["seed"]),
+            cost=problem.cost,
+            y=batch.y[:LOOKED_AT],
+            beta=rule["beta"] if isinstance(rule.get("beta"), float) else 0.1,
+            holomorphic=rule.get("nudging") in ("holomorphic", "online"),
+        )
 
 
 def _check_energy(problem: Problem, params: object, x: jax.Array) -> CheckRow:

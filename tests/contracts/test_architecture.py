@@ -17,7 +17,7 @@ FLOORS = [
     ["solvers", "imperfections"],
     ["systems"],
     ["rules"],
-    ["fidelity", "orders", "equilibrium", "gdu", "locality"],
+    ["fidelity", "orders", "equilibrium", "gdu", "locality", "energy_contract"],
     ["data"],
     ["optimizers", "counting", "accounting", "side_by_side", "training"],
     ["registry", "_own", "_schema", "_calls", "_overrides", "_sections", "config"],
