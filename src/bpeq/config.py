@@ -74,10 +74,8 @@ class Config(NamedTuple):
 
     def changed(self, **sections: Any) -> Config:
         """The same config with some sections' entries replaced."""
-        tree = {**self.tree}
-        for name, entries in sections.items():
-            tree[name] = {**tree.get(name, {}), **entries}
-        return self._replace(tree=tree)
+        laid = {name: {**self.tree.get(name, {}), **own} for name, own in sections.items()}
+        return self._replace(tree={**self.tree, **laid})
 
     def build(self, section: str, wired: Tree | None = None) -> Any:
         """What a section such as "rule" or "solvers.free" names, its settings applied."""

@@ -22,7 +22,7 @@ FLOORS = [
     ["optimizers", "counting", "accounting", "side_by_side", "training"],
     ["registry", "_own", "_schema", "_calls", "_overrides", "_sections", "config"],
     [
-        *["rehearsal", "problem", "checking", "showing", "probe", "runs", "experiment", "loading"],
+        *["rehearsal", "problem", "probe", "checking", "showing", "runs", "experiment", "loading"],
         *["microscope", "tuning", "comparison", "auditing"],
     ],
     ["report"],
