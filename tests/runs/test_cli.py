@@ -48,8 +48,8 @@ NETWORK = 'layers = ["dense(4)", "tanh", "dense(1)"]'
 DIGITS = CONFIG.replace('"xor"', '"digits"').replace("batch_size = 4", "batch_size = 64")
 TOP = "seed, seeds, precision, experiment, folder"
 SECTIONS = (
-    "data, cost, system, rule, optimizer, schedule, network, solvers, training, fidelity, "
-    "rules, controls"
+    "data, cost, system, imperfections, rule, optimizer, schedule, network, solvers, training, "
+    "fidelity, rules, controls"
 )
 RULES, DATA, LAYERS, SYSTEMS = (
     ", ".join(KINDS[kind]) for kind in ("rules", "data", "layers", "systems")
@@ -57,7 +57,7 @@ RULES, DATA, LAYERS, SYSTEMS = (
 COSTS, OPTIMIZERS, SCHEDULES, SOLVERS = (
     ", ".join(KINDS[kind]) for kind in ("costs", "optimizers", "schedules", "solvers")
 )
-OWN = "cost, system, optimizer, schedule, network, solvers, training"
+OWN = "cost, system, imperfections, optimizer, schedule, network, solvers, training"
 INITS = (
     "'zeros' | 'normal' | 'uniform' | 'fan_in_uniform' | 'glorot_uniform' | 'glorot_normal' | "
     "'he_uniform' | 'he_normal' | 'lecun_normal' | 'orthogonal'"
@@ -680,7 +680,7 @@ COMMANDS = [
     (["check"], "Missing argument 'CONFIG'."),
     (["check", "no.toml"], "no.toml: cannot read the config: No such file or directory"),
     (["show"], "Missing argument 'what'."),
-    (["show", "ruls"], "show ruls: allowed: layers, costs, systems, solvers, rules, data, "),
+    (["show", "ruls"], "show ruls: allowed: layers, costs, systems, imperfections, solvers, "),
     (
         ["show", "rule", "eqprp"],
         f"show rule eqprp: allowed: {RULES}; did you mean 'eqprop'?",

@@ -130,8 +130,8 @@ def test_own_energy_and_own_rule_stand_beside_the_built_in_ones_and_the_controls
     for name in own:
         assert means[name] < min(means["linear_readout"], means["frozen_hidden"])
     note = (
-        "mine:only_mistakes on the feed-forward map and eqprop, recurrent_backprop on the settled "
-        "system differentiate different functions"
+        "eqprop, recurrent_backprop on the settled system and mine:only_mistakes on the "
+        "feed-forward map differentiate different functions"
     )
     assert any(each.startswith(note) for each in ran("compared")["notes"])
 
