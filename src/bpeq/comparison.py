@@ -111,8 +111,8 @@ def _controls(config: Config) -> dict[str, Config]:
     Without a [network], as with a system of the user's own, there is no net to freeze.
     """
     if "network" not in config.tree:
-        readout = {"name": "dense", "features": config.build("data").outputs}
-        config = config.changed(network={"layers": [{"name": "flatten"}, readout]})
+        dense = {"name": "dense", "features": config.build("data").outputs}
+        config = config.changed(network={"layers": [{"name": "flatten"}, dense]})
     specs = list(config.tree["network"]["layers"])
     network = config.build_network()
     assert network is not None

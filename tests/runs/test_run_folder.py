@@ -598,7 +598,7 @@ def test_a_users_energy_learns_what_its_closed_form_says(call, tmp_path, module)
     (ours,), (theirs,) = (list(load_file(params(folder)).values()) for folder in (own, exact))
     np.testing.assert_allclose(ours, theirs, rtol=1e-10)
     assert rows(own)[-1]["unsettled"] == 0
-    assert summary(own)["layers"] == [{"name": "all", "parameters": 2}]
+    assert summary(own)["layers"] == [{"name": "0", "parameters": 2}]
 
 
 def test_a_run_with_a_users_part_is_loaded_from_anywhere(call, tmp_path, module):

@@ -161,7 +161,8 @@ def test_show_prints_the_range_and_the_docstring(ran):
 
 
 def test_own_layer_passes_the_check_and_own_data_are_learned(ran):
-    rows = [line.split("│") for line in ran("bpeq check ring.toml").splitlines() if "1: gain" in line]
+    said = ran("bpeq check ring.toml").splitlines()
+    rows = [line.split("│") for line in said if "1: gain" in line]
     assert [row[4].strip() for row in rows] == ["ok", "ok"]
     (error,) = errors(ran("ring"))
     assert error < 0.1  # always the larger class: 0.49
