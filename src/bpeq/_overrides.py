@@ -38,7 +38,7 @@ class Source(NamedTuple):
     """Where settings were written, for errors to name the place.
 
     file: the tree as read, with `--set rules.…` and `--set controls.…` in it. keys: all of --set.
-    rule, controls: whose sections are laid over the others.
+    rule, controls: whose sections are laid over the others. listed: the rule is one of --rules.
     """
 
     path: Path
@@ -46,6 +46,7 @@ class Source(NamedTuple):
     keys: tuple[str, ...]
     rule: str = ""
     controls: bool = False
+    listed: bool = False
 
     def error(self, key: str, value: Any, remedy: str) -> ConfigError:
         """`FILE:KEY = VALUE: REMEDY`, or `--set KEY` where the value came thence."""
@@ -58,6 +59,8 @@ class Source(NamedTuple):
             laid = absent or name.startswith(("rules.", "controls."))  # these are in `file` by now
             if inside or (laid and name.startswith(f"{key}.")):
                 place = f"--set {written if written.startswith(name) else key}"
+        if key == "rule.name" and self.listed:
+            place = "--rules"
         given = "" if value is None else f" = {_shown(value)}"
         return ConfigError(f"{place}{given}: {remedy}")
 

@@ -6,8 +6,7 @@ import inspect
 import os
 import re
 import tomllib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
@@ -41,14 +40,6 @@ class Config(NamedTuple):
         """The error for a key: `FILE:KEY = VALUE: REMEDY`, or --set KEY if it came thence."""
         return self.source.error(key, value, remedy)
 
-    @contextmanager
-    def blaming(self, *sections: str) -> Iterator[None]:
-        """`blame` for whatever is raised inside."""
-        try:
-            yield
-        except Exception as error:
-            self.blame(error, *sections)
-
     def blame(self, error: Exception, *sections: str) -> NoReturn:
         """Raises what may come from the user's own parts, those of `sections` first, as one line.
 
@@ -66,7 +57,10 @@ class Config(NamedTuple):
 
         A `--set rule.beta=…` stays behind where the other rule has no such setting.
         """
-        return load(self.path, self._under(name))
+        if name == self.tree["rule"]["name"]:
+            return self
+        made = load(self.path, self._under(name))
+        return made._replace(source=made.source._replace(listed=True))
 
     def for_controls(self) -> Config:
         """The same config under backprop, with what [controls] asks for the null controls."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from inspect import signature
 from typing import Any, NamedTuple
 
@@ -120,16 +121,25 @@ def _rehearse(
     def once(key: Key) -> None:
         x, _ = rehearsal.examples(data)
         params, shape = init(key, x.shape[1:])
-        with config.blaming("system", "network"):
+        with _blaming(config, "system", "network"):
             if system is not None:
                 rehearsal.try_system(system, params, x, shape)
-        with config.blaming("cost"):
+        with _blaming(config, "cost"):
             rehearsal.try_cost(cost, data)
-        with config.blaming("rule", "system", "network", "solvers", "optimizer", "schedule"):
+        used = ["network"] if system is None else ["system", "network", "solvers"]
+        with _blaming(config, "rule", *used, "optimizer", "schedule"):
             rehearsal.try_rule(rule, cost, optimizer, data, params)
 
     with jax.numpy_dtype_promotion("standard"):  # which optax needs
         jax.eval_shape(once, jax.random.key(0))
+
+
+@contextmanager
+def _blaming(config: Config, *sections: str) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        config.blame(error, *sections)
 
 
 def _check_optimizer(config: Config, rule: LearningRule) -> None:
