@@ -39,8 +39,7 @@ class Problem(NamedTuple):
     test: np.ndarray
 
     @property
-    def relaxes(self) -> bool:
-        """Whether the rule settles a system, which makes its output another function."""
+    def relaxes(self) -> bool:  # a rule that settles a system has another function
         return self.system is not None
 
 

@@ -390,7 +390,7 @@ TYPOS = [
     ),
     (
         "system.name=own_parts.net",
-        "allowed: hopfield, predictive; a path is written 'own_parts:net'",
+        "allowed: hopfield, predictive, resistive; a path is written 'own_parts:net'",
     ),
     ("system.hiden=3", "unknown key; allowed: hidden, gain; did you mean 'hidden'?"),
     ("system.hidden=0", "must be a whole number >= 1"),
