@@ -117,14 +117,13 @@ def check(
     from bpeq.cli import DONE, NUMERICAL
 
     checked = _load(config, set_, None)
+    contract = check_system(checked) if energy else None  # before anything is printed
     rows = check_problem(checked)
     console.print(check_table(rows))
-    passed = all(row.passed for row in rows)
-    if energy:
-        contract = check_system(checked)
+    if contract is not None:
         console.print(contract_table(contract))
-        passed = passed and contract.passed
-    return DONE if passed else NUMERICAL
+    kept = contract is None or contract.passed
+    return DONE if kept and all(row.passed for row in rows) else NUMERICAL
 
 
 @app.command()

@@ -1012,6 +1012,45 @@ def test_check_exits_4_where_a_backward_is_wrong_by_a_thousandth(
     }
 
 
+SPRING = """\
+import jax.numpy as jnp
+from bpeq.systems import from_energy
+from bpeq.types import System
+
+
+def spring(stiffness: float = 1.0) -> System:
+    def energy(w, s, x):
+        return 0.5 * stiffness * jnp.sum(s * s) - s @ (w @ x)
+
+    start = lambda w, x: jnp.zeros(1, x.dtype)
+    init = lambda key, shape: (jnp.ones((1, *shape)), (1,))
+    return from_energy(energy, start, lambda w, s: s, init)
+"""
+
+
+@pytest.mark.parametrize("stiffness", [1.0, 0.15])
+def test_check_energy_exits_4_where_the_rules_beta_is_beyond_the_curvature(
+    call, tmp_path, stiffness
+):
+    """A spring's curvature is its stiffness, and the config's β is 0.2."""
+    write(tmp_path, SPRING, "cli_layer.py")
+    config = write(tmp_path, edited(f"[network]\n{NETWORK}\n", ""))
+    system = ["--set", "system.name=cli_layer:spring", "--set", f"system.stiffness={stiffness}"]
+    said = call("check", config, "--energy", *system)
+    rows = [line.split("│") for line in said.out.split("contract")[1].splitlines() if "│" in line]
+    verdicts = {row[1].strip(): row[2].strip() for row in rows if row[1].strip()}
+    bounded = "ok" if stiffness > 0.2 else "FAILS"
+    names = "gradient symmetric bounded unique holomorphic corners".split()  # noqa: SIM905
+    assert verdicts == {**dict.fromkeys(names, "ok"), "bounded": bounded}
+    assert (said.code, said.err) == (0 if stiffness > 0.2 else 4, [])
+
+
+def test_check_energy_of_a_rule_without_one_is_refused(call, tmp_path, config):
+    line = "bpeq: --set rule.name = 'backprop': settles no system with an energy to check"
+    said = refused(call, tmp_path, "check", config, "--energy", "--set", "rule.name=backprop")
+    assert said == (2, line)
+
+
 def test_two_modules_of_one_name_are_told_apart(tmp_path):
     """The second one would silently be the first: Python keeps one module of a name."""
     name = "one_name_for_two_modules"
