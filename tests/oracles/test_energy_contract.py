@@ -138,6 +138,29 @@ def test_several_equilibria_are_counted():
     assert found.unique.words == "random starts settle in 2 different states"
 
 
+def test_a_bistable_hopfield_net_is_caught():
+    """s₁ ≈ σ(8 s₂ − 4) and s₂ ≈ σ(8 s₁ − 4) hold each other low or high."""
+    sigma = layers.shifted_sigmoid()
+    system = hopfield(chain(dense(1), sigma, dense(1), sigma))
+    low = jnp.array([-0.5])
+    params = ({"w": jnp.zeros((5, 1)), "b": low}, (), {"w": jnp.array([[2.0]]), "b": low}, ())
+    found = check_energy(system, params, X, **{**FEW, "starts": 8})
+    assert failing(found) == ["unique"]
+    assert found.unique.figure == 2
+
+
+def test_saturated_units_do_not_hide_the_derivatives():
+    """Inputs of ±40 leave sigmoid units at 1e-17 and 1, where σ⁻¹ is steep without bound."""
+    system = hopfield(chain(dense(4), layers.sigmoid(), dense(2)))
+    params = jax.tree.map(lambda p: 0.3 * p, system.init(KEY, (5,))[0])
+    found = check_energy(system, params, 100.0 * X, **FEW)
+    assert found.gradient.passed
+    assert found.symmetric.passed
+    wrong = lambda *args: jax.tree.map(lambda g: 1.001 * g, system.force(*args))  # noqa: E731
+    broken = check_energy(system._replace(force=wrong), params, 100.0 * X, **FEW)
+    assert failing(broken) == ["gradient"]
+
+
 def test_a_system_that_never_settles_is_no_unique_equilibrium():
     found = check(plain(), step_size=2.5)  # s ← s − 2.5 (s − Wx) overshoots for ever
     assert failing(found) == ["bounded", "unique"]

@@ -138,7 +138,7 @@ def check_energy(
         params, x = trees.cast((params, jnp.asarray(x)), jnp.float64)
         y = y if y is None else trees.cast(jnp.asarray(y), jnp.float64)
         cost = squared_error() if cost is None else cost
-        subject = look(system, params, x, cost, y, project, sweeps)
+        subject = look(system, params, x, cost, y, plain is not None, project, sweeps)
         bent, why = _curvature(system, params, x)
         exact = None
         if bent is not None and bent.settled.any():
@@ -149,7 +149,7 @@ def check_energy(
             bounded_finding(subject, bent, why, beta, keys[2]),
             unique_finding(subject, keys[3], starts, spread),
             holomorphic_finding(subject, plain, holomorphic, keys[4]),
-            corner_finding(subject, plain is not None),
+            corner_finding(subject),
         )
 
 

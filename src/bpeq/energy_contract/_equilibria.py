@@ -21,7 +21,7 @@ def unique_finding(subject: Subject, key: jax.Array, starts: int, spread: float)
     """How many different states random starts settle in, at most over the examples."""
     system, solver = subject.system, fixed_point(1e-10, subject.sweeps)
     keys = jax.random.split(key, starts)
-    states = trees.stack([drawn(subject, k, spread, subject.start) for k in keys])
+    states = trees.stack([drawn(subject, k, spread, start=True) for k in keys])
 
     @jax.jit
     def settle(states: State) -> tuple[jax.Array, jax.Array]:
@@ -117,7 +117,7 @@ def _falls(subject: Subject, beta: float, key: jax.Array) -> float:
     for a plain energy, since which states a system's sweep can reach is the system's own.
     """
     system = subject.system
-    if system.energy is None or not system.name.startswith("from_"):
+    if system.energy is None or not subject.plain:
         return 0.0
     energy = system.energy
 

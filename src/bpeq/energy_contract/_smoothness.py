@@ -31,7 +31,7 @@ def holomorphic_finding(
       needed: whether not being holomorphic is a failure.
     """
     program = _program(subject, energy)
-    at = drawn(subject, key, 0.1, subject.inside)
+    at = drawn(subject, key)
     found = operations(lambda s: program(subject.params, subject.x, s), at, PIECES)
     gap, error = _gap(subject, program, at, key)
     rough = not gap <= ROUGH
@@ -53,14 +53,14 @@ def holomorphic_finding(
     return Finding("holomorphic", passed, gap, words)
 
 
-def corner_finding(subject: Subject, plain: bool) -> Finding:
+def corner_finding(subject: Subject) -> Finding:
     """Corners of the force in its own state, and for a system of σ, its sweep's answer to a push.
 
     A corner is looked for at 0, ±½, ±1 and the numbers that the program compares with. Its share is
     0 where autodiff takes the slope of the outer side, which for a pair of corners is the flat one
     of a clip, 1 for the inner side, ½ for the middle; a single corner's outer side is the left.
     """
-    found = [*_force_corners(subject), *([] if plain else _sigma(subject))]
+    found = [*_force_corners(subject), *([] if subject.plain else _sigma(subject))]
     if not found:
         return Finding("corners", True, np.nan, "no corner found: one-sided derivatives agree")
     shares = np.array([share for _, _, share in found])
@@ -76,7 +76,7 @@ def corner_finding(subject: Subject, plain: bool) -> Finding:
     ]
     words = "of the outer slope (0) and the inner (1) autodiff takes " + ", ".join(places)
     frozen = _frozen(subject, [corner for _, corner, share in found if abs(share) < 1e-3])
-    if frozen and plain:
+    if frozen and subject.plain:
         words += f"; {frozen} units start there, where gradient flow may not leave"
     return Finding("corners", None if inside else False, float(shares[0]), words)
 
