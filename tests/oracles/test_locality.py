@@ -253,6 +253,43 @@ def test_predictive_coding_is_local_until_its_sweeps_are_sequential():
     assert {row.error_pass for row in swept.values()} == {"inside the sweeps"}
 
 
+SENT = {  # transposed weights, global signals, passes: of the weights w, input side first
+    "feedback_alignment": ([()] * 3, [()] * 3, ["yes", "yes", "no"]),
+    "direct_feedback_alignment": (
+        [()] * 3, [("error of dense_3, past the layers between",), (), ()], ["yes", "yes", "no"],
+    ),
+    "sign_symmetric": ([(), *[("error (its sign)",)] * 2], [()] * 3, ["yes", "yes", "no"]),
+    # It holds B − W, so that its program reads W on the way down.
+    "kolen_pollack": ([(), *[("error",)] * 2], [()] * 3, ["yes", "yes", "no"]),
+    "target_propagation": ([()] * 3, [()] * 3, ["no"] * 3),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SENT)
+def test_rules_on_a_network_by_what_they_send_down(name):
+    """Direct feedback alignment draws its matrices in the estimate: they are no leaves."""
+    found = rows(getattr(rules, name)(NET, SQUARED))
+    own = [f"dense_{i}.w" for i in (1, 2, 3)]
+    for field, expected in zip(
+        ("transposed", "global_signal", "error_pass"), SENT[name], strict=True
+    ):
+        assert [getattr(found[weight], field) for weight in own] == expected
+    stored = {found[weight].stored for weight in own[:2]}
+    assert stored == {("forward",)}
+
+
+def test_rules_that_hold_an_output_send_it_down_the_coupling():
+    system = systems.hopfield(NET)
+    found = rows(rules.contrastive_hebbian(system, SQUARED, FEW, FEW))
+    assert column(found, "transposed") == [(), ("coupling",), ("coupling", "target")]
+    assert {(row.error_pass, row.stored) for row in found.values()} == {("no", ())}
+    found = rows(rules.coupled_learning(system, SQUARED, FEW, FEW))
+    assert column(found, "transposed") == [(), ("coupling",), ("coupling",)]
+    # o + η(y − o) is where the output is held: o must be remembered
+    assert found["dense_3.w"].reads == ("dense_2 nudged", "dense_3 free", "dense_3 output error")
+    assert column(found, "stored") == [(), (), ("free",)]
+
+
 # --- rules written to be caught ----------------------------------------------------------------
 
 
@@ -271,6 +308,7 @@ def test_direct_feedback_alignment_sends_the_output_error_past_layers():
 
     init = lambda key, params: (params, (jnp.ones((3, 4)), jnp.ones((3, 6))))  # noqa: E731
     found = rows(estimator(gradient, init))
+    assert {row.stored for row in found.values()} == {("forward",), ()}
     past = ("error of dense_3, past the layers between",)
     assert column(found, "global_signal") == [past, (), ()]
     assert column(found, "transposed") == [(), (), ()]

@@ -76,6 +76,7 @@ def audit_locality(
     weights that another weight equals without being it; which of two phases is which, where a rule
     lays them along another axis than the first: both then count as read together. Units that are
     added, or meet in a product entry by entry, count as the same: a residual stream is one state.
+    What goes through a matrix of the rule's own, fixed or random, is followed; it has no row.
     A primitive that it does not know is named in `unseen`.
 
     Args:
@@ -150,13 +151,19 @@ def weight_names(params: Params, network: Layer | None = None) -> list[str]:
         filled = [str(i) for i in inside if jax.tree.leaves(params[i])]
         places |= {i: block.name if len(filled) == 1 else f"{block.name}.{i}" for i in filled}
     own = len(network.parts)
-    full = [
-        ".".join([places.get(path[0], path[0]), *path[1:]])
-        if path[0].isdecimal() and int(path[0]) < own
-        else ".".join(part for part in path if not part.isdecimal())  # a system's own entries
-        for path in paths
-    ]
-    return full if len(set(full)) == len(full) else [".".join(path) for path in paths]
+
+    def called(path: list[str], plain: bool) -> str:
+        if path[0].isdecimal() and int(path[0]) < own:
+            return ".".join([places.get(path[0], path[0]), *path[1:]])
+        if plain:  # a system's or a rule's own entries
+            return ".".join(part for part in path if not part.isdecimal())
+        return ".".join(places.get(part, part) for part in path[1:])
+
+    for plain in (True, False):
+        names = [called(path, plain) for path in paths]
+        if len(set(names)) == len(names):
+            return names
+    return [".".join(path) for path in paths]
 
 
 def _weight(leaf: int, aval: Any, least: int) -> Value:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from bpeq.locality._entries import entries, pooled, product, reduced
-from bpeq.locality._values import NONE, NOTHING, Value, join
+from bpeq.locality._values import BATCH, NONE, NOTHING, Kind, Value, join
 from bpeq.locality._weights import Weights
 
 At = tuple[int, ...]
@@ -16,6 +16,7 @@ At = tuple[int, ...]
 def dot(weights: Weights, at: At, eqn: Any, left: Value, right: Value) -> Value:
     """`dot_general`."""
     (lc, rc), (lb, rb) = eqn.params["dimension_numbers"]
+    left, right = _as_weights(weights, at, (left, lc, lb), (right, rc, rb))
     gone = NONE
     for i, j in zip(lc, rc, strict=True):
         weights.units.unite(left.dims[i] | right.dims[j])
@@ -36,6 +37,27 @@ def dot(weights: Weights, at: At, eqn: Any, left: Value, right: Value) -> Value:
         return weights.send(at, weight, other, dims, free, axis=places[i])
     summed = [*zip(lc, rc, strict=True), *zip(lb, rb, strict=True)]
     return pooled(eqn, product([left, right], dims, weights.units, summed, places), gone)
+
+
+Side = tuple[Value, Sequence[int], Sequence[int]]
+"""An operand of a `dot_general`, the axes that are summed over, those that both have."""
+
+
+def _as_weights(weights: Weights, at: At, left: Side, right: Side) -> tuple[Value, Value]:
+    """The operands; a matrix that no data is in, such as a random one, is a weight to the other.
+
+    It sends the other's units to units of its own, unless what is summed over is the batch.
+    """
+    made = []
+    for (own, contracted, shared), (other, theirs, _) in ((left, right), (right, left)):
+        free = len(own.dims) - len(contracted) - len(shared)
+        over_batch = any(BATCH in other.dims[axis] for axis in theirs)
+        sends = other.content.known and not over_batch and not other.weights
+        plain = own.content.kind == Kind.CONSTANT and not own.weights
+        if plain and sends and free and contracted:
+            own = weights.nameless(at, own)
+        made.append(own)
+    return made[0], made[1]
 
 
 def convolution(weights: Weights, at: At, eqn: Any, left: Value, right: Value) -> Value:

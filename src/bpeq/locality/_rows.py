@@ -38,7 +38,7 @@ class Namer:
         self._uses: dict[int, list[Use]] = {}
         for use in walk.weights.uses:
             self._uses.setdefault(use.leaf, []).append(use)
-        self._moving = walk.weights.moving
+        self._moving = list(walk.weights.moving)
         self._ranks = walk.weights.ranks
         self._drives = {walk.units.find(label) for label in walk.drives}
         self._roads = {
@@ -73,19 +73,23 @@ class Namer:
     def _forward(self, leaf: int) -> frozenset[int] | None:
         """The axes that the weight sums over on the way up.
 
-        That is where activity goes, in most relaxations, and from nearest to x; an error only where
-        nothing else does.
+        That is where activity goes, in the first relaxation that the weight is used in, and from
+        nearest to x; an error only where nothing else does.
         """
         ways: dict[frozenset[int], list[Use]] = {}
         for use in self._uses.get(leaf, []):
             ways.setdefault(use.contracted, []).append(use)
 
         def rank(way: frozenset[int]) -> tuple[int, int, int]:
-            moving = {use.loop for use in ways[way] if use.carried in MOVES}
+            met = [self._met(use) for use in ways[way] if use.carried in MOVES]
             best = min(_RANK.get(use.carried, 3) for use in ways[way])
-            return best, -len(moving & self._moving), min(use.far for use in ways[way])
+            return best, min(met, default=0), min(use.far for use in ways[way])
 
         return min(ways, key=rank, default=None)
+
+    def _met(self, use: Use) -> int:
+        """Which relaxation a use stands in, by number; behind them all where it stands in none."""
+        return self._moving.index(use.loop) if use.loop in self._moving else len(self._moving)
 
     def _ends(self, leaf: int) -> tuple[set[Label], set[Label]]:
         """The units below and above a weight."""
@@ -98,7 +102,9 @@ class Namer:
         """The units' names: of the block that drives them, nearest to x."""
         found: dict[Label, tuple[int, int, str]] = {}
         for leaf, uses in self._uses.items():
-            name = (min(use.far for use in uses), leaf, _block(self._names[leaf]))
+            known = leaf < len(self._names)
+            called = _block(self._names[leaf]) if known else "a matrix of its own"
+            name = (min(use.far for use in uses), leaf, called)
             for label in self._ends(leaf)[1]:
                 found[label] = min(name, found.get(label, name))
         return {label: name for label, (_, _, name) in found.items()}
@@ -127,7 +133,7 @@ class Namer:
         if forward is None:
             return ()
         back = [use for use in uses if use.contracted != forward]
-        up = {use.loop for use in uses if use.contracted == forward} & self._moving
+        up = {use.loop for use in uses if use.contracted == forward} & {*self._moving}
         down = [use for use in back if use.carried in MOVES]
         looped = [use for use in down if use.loop in self._moving]
         found = []

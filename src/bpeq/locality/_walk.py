@@ -130,7 +130,7 @@ class Walk:
         shapes = [var.aval for var in jaxpr.outvars[: len(carry)]]
         relaxes = not any(v.content.known or v.weights for v in slices)
         around = self.weights.loops
-        self.weights.loops = (*around, self._at[-1]) if relaxes else around
+        self.weights.loops = (*around, self._at) if relaxes else around
         carry = [value.whole for value in carry]
         first = [value.content.errors for value in carry]
         for again in (False, True):  # again: whether errors are carried, now that it is known what
@@ -147,7 +147,7 @@ class Walk:
         self.weights.loops = around
         if relaxes:
             if any(v.per_example and v.content.kind in MOVES for v in carry):
-                self.weights.moving.add(self._at[-1])
+                self.weights.moving[self._at] = None
                 terms = [term for value in consts for term in value.content.terms]
                 self.drives |= {
                     a.where for t in terms for a in t if a.phase == "forward" if a.where

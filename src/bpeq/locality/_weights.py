@@ -14,7 +14,7 @@ class Use(NamedTuple):
     contracted: the weight's axes that were summed over; none where it multiplies entry by entry.
     carried, far, phase: what went through, from how far from x, and of which phase it is.
     came, within: its units before and after. through: a function that the weight went through.
-    loop: the innermost relaxation around, 0 for none.
+    loop: where the innermost relaxation around stands in the program, empty for none.
     """
 
     leaf: int
@@ -25,20 +25,30 @@ class Use(NamedTuple):
     came: Label | None
     within: Label | None
     through: str
-    loop: int = 0
+    loop: tuple[int, ...] = ()
 
 
 class Weights:
     """All uses of all weights, as last seen at each place of the program.
 
-    loops: the relaxations around, the innermost last. moving: those that move activity.
+    loops: the relaxations around, the innermost last. moving: those that move activity, as met.
     """
 
     def __init__(self, ranks: Sequence[int], units: Units) -> None:
-        self.units, self.ranks = units, ranks
-        self.loops: tuple[int, ...] = ()
-        self.moving: set[int] = set()
+        self.units, self.ranks = units, list(ranks)
+        self._nameless: dict[tuple[int, ...], int] = {}
+        self.loops: tuple[tuple[int, ...], ...] = ()
+        self.moving: dict[tuple[int, ...], None] = {}
         self._uses: dict[tuple[object, ...], Use] = {}
+
+    def nameless(self, at: tuple[int, ...], matrix: Value) -> Value:
+        """A matrix of the program's own as a weight: the same one whenever this place is passed."""
+        if at not in self._nameless:
+            self._nameless[at] = len(self.ranks)
+            self.ranks.append(len(matrix.dims))
+        leaf = self._nameless[at]
+        dims = tuple(dim | {(leaf, axis)} for axis, dim in enumerate(matrix.dims))
+        return matrix._replace(dims=dims, weights=frozenset({(leaf, "")}))
 
     @property
     def uses(self) -> list[Use]:
@@ -92,7 +102,7 @@ class Weights:
                     carried=content.kind,
                     far=content.far,
                     phase=self.phase(content),
-                    loop=self.loops[-1] if self.loops else 0,
+                    loop=self.loops[-1] if self.loops else (),
                 )
                 self._uses[(*at, use.leaf, use.contracted, i)] = seen
 
