@@ -10,7 +10,7 @@ import pytest
 from bpeq import costs, layers, rules, systems
 from bpeq.layers import chain, conv, dense, flatten, hard_sigmoid, max_pool, tanh
 from bpeq.locality import Locality, WeightRow, audit_locality, markdown, overall
-from bpeq.solvers import fixed_steps
+from bpeq.solvers import fixed_point, fixed_steps
 from bpeq.types import Batch, Estimate, LearningRule
 
 KEY = jax.random.key(0)
@@ -203,8 +203,10 @@ def test_homeostasis_sends_random_probes_through_transposed_weights():
     assert column(found, "transposed") == [(), *[("probe",)] * 4]
 
 
-def test_asymmetric_ep_needs_every_connection_backward_where_it_nudges():
-    found = untied("asymmetric_eqprop", free=FEW, nudged=FEW)
+@pytest.mark.parametrize("solver", [FEW, fixed_point(1e-3, 9)], ids=["scan", "while"])
+def test_asymmetric_ep_needs_every_connection_backward_where_it_nudges(solver):
+    """That of a feedback weight is up: its way in the free phase is down."""
+    found = untied("asymmetric_eqprop", free=solver, nudged=solver)
     assert column(found, "transposed") == [(), *[("activity (nudged)",)] * 4]
     assert {row.error_pass for row in found.values()} == {"no"}
     tied = rows(rules.asymmetric_eqprop(systems.hopfield(NET), SQUARED, FEW, FEW))
