@@ -10,7 +10,9 @@ import pytest
 from bpeq import layers
 from bpeq.costs import softmax_cross_entropy, squared_error
 from bpeq.energy_contract import check_energy
+from bpeq.energy_contract._gradients import symmetry_finding
 from bpeq.energy_contract._operations import operations
+from bpeq.energy_contract._subject import look
 from bpeq.fidelity import gradient_fidelity
 from bpeq.layers import chain, conv, dense, flatten, max_pool
 from bpeq.rules import eqprop
@@ -100,6 +102,30 @@ def test_a_field_without_an_energy_is_caught_with_its_asymmetry():
     assert found.gradient.words.startswith("no energy")
 
 
+@pytest.mark.parametrize("skew", [0.0, 0.3])
+def test_asymmetry_is_seen_along_random_lines_too(skew):
+    """Where there is no dense Jacobian: by forward mode, and by differences without one."""
+    matrix = jnp.eye(3) + skew * jnp.array([[0.0, 1.0, 0.0], [0.0, 0.0, 1.0], [1.0, 0.0, 0.0]])
+
+    @jax.custom_vjp
+    def reversed_only(s):
+        return matrix @ s
+
+    reversed_only.defvjp(lambda s: (matrix @ s, None), lambda _, g: (matrix.T @ g,))
+    for pull in (lambda s: matrix @ s, reversed_only):
+        system = from_field(
+            lambda p, s, x, pull=pull: p * x - pull(s), lambda p, x: jnp.zeros(3), lambda p, s: s,
+            lambda key, shape: (jnp.ones(()), (3,)), step_size=0.3,
+        )  # fmt: skip
+        y = jnp.zeros((2, 3))
+        subject = look(system, jnp.ones(()), X[:, :3], squared_error(), y, False, None, 200)
+        found = symmetry_finding(subject, KEY, None)
+        assert found.passed is (skew == 0.0)
+        m = np.asarray(matrix)
+        exact = np.linalg.norm(m - m.T) / np.linalg.norm(m)
+        assert 0.2 * exact <= found.figure <= 3 * exact + 1e-8
+
+
 def test_outputs_of_little_curvature_are_unbounded_under_a_negative_nudge():
     """K is the outputs' own curvature here: 0.05 and 1."""
     bent = jnp.array([0.05, 1.0, 1.0, 1.0])
@@ -139,12 +165,15 @@ def test_several_equilibria_are_counted():
 
 
 def test_a_bistable_hopfield_net_is_caught():
-    """s₁ ≈ σ(8 s₂ − 4) and s₂ ≈ σ(8 s₁ − 4) hold each other low or high."""
-    sigma = layers.shifted_sigmoid()
-    system = hopfield(chain(dense(1), sigma, dense(1), sigma))
-    low = jnp.array([-0.5])
-    params = ({"w": jnp.zeros((5, 1)), "b": low}, (), {"w": jnp.array([[2.0]]), "b": low}, ())
-    found = check_energy(system, params, X, **{**FEW, "starts": 8})
+    """Means m of two layers, m₁ = σ(8 m₂ − 4) and m₂ = σ(8 m₁ − 4), hold each other low or high.
+
+    Its states end at 0 and 1, and random starts lie beyond: what counts is that a sweep takes them.
+    """
+    sigma, low = layers.shifted_sigmoid(), jnp.full((8,), -0.5)
+    system = hopfield(chain(dense(8), sigma, dense(8), sigma))
+    up = {"w": jnp.full((8, 8), 2.0 / 8.0), "b": low}
+    params = ({"w": jnp.zeros((5, 8)), "b": low}, (), up, ())
+    found = check_energy(system, params, X, **{**FEW, "starts": 8}, spread=3.0)
     assert failing(found) == ["unique"]
     assert found.unique.figure == 2
 
