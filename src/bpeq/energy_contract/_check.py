@@ -98,8 +98,9 @@ def check_energy(
     in places only, a corner at a number that the program does not name.
 
     Args:
-      energy: a System, or (params, state, x) -> scalar for ONE example, as `from_energy` takes it,
-        with `init_state`, `readout`, `project` and `step_size` likewise.
+      energy: a System (of an imperfect device the ideal one), or (params, state, x) -> scalar for
+        ONE example, as `from_energy` takes it, with `init_state`, `readout`, `project` and
+        `step_size` likewise.
       params: weights. x: a few inputs, `[batch, ...]`; curvature is computed for the first four.
       key: draws starts, states and lines.
       cost: squared error if not given. y: its targets for x; zeros if not given.
@@ -132,7 +133,8 @@ def check_energy(
             plain, init_state, readout, _no_init, step_size=step_size, project=project
         )
     else:
-        system = energy  # type: ignore[assignment]
+        assert isinstance(energy, System)
+        system = energy.ideal
     keys = jax.random.split(key, 5)
     with jax.enable_x64(True):
         params, x = trees.cast((params, jnp.asarray(x)), jnp.float64)

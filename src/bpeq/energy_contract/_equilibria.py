@@ -34,13 +34,15 @@ def unique_finding(subject: Subject, key: jax.Array, starts: int, spread: float)
     ended, converged = (np.asarray(part) for part in settle(states))
     ended = np.concatenate([ended, np.asarray(rows(subject.rest))[None]])
     converged = np.concatenate([converged, np.asarray(subject.settled)[None]])
-    counts = [len(_distinct(ended[converged[:, i], i])) for i in range(ended.shape[1])]
+    found = [_distinct(ended[converged[:, i], i]) for i in range(ended.shape[1])]
+    counts = [len(states) for states in found]
     lost = int((~converged).sum())
     figure = float(max(counts))
     passed = figure == 1.0 and lost == 0
     words = f"{starts} random starts settle in the one state"
     if figure > 1:
-        words = f"random starts settle in {max(counts)} different states"
+        apart = max(np.abs(a - b).max() for states in found for a in states for b in states)
+        words = f"random starts settle in {max(counts)} different states, up to {apart:.1g} apart"
     if lost:
         share = f"{lost} of {converged.size} free phases did not settle in {subject.sweeps} sweeps"
         words = share if figure <= 1 else f"{words}; {share}"
