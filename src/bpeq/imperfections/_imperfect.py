@@ -217,6 +217,7 @@ def _system(
         readout=_read_by(system.readout, see),
         not_holomorphic=system.not_holomorphic or inexact or "",
         project=_within(weights, system.project),
+        forward=on_device(system.forward),
         imperfect=Imperfect(
             ideal=system.ideal,
             keyed=rekeyed if noise > 0 else None,

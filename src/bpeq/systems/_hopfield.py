@@ -166,6 +166,12 @@ def hopfield(
         drive = clamped.drives[l - 1]
         return functools.reduce(jnp.add, terms if drive is None else [*terms, drive])
 
+    def forward(params: Params, clamped: Clamped) -> State:
+        state: list[Array] = []
+        for l, block in enumerate(graph.states, start=1):
+            state.append(block.activation.value(from_below(params, clamped, tuple(state), l)))
+        return tuple(state)
+
     def from_above(params: Params, state: State, edge: Edge) -> Array:
         own = graph.own(params, edge)
         back = params[-1]["feedback"][edge.name] if untied else own
@@ -237,6 +243,7 @@ def hopfield(
         readout=last_state(top) if output == "state" else last_block(blocks[-1], top),
         write=write if output == "state" else None,
         not_holomorphic=why_not_holomorphic(network, extra),
+        forward=forward,
     )
 
 
