@@ -88,8 +88,8 @@ class Imperfect(NamedTuple):
     ideal:   the system without them, which exact references and curvatures are of.
     keyed(key) -> System: the same device with noise from another key, one for each estimate; None
         for a device without noise.
-    nudged(clamped, n) -> clamped: what the n-th nudged phase runs on, n a traced index; None where
-        all phases run on one device.
+    nudged(clamped, n) -> clamped: what the n-th nudged or clamped phase runs on, n a traced index;
+        None where all phases run on one device.
     """
 
     ideal: System

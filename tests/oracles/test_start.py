@@ -284,6 +284,18 @@ def test_noise_and_memory_go_together():
     assert float(jnp.abs(gap[-1]).min()) > 0.0
 
 
+def test_a_noisy_device_starts_where_the_setting_says_under_every_key():
+    system, params, batch = problem("predictive")
+    device = imperfect(system, noise=1e-9)
+    once = fixed_steps(1)
+    rule = rules.eqprop(device, squared_error(), once, once, start="zeros")
+    clamped = system.clamp(params, batch.x)
+    zeros = trees.zeros(system.init_state(params, clamped))
+    expected = system.sweep(params, clamped, zeros)[-1]
+    made = rule.estimate(params, batch, rule.init(KEY, params)[1], KEY)[0]
+    np.testing.assert_allclose(made.output, expected, atol=1e-7)
+
+
 # --- training ----------------------------------------------------------------------------------
 
 
