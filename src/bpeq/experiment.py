@@ -99,18 +99,19 @@ def _train(
     y = jnp.asarray(problem.data.y, jnp.int32 if classes else dtype)
     keys = seed_keys(config.tree["seed"], seeds)
     params = jax.vmap(problem.init)(keys[:, 0])
-    carry = jax.vmap(lambda p, k: training.start(problem.rule, problem.optimizer, p, k))(
+    rule, optimizer, size = problem.rule, problem.optimizer, settings["batch_size"]
+    carry = jax.vmap(lambda p, k: training.start(rule, optimizer, p, k, x, size))(
         params, keys[:, 1]
     )
-    step = training.supervised(problem.rule, problem.optimizer)
-    epochs = training.over_seeds(training.epoch_scan(step, settings["batch_size"]))
+    step = training.supervised(rule, optimizer)
+    epochs = training.over_seeds(training.epoch_scan(step, size))
     measure = training.evaluator(
         problem.rule, problem.cost, problem.data.task, unit=problem.data.unit
     )
     measure = jax.jit(jax.vmap(measure, in_axes=(0, None, None, 0)))
     rows, clock = jnp.asarray(problem.rows), _Clock()
     compiled: dict[int, Any] = {}
-    per_epoch = rows.shape[1] // settings["batch_size"]
+    per_epoch = rows.shape[1] // size
     good, row = jax.device_get(carry.params), {}
     if progress is not None:
         progress(0, total, {})

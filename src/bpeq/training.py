@@ -49,10 +49,20 @@ def supervised(rule: LearningRule, optimizer: optax.GradientTransformation) -> S
 
 
 def start(
-    rule: LearningRule, optimizer: optax.GradientTransformation, params: Params, key: Key
+    rule: LearningRule,
+    optimizer: optax.GradientTransformation,
+    params: Params,
+    key: Key,
+    x: Array | None = None,
+    batch_size: int = 1,
 ) -> Carry:
-    """The first carry of `supervised`: the rule's init on `params`, then the optimizer's."""
+    """The first carry of `supervised`: the rule's init on `params`, then the optimizer's.
+
+    Given the whole data set x and the batch size, a rule that remembers gets room for it.
+    """
     params, state = rule.init(key, params)
+    if x is not None and rule.prepare is not None:
+        state = rule.prepare(params, state, x, batch_size)
     return Carry(params, optimizer.init(params), state)
 
 
@@ -79,7 +89,8 @@ def epoch_scan(step: Step, batch_size: int) -> Callable[..., tuple[Any, Metrics]
 
             def one(carry: Any, inputs: tuple[Array, Array]) -> tuple[Any, Metrics]:
                 chosen, i = inputs
-                return step(carry, Batch(x[chosen], y[chosen]), jax.random.fold_in(step_key, i))
+                batch = Batch(x[chosen], y[chosen], chosen)
+                return step(carry, batch, jax.random.fold_in(step_key, i))
 
             batches = order.reshape(per_epoch, batch_size)
             carry, metrics = jax.lax.scan(one, carry, (batches, jnp.arange(per_epoch)))
@@ -184,9 +195,9 @@ def train(
         raise ValueError(f"train: epochs = {epochs}: must be >= 1")
     _check_labels(rule, params, batch)
     start_key, run_key = jax.random.split(key)
-    carry = start(rule, optimizer, params, start_key)
-    run = partial(epoch_scan(supervised(rule, optimizer), batch_size), count=epochs)
     x, y = jnp.asarray(batch.x), jnp.asarray(batch.y)
+    carry = start(rule, optimizer, params, start_key, x, batch_size)
+    run = partial(epoch_scan(supervised(rule, optimizer), batch_size), count=epochs)
     carry, metrics = jax.jit(run)(carry, x, y, jnp.arange(n), run_key, jnp.asarray(0))
     return TrainResult(carry.params, carry.rule, metrics)
 

@@ -88,8 +88,8 @@ class Imperfect(NamedTuple):
     ideal:   the system without them, which exact references and curvatures are of.
     keyed(key) -> System: the same device with noise from another key, one for each estimate; None
         for a device without noise.
-    nudged(clamped, n) -> clamped: what the n-th nudged phase runs on, n a traced index; None where
-        all phases run on one device.
+    nudged(clamped, n) -> clamped: what the n-th nudged or clamped phase runs on, n a traced index;
+        None where all phases run on one device.
     """
 
     ideal: System
@@ -119,6 +119,8 @@ class System(NamedTuple):
     not_holomorphic: which part is not complex-differentiable, and why; empty where all are.
     project(params) -> params: the nearest ones that the system can have, such as conductances that
         are not negative; None where all are allowed. Rules hand it on as their `absorb`.
+    forward(params, clamped) -> state: the feed-forward pass, in which every unit is driven from
+        below alone; None where units have no such order.
     imperfect:  what there is to know of a device's imperfections; None for a perfect one.
     """
 
@@ -135,6 +137,7 @@ class System(NamedTuple):
     write: Callable[[State, Array], State] | None
     not_holomorphic: str = ""
     project: Callable[[Params], Params] | None = None
+    forward: Callable[[Params, Any], State] | None = None
     imperfect: Imperfect | None = None
 
     @property
@@ -150,12 +153,14 @@ class SolveInfo(NamedTuple):
     residual:  max |sweep(s) − s| over the example's units, of the undamped sweep.
     converged: residual ≤ tolerance; NaN counts as not converged.
     trajectory: every state along the way, steps on axis 0, where it was asked for.
+    end:       the state that it ended in, where it was asked for.
     """
 
     steps: Int[Array, " batch"]
     residual: Float[Array, " batch"]
     converged: Bool[Array, " batch"]
     trajectory: PyTree | None = None
+    end: PyTree | None = None
 
 
 class Solver(Protocol):
@@ -165,10 +170,14 @@ class Solver(Protocol):
 
 
 class Batch(NamedTuple):
-    """x: [batch, ...] inputs. y: [batch] integer labels, or [batch, ...] targets."""
+    """x: [batch, ...] inputs. y: [batch] integer labels, or [batch, ...] targets.
+
+    rows: [batch], which rows of the whole set these are; None where nobody says.
+    """
 
     x: Array
     y: Array
+    rows: Int[Array, " batch"] | None = None
 
 
 class Estimate(NamedTuple):
@@ -194,8 +203,12 @@ class LearningRule(NamedTuple):
         `state`.
     apply(params, x, key=None) -> output: inference; a relaxing rule settles.
     estimate(params, batch, state, key) -> (Estimate, state): one key for all phases.
-    absorb(params, info) -> params: writes the running statistics that an estimate saw, where the
-        network keeps any; after the update.
+    absorb(params, info) -> params: what an update is followed by: writes the running statistics
+        that an estimate saw, where the network keeps any; puts weights back to those that a system
+        can have.
+    prepare(params, state, x, batch_size) -> state: room for what is remembered of each example of
+        the whole set x, or of each row of a batch; called once before training, after `init`.
+        None where nothing is.
     reference:  the exact gradient of the same `apply`, to a certified residual in float64: what
         `gradient_fidelity` compares with. None where a rule does not know it.
     optimizers: names of the only optimizers under which the estimate means something; empty: any.
@@ -215,6 +228,7 @@ class LearningRule(NamedTuple):
     optimizers: tuple[str, ...] = ()
     objective: LearningRule | None = None
     note: str = ""
+    prepare: Callable[[Params, State, Array, int], State] | None = None
 
 
 class Step(Protocol):

@@ -41,7 +41,7 @@ def test_it_is_xie_and_seungs_update_with_the_sign_turned(gain, schedule):
     params, batch = at(network)
     w = [np.asarray(params[i]["w"]) for i in (0, 2, 4)]
     b = [np.asarray(params[i]["b"]) for i in (0, 2, 4)]
-    x, y = map(np.asarray, batch)
+    x, y = np.asarray(batch.x), np.asarray(batch.y)
 
     def settle(held):
         s1, s2, s3 = np.zeros((5, 6)), np.zeros((5, 5)), np.zeros((5, 3)) if held is None else held

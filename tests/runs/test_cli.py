@@ -71,7 +71,7 @@ FRACTION = "must be a number >= 0 and < 1"
 RATES = "must be a list, each entry a number >= 0"
 FOLDS = "must be a section"
 CALL = 'must be a call such as "dense(128)"'
-PHASES = "adjoint, clamped, free, nudged"
+PHASES = "adjoint, clamped, evaluation, free, nudged"
 NO_LITERAL = "is not a literal that a config can hold"
 
 
@@ -149,13 +149,13 @@ IN_FILE = [
         'name = "eqprop"',
         'name = "eqprop"\nbta = 0.1',
         "rule.bta = 0.1",
-        "unknown key; allowed: beta, nudging, points, turns; did you mean 'beta'?",
+        "unknown key; allowed: beta, nudging, points, turns, start; did you mean 'beta'?",
     ),
     (
         "beta = 0.2",
         "bta = 0.2",
         "rules.eqprop.bta = 0.2",
-        f"unknown key; allowed: beta, nudging, points, turns, {OWN}; did you mean 'beta'?",
+        f"unknown key; allowed: beta, nudging, points, turns, start, {OWN}; did you mean 'beta'?",
     ),
     (
         "steps = 4",
@@ -272,7 +272,7 @@ IN_FILE = [
         "beta = 0.2",
         'data.name = "digits"',
         "rules.eqprop.data = {'name': 'digits'}",
-        f"unknown key; allowed: beta, nudging, points, turns, {OWN}",
+        f"unknown key; allowed: beta, nudging, points, turns, start, {OWN}",
     ),
     ('name = "eqprop"', 'name = ["eqprop"]', "rule.name = ['eqprop']", f"allowed: {RULES}"),
     ('name = "xor"', "name = {a = 1}", "data.name = {'a': 1}", f"allowed: {DATA}"),
@@ -674,7 +674,7 @@ COMMANDS = [
     ),
     (
         ["compare", "c.toml", "--rules", "backprop", "--set", "rule.bta=1"],
-        "--set rule.bta = 1: unknown key; allowed: beta, nudging, points, turns; "
+        "--set rule.bta = 1: unknown key; allowed: beta, nudging, points, turns, start; "
         "did you mean 'beta'?",
     ),
     (["check"], "Missing argument 'CONFIG'."),
@@ -960,14 +960,15 @@ def test_show_lists_every_rule_with_its_first_line(call):
 def test_show_rule_gives_ranges_defaults_and_docstring(call):
     said = call("show", "rule", "eqprop")
     lines = said.out.splitlines()
-    assert lines[:6] == [
+    assert lines[:7] == [
         "eqprop",
         "  beta           a number > 0 or 'auto', default 0.1",
         f"  nudging        {NUDGINGS}, default 'centered'",
         "  points         a whole number >= 2, default 4",
         "  turns          a whole number >= 1, default 2",
+        "  start          'own' | 'zeros' | 'feedforward' | 'carried' | 'kept', default 'own'",
         "  wired from the rest of the config: system (System), cost (Cost), free (Solver), "
-        "nudged (Solver)",
+        "nudged (Solver), evaluation (Solver)",
     ]
     assert "bridging the gap between energy-based" in said.out
 

@@ -37,7 +37,7 @@ def imperfect(
     *,
     noise: NonNegative = 0.0,
     mismatch: NonNegative = 0.0,
-    across: Literal["devices", "phases"] = "devices",
+    mismatch_per: Literal["device", "phase"] = "device",
     state_bits: Bits | None = None,
     state_min: float | None = None,
     state_max: float | None = None,
@@ -71,8 +71,8 @@ def imperfect(
         state, >= 0.
       mismatch: relative standard deviation of the weights, >= 0; a mismatch changes no weight's
         sign. On one device EP's gradient stays as good as it is: it is that of θ′.
-      across: "devices": all phases run on one. "phases": every nudged phase runs on a device of its
-        own, with another draw; EP's error then grows as mismatch / β.
+      mismatch_per: "device": all phases run on one. "phase": every nudged or clamped phase runs on
+        a device of its own, with another draw; EP's error then grows as mismatch / β.
       state_bits: 2^bits levels from state_min to state_max, 1 to 16 bits.
       state_min, state_max: limits of the state, in its units.
       weight_bits: 2^bits levels from weight_min to weight_max. The stored weights stay continuous.
@@ -106,7 +106,7 @@ def imperfect(
     changed = weights.change is not None or mismatch > 0
     if isinstance(part, LearningRule):
         given: dict[str, Any] = {"noise": noise or None, **states.given}
-        given["across"] = across if across == "phases" else None
+        given["mismatch_per"] = "phase" if mismatch_per == "phase" else None
         for name, value in given.items():
             if value is not None:
                 raise ValueError(
@@ -116,7 +116,7 @@ def imperfect(
         return _rule(part, see, weights) if changed else part
     if not (changed or noise or states.change):
         return part
-    several = across == "phases" and mismatch > 0
+    several = mismatch_per == "phase" and mismatch > 0
     return _system(part, see, weights, states, noise, several, jax.random.key(seed))
 
 
@@ -191,11 +191,17 @@ def _system(
         seen = see(clamped.stored, n + 1)
         return clamped._replace(seen=seen, own=system.clamp(seen, clamped.x))
 
-    def sweep(params: Params, clamped: Clamped, state: State, push: Any = None) -> State:
-        swept = system.sweep(clamped.seen, clamped.own, state, push)
+    def sweep(
+        params: Params, clamped: Clamped, state: State, push: Any = None, hold: bool = False
+    ) -> State:
+        swept = system.sweep(clamped.seen, clamped.own, state, push, hold)
         if noise > 0:
             swept = trees.add(swept, trees.scale(noise, noise_of(key, state, swept)))
-        return swept if states.change is None else jax.tree.map(states.change, swept)
+        if states.change is not None:
+            swept = jax.tree.map(states.change, swept)
+        if hold and system.write is not None:  # what is held has neither noise nor levels
+            swept = system.write(swept, system.readout.forward(clamped.seen, state)[0])
+        return swept
 
     def rekeyed(other: Key) -> System:
         return _system(system, see, weights, states, noise, several, other)
@@ -217,6 +223,7 @@ def _system(
         readout=_read_by(system.readout, see),
         not_holomorphic=system.not_holomorphic or inexact or "",
         project=_within(weights, system.project),
+        forward=on_device(system.forward),
         imperfect=Imperfect(
             ideal=system.ideal,
             keyed=rekeyed if noise > 0 else None,

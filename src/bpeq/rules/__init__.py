@@ -15,6 +15,7 @@ from bpeq.rules._kolen_pollack import kolen_pollack
 from bpeq.rules._phases import Free, contrast, free_phase, nudged_phases
 from bpeq.rules._predictive_coding import predictive_coding
 from bpeq.rules._recurrent_backprop import recurrent_backprop
+from bpeq.rules._relaxing import relaxing
 from bpeq.rules._sign_symmetric import sign_symmetric
 from bpeq.rules._stateless import stateless
 from bpeq.rules._target_propagation import target_propagation
@@ -39,6 +40,7 @@ __all__ = [
     "nudged_phases",
     "predictive_coding",
     "recurrent_backprop",
+    "relaxing",
     "sign_symmetric",
     "stateless",
     "target_propagation",

@@ -38,17 +38,19 @@ def clamped_phases(
 ) -> tuple[State, SolveInfo]:
     """The equilibria with the output held at each of `outputs` `[phases, batch, ...]`, from s⁰.
 
-    Phases on axis 0 of the states and of the info.
+    Phases on axis 0 of the states and of the info. An imperfect device may have another clamped
+    part for each phase.
     """
     assert system.write is not None
-    write = system.write
+    write, other = system.write, system.imperfect and system.imperfect.nudged
 
-    def settle(output: Array) -> tuple[State, SolveInfo]:
+    def settle(output: Array, n: Array) -> tuple[State, SolveInfo]:
+        clamped = free.clamped if other is None else other(free.clamped, n)
         return solver(
-            lambda s: system.sweep(params, free.clamped, s, hold=True), write(free.state, output)
+            lambda s: system.sweep(params, clamped, s, hold=True), write(free.state, output)
         )
 
-    return jax.vmap(settle)(outputs)
+    return jax.vmap(settle)(outputs, jnp.arange(len(outputs)))
 
 
 def and_free(phases: State, free: Free) -> State:

@@ -13,12 +13,14 @@ from bpeq.rules._clamped import CERTIFIED, and_free, clamped_phases, refuse_uncl
 from bpeq.rules._means import mean_loss
 from bpeq.rules._phases import free_phase
 from bpeq.rules._recurrent_backprop import exact_reference
+from bpeq.rules._relaxing import relaxing
 from bpeq.settings import checked
 from bpeq.solvers import fixed_point
 from bpeq.types import Batch, Cost, Estimate, Key, LearningRule, Params, Solver, State, System
 
 
 @checked
+@relaxing
 def contrastive_hebbian(
     system: System, cost: Cost, free: Solver | None = None, clamped: Solver | None = None
 ) -> LearningRule:
@@ -104,7 +106,7 @@ def contrastive_hebbian(
         apply,
         estimate,
         reference=exact_reference(system, cost),
-        objective=_energy_gap(system),
+        objective=_energy_gap(system.ideal),
     )
 
 

@@ -20,12 +20,14 @@ from bpeq.rules._clamped import (
 from bpeq.rules._means import mean_loss
 from bpeq.rules._phases import free_phase
 from bpeq.rules._recurrent_backprop import exact_reference
+from bpeq.rules._relaxing import relaxing
 from bpeq.settings import checked
 from bpeq.solvers import fixed_point
 from bpeq.types import Batch, Cost, Estimate, Key, LearningRule, Params, Solver, State, System
 
 
 @checked
+@relaxing
 def coupled_learning(
     system: System,
     cost: Cost,
@@ -118,7 +120,7 @@ def coupled_learning(
         apply,
         estimate,
         reference=exact_reference(system, cost),
-        objective=_weighed_error(system),
+        objective=_weighed_error(system.ideal),
     )
 
 

@@ -10,49 +10,96 @@ from typing import Any
 import jax
 from jaxtyping import Array
 
-from bpeq.types import Batch, Estimate, Key, LearningRule, Params, State, System
+from bpeq.rules._phases import free_phase
+from bpeq.rules._start import Start, begun, remembering
+from bpeq.solvers import fixed_point
+from bpeq.types import Batch, Estimate, Key, LearningRule, Params, Solver, State, System
 
 _NOISE = 0x6E6F6973  # the noise's part of an estimate's key; rules draw from the rest
+_ADDED: dict[str, tuple[Any, Any]] = {"evaluation": (Solver | None, None), "start": (Start, "own")}
+_DOC = """
+    As every rule that relaxes, it also takes
+
+      evaluation: solver of the free phases of inference, that is of `apply`; None is `free`'s.
+      start: where an estimate's free phase starts. "own": where the system says; "zeros";
+        "feedforward": the pass in which every unit is driven from below alone; "carried": where
+        that of the previous batch ended; "kept": where the example's own last one ended. The last
+        two are for training, whose loop brings the memory; a first visit, a batch of another size
+        and inference start at the system's own. To a solver that settles it is a matter of sweeps,
+        not of the result, where the equilibrium is the only one.
+"""
 
 
 def relaxing(factory: Callable[..., LearningRule]) -> Callable[..., LearningRule]:
-    """A factory of rules on a `system` whose rules suit whatever system it is.
+    """A factory of rules on a `system` with the settings and duties that all of them share.
 
-    Stands below `checked`. Weights stay those that the system can have: its `project` becomes the
-    rule's `absorb`. On a noisy device every estimate draws its noise from its own key.
+    Stands below `checked`. The factory's signature gains `evaluation` and `start`. Weights stay
+    those that the system can have: its `project` becomes the rule's `absorb`. On a noisy device
+    every estimate draws its noise from its own key.
+
+    For "carried" and "kept" the factory must have an argument `free`, the free phase's solver, and
+    its estimates an `info["free"]` that this solver gave.
     """
     signature = inspect.signature(factory)
 
     @functools.wraps(factory)
-    def build(*args: Any, **kwargs: Any) -> LearningRule:
-        given = signature.bind(*args, **kwargs)
-        system: System = given.arguments["system"]
+    def build(
+        *args: Any, evaluation: Solver | None = None, start: Start = "own", **kwargs: Any
+    ) -> LearningRule:
+        given = signature.bind(*args, **kwargs).arguments
+        system = begun(given["system"], start, factory.__name__)
 
-        def on(system: System) -> LearningRule:
-            return factory(**{**given.arguments, "system": system})
+        def on(system: System, **changed: Any) -> LearningRule:
+            return factory(**{**given, **changed, "system": system})
 
-        return _constrained(_noisy(on, system), system)
+        rule = _noisy(on, system, evaluation)
+        if start in ("carried", "kept"):
+            if "free" not in signature.parameters or given.get("nudging") == "online":
+                raise ValueError(
+                    f"{factory.__name__}: start = {start!r}: the rule runs no free phase of its "
+                    "own; allowed here: 'own', 'zeros', 'feedforward'"
+                )
+            free = given.get("free") or fixed_point()
+            rule = remembering(rule, on, functools.partial(_keyed, system), free, start)
+        return _constrained(rule, system)
 
+    names = [inspect.Parameter(n, inspect.Parameter.KEYWORD_ONLY, default=d, annotation=h)
+             for n, (h, d) in _ADDED.items()]  # fmt: skip
+    vars(build)["__signature__"] = signature.replace(
+        parameters=[*signature.parameters.values(), *names]
+    )
+    build.__annotations__ = {**factory.__annotations__, **{n: h for n, (h, _) in _ADDED.items()}}
+    build.__doc__ = (factory.__doc__ or "").rstrip() + "\n" + _DOC + "    "
     return build
 
 
-def _noisy(on: Callable[[System], LearningRule], system: System) -> LearningRule:
-    """The rule on the system; on a noisy one its functions rebuild it with the key they get."""
-    rule = on(system)
+def _keyed(system: System, key: Key) -> System:
+    """The system with noise from an estimate's own key; a system without noise as it is."""
     keyed = system.imperfect and system.imperfect.keyed
     if keyed is None:
-        return rule
+        return system
+    return keyed(jax.random.fold_in(key, _NOISE))._replace(init_state=system.init_state)
 
-    def with_key(key: Key) -> LearningRule:
-        return on(keyed(jax.random.fold_in(key, _NOISE)))
+
+def _noisy(
+    on: Callable[[System], LearningRule], system: System, evaluation: Solver | None
+) -> LearningRule:
+    """The rule on the system, its noise from the key that it is called with, if it has noise."""
+    rule = on(system)
+    noisy = system.imperfect is not None and system.imperfect.keyed is not None
 
     def apply(params: Params, x: Any, key: Key | None = None) -> Array:
-        return (rule if key is None else with_key(key)).apply(params, x, key)
+        here = system if key is None else _keyed(system, key)
+        if evaluation is not None:
+            return free_phase(here, evaluation, params, x).output
+        return (rule if here is system else on(here)).apply(params, x, key)
 
     def estimate(params: Params, batch: Batch, state: State, key: Key) -> tuple[Estimate, State]:
-        return with_key(key).estimate(params, batch, state, key)
+        return on(_keyed(system, key)).estimate(params, batch, state, key)
 
-    return rule._replace(apply=apply, estimate=estimate)
+    if noisy:
+        rule = rule._replace(estimate=estimate)
+    return rule._replace(apply=apply) if noisy or evaluation is not None else rule
 
 
 def _constrained(rule: LearningRule, system: System) -> LearningRule:

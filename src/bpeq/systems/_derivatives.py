@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from bpeq import trees
-from bpeq.types import Params, State
+from bpeq.types import Activation, Params, State
 
 DEnergy = Callable[[Params, Any, State, Array], Params]
 
@@ -47,3 +47,10 @@ def dforce_of(denergy: DEnergy) -> Callable[[Params, Any, State, State], Params]
         return trees.scale(-1.0, jax.jvp(one, (state,), (v,))[1])
 
     return dforce
+
+
+def inverse(activation: Activation, state: Array) -> Array:
+    """∇A(s) = σ⁻¹(s)."""
+    potential = activation.potential
+    assert potential is not None
+    return jax.grad(lambda s: jnp.sum(potential(s)))(state)

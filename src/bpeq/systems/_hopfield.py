@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 from bpeq import trees
 from bpeq.layers import cut
 from bpeq.settings import Degrees, Positive, checked
-from bpeq.systems._derivatives import contract, dforce_of, side_by_side, times, weighted
+from bpeq.systems._derivatives import contract, dforce_of, inverse, side_by_side, times, weighted
 from bpeq.systems._feedback import init_feedback, pulled_down, untied_dforce
 from bpeq.systems._graph import (
     Edge,
@@ -24,7 +24,7 @@ from bpeq.systems._graph import (
 )
 from bpeq.systems._readout import last_block, last_state
 from bpeq.systems._refusals import refuse_connections, refuse_network, why_not_holomorphic
-from bpeq.types import Activation, Key, Layer, Params, Shape, State, System
+from bpeq.types import Key, Layer, Params, Shape, State, System
 
 
 class Clamped(NamedTuple):
@@ -166,6 +166,12 @@ def hopfield(
         drive = clamped.drives[l - 1]
         return functools.reduce(jnp.add, terms if drive is None else [*terms, drive])
 
+    def forward(params: Params, clamped: Clamped) -> State:
+        state: list[Array] = []
+        for l, block in enumerate(graph.states, start=1):
+            state.append(block.activation.value(from_below(params, clamped, tuple(state), l)))
+        return tuple(state)
+
     def from_above(params: Params, state: State, edge: Edge) -> Array:
         own = graph.own(params, edge)
         back = params[-1]["feedback"][edge.name] if untied else own
@@ -217,7 +223,7 @@ def hopfield(
 
     def force(params: Params, clamped: Clamped, state: State) -> State:
         return tuple(
-            times(graph.weight(l), drive(params, clamped, state, l) - _inverse(block.activation, s))
+            times(graph.weight(l), drive(params, clamped, state, l) - inverse(block.activation, s))
             for l, (block, s) in enumerate(zip(graph.states, state, strict=True), start=1)
         )
 
@@ -237,6 +243,7 @@ def hopfield(
         readout=last_state(top) if output == "state" else last_block(blocks[-1], top),
         write=write if output == "state" else None,
         not_holomorphic=why_not_holomorphic(network, extra),
+        forward=forward,
     )
 
 
@@ -245,10 +252,3 @@ def _nudged(sigma: Any, drive: Array, push: Array | None, scale: float, nudge: s
         return sigma(drive)
     push = times(scale, push)
     return sigma(drive + push) if nudge == "inside" else sigma(drive) + push
-
-
-def _inverse(activation: Activation, state: Array) -> Array:
-    """∇A(s) = σ⁻¹(s)."""
-    potential = activation.potential
-    assert potential is not None
-    return jax.grad(lambda s: jnp.sum(potential(s)))(state)

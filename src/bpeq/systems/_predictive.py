@@ -185,4 +185,5 @@ def predictive(
         else last_block(readout_block, len(blocks), last),
         write=write if linear and output == "state" else None,
         not_holomorphic=why_not_holomorphic(network),
+        forward=init_state,
     )

@@ -142,6 +142,14 @@ def resistive(
             return clamped.current
         return layers[l].forward(drive(own(params, l), gain), state[l - 1])[0]
 
+    def forward(params: Params, clamped: Clamped) -> State:
+        """As if every layer ended the circuit."""
+        state: list[Array] = []
+        for l in range(top):
+            into = from_below(params, clamped, tuple(state), l)
+            state.append(bounded(l, _over(into, clamped.below[l])))
+        return tuple(state)
+
     def from_above(params: Params, state: State, l: int) -> Array:
         weights = drive(own(params, l + 1), gain)  # a pull-back reads no bias
         _, residuals = layers[l + 1].forward(weights, state[l])
@@ -217,6 +225,7 @@ def resistive(
         write=write if outputs == "single" else None,
         not_holomorphic=why_not_holomorphic(network),
         project=non_negative,
+        forward=forward,
     )
 
 
