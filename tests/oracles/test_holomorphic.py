@@ -9,11 +9,11 @@ from bpeq import layers, trees
 from bpeq.costs import softmax_cross_entropy, squared_error
 from bpeq.equilibrium import curvature
 from bpeq.fidelity import closeness, exact_gradient, gradient_fidelity
-from bpeq.layers import chain, dense, flatten, tanh
+from bpeq.layers import chain, dense, flatten, shifted_sigmoid, tanh
 from bpeq.rules import eqprop
 from bpeq.rules._circle import half_circle
 from bpeq.solvers import fixed_point, fixed_steps
-from bpeq.systems import hopfield
+from bpeq.systems import from_energy, hopfield
 from bpeq.types import Batch
 
 NETWORK = chain(dense(8), tanh(), dense(6), tanh(), dense(3))
@@ -143,11 +143,43 @@ def test_online_error_falls_as_the_points_are_set_closer():
 def test_online_settled_at_each_point_is_the_holomorphic_estimate():
     params, batch = case()
     state = {"beta": jnp.asarray(0.1)}
-    online = eqprop(SYSTEM, COST, SETTLE, SETTLE, nudging="online", points=12, turns=1)
+    online = eqprop(SYSTEM, COST, SETTLE, SETTLE, nudging="online", points=12)
     ours, _ = jax.jit(online.estimate)(params, batch, state, KEY)
     theirs, _ = jax.jit(holomorphic(12).estimate)(params, batch, state, KEY)
     assert closeness(ours.grads, theirs.grads).relative_error < 1e-10
     np.testing.assert_allclose(ours.output, theirs.output, atol=1e-8)  # the mean over a turn
+
+
+def test_online_stays_on_the_free_phases_branch():
+    """A double well: nudged at once, s = 0 falls to the left; the free phase, to the right."""
+
+    system = from_energy(
+        energy=lambda params, s, x: jnp.sum((s**2 - 1) ** 2 / 4 - params["tilt"] * x * s),
+        init_state=lambda params, x: jnp.zeros_like(x),
+        readout=lambda params, s: s,
+        init=lambda key, shape: ({"tilt": jnp.asarray(0.05)}, shape),
+        step_size=0.2,
+    )
+    params, batch = {"tilt": jnp.asarray(0.05)}, Batch(jnp.ones((1, 1)), jnp.full((1, 1), -1.0))
+    rule = eqprop(system, COST, SETTLE, SETTLE, nudging="online", points=12, beta=0.1)
+    made, _ = rule.estimate(params, batch, {"beta": jnp.asarray(0.1)}, KEY)
+    free = rule.apply(params, batch.x)
+    assert free > 1.0
+    np.testing.assert_allclose(made.output, free, atol=1e-6)
+    exact = exact_gradient(rule, params, batch, key=KEY).grads["tilt"]
+    np.testing.assert_allclose(made.grads["tilt"], exact, rtol=1e-4)
+
+
+def test_online_lag_of_the_start_falls_with_the_turns():
+    """A sweep a point: what is left of the start shrinks turn by turn, down to the lag."""
+    params, batch = case()
+    outputs = [
+        eqprop(SYSTEM, COST, SETTLE, fixed_steps(1), nudging="online", points=4, turns=turns)
+        .estimate(params, batch, {"beta": jnp.asarray(0.1)}, KEY)[0].output
+        for turns in (2, 3, 12)
+    ]  # fmt: skip
+    two, three = (np.abs(out - outputs[2]).max() for out in outputs[:2])
+    assert two > 3 * three > 0
 
 
 NETS = [(seed, scale) for seed, scale in enumerate((0.2, 0.3, 0.4, 0.5, 0.6))]
@@ -189,6 +221,25 @@ def test_auto_beta_is_near_the_best_of_a_grid_and_its_bar_covers_the_error(dtype
     assert max(ratios) <= 3.0, ratios
     assert np.mean(covered) >= 0.9, wide
     assert np.median(wide) <= 5.0, wide
+    each = np.median(np.reshape(wide, (3, -1)), axis=1)
+    assert max(each) <= 4.5, each
+
+
+@pytest.mark.parametrize("nudging", ["one-sided", "centered"])
+def test_the_bar_covers_what_phases_lack_that_were_cut_short(nudging):
+    """The same error at every β: no difference between two β shows it."""
+    network = chain(dense(12), shifted_sigmoid(), dense(3), shifted_sigmoid())
+    system = hopfield(network)
+    for steps in ((20, 10), (10, 5), (40, 20)):
+        rule = eqprop(system, COST, *map(fixed_steps, steps), nudging=nudging, beta="auto")
+        settled = eqprop(system, COST, SETTLE, SETTLE)
+        for seed in range(3):
+            params, batch = case(jnp.float64, 1.0, seed, network)
+            exact = exact_gradient(settled, params, batch, key=KEY)
+            state = rule.init(KEY, params)[1]
+            found, _ = jax.jit(rule.estimate)(params, batch, state, KEY)
+            true = closeness(found.grads, exact.grads).relative_error
+            assert true <= float(found.info["error_bar"]) <= 20 * true, (steps, seed)
 
 
 def test_auto_beta_starts_near_the_last_one():

@@ -96,5 +96,19 @@ def choose(
     return Chosen(end.best_beta, 2.0 * end.best / end.best_size)
 
 
+def unsettled(first: Params, second: Params, third: Params) -> Array:
+    """What phases that were cut short lack, relative to the first estimate.
+
+    An error of the free phase moves all phases alike, and a nudged phase after k sweeps lacks a
+    part that grows as β: in the estimate both are independent of β, so `choose` cannot see them.
+    Settling on for as long as before, and once more, shows them: with d and d' the steps from one
+    estimate to the next and q = d'/d, a geometric series has d / (1 − q) left. q is trusted up to
+    0.9 only, since at round-off, where there is no series, it is near 1.
+    """
+    step, after = _norm(trees.sub(second, first)), _norm(trees.sub(third, second))
+    ratio = jnp.where(step > 0, after / step, 0.0)
+    return step / (1.0 - jnp.minimum(ratio, 0.9)) / _norm(first)
+
+
 def _norm(tree: Any) -> Array:
     return jnp.sqrt(trees.dot(tree, tree))

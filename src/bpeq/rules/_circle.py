@@ -48,7 +48,9 @@ def turn(
 ) -> Turned:
     """(1/N) Σ ∂F^{β_n} / β_n along the last of `turns` turns, the state following β point by point.
 
-    The sums grow as β turns, so memory does not grow with the points.
+    The first turn is a spiral out of β = 0. At once at full β, a state far from rest might settle
+    on another branch than the free phase, and the integral would be of a function that has little
+    to do with the gradient. The sums grow as β turns, so memory does not grow with the points.
     """
     betas = _on_circle(points, np.arange(points), beta)
     params = trees.cast(params, betas.dtype)
@@ -73,7 +75,9 @@ def turn(
         return (state, trees.add(grads, part), output + seen), info
 
     state = trees.cast(system.init_state(params, clamped), betas.dtype)
-    state, _ = jax.lax.scan(settle, state, jnp.tile(betas, turns - 1))
+    spiral = betas * jnp.arange(1, points + 1, dtype=betas.dtype) / points
+    state, _ = jax.lax.scan(settle, state, spiral)
+    state, _ = jax.lax.scan(settle, state, jnp.tile(betas, turns - 2))
     output = jnp.zeros_like(system.readout.forward(params, state)[0])
     (_, grads, output), info = jax.lax.scan(add_up, (state, trees.zeros(params), output), betas)
     return Turned(trees.real(grads), output.real, info)

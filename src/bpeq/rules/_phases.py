@@ -21,12 +21,13 @@ class Free(NamedTuple):
     output: Array
 
 
-def free_phase(system: System, solver: Solver, params: Params, x: Array) -> Free:
-    """s⁰, the fixed point of the sweep from the system's own start."""
+def free_phase(
+    system: System, solver: Solver, params: Params, x: Array, start: State | None = None
+) -> Free:
+    """s⁰, the fixed point of the sweep from the system's own start, or from `start`."""
     clamped = system.clamp(params, x)
-    state, info = solver(
-        lambda s: system.sweep(params, clamped, s), system.init_state(params, clamped)
-    )
+    start = system.init_state(params, clamped) if start is None else start
+    state, info = solver(lambda s: system.sweep(params, clamped, s), start)
     return Free(clamped, state, info, system.readout.forward(params, state)[0])
 
 
@@ -38,15 +39,17 @@ def nudged_phases(
     free: Free,
     y: Array,
     betas: Inexact[Array, " phases"],
+    start: State | None = None,
 ) -> tuple[State, SolveInfo]:
-    """s^β for every β at once, from s⁰: phases on axis 0 of the states and of the info.
+    """s^β for every β at once: phases on axis 0 of the states and of the info.
 
-    The push on the states is −β times the readout's pull-back of ∂C/∂output, taken at the state as
-    it then is. An imperfect device may have another clamped part for each phase.
+    They start at s⁰, or at `start`, which has phases on axis 0 too. The push on the states is −β
+    times the readout's pull-back of ∂C/∂output, taken at the state as it then is. An imperfect
+    device may have another clamped part for each phase.
     """
     other = system.imperfect and system.imperfect.nudged
 
-    def settle(beta: Array, n: Array) -> tuple[State, SolveInfo]:
+    def settle(beta: Array, n: Array, start: State) -> tuple[State, SolveInfo]:
         clamped = free.clamped if other is None else other(free.clamped, n)
 
         def push(state: State) -> Any:
@@ -55,9 +58,12 @@ def nudged_phases(
             _, pulled = system.readout.backward(params, params, residuals, -beta * error)
             return pulled
 
-        return solver(lambda s: system.sweep(params, clamped, s, push), free.state)
+        return solver(lambda s: system.sweep(params, clamped, s, push), start)
 
-    return jax.vmap(settle)(betas, jnp.arange(len(betas)))
+    phases = (betas, jnp.arange(len(betas)))
+    if start is None:
+        return jax.vmap(lambda beta, n: settle(beta, n, free.state))(*phases)
+    return jax.vmap(settle)(*phases, start)
 
 
 def contrast(
