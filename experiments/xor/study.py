@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -13,13 +11,14 @@ from matplotlib.figure import Figure
 
 from bpeq import experiment
 from bpeq.config import Config
+from bpeq.looping import Runner
 from bpeq.problem import build, seed_keys
 
 RATES = (1.0, 0.1)
 OURS, TEXTBOOK = "#0072b2", "#d55e00"
 
 
-def run(config: Config, folder: Path) -> dict[str, Any]:
+def run(config: Config, runner: Runner) -> dict[str, Any]:
     """Trains at both rates with both programs; leaves xor.png and returns the shares solved.
 
     Metrics: `solved`, `solved_textbook` at rate 1.0; the same with `_slow` at rate 0.1; and
@@ -27,30 +26,26 @@ def run(config: Config, folder: Path) -> dict[str, Any]:
     """
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     metrics: dict[str, Any] = {}
-    seconds = {"compile": 0.0, "train": 0.0, "total": 0.0, "textbook": 0.0}
     for place, rate in enumerate(RATES):
-        began = time.perf_counter()
         at_rate = config.changed(optimizer={"learning_rate": rate})
-        ours = folder / f"rate-{rate}"
+        ours = runner.folder / f"rate-{rate}"
         summary = experiment.run(at_rate, ours)
         rows = [json.loads(line) for line in (ours / "metrics.jsonl").read_text().splitlines()]
         curve = np.array([row["values"]["test_loss"] for row in rows])
-        seconds["textbook"] -= time.perf_counter()
         epochs = [row["epoch"] for row in rows]
-        textbook = np.stack([numpy_program(*w, rate, epochs) for w in initial_weights(at_rate)], 1)
-        seconds["textbook"] += time.perf_counter()
+        with runner.clock("textbook"):
+            weights = initial_weights(at_rate)
+            textbook = np.stack([numpy_program(*w, rate, epochs) for w in weights], 1)
         ending = "" if place == 0 else "_slow"
-        metrics[f"solved{ending}"] = summary["metrics"]["solved"]
-        metrics[f"solved_textbook{ending}"] = experiment.statistics(textbook[-1, :, 1])
+        metrics[f"solved{ending}"] = summary["metrics"]["solved"]["values"]
+        metrics[f"solved_textbook{ending}"] = textbook[-1, :, 1]
         if place == 0:
-            gap = np.abs(textbook[-1, :, 0] - curve[-1])
-            metrics["loss_gap"] = experiment.statistics(gap)
+            metrics["loss_gap"] = np.abs(textbook[-1, :, 0] - curve[-1])
         draw(figure.add_subplot(1, 2, place + 1), rate, epochs, curve, textbook[..., 0], metrics)
         for part in ("compile", "train"):
-            seconds[part] += summary["seconds"][part]
-        seconds["total"] += time.perf_counter() - began
-    figure.savefig(folder / "xor.png", dpi=160)
-    return {"rule": config.tree["rule"]["name"], "metrics": metrics, "seconds": seconds}
+            runner.clock.spent[part] += summary["seconds"][part]
+    figure.savefig(runner.folder / "xor.png", dpi=160)
+    return metrics
 
 
 def initial_weights(config: Config) -> list[tuple[np.ndarray, ...]]:
@@ -108,7 +103,7 @@ def draw(
         epochs, np.median(textbook, 1), color=TEXTBOOK, lw=1.2, ls="--", label="NumPy, the same"
     )
     ending = "" if rate == RATES[0] else "_slow"
-    solved = [metrics[f"solved{name}{ending}"]["mean"] for name in ("", "_textbook")]
+    solved = [np.mean(metrics[f"solved{name}{ending}"]) for name in ("", "_textbook")]
     axes.set_title(
         f"learning rate {rate}: solved by {solved[0]:.0%} (bpeq), {solved[1]:.0%} (NumPy)",
         fontsize=10,

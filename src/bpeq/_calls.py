@@ -9,11 +9,23 @@ import warnings
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from bpeq._schema import Fault, settle, wires
 from bpeq.registry import choices, resolve
+from bpeq.settings import Count
 from bpeq.types import Layer
+
+
+class Inputs(NamedTuple):
+    """[networks.NAME]: beside `layers`, what one of several networks reads.
+
+    input: the shape of one example. tokens: its entries are whole numbers below this; else numbers.
+    """
+
+    input: list[Count]
+    tokens: Count | None = None
+
 
 Spec = dict[str, Any]
 Lookup = Callable[[str], Callable[..., Any]]
@@ -68,25 +80,47 @@ def parse_layer(given: Any, lookup: Lookup) -> Spec:
     return spec
 
 
-def parse_network(network: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """[network] with its calls parsed, so that an override can reach inside one."""
+def each_network(tree: dict[str, Any], change: Callable[..., Spec], folder: Path) -> Spec:
+    """The tree with [network] and every [networks.NAME] as `change(network, folder, place)`."""
+    done = dict(tree)
+    if "network" in tree:
+        done["network"] = change(tree["network"], folder, "network")
+    if "networks" in tree:
+        done["networks"] = {}
+        for name, network in tree["networks"].items():
+            if not isinstance(network, dict):
+                raise Fault(f"networks.{name}", network, "must be a section")
+            done["networks"][name] = change(network, folder, f"networks.{name}")
+    return done
+
+
+def parse_network(network: Spec, folder: Path, place: str = "network") -> Spec:
+    """A section with layers, its calls parsed, so that an override can reach inside one."""
     layers = network.get("layers")
     if not isinstance(layers, list) or not layers:
-        raise Fault("network.layers", layers, 'must be a list of layers such as ["dense(128)"]')
+        raise Fault(f"{place}.layers", layers, 'must be a list of layers such as ["dense(128)"]')
     lookup = partial(resolve, "layers", folder=folder)
-    parsed = parse_each("network.layers", dict(enumerate(layers)), lookup)
+    parsed = parse_each(f"{place}.layers", dict(enumerate(layers)), lookup)
     return {**network, "layers": list(parsed.values())}
 
 
-def settle_network(network: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """[network] with every layer's settings checked and completed."""
-    layers = parse_network(network, folder)["layers"]  # an override may have put a call back
-    for key in network:
-        if key != "layers":
-            raise Fault(f"network.{key}", network[key], f"unknown key; {choices(['layers'], key)}")
+def settle_network(network: Spec, folder: Path, place: str = "network") -> Spec:
+    """A section with layers, every layer's settings checked and completed.
+
+    [network] has nothing beside its layers; one of several says what `Inputs` says too.
+    """
+    layers = parse_network(network, folder, place)["layers"]  # an override may have put a call back
+    beside = {key: value for key, value in network.items() if key != "layers"}
+    if place != "network":
+        try:
+            beside = {k: v for k, v in settle(Inputs, beside).items() if v is not None}
+        except Fault as fault:
+            raise Fault(f"{place}.{fault.key}", fault.value, fault.remedy) from None
+    for key in beside if place == "network" else ():
+        raise Fault(f"network.{key}", network[key], f"unknown key; {choices(['layers'], key)}")
     lookup = partial(resolve, "layers", folder=folder)
-    settled = settle_each("network.layers", dict(enumerate(layers)), lookup)
-    return {"layers": list(settled.values())}
+    settled = settle_each(f"{place}.layers", dict(enumerate(layers)), lookup)
+    return {"layers": list(settled.values()), **beside}
 
 
 def parse_each(place: str, calls: Mapping[K, Any], lookup: Lookup) -> dict[K, Spec]:

@@ -36,10 +36,10 @@ def run(config: ConfigFile, set_: Set = None, out: Out = None, seeds: Seeds = No
 
     checked = _load(config, set_, seeds)
     folder = _folder(out, checked.name)
-    if "experiment" not in checked.tree:  # a study has its own loops: a signal ends it at once
-        _signals.begin_saving()
-    with bar() as track:
-        progress = track(checked.tree["rule"]["name"])
+    _signals.begin_saving()
+    study = "experiment" in checked.tree
+    with bar("" if study else "epochs") as track:
+        progress = track(checked.name if study else checked.tree["rule"]["name"])
         summary = experiment.run(checked, folder, progress, _signals.asked_to_stop)
     if "metrics" in summary:
         console.print(run_table(summary))

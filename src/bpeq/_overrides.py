@@ -26,7 +26,10 @@ SECTIONS = {
 """Section -> (kind of factory, the name taken where none is given)."""
 LEFT_OUT = ("data", "imperfections")
 """Sections that stand for nothing where they are absent."""
-TABLES = (*SECTIONS, "network", "solvers", "training", "fidelity", "rules", "controls")
+TABLES = (
+    *(*SECTIONS, "network", "networks", "solvers", "training", "fidelity"),
+    *("rules", "controls", "study"),
+)
 _OWN = (
     *("cost", "system", "imperfections", "optimizer", "schedule", "network", "solvers"),
     "training",

@@ -74,6 +74,20 @@ def fields(factory: Callable[..., Any]) -> dict[str, tuple[Any, Any]]:
     return found
 
 
+@cache
+def study_settings(run: Callable[..., Any]) -> Callable[..., Any]:
+    """What of a study's `run(config, runner, *, ...)` is a setting, as a factory's signature."""
+
+    def study(**settings: Any) -> dict[str, Any]:
+        return settings
+
+    parameters = list(inspect.signature(run).parameters.values())[2:]
+    vars(study)["__signature__"] = inspect.Signature(parameters)
+    hints = get_type_hints(run, include_extras=True)
+    study.__annotations__ = {p.name: hints.get(p.name, Any) for p in parameters}
+    return study
+
+
 def settle(factory: Callable[..., Any], given: dict[str, Any]) -> dict[str, Any]:
     """The factory's settings with `given` checked and the defaults filled in.
 

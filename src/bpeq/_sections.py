@@ -9,9 +9,9 @@ from typing import Annotated, Any, Literal, NamedTuple
 from annotated_types import Ge, Interval
 
 from bpeq import registry
-from bpeq._calls import settle_network
+from bpeq._calls import each_network, settle_network
 from bpeq._overrides import LEFT_OUT, SECTIONS, TABLES, resolve
-from bpeq._schema import Fault, settle, wires
+from bpeq._schema import Fault, settle, study_settings, wires
 from bpeq.settings import Count, NonNegative, Positive
 from bpeq.types import Solver
 
@@ -81,8 +81,14 @@ def settle_sections(tree: Tree, folder: Path) -> Tree:
             if section == "optimizer" and "learning_rate" not in given and section not in tree:
                 given["learning_rate"] = 1e-3
             done[section] = _section(kind, section, given, folder, extra)
-    if "network" in tree:
-        done["network"] = settle_network(tree["network"], folder)
+    networks = {key: value for key, value in tree.items() if key in ("network", "networks")}
+    done |= each_network(networks, settle_network, folder)
+    if "experiment" in done:
+        done["experiment"], done["study"] = _study(
+            done["experiment"], tree.get("study", {}), folder
+        )
+    elif "study" in tree:
+        raise Fault("study", tree["study"], "are settings of an experiment, and none is named")
     if "training" in tree or "experiment" not in done:
         done["training"] = _at("training", settle, Training, tree.get("training", {}))
     if "fidelity" in tree:
@@ -90,6 +96,16 @@ def settle_sections(tree: Tree, folder: Path) -> Tree:
         _check_nudgings(done["fidelity"].get("nudgings", []))
     done["solvers"] = _solvers(tree.get("solvers", {}), done["rule"]["name"], folder)
     return done
+
+
+def _study(given: str, settings: Tree, folder: Path) -> tuple[str, Tree]:
+    """The study file's whole path, and its settings: what its `run` takes by name."""
+    try:
+        run = registry.load_study(given, folder)
+    except ValueError as error:
+        raise Fault("experiment", given, str(error)) from None
+    settled = _stated(_at("study", settle, study_settings(run), settings))
+    return str(Path(run.__code__.co_filename).resolve()), settled
 
 
 def _section(kind: str, place: str, given: Tree, folder: Path, extra: Any = None) -> Tree:

@@ -43,7 +43,7 @@ def bar(unit: str = "epochs") -> Iterator[Track]:
                 progress.start()
                 tasks.append(progress.add_task(name, total=total, said="compiling"))
             said = row.get("said", _headline(row) or "compiling")
-            progress.update(tasks[0], completed=done, said=said)
+            progress.update(tasks[0], completed=done, total=total, said=said)
 
         return move
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
@@ -9,8 +11,10 @@ from bpeq import trees
 from bpeq.config import Config
 from bpeq.energy_contract import EnergyContract, check_energy
 from bpeq.layers import CheckRow, check_network, gradient_error, tolerance
+from bpeq.networks import build_networks
 from bpeq.probe import first_examples
 from bpeq.problem import Problem, build, seed_keys
+from bpeq.types import Key
 
 LOOKED_AT = 4  # examples, at which an energy is checked
 
@@ -19,29 +23,44 @@ def check_problem(config: Config, batch: int = 8) -> list[CheckRow]:
     """Rows for every layer and the whole network, in float64 and in float32, and for the energy.
 
     Each layer is checked at the input that it gets from `batch` training examples, with the initial
-    weights. Where the rule relaxes a system with an energy, `denergy` is compared with `jax.grad`
-    of that energy, at nine tenths of the state that one sweep reaches: off any equilibrium.
+    weights; those of [networks] at random inputs. Where the rule relaxes a system with an energy,
+    `denergy` is compared with `jax.grad` of that energy, at nine tenths of the state that one sweep
+    reaches: off any equilibrium.
 
     Raises:
       ConfigError, DataError: as `problem.build`.
     """
-    problem = build(config)
+    several = build_networks(config)
+    problem = None if several and "data" not in config.tree else build(config)
     rows = []
     with jax.enable_x64(True):
         for dtype in (jnp.float64, jnp.float32):
             key = jax.random.key(config.tree["seed"])
-            params = trees.cast(problem.init(key), dtype)
-            x = jnp.asarray(problem.data.x[problem.rows[0][:batch]], dtype)
             found = []
-            if problem.network is not None:
-                own, _ = problem.network.init(key, x.shape[1:])  # a system's may be another
-                own = trees.cast(own, dtype)
-                found += check_network(problem.network, own, x, key=jax.random.fold_in(key, 1))
-            if problem.system is not None and problem.system.energy is not None:
-                found.append(_check_energy(problem, params, x))
+            for name, network in several.items():
+                x = network.examples(jax.random.fold_in(key, 2), batch)
+                x = x if network.tokens is not None else x.astype(dtype)
+                own = trees.cast(network.init(key), dtype)
+                walked = check_network(network.layer, own, x, key=jax.random.fold_in(key, 1))
+                found += [row._replace(name=f"{name}: {row.name}") for row in walked]
+            if problem is not None:
+                found += _check_one(problem, key, dtype, batch)
             bits = jnp.finfo(dtype).bits
             rows += [row._replace(name=f"{row.name} (float{bits})") for row in found]
     return rows
+
+
+def _check_one(problem: Problem, key: Key, dtype: Any, batch: int) -> list[CheckRow]:
+    """The rows of [network] on the config's own data."""
+    found, params = [], trees.cast(problem.init(key), dtype)
+    x = jnp.asarray(problem.data.x[problem.rows[0][:batch]], dtype)
+    if problem.network is not None:
+        own, _ = problem.network.init(key, x.shape[1:])  # a system's may be another
+        own = trees.cast(own, dtype)
+        found += check_network(problem.network, own, x, key=jax.random.fold_in(key, 1))
+    if problem.system is not None and problem.system.energy is not None:
+        found.append(_check_energy(problem, params, x))
+    return found
 
 
 def check_system(config: Config) -> EnergyContract:

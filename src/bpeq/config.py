@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 from bpeq import registry
-from bpeq._calls import build_layer, parse_each, parse_network, settle_each
+from bpeq._calls import build_layer, each_network, parse_each, parse_network, settle_each
 from bpeq._overrides import SECTIONS, Source, check_tables, chosen_rule, lay, put, read_pair
 from bpeq._own import blame, own_parts
 from bpeq._schema import ConfigError, Fault, fields, layer_tables
@@ -82,7 +82,7 @@ class Config(NamedTuple):
         arguments = {key: settings[key] for key in fields(factory) if key in settings}
         for key in layer_tables(factory):
             if key in arguments:
-                arguments[key] = self._build_each(f"{section}.{key}", arguments[key])
+                arguments[key] = self.build_layers(f"{section}.{key}", arguments[key])
         arguments |= wired or {}
         try:
             inspect.signature(factory).bind(**arguments)
@@ -121,9 +121,9 @@ class Config(NamedTuple):
         if "network" not in self.tree:
             return None
         specs = dict(enumerate(self.tree["network"]["layers"]))
-        return chain(*self._build_each("network.layers", specs).values())
+        return chain(*self.build_layers("network.layers", specs).values())
 
-    def _build_each(self, place: str, specs: Mapping[Any, Tree]) -> dict[Any, Any]:
+    def build_layers(self, place: str, specs: Mapping[Any, Tree]) -> dict[Any, Any]:
         """Several layers, each under its spec's key."""
         lookup = partial(registry.resolve, "layers", folder=self.folder)
         made = {}
@@ -200,8 +200,7 @@ def _assembled(source: Source, pairs: Sequence[tuple[str, Any]]) -> Tree:
     home = source.file.get("folder", ".")
     folder = source.path.parent / (home if isinstance(home, str) else ".")
     tree = lay(source.file, pairs, source.controls, folder)
-    if "network" in tree:
-        tree["network"] = parse_network(tree["network"], folder)
+    tree = each_network(tree, parse_network, folder)
     tree = _with_tables(tree, folder, parse_each)
     for key, value in pairs:
         if key.partition(".")[0] not in ("rules", "controls"):

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,27 +12,16 @@ import jax.numpy as jnp
 import numpy as np
 import tomli_w
 
-from bpeq import runs, training, trees
+from bpeq import runs, scoring, training, trees
 from bpeq.config import Config
 from bpeq.fidelity import grouped
+from bpeq.looping import Diverged, Interrupted, Progress, Runner
 from bpeq.probe import before_and_after
 from bpeq.problem import Problem, build, seed_keys
+from bpeq.registry import load_study
 from bpeq.types import Params
 
-Progress = Callable[[int, int, dict[str, Any]], None]
-"""(epochs done, epochs in all, the row just logged)"""
-
-
-class Diverged(ArithmeticError):
-    """A loss is no longer finite. Exit code 4; the last good parameters are saved."""
-
-
-class Interrupted(Exception):
-    """A signal asked to stop, and what there was has been saved. `signal` is its number."""
-
-    def __init__(self, signal: int, message: str) -> None:
-        super().__init__(message)
-        self.signal = signal
+__all__ = ["Diverged", "Interrupted", "Progress", "run", "statistics"]
 
 
 def run(
@@ -57,7 +45,7 @@ def run(
       Diverged, Interrupted: after saving. ConfigError, DataError, FileExistsError: before starting.
     """
     if "experiment" in config.tree:
-        return _study(config, folder)
+        return _study(config, folder, progress, stop)
     began = time.perf_counter()
     problem = build(config) if problem is None else problem
     runs.claim(folder)
@@ -65,10 +53,11 @@ def run(
     with jax.enable_x64(config.tree["precision"] == "float64"):
         environment = runs.environment()
         runs.write_json(folder / "environment.json", environment)
-        params, metrics, seconds, last = _train(config, problem, folder, progress, stop)
+        runner = Runner(folder, str(config.path), progress, stop)
+        params, metrics, last = _train(config, problem, runner)
         runs.save_arrays(folder / "params.safetensors", params)
         fidelity = before_and_after(config, problem, params) if "fidelity" in config.tree else {}
-    seconds["total"] = time.perf_counter() - began
+    seconds = {**runner.clock.spent, "total": time.perf_counter() - began}
     summary = {
         "name": config.name,
         "rule": config.tree["rule"]["name"],
@@ -89,10 +78,9 @@ def run(
 
 
 def _train(
-    config: Config, problem: Problem, folder: Path, progress: Progress | None, stop: Any
-) -> tuple[Params, dict[str, np.ndarray], dict[str, float], dict[str, Any]]:
+    config: Config, problem: Problem, runner: Runner
+) -> tuple[Params, dict[str, np.ndarray], dict[str, Any]]:
     settings, seeds = config.tree["training"], config.tree["seeds"]
-    total, stride = settings["epochs"], min(settings["evaluate_every"], settings["epochs"])
     dtype = jnp.result_type(float)
     x = jnp.asarray(problem.data.x, dtype)
     classes = problem.data.task == "classification"
@@ -103,49 +91,42 @@ def _train(
     carry = jax.vmap(lambda p, k: training.start(rule, optimizer, p, k, x, size))(
         params, keys[:, 1]
     )
-    step = training.supervised(rule, optimizer)
-    epochs = training.over_seeds(training.epoch_scan(step, size))
-    measure = training.evaluator(
-        problem.rule, problem.cost, problem.data.task, unit=problem.data.unit
-    )
-    measure = jax.jit(jax.vmap(measure, in_axes=(0, None, None, 0)))
-    rows, clock = jnp.asarray(problem.rows), _Clock()
-    compiled: dict[int, Any] = {}
+    evaluate = scoring.evaluator(rule, problem.cost, problem.data.task, unit=problem.data.unit)
+    evaluate = jax.jit(jax.vmap(evaluate, in_axes=(0, None, None, 0)))
+    rows = jnp.asarray(problem.rows)
     per_epoch = rows.shape[1] // size
-    good, row = jax.device_get(carry.params), {}
-    if progress is not None:
-        progress(0, total, {})
-    for first, count in _strides(total, stride):
-        inputs = (carry, x, y, rows, keys[:, 2], jnp.asarray(first))
-        if count not in compiled:
-            with clock("compile"):
-                compiled[count] = epochs.lower(*inputs, count).compile()
-        with clock("train"):
-            carry, trained = jax.block_until_ready(compiled[count](*inputs))
-        with clock("evaluate"):
-            values = {f"train_{k}" if k == "loss" else k: v[:, -1] for k, v in trained.items()}
-            for split, chosen in (("validation", problem.validation), ("test", problem.test)):
-                if chosen.shape[1]:
-                    values |= _named(split, measure(carry.params, x, y, jnp.asarray(chosen)))
-            values = jax.device_get(values)
-        _check_finite(config, folder, np.asarray(trained["loss"]), values, first, good)
-        good = jax.device_get(carry.params)
-        row = {"epoch": first + count, "step": (first + count) * per_epoch}
-        row |= {name: float(np.mean(value)) for name, value in values.items()}
-        row |= {"seconds": clock.spent["train"], "values": values}
-        runs.append_json(folder / "metrics.jsonl", row)
-        if progress is not None:
-            progress(first + count, total, row)
-        signal = stop()
-        if signal is not None and first + count < total:
-            runs.save_arrays(folder / "params.safetensors", good)
-            raise Interrupted(
-                signal, f"stopped after epoch {first + count} of {total}; saved {folder}"
-            )
-    with clock("evaluate"):
-        values |= jax.device_get(_named("train", measure(carry.params, x, y, rows)))
+
+    def measure(carry: training.Carry) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        for split, chosen in (("validation", problem.validation), ("test", problem.test)):
+            if chosen.shape[1]:
+                found |= _named(split, evaluate(carry.params, x, y, jnp.asarray(chosen)))
+        return found
+
+    def remedy(values: dict[str, Any]) -> str:
+        rate = config.tree["optimizer"]["learning_rate"]
+        said = f"a smaller optimizer.learning_rate than {rate}"
+        if "unsettled" in values:  # a phase or an adjoint may have run away, whatever the weights
+            said += ", or solvers under which every phase settles"
+        return said
+
+    carry, values, logged = runner.repeat(
+        training.over_seeds(training.epoch_scan(training.supervised(rule, optimizer), size)),
+        carry,
+        (x, y, rows, keys[:, 2]),
+        total=settings["epochs"],
+        every=min(settings["evaluate_every"], settings["epochs"]),
+        measure=measure,
+        row=lambda done: {"epoch": done, "step": done * per_epoch},
+        unit="epoch",
+        params=lambda carry: carry.params,
+        remedy=remedy,
+    )
+    with runner.clock("evaluate"):
+        values |= jax.device_get(_named("train", evaluate(carry.params, x, y, rows)))
     reported = {k: v for k, v in values.items() if k.startswith(("train", "val", "test", "solved"))}
-    return good, reported, clock.spent, {k: v for k, v in row.items() if k != "values"}
+    params = jax.device_get(carry.params)
+    return params, reported, {k: v for k, v in logged[-1].items() if k != "values"}
 
 
 def statistics(values: np.ndarray) -> dict[str, Any]:
@@ -155,57 +136,10 @@ def statistics(values: np.ndarray) -> dict[str, Any]:
     return {"mean": float(values.mean()), "std": std, "values": values.tolist()}
 
 
-class _Clock:
-    """Adds up seconds by name."""
-
-    def __init__(self) -> None:
-        self.spent = {"compile": 0.0, "train": 0.0, "evaluate": 0.0}
-        self._name = ""
-
-    def __call__(self, name: str) -> _Clock:
-        self._name = name
-        return self
-
-    def __enter__(self) -> None:
-        self._began = time.perf_counter()
-
-    def __exit__(self, *_: object) -> None:
-        self.spent[self._name] += time.perf_counter() - self._began
-
-
-def _strides(total: int, stride: int) -> Iterator[tuple[int, int]]:
-    for first in range(0, total, stride):
-        yield first, min(stride, total - first)
-
-
 def _named(split: str, metrics: dict[str, Any]) -> dict[str, Any]:
     """test_error, train_loss, …; `solved` is said of the run, not of a split."""
     shared = {"solved": metrics["solved"]} if "solved" in metrics else {}
     return {f"{split}_{k}": v for k, v in metrics.items() if k != "solved"} | shared
-
-
-def _check_finite(
-    config: Config, folder: Path, losses: np.ndarray, values: dict, first: int, good: Params
-) -> None:
-    bad = ~np.isfinite(losses)
-    late = [k for k, v in values.items() if k.endswith("loss") and not np.isfinite(v).all()]
-    if not bad.any() and not late:
-        return
-    path = folder / "params.safetensors"
-    runs.save_arrays(path, good)
-    if bad.any():
-        seed, epoch = np.argwhere(bad)[0][0], first + int(np.argwhere(bad.any(axis=0))[0, 0]) + 1
-        seed = int(np.argmax(bad[:, epoch - first - 1]))
-        what = f"the training loss of seed {seed} is {losses[seed, epoch - first - 1]}"
-    else:
-        epoch, what = first + losses.shape[1], f"{late[0]} is not finite"
-    remedy = f"a smaller optimizer.learning_rate than {config.tree['optimizer']['learning_rate']}"
-    if "unsettled" in values:  # a phase or an adjoint may have run away, whatever the weights
-        remedy += ", or solvers under which every phase settles"
-    raise Diverged(
-        f"{config.path}: diverged in epoch {epoch}: {what}; try {remedy}; "
-        f"the parameters of epoch {first} are in {path}"
-    )
 
 
 def _layer_sizes(problem: Problem, params: Params) -> list[dict[str, Any]]:
@@ -236,22 +170,32 @@ def _write_config(config: Config, folder: Path) -> None:
     runs.write_text(folder / "config.toml", tomli_w.dumps(tree))
 
 
-def _study(config: Config, folder: Path) -> dict[str, Any]:
-    """Runs `run(config, folder)` of the study file that the config names; it returns metrics."""
-    path = config.path.parent / config.tree["experiment"]
-    path = path if path.exists() else Path(config.tree["experiment"])
-    if not path.is_file():
-        given = config.tree["experiment"]
-        raise config.fault("experiment", given, "no such study file beside the config or here")
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    runs.claim(folder)
+def _study(
+    config: Config, folder: Path, progress: Progress | None, stop: Callable[[], int | None]
+) -> dict[str, Any]:
+    """Runs `run(config, runner, **settings)` of the study file that the config names.
+
+    It returns metrics, each a number or `[seeds]`; PNG files that it leaves in the folder join the
+    report.
+    """
+    began = time.perf_counter()
     plain = config._replace(tree={k: v for k, v in config.tree.items() if k != "experiment"})
+    study = load_study(config.tree["experiment"], config.folder)
+    runs.claim(folder)
     _write_config(config, folder)
-    about = {"name": config.name, "config": config.tree, "seeds": config.tree["seeds"]}
-    summary = {**about, **module.run(plain, folder), "environment": runs.environment()}
+    runner = Runner(folder, str(config.path), progress, stop)
+    with jax.enable_x64(config.tree["precision"] == "float64"):
+        environment = runs.environment()
+        runs.write_json(folder / "environment.json", environment)
+        metrics = study(plain, runner, **config.tree.get("study", {}))
+    summary = {
+        "name": config.name,
+        "config": config.tree,
+        "seeds": config.tree["seeds"],
+        "metrics": {name: statistics(np.atleast_1d(value)) for name, value in metrics.items()},
+        "seconds": {**runner.clock.spent, "total": time.perf_counter() - began},
+        "pictures": sorted(path.name for path in folder.glob("*.png")),
+        "environment": environment,
+    }
     runs.write_json(folder / "summary.json", summary)
     return summary

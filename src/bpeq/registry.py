@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import importlib.util
 import inspect
 import sys
 import traceback
 from collections.abc import Callable, Collection, Iterable
+from functools import cache
 from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -86,6 +88,37 @@ def resolve(kind: str, name: str, folder: Path | None = None) -> Factory:
         dotted = f"; a path is written '{module}:{attribute}'" if module else ""
         raise ValueError(choices(KINDS[kind], name) + dotted)
     return KINDS[kind][name]
+
+
+def load_study(path: str, folder: Path) -> Factory:
+    """The function `run` of a study file, which runs the file's code.
+
+    The file is looked for in `folder`, the config's own, then in the working directory.
+
+    Raises:
+      ValueError: no such file, one that fails, or one without a `run(config, runner, ...)`.
+    """
+    found = next((p for p in (folder / path, Path(path)) if p.is_file()), None)
+    if found is None:
+        raise ValueError("no such study file beside the config or here")
+    return _executed(found.resolve(), found.stat().st_mtime_ns)
+
+
+@cache
+def _executed(path: Path, _changed: int) -> Factory:
+    spec = importlib.util.spec_from_file_location(f"study_{path.parent.name}_{path.stem}", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # where get_type_hints and dataclasses look
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise ValueError(f"cannot be run: {told(error)}") from error
+    run = getattr(module, "run", None)
+    if not inspect.isfunction(run) or len(inspect.signature(run).parameters) < 2:
+        raise ValueError("has no function run(config, runner, ...)")
+    return run
 
 
 def choices(allowed: Iterable[str], given: str) -> str:

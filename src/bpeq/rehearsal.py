@@ -12,7 +12,8 @@ import jax.numpy as jnp
 
 from bpeq import trees
 from bpeq.data import Dataset
-from bpeq.training import evaluator, start, supervised
+from bpeq.scoring import evaluator
+from bpeq.training import start, supervised
 from bpeq.types import Batch, Cost, Estimate, Key, LearningRule, Params, Shape, State, System
 
 EXAMPLES = 3

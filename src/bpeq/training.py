@@ -1,9 +1,10 @@
-"""Training as one scan an epoch, with every seed's run side by side, and evaluation to match."""
+"""Training as one scan an epoch, with every seed's run side by side."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from inspect import signature
 from typing import Any, NamedTuple
 
 import jax
@@ -12,8 +13,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Int
 
-from bpeq.data import Task
-from bpeq.types import Batch, Cost, Key, LearningRule, Params, SolveInfo, Step
+from bpeq.types import Batch, Key, LearningRule, Params, SolveInfo, Step
 
 Metrics = dict[str, Array]
 
@@ -101,45 +101,40 @@ def epoch_scan(step: Step, batch_size: int) -> Callable[..., tuple[Any, Metrics]
     return run
 
 
-def over_seeds(run: Callable[..., tuple[Any, Metrics]]) -> Any:
-    """`epoch_scan`'s function, jitted for S seeds: carry, rows and keys get a leading axis S."""
-    axes = (0, None, None, 0, 0, None)
+def step_scan(
+    step: Step, sample: Callable[[Key], Any] = lambda key: None
+) -> Callable[..., tuple[Any, Metrics]]:
+    """A pure function that runs `count` steps, each on a batch of its own, drawn by `sample(key)`.
 
-    @partial(jax.jit, static_argnums=6, donate_argnums=0)
-    def all_seeds(
-        carry: Any, x: Array, y: Array, rows: Array, keys: Key, first: Array, count: int
-    ) -> tuple[Any, Metrics]:
-        return jax.vmap(partial(run, count=count), in_axes=axes)(carry, x, y, rows, keys, first)
-
-    return all_seeds
-
-
-def evaluator(
-    rule: LearningRule, cost: Cost, task: Task, *, unit: float = 1.0, chunk: int = 1000
-) -> Callable[[Params, Array, Array, Array], Metrics]:
-    """A pure function (params, x, y, rows) -> metrics over those rows, evaluated `chunk` at a time.
-
-    `loss`, the mean cost. Classification and binary tasks: `error`, the share of examples with a
-    wrong largest output, or with an output on the wrong side of ½; binary also `solved`, 1 where
-    error is 0. Regression: `rmse` in the data's own unit, and `r2` = 1 − Σ(o−y)²/Σ(y−ȳ)².
+    The function is (carry, key, first, count) -> (carry, metrics `[1]`), metrics averaged over the
+    steps; step i's batch and random numbers depend on (key, i) alone. `count` is static. It serves
+    tasks whose data are made as they are needed, and environments.
     """
 
-    def evaluate(params: Params, x: Array, y: Array, rows: Int[Array, " m"]) -> Metrics:
-        m = rows.shape[0]
-        size = min(chunk, m)
-        padded = jnp.concatenate([rows, jnp.broadcast_to(rows[:1], (-m % size,))]).reshape(-1, size)
-        target = y[rows]
+    def run(carry: Any, key: Key, first: Array, count: int) -> tuple[Any, Metrics]:
+        def one(carry: Any, i: Array) -> tuple[Any, Metrics]:
+            batch_key, step_key = jax.random.split(jax.random.fold_in(key, i))
+            return step(carry, sample(batch_key), step_key)
 
-        def one(chosen: Array) -> tuple[Array, Array]:
-            output = rule.apply(params, x[chosen])
-            return cost.value(output, y[chosen]), output
+        carry, metrics = jax.lax.scan(one, carry, first + jnp.arange(count))
+        return carry, jax.tree.map(lambda m: m.mean(axis=0, keepdims=True), metrics)
 
-        values, outputs = jax.lax.map(one, padded)
-        values = values.reshape(-1)[:m]
-        output = outputs.reshape(-1, *outputs.shape[2:])[:m]
-        return {"loss": values.mean(), **_scores(task, output, target, unit)}
+    return run
 
-    return evaluate
+
+def over_seeds(run: Callable[..., tuple[Any, Metrics]]) -> Any:
+    """`epoch_scan`'s or `step_scan`'s function, jitted for S seeds.
+
+    carry, key and rows get a leading axis S; the data set is shared.
+    """
+    given = len(signature(run).parameters)
+    axes = (0, None, None, 0, 0, None) if given == 7 else (0, 0, None)
+
+    @partial(jax.jit, static_argnums=given - 1, donate_argnums=0)
+    def all_seeds(*args: Any) -> tuple[Any, Metrics]:
+        return jax.vmap(partial(run, count=args[-1]), in_axes=axes)(*args[:-1])
+
+    return all_seeds
 
 
 class TrainResult(NamedTuple):
@@ -226,14 +221,3 @@ def _settling(info: dict[str, Any]) -> Metrics:
     unsettled = jnp.concatenate([~s.converged.reshape(-1) for s in solves.values()])
     measured = {name: info[name] for name in ("beta", "error_bar") if name in info}
     return {"sweeps": jnp.stack(phases).sum(), **metrics, "unsettled": unsettled.mean()} | measured
-
-
-def _scores(task: Task, output: Array, target: Array, unit: float) -> Metrics:
-    if task == "classification":
-        return {"error": jnp.mean(jnp.argmax(output, axis=-1) != target)}
-    if task == "binary":
-        error = jnp.mean(jnp.any((output > 0.5) != (target > 0.5), axis=-1))
-        return {"error": error, "solved": (error == 0).astype(error.dtype)}
-    gap = jnp.sum((output - target) ** 2)
-    spread = jnp.sum((target - target.mean(axis=0)) ** 2)
-    return {"rmse": unit * jnp.sqrt(gap / target.size), "r2": 1.0 - gap / spread}

@@ -10,12 +10,12 @@ from bpeq import layers, optimizers, trees
 from bpeq.costs import squared_error
 from bpeq.layers import chain, dense
 from bpeq.rules import backprop, eqprop
+from bpeq.scoring import evaluator
 from bpeq.solvers import fixed_steps
 from bpeq.systems import hopfield
 from bpeq.training import (
     Carry,
     epoch_scan,
-    evaluator,
     over_seeds,
     start,
     supervised,

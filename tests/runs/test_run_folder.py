@@ -149,7 +149,7 @@ def test_summary_has_the_keys_that_scripts_read(finished):
 def test_config_toml_is_the_summarys_config_and_loads_again(finished):
     config = bpeq.load_run(finished).config
     assert config.tree == summary(finished)["config"]
-    rest = {"points": 4, "turns": 2}
+    rest = {"points": 4, "turns": 2, "start": "own"}
     assert config.tree["rule"] == {"name": "eqprop", "beta": 0.2, "nudging": "centered", **rest}
 
 
@@ -218,14 +218,17 @@ def test_report_writes_the_page_anew(call, finished, tmp_path, monkeypatch):
 
 def test_a_study_is_run_instead_of_training(call, tmp_path):
     (tmp_path / "study.py").write_text(
-        "def run(config, folder):\n"
-        "    (folder / 'found.txt').write_text(str(config.tree['seed']))\n"
-        "    return {}\n"
+        "def run(config, runner, *, depth: int = 3):\n"
+        "    (runner.folder / 'found.txt').write_text(f\"{config.tree['seed']} {depth}\")\n"
+        "    return {'mse': [1.0, 3.0], 'depth': depth}\n"
     )
     (tmp_path / "c.toml").write_text('seed = 7\nexperiment = "study.py"\n')
-    said = call("run", tmp_path / "c.toml", "--out", tmp_path / "out")
+    said = call("run", tmp_path / "c.toml", "--out", tmp_path / "out", "--set", "study.depth=5")
     assert (said.code, said.err) == (0, [])
-    assert (tmp_path / "out" / "found.txt").read_text() == "7"
+    assert (tmp_path / "out" / "found.txt").read_text() == "7 5"
+    metrics = json.loads((tmp_path / "out" / "summary.json").read_text())["metrics"]
+    assert metrics["mse"] == {"mean": 2.0, "std": pytest.approx(2**0.5), "values": [1.0, 3.0]}
+    assert metrics["depth"]["values"] == [5.0]
 
 
 # --- load_run ----------------------------------------------------------------------------------

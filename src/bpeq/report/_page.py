@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import re
 from collections.abc import Sequence
 from importlib import resources
@@ -11,6 +12,7 @@ from typing import Any, NamedTuple
 from bpeq.report import _colours as colours
 from bpeq.report._canvas import Panel, svg
 from bpeq.report._metrics import Metric, Stat
+from bpeq.types import DataError
 
 
 class Tile(NamedTuple):
@@ -42,6 +44,13 @@ class Group(NamedTuple):
     label: str = ""
 
 
+class Picture(NamedTuple):
+    """A PNG file's content as a data URI, and what it is called."""
+
+    source: str
+    name: str
+
+
 class Section(NamedTuple):
     """A part of the page: a heading, a sentence, then whatever of the rest is there."""
 
@@ -51,6 +60,7 @@ class Section(NamedTuple):
     columns: Sequence[str] = ()
     groups: Sequence[Group] = ()
     notes: Sequence[str] = ()
+    pictures: Sequence[Picture] = ()
 
 
 class Detail(NamedTuple):
@@ -95,6 +105,20 @@ def write(page: Page, path: Path) -> Path:
     text = template.render(page=page, style=Markup(style), figure=figure)
     path.write_text(text, encoding="utf-8")
     return path
+
+
+def picture(path: Path) -> Picture:
+    """A PNG file, to stand inside the page.
+
+    Raises:
+      DataError: it cannot be read.
+    """
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}") from error
+    encoded = base64.b64encode(content).decode()
+    return Picture(f"data:image/png;base64,{encoded}", path.stem.replace("_", " "))
 
 
 def breaks(text: str) -> str:

@@ -23,7 +23,17 @@ from bpeq.report._metrics import (
     spread,
     stats,
 )
-from bpeq.report._page import Cell, Group, Page, Section, Tile, each_seed, folded, write
+from bpeq.report._page import (
+    Cell,
+    Group,
+    Page,
+    Section,
+    Tile,
+    each_seed,
+    folded,
+    picture,
+    write,
+)
 from bpeq.report._read import History, Run, mapping, number, read_run
 from bpeq.report._rows import unit_after
 from bpeq.report._tables import timings, title_of
@@ -57,6 +67,7 @@ def write_run_report(folder: Path) -> Path:
         subject = title_of({**run.summary, "name": title})
         canvas.png(panels[:4], folder / "learning_curves.png", subject)
     sections = [
+        _pictures(run),
         _curves(panels),
         _results(found),
         training_section(run.summary.get("fidelity"), f"{path}: fidelity"),
@@ -122,6 +133,13 @@ def _tile(m: Metric, stat: Stat, quiet: bool) -> Tile:
 
 def _curves(panels: list[canvas.Panel]) -> Section | None:
     return Section("Learning curves", figures=panels) if panels else None
+
+
+def _pictures(run: Run) -> Section | None:
+    """What a study drew."""
+    named = run.summary.get("pictures")
+    drawn = [picture(run.folder / Path(str(n)).name) for n in named] if named else []
+    return Section("Pictures", pictures=drawn) if drawn else None
 
 
 def _results(found: dict[str, Stat]) -> Section | None:
