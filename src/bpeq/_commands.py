@@ -38,7 +38,7 @@ def run(config: ConfigFile, set_: Set = None, out: Out = None, seeds: Seeds = No
     folder = _folder(out, checked.name)
     _signals.begin_saving()
     study = "experiment" in checked.tree
-    with bar("" if study else "epochs") as track:
+    with bar("steps" if study else "epochs") as track:
         progress = track(checked.name if study else checked.tree["rule"]["name"])
         summary = experiment.run(checked, folder, progress, _signals.asked_to_stop)
     if "metrics" in summary:

@@ -119,7 +119,7 @@ class Runner:
                 values = {f"{before}{k}": v for k, v in (found | measure(carry)).items()}
                 values = {k: np.asarray(v) for k, v in jax.device_get(values).items()}
             after, done = jax.device_get(params(carry)), first + count
-            if not may_diverge and (said := _lost(trained, values, after, first, unit)):
+            if not may_diverge and (said := _lost(trained, values, after, first, count, unit)):
                 runs.save_arrays(path, good)
                 who = f"{name} diverged" if name else "diverged"
                 hint = f"try {remedy(values)}; " if remedy else ""
@@ -149,16 +149,18 @@ class Runner:
         self._progress(done, total, row)
 
 
-def _lost(trained: Values, values: Values, after: Any, first: int, unit: str) -> str:
+def _lost(trained: Values, values: Values, after: Any, first: int, count: int, unit: str) -> str:
     """When and what is no longer finite, or nothing."""
     losses = np.asarray(trained.get("loss", np.zeros((1, 1))))
-    bad = ~np.isfinite(losses)
+    bad, done = ~np.isfinite(losses), first + count
     if bad.any():
         turn = int(np.argwhere(bad.any(axis=0))[0, 0])
         seed = int(np.argmax(bad[:, turn]))
-        said = f"the training loss of seed {seed} is {losses[seed, turn]}"
-        return f"{unit} {first + turn + 1}: {said}"
+        when = f"{unit} {first + turn + 1}"
+        if losses.shape[1] < count:  # a mean over the stride
+            when = f"{unit}s {first + 1} to {done}"
+        return f"{when}: the training loss of seed {seed} is {losses[seed, turn]}"
     late = [k for k, v in values.items() if k.endswith("loss") and not np.isfinite(v).all()]
     named = zip(trees.names(after), jax.tree.leaves(after), strict=True)
     late += [f"the parameter {k}" for k, v in named if not np.isfinite(v).all()]
-    return f"{unit} {first + losses.shape[1]}: {late[0]} is not finite" if late else ""
+    return f"{unit} {done}: {late[0]} is not finite" if late else ""
