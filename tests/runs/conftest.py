@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import re
 import signal
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
@@ -40,7 +41,7 @@ def call() -> Call:
             users.enter_context(contextlib.redirect_stderr(err))
             code = main([str(word) for word in argv])
         lines = [line for line in err.getvalue().splitlines() if line.strip()]
-        messages = [line for line in lines if " epochs " not in line and " steps " not in line]
+        messages = [line for line in lines if not re.search(r"\d/\d+ (epochs|steps)", line)]
         return Said(code, out.getvalue(), messages, bar=messages != lines)
 
     return call
