@@ -29,7 +29,7 @@ def kolen_pollack(network: Layer, cost: Cost, *, angle: Degrees = 90.0) -> Learn
 
     It is D that is kept, as an entry {"feedback": D} after the network's own in params, a tree like
     them: its gradient is zero, so that the optimizer's decoupled decay alone moves it. `apply` does
-    not read it. The entry has the optimizer's base rate, also where `layer_rates` has others.
+    not read it. With `layer_rates` it has its block's own rate, as the two updates above want it.
 
     Args:
       network: a chain. cost: compares its output with y.
