@@ -111,9 +111,10 @@ def _jobs(configs: dict[str, Config], trained: Path | None) -> tuple[list[tuple[
     if system is None:
         return jobs, examples
     grids = [key for key in ("betas", "points", "sweeps") if settings.get(key)]
-    if grids and system.denergy is None:
-        remedy = f"eqprop's grids need an energy, which {system.name!r} has not"
-        raise look.config.fault(f"fidelity.{grids[0]}", settings[grids[0]], remedy)
+    needy = grids + ["gdu"] * bool(settings.get("gdu"))
+    if needy and (system.energy is None or system.denergy is None):
+        remedy = f"asks what eqprop does, which needs an energy; {system.name!r} has none"
+        raise look.config.fault(f"fidelity.{needy[0]}", settings[needy[0]], remedy)
     for precision in settings.get("precisions", [look.config.tree["precision"]]):
         for key in grids:
             estimators = _estimators(look, key)

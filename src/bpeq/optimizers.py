@@ -175,14 +175,15 @@ def _no_statistics(updates: Params) -> Params:
 
 
 def _ratios(network: Layer, per_block: Sequence[float]) -> tuple[list[float], dict[str, float]]:
-    """By entry of the network's params; and by connection: `dense_2`, or `0_2` of a skip into it."""
+    """By entry of the network's params; by connection: `dense_2`, and `0_2` of a skip into it."""
     blocks = cut(network)
     if len(per_block) != len(blocks):
         names = ", ".join(block.name for block in blocks)
         raise ValueError(
             f"layer_rates: {len(per_block)} rates, the network has {len(blocks)} blocks: {names}"
         )
-    ratios, named = [1.0] * len(network.parts), {}
+    ratios = [1.0] * len(network.parts)
+    named: dict[str, float] = {}
     for target, (block, ratio) in enumerate(zip(blocks, per_block, strict=True), start=1):
         ratios[block.slice] = [ratio] * (block.slice.stop - block.slice.start)
         named |= dict.fromkeys([block.name, *(f"{i}_{target}" for i in range(target))], ratio)
@@ -197,9 +198,10 @@ def _scaled(updates: Params, ratios: Sequence[float], named: Mapping[str, float]
 
 def _appended(entry: Any, ratios: Sequence[float], named: Mapping[str, float]) -> Any:
     """{"skips": …} or {"feedback": …}, by connection or a mirror of the network's; others as is."""
-    kind, tree = next(iter(entry.items())) if isinstance(entry, dict) and entry else ("", None)
+    kind = next(iter(entry), "") if isinstance(entry, dict) else ""
     if kind not in ("skips", "feedback"):
         return entry
+    tree = entry[kind]
     if isinstance(tree, dict):
         return {kind: {k: trees.scale(named.get(k, 1.0), part) for k, part in tree.items()}}
     return {kind: tuple(trees.scale(c, part) for c, part in zip(ratios, tree, strict=True))}

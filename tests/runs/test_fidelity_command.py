@@ -53,6 +53,9 @@ gdu = true
 """
 
 
+UNTIED = ["--rules", "vector_field_eqprop", "--set", "system.feedback=untied"]
+
+
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory):
     path = tmp_path_factory.mktemp("fidelity") / "tiny.toml"
@@ -150,6 +153,8 @@ def test_a_run_records_its_fidelity_before_and_after_and_can_be_looked_at_again(
         (["--rules", "eqprop,eqprop"], "--rules = 'eqprop,eqprop': must be different rules"),
         (["--rules", "nothing"], "'nothing'"),
         (["--run", "nowhere"], "nowhere"),
+        ([*UNTIED, "--set", "fidelity={gdu=true}"], "fidelity.gdu = true: asks what eqprop does"),
+        ([*UNTIED, "--set", "fidelity={points=[2]}"], "fidelity.points = [2]: asks what eqprop d"),
     ],
 )
 def test_bad_input_is_one_line_and_leaves_nothing(tiny, call, tmp_path, argv, message):

@@ -37,8 +37,8 @@ def kolen_pollack(network: Layer, cost: Cost, *, angle: Degrees = 90.0) -> Learn
         in `feedback_alignment`. Params that carry the entry already are left as they are.
 
     It needs a decay that is decoupled from the gradient's scale: `adamw`, with a weight_decay λ
-    far above its usual 1e-4. Under others D stays, and this is feedback alignment with a B that
-    moves along.
+    far above its usual 1e-4. Under others, and at λ = 0, D stays what it was drawn as for ever, and
+    this is feedback alignment with a B that moves along: a config that asks for it is refused.
 
     Raises:
       ValueError: a setting is out of range, or the network is no chain.
@@ -98,4 +98,5 @@ def kolen_pollack(network: Layer, cost: Cost, *, angle: Degrees = 90.0) -> Learn
         kept,
         reference._replace(reference=reference),
         optimizers=("adamw",),
+        decay=True,
     )
