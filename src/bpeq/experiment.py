@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ Progress = Callable[[int, int, dict[str, Any]], None]
 
 
 class Diverged(ArithmeticError):
-    """A loss is no longer finite. Exit code 4; the last good parameters are saved."""
+    """A loss or a weight is no longer finite. Exit code 4; the last good parameters are saved."""
 
 
 class Interrupted(Exception):
@@ -115,7 +115,8 @@ def _train(
     good, row = jax.device_get(carry.params), {}
     if progress is not None:
         progress(0, total, {})
-    for first, count in _strides(total, stride):
+    for first in range(0, total, stride):
+        count = min(stride, total - first)
         inputs = (carry, x, y, rows, keys[:, 2], jnp.asarray(first))
         if count not in compiled:
             with clock("compile"):
@@ -128,8 +129,9 @@ def _train(
                 if chosen.shape[1]:
                     values |= _named(split, measure(carry.params, x, y, jnp.asarray(chosen)))
             values = jax.device_get(values)
-        _check_finite(config, folder, np.asarray(trained["loss"]), values, first, good)
-        good = jax.device_get(carry.params)
+        after = jax.device_get(carry.params)
+        _check_finite(config, folder, np.asarray(trained["loss"]), values, first, good, after)
+        good = after
         row = {"epoch": first + count, "step": (first + count) * per_epoch}
         row |= {name: float(np.mean(value)) for name, value in values.items()}
         row |= {"seconds": clock.spent["train"], "values": values}
@@ -173,11 +175,6 @@ class _Clock:
         self.spent[self._name] += time.perf_counter() - self._began
 
 
-def _strides(total: int, stride: int) -> Iterator[tuple[int, int]]:
-    for first in range(0, total, stride):
-        yield first, min(stride, total - first)
-
-
 def _named(split: str, metrics: dict[str, Any]) -> dict[str, Any]:
     """test_error, train_loss, …; `solved` is said of the run, not of a split."""
     shared = {"solved": metrics["solved"]} if "solved" in metrics else {}
@@ -185,10 +182,12 @@ def _named(split: str, metrics: dict[str, Any]) -> dict[str, Any]:
 
 
 def _check_finite(
-    config: Config, folder: Path, losses: np.ndarray, values: dict, first: int, good: Params
+    config: Config, folder: Path, losses: Any, values: dict, first: int, good: Params, new: Params
 ) -> None:
     bad = ~np.isfinite(losses)
     late = [k for k, v in values.items() if k.endswith("loss") and not np.isfinite(v).all()]
+    named = zip(trees.names(new), jax.tree.leaves(new), strict=True)
+    late += [f"the parameter {k}" for k, v in named if not np.isfinite(v).all()]
     if not bad.any() and not late:
         return
     path = folder / "params.safetensors"
