@@ -12,12 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from bpeq import runs, trees
-from bpeq._schema import ConfigError
 from bpeq.config import Config
 from bpeq.equilibrium import curvature, jumped
 from bpeq.fidelity import exact_gradient, judge
 from bpeq.gdu import gdu_mismatch
-from bpeq.loading import load_run
+from bpeq.loading import weights_like
 from bpeq.orders import fits
 from bpeq.probe import entry, first_examples, probe, state_names
 from bpeq.problem import Problem, build, seed_keys
@@ -247,12 +246,8 @@ def _at(config: Config, problem: Problem, trained: Path | None) -> _At:
     with jax.enable_x64(config.tree["precision"] == "float64"):
         params, state = problem.rule.init(keys[1], problem.init(keys[0]))
         if trained is not None:
-            loaded = load_run(trained).params
-            if jax.tree.map(jnp.shape, loaded) != jax.tree.map(jnp.shape, params):
-                name = config.tree["rule"]["name"]
-                said = f"its parameters do not fit {config.path} under the rule {name!r}"
-                raise ConfigError(f"--run = {trained}: {said}")
-            params = loaded
+            rule = config.tree["rule"]["name"]
+            params = weights_like(trained, params, f"{config.path} under the rule {rule!r}")
         return _At(params, state, first_examples(config, problem), keys[1])
 
 
