@@ -22,6 +22,10 @@ Params = Any
 State = Any
 
 
+class Caution(UserWarning):
+    """A setting under which a run can go on, but whose reader should know better."""
+
+
 class DataError(ValueError):
     """Data or files are at fault: absent, truncated, corrupt, out of range. Exit code 3."""
 

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from bpeq import trees
+from bpeq.rules._floor import warn_below_floor
 from bpeq.rules._lay_on_both import lay_on_both
 from bpeq.rules._means import mean_loss
 from bpeq.rules._phases import Free, contrast, free_phase, nudged_phases
@@ -121,6 +122,7 @@ def vector_field_eqprop(
         if kolen_pollack:
             lay_on_both(params, network)  # raises where nothing can be laid
         dtype = jnp.result_type(*jax.tree.leaves(params))
+        warn_below_floor("vector_field_eqprop", "beta", beta, dtype)
         settings = {"beta": beta, **({"homeostasis": homeostasis} if homeostasis else {})}
         return params, {name: jnp.asarray(value, dtype) for name, value in settings.items()}
 
