@@ -286,6 +286,9 @@ def test_a_signal_while_tuning_keeps_the_trials_that_have_ended(call, tmp_path, 
     error = summary["metrics"]["validation_error"]["mean"]
     assert record["trials"][0]["settings"] == {RATE: 0.002}
     assert record["trials"][0]["validation_error"] == error
+    said = call("report", out)
+    line = f"bpeq: {out}/comparison.json: was interrupted ({line}); it has no report"
+    assert (said.code, said.err) == (3, [line])
 
 
 @pytest.mark.parametrize(
