@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import errno
 import sys
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from bpeq import _signals
 
@@ -25,7 +27,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     arguments = list(sys.argv[1:] if argv is None else argv) or ["--help"]
     try:
-        result = app(arguments, prog_name="bpeq", standalone_mode=False)
+        with warnings.catch_warnings():
+            warnings.showwarning = _one_line(warnings.showwarning)
+            result = app(arguments, prog_name="bpeq", standalone_mode=False)
         return result if isinstance(result, int) else DONE
     except TyperException as error:
         return _say(getattr(error, "format_message", error.__str__)(), BAD_INPUT)
@@ -59,6 +63,22 @@ def _code(error: Exception) -> int:
 def _say(message: str, code: int) -> int:
     print("bpeq: " + " ".join(message.split()), file=sys.stderr)
     return code
+
+
+def _one_line(others: Callable[..., Any]) -> Callable[..., Any]:
+    """Our own warnings as one plain line, each once; others' as they are."""
+    from bpeq.types import Caution
+
+    seen: set[str] = set()
+
+    def show(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
+        if not issubclass(category, Caution):
+            others(message, category, *place, **more)
+        elif str(message) not in seen:
+            seen.add(str(message))
+            _say(str(message), DONE)
+
+    return show
 
 
 def script() -> None:

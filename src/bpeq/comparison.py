@@ -47,7 +47,8 @@ def compare(
 
     Raises:
       ConfigError, DataError, FileExistsError: before anything is trained. Interrupted: after
-        saving; the rows that were finished stay.
+        saving; comparison.json has the rows and trials that were finished, without costs, and says
+        so under `interrupted`. It is not written where there are none.
     """
     configs = {name: config.with_rule(name) for name in rules}
     configs |= _controls(config.for_controls())
@@ -61,20 +62,27 @@ def compare(
     rows: dict[str, Any] = {}
     tuned: dict[str, Any] = {}
     gradients: dict[str, CompiledGradient] = {}
-    for name, each in configs.items():
-        inside = name.replace(":", ".")
-        if trials is not None:
-            report = progress(f"{name}, tuning") if progress else None
-            place = folder / "tuning" / inside
-            found = tuning.tune(each, problems[name], trials, place, report, stop)
-            configs[name], tuned[name] = found
-            problems[name] = build(configs[name], problems[name].data)
-        report = progress(name) if progress else None
-        args = (configs[name], problems[name], folder / inside, report, stop)
-        rows[name], gradients[name] = _row(name, *args)
-    with jax.enable_x64(config.tree["precision"] == "float64"):
-        for name, cost in gradient_costs(gradients).items():
-            rows[name]["cost"] = cost._asdict()
+    stopped: experiment.Interrupted | None = None
+    try:
+        for name, each in configs.items():
+            inside = name.replace(":", ".")
+            if trials is not None:
+                report = progress(f"{name}, tuning") if progress else None
+                tuned[name] = {}
+                args = (trials, folder / "tuning" / inside, report, stop, tuned[name])
+                configs[name], _ = tuning.tune(each, problems[name], *args)
+                problems[name] = build(configs[name], problems[name].data)
+            report = progress(name) if progress else None
+            row = (configs[name], problems[name], folder / inside, report, stop)
+            rows[name], gradients[name] = _row(name, *row)
+    except experiment.Interrupted as error:
+        stopped = error
+        if not rows and not any(found["trials"] for found in tuned.values()):
+            raise
+    else:
+        with jax.enable_x64(config.tree["precision"] == "float64"):
+            for name, cost in gradient_costs(gradients).items():
+                rows[name]["cost"] = cost._asdict()
     comparison = {
         "name": config.name,
         "config": config.tree,
@@ -84,8 +92,11 @@ def compare(
         **({"tuning": tuned} if trials is not None else {}),
         "notes": _notes(config, configs, problems),
         "environment": runs.environment(),
+        **({"interrupted": str(stopped)} if stopped else {}),
     }
     runs.write_json(folder / "comparison.json", comparison)
+    if stopped:
+        raise stopped
     return comparison
 
 

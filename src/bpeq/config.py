@@ -7,7 +7,8 @@ import os
 import re
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from functools import partial, reduce
+from operator import getitem
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
@@ -74,9 +75,7 @@ class Config(NamedTuple):
     def build(self, section: str, wired: Tree | None = None) -> Any:
         """What a section such as "rule" or "solvers.free" names, its settings applied."""
         kind = "solvers" if section.startswith("solvers.") else SECTIONS[section][0]
-        settings: Any = self.tree
-        for part in section.split("."):
-            settings = settings[part]
+        settings = reduce(getitem, section.split("."), self.tree)
         name = settings["name"]
         factory = registry.resolve(kind, name, self.folder)
         arguments = {key: settings[key] for key in fields(factory) if key in settings}
@@ -93,13 +92,8 @@ class Config(NamedTuple):
         except DataError:
             raise
         except ValueError as error:
-            said = re.fullmatch(r"\w+: (\w+) = (.*?): (.*)", str(error), re.DOTALL)
-            if said is None or said[1] not in settings:
-                raise self.fault(f"{section}.name", name, str(error)) from error
-            place, value, entry = f"{section}.{said[1]}", settings[said[1]], said[2].strip("'")
-            if said[1] in layer_tables(factory) and entry in value:  # one of its layers
-                place, value = f"{place}.{entry}", value[entry]["name"]
-            raise self.fault(place, value, said[3]) from error
+            other = self.fault(f"{section}.name", name, str(error))
+            raise self.named_fault(section, error) or other from error
         except Exception as error:
             if ":" not in name:
                 raise
@@ -113,6 +107,17 @@ class Config(NamedTuple):
             remedy = f"gives a {type(made).__name__}; it must give a {wanted}"
             raise self.fault(f"{section}.name", name, remedy)
         return made
+
+    def named_fault(self, section: str, error: Exception) -> ConfigError | None:
+        """The error for the setting that `factory: setting = value: remedy` names, if it does."""
+        settings = reduce(getitem, section.split("."), self.tree)
+        said = re.fullmatch(r"\w+: (\w+) = (.*?): (.*)", str(error), re.DOTALL)
+        if said is None or said[1] not in settings:
+            return None
+        place, value, entry = f"{section}.{said[1]}", settings[said[1]], said[2].strip("'")
+        if isinstance(value, dict) and entry in value:  # one layer of a table of them
+            place, value = f"{place}.{entry}", value[entry]["name"]
+        return self.fault(place, value, said[3])
 
     def build_network(self) -> Any:
         """The chain of [network] layers, or None where there is no such section."""

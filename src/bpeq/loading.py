@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from bpeq import runs
-from bpeq.config import Config, load
+from bpeq import runs, trees
+from bpeq.config import Config, ConfigError, load
 from bpeq.data import Dataset
 from bpeq.problem import Problem, build
 from bpeq.types import Key, Layer, LearningRule, Params
@@ -51,8 +51,27 @@ def load_run(folder: Path | str, seed: int = 0) -> LoadedRun:
         raise ValueError(f"load_run: seed = {seed}: the run has seeds 0 to {seeds - 1}")
     with jax.enable_x64(config.tree["precision"] == "float64"):
         everyone = saved_params(folder, problem, seeds)
-    params = jax.tree.map(lambda leaf: leaf[seed], everyone)
+        params = jax.tree.map(lambda leaf: leaf[seed], everyone)
     return LoadedRun(params, everyone, problem.rule, problem.network, problem.data, config, summary)
+
+
+def weights_like(folder: Path, params: Params, whose: str) -> Params:
+    """The first seed's weights of a run that is looked at under a config, in the dtype in force.
+
+    Args:
+      params: what the config has; whose: the words for it in an error.
+
+    Raises:
+      ConfigError: no folder, or the weights of another network. DataError: as `load_run`.
+    """
+    if not folder.is_dir():
+        raise ConfigError(f"--run = {folder}: must be the folder of a finished run")
+    dtype = jnp.result_type(float)
+    loaded = load_run(folder).params
+    if jax.tree.map(jnp.shape, loaded) != jax.tree.map(jnp.shape, params):
+        raise ConfigError(f"--run = {folder}: its parameters do not fit {whose}")
+    with jax.enable_x64(True):  # or float64 weights could not be touched where the config's is 32
+        return trees.cast(loaded, dtype)
 
 
 def saved_params(folder: Path, problem: Problem, seeds: int) -> Params:

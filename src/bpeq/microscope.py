@@ -12,12 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from bpeq import runs, trees
-from bpeq._schema import ConfigError
 from bpeq.config import Config
 from bpeq.equilibrium import curvature, jumped
 from bpeq.fidelity import exact_gradient, judge
 from bpeq.gdu import gdu_mismatch
-from bpeq.loading import load_run
+from bpeq.loading import weights_like
 from bpeq.orders import fits
 from bpeq.probe import entry, first_examples, probe, state_names
 from bpeq.problem import Problem, build, seed_keys
@@ -111,9 +110,10 @@ def _jobs(configs: dict[str, Config], trained: Path | None) -> tuple[list[tuple[
     if system is None:
         return jobs, examples
     grids = [key for key in ("betas", "points", "sweeps") if settings.get(key)]
-    if grids and system.denergy is None:
-        remedy = f"eqprop's grids need an energy, which {system.name!r} has not"
-        raise look.config.fault(f"fidelity.{grids[0]}", settings[grids[0]], remedy)
+    needy = grids + ["gdu"] * bool(settings.get("gdu"))
+    if needy and (system.energy is None or system.denergy is None):
+        remedy = f"asks what eqprop does, which needs an energy; {system.name!r} has none"
+        raise look.config.fault(f"fidelity.{needy[0]}", settings[needy[0]], remedy)
     for precision in settings.get("precisions", [look.config.tree["precision"]]):
         for key in grids:
             estimators = _estimators(look, key)
@@ -246,12 +246,8 @@ def _at(config: Config, problem: Problem, trained: Path | None) -> _At:
     with jax.enable_x64(config.tree["precision"] == "float64"):
         params, state = problem.rule.init(keys[1], problem.init(keys[0]))
         if trained is not None:
-            loaded = load_run(trained).params
-            if jax.tree.map(jnp.shape, loaded) != jax.tree.map(jnp.shape, params):
-                name = config.tree["rule"]["name"]
-                said = f"its parameters do not fit {config.path} under the rule {name!r}"
-                raise ConfigError(f"--run = {trained}: {said}")
-            params = loaded
+            rule = config.tree["rule"]["name"]
+            params = weights_like(trained, params, f"{config.path} under the rule {rule!r}")
         return _At(params, state, first_examples(config, problem), keys[1])
 
 

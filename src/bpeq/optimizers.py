@@ -6,7 +6,7 @@ its learning rate, since every update is linear in it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array
 
+from bpeq import trees
 from bpeq.layers import cut
 from bpeq.settings import Fraction, NonNegative, Positive, checked
 from bpeq.types import Layer, Params
@@ -125,7 +126,8 @@ def with_rates(
       total_steps: updates in the whole run, >= 1: where the schedule's progress reaches 1.
       schedule: factor on every rate; None is constant.
       layer_rates: one absolute rate >= 0 for each block of `layers.cut(network)`, input first;
-        0 freezes the block.
+        0 freezes the block. A skip goes with the block that it drives, feedback weights with the
+        block of their forward ones.
       network: whose blocks those are; population statistics in it are left to its `absorb`.
       clip_norm: gradients are first scaled down to this global norm, if they exceed it.
 
@@ -154,8 +156,9 @@ def with_rates(
     if layer_rates is not None:
         if network is None:
             raise ValueError("layer_rates: needs a network of layers to count its blocks")
-        ratios = _ratios(network, [rate / learning_rate for rate in layer_rates])
-        parts.append(optax.stateless(lambda updates, params: _scaled(updates, ratios)))
+        ratios = [rate / learning_rate for rate in layer_rates]
+        own, named = _ratios(network, ratios)
+        parts.append(optax.stateless(lambda updates, params: _scaled(updates, own, named)))
     if network is not None and network.absorb is not None:
         parts.append(optax.stateless(lambda updates, params: _no_statistics(updates)))
     return optax.chain(*parts) if len(parts) > 1 else optimizer
@@ -171,7 +174,8 @@ def _no_statistics(updates: Params) -> Params:
     return jax.tree_util.tree_map_with_path(one, updates)
 
 
-def _ratios(network: Layer, per_block: Sequence[float]) -> list[float]:
+def _ratios(network: Layer, per_block: Sequence[float]) -> tuple[list[float], dict[str, float]]:
+    """By entry of the network's params; by connection: `dense_2`, and `0_2` of a skip into it."""
     blocks = cut(network)
     if len(per_block) != len(blocks):
         names = ", ".join(block.name for block in blocks)
@@ -179,14 +183,25 @@ def _ratios(network: Layer, per_block: Sequence[float]) -> list[float]:
             f"layer_rates: {len(per_block)} rates, the network has {len(blocks)} blocks: {names}"
         )
     ratios = [1.0] * len(network.parts)
-    for block, ratio in zip(blocks, per_block, strict=True):
+    named: dict[str, float] = {}
+    for target, (block, ratio) in enumerate(zip(blocks, per_block, strict=True), start=1):
         ratios[block.slice] = [ratio] * (block.slice.stop - block.slice.start)
-    return ratios
+        named |= dict.fromkeys([block.name, *(f"{i}_{target}" for i in range(target))], ratio)
+    return ratios, named
 
 
-def _scaled(updates: Params, ratios: Sequence[float]) -> Any:
-    ratios = [*ratios, *[1.0] * (len(updates) - len(ratios))]  # entries that a system appends
-    return tuple(
-        jax.tree.map(lambda u, ratio=ratio: ratio * u, part)
-        for part, ratio in zip(updates, ratios, strict=True)
-    )
+def _scaled(updates: Params, ratios: Sequence[float], named: Mapping[str, float]) -> Any:
+    """Updates times their block's ratio, those of skips and of feedback weights too."""
+    own = [trees.scale(c, part) for c, part in zip(ratios, updates, strict=False)]
+    return (*own, *(_appended(entry, ratios, named) for entry in updates[len(own) :]))
+
+
+def _appended(entry: Any, ratios: Sequence[float], named: Mapping[str, float]) -> Any:
+    """{"skips": …} or {"feedback": …}, by connection or a mirror of the network's; others as is."""
+    kind = next(iter(entry), "") if isinstance(entry, dict) else ""
+    if kind not in ("skips", "feedback"):
+        return entry
+    tree = entry[kind]
+    if isinstance(tree, dict):
+        return {kind: {k: trees.scale(named.get(k, 1.0), part) for k, part in tree.items()}}
+    return {kind: tuple(trees.scale(c, part) for c, part in zip(ratios, tree, strict=True))}

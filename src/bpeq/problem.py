@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from inspect import signature
 from typing import Any, NamedTuple
 
@@ -13,7 +12,6 @@ import numpy as np
 import optax
 
 from bpeq import rehearsal, trees
-from bpeq._own import own_parts
 from bpeq._schema import wires
 from bpeq.config import Config, ConfigError
 from bpeq.data import Dataset
@@ -81,6 +79,7 @@ def build(config: Config, data: Dataset | None = None) -> Problem:
         _check_optimizer(config, rule)
         start = _need_network(config, network).init if init is None else init
         network = _check_fit(config, data, network, start)
+        _check_begins(config, rule, lambda key: start(key, data.x.shape[1:])[0])
         rows = _for_seeds(data.train, config.tree["seeds"])
         optimizer = _optimizer(config, network, rows.shape[1])
         looked_at = config.tree.get("fidelity", {}).get("examples", 1)
@@ -88,7 +87,7 @@ def build(config: Config, data: Dataset | None = None) -> Problem:
             remedy = f"must be 1 to {rows.shape[1]}, the training set"
             raise config.fault("fidelity.examples", looked_at, remedy)
         system = next((part for part in wired.values() if isinstance(part, System)), None)
-        _rehearse(config, data, start, system, cost, rule, optimizer)
+        rehearsal.rehearse(config, data, start, system, cost, rule, optimizer)
         return Problem(
             network,
             cost,
@@ -104,43 +103,6 @@ def build(config: Config, data: Dataset | None = None) -> Problem:
         )
 
 
-def _rehearse(
-    config: Config,
-    data: Dataset,
-    init: Any,
-    system: System | None,
-    cost: Cost,
-    rule: LearningRule,
-    optimizer: Any,
-) -> None:
-    """One update on shapes alone, where the config has parts of the user's own."""
-    if not own_parts(config.tree, config.folder):
-        return
-
-    def once(key: Key) -> None:
-        x, _ = rehearsal.examples(data)
-        params, shape = init(key, x.shape[1:])
-        with _blaming(config, "system", "network"):
-            if system is not None:
-                rehearsal.try_system(system, params, x, shape)
-        with _blaming(config, "cost"):
-            rehearsal.try_cost(cost, data)
-        used = ["network"] if system is None else ["system", "network", "solvers"]
-        with _blaming(config, "rule", *used, "optimizer", "schedule"):
-            rehearsal.try_rule(rule, cost, optimizer, data, params)
-
-    with jax.numpy_dtype_promotion("standard"):  # which optax needs
-        jax.eval_shape(once, jax.random.key(0))
-
-
-@contextmanager
-def _blaming(config: Config, *sections: str) -> Iterator[None]:
-    try:
-        yield
-    except Exception as error:
-        config.blame(error, *sections)
-
-
 def _check_optimizer(config: Config, rule: LearningRule) -> None:
     name = config.tree["optimizer"]["name"]
     if rule.optimizers and name not in rule.optimizers:
@@ -148,6 +110,26 @@ def _check_optimizer(config: Config, rule: LearningRule) -> None:
             f"means nothing under the rule {rule.name!r}; allowed: {', '.join(rule.optimizers)}"
         )
         raise config.fault("optimizer.name", name, remedy)
+    decay = config.tree["optimizer"].get("weight_decay")
+    if rule.decay and not decay and ":" not in name:
+        key, value = ("name", name) if decay is None else ("weight_decay", decay)
+        remedy = (
+            f"means nothing under the rule {rule.name!r}, whose feedback comes to the weights by "
+            "decay alone; allowed: adamw with weight_decay > 0"
+        )
+        raise config.fault(f"optimizer.{key}", value, remedy)
+
+
+def _check_begins(config: Config, rule: LearningRule, init: Callable[[Key], Params]) -> None:
+    """A rule of ours takes the parameters that it is to train; traced only."""
+    if ":" in config.tree["rule"]["name"]:
+        return
+    try:
+        jax.eval_shape(lambda key: rule.init(key, init(key)), jax.random.key(0))
+    except Exception as error:
+        if fault := config.named_fault("rule", error):
+            raise fault from error
+        config.blame(error, "system", "network")
 
 
 def _system(config: Config, network: Layer | None) -> System:
@@ -234,7 +216,8 @@ def _check_fit(config: Config, data: Dataset, network: Layer | None, init: Any) 
     except Exception as error:
         if own or not isinstance(error, ValueError):
             config.blame(error, "system" if own else "network")
-        raise config.fault("network.layers", None, f"do not fit {data.name}: {error}") from error
+        other = config.fault("network.layers", None, f"do not fit {data.name}: {error}")
+        raise config.named_fault("system", error) or other from error
     if shapes[0] != (data.outputs,):
         last = len(config.tree.get("network", {}).get("layers", [])) - 1
         remedy = (

@@ -5,18 +5,63 @@ Nothing is computed or compiled. What shapes cannot show, such as a NaN, shows i
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from bpeq import trees
+from bpeq._own import own_parts
+from bpeq.config import Config
 from bpeq.data import Dataset
 from bpeq.scoring import evaluator
 from bpeq.training import start, supervised
 from bpeq.types import Batch, Cost, Estimate, Key, LearningRule, Params, Shape, State, System
 
 EXAMPLES = 3
+
+
+def rehearse(
+    config: Config,
+    data: Dataset,
+    init: Any,
+    system: System | None,
+    cost: Cost,
+    rule: LearningRule,
+    optimizer: Any,
+) -> None:
+    """One update on shapes alone, where the config has parts of the user's own.
+
+    Raises:
+      ConfigError: the part that does not fit.
+    """
+    if not own_parts(config.tree, config.folder):
+        return
+
+    def once(key: Key) -> None:
+        x, _ = examples(data)
+        params, shape = init(key, x.shape[1:])
+        with _blaming(config, "system", "network"):
+            if system is not None:
+                try_system(system, params, x, shape)
+        with _blaming(config, "cost"):
+            try_cost(cost, data)
+        used = ["network"] if system is None else ["system", "network", "solvers"]
+        with _blaming(config, "rule", *used, "optimizer", "schedule"):
+            try_rule(rule, cost, optimizer, data, params)
+
+    with jax.numpy_dtype_promotion("standard"):  # which optax needs
+        jax.eval_shape(once, jax.random.key(0))
+
+
+@contextmanager
+def _blaming(config: Config, *sections: str) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        config.blame(error, *sections)
 
 
 def initial(init: Any, key: Key, shape: Shape) -> tuple[Params, Shape]:

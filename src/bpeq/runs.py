@@ -35,7 +35,7 @@ def claim(folder: Path) -> Path:
                 if any((folder / m).exists() for m in MARKS)
                 else "is not empty"
             )
-            raise FileExistsError(f"the folder {kind}; name a new one")
+            raise FileExistsError(f"the folder {folder} {kind}; name a new one")
         folder.mkdir(parents=True, exist_ok=True)
         probe = folder / ".writable"
         probe.touch()
@@ -99,7 +99,9 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text())
     except (OSError, ValueError) as error:
-        raise DataError(f"{path}: cannot read: {error}") from error
+        raise DataError(
+            f"{path}: cannot read: {getattr(error, 'strerror', '') or error}"
+        ) from error
 
 
 def plain(value: Any) -> Any:

@@ -29,6 +29,7 @@ def tune(
     folder: Path,
     progress: experiment.Progress | None = None,
     stop: Callable[[], int | None] = lambda: None,
+    record: dict[str, Any] | None = None,
 ) -> tuple[Config, dict[str, Any]]:
     """The config with the settings of its best trial, and the record of all trials.
 
@@ -39,25 +40,28 @@ def tune(
 
     Args:
       folder: gets a run folder a trial, by its number; the weights of finished ones are not kept.
+      record: is filled as trials end, so that whoever gave it has them if tuning is interrupted.
 
     Returns:
-      The record has `metric`, `chosen`, and `trials`: `settings` by their keys in the config, the
-      metric (None where there is none), and `failed`, why, where it failed.
+      The record has `metric`, `chosen` (None until all have ended), and `trials`: `settings` by
+      their keys in the config, the metric (None where there is none), and `failed`, why, where it
+      failed.
 
     Raises:
       ConfigError: the data have no validation split. Interrupted: after saving.
     """
     check(config, problem)
     metric = "validation_rmse" if problem.data.task == "regression" else "validation_error"
-    record: list[dict[str, Any]] = []
+    record = {} if record is None else record
+    done: list[dict[str, Any]] = []
+    record |= {"metric": metric, "chosen": None, "trials": done}
     for i, settings in enumerate(drawn(config, trials)):
         report = None if progress is None else _part(progress, i, trials)
         found = _trial(applied(config, settings), problem, folder / str(i), report, stop)
-        record.append({"settings": settings, metric: found.pop(metric, None), **found})
-    scores = [np.inf if each[metric] is None else each[metric] for each in record]
-    chosen = int(np.argmin(scores))
-    done = applied(config, record[chosen]["settings"]) if chosen else config
-    return done, {"metric": metric, "chosen": chosen, "trials": record}
+        done.append({"settings": settings, metric: found.pop(metric, None), **found})
+    scores = [np.inf if each[metric] is None else each[metric] for each in done]
+    chosen = record["chosen"] = int(np.argmin(scores))
+    return (applied(config, done[chosen]["settings"]) if chosen else config), record
 
 
 def check(config: Config, problem: Problem) -> None:

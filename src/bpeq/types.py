@@ -22,6 +22,10 @@ Params = Any
 State = Any
 
 
+class Caution(UserWarning):
+    """A setting under which a run can go on, but whose reader should know better."""
+
+
 class DataError(ValueError):
     """Data or files are at fault: absent, truncated, corrupt, out of range. Exit code 3."""
 
@@ -217,6 +221,8 @@ class LearningRule(NamedTuple):
         is what the rule is after.
     note: what a reader of a comparison must know, such as that in these settings the rule is
         algebraically backprop; empty: nothing.
+    decay: whether the rule's weights only come to what it means by the optimizer's weight decay,
+        which must then be > 0.
     """
 
     name: str
@@ -229,6 +235,7 @@ class LearningRule(NamedTuple):
     objective: LearningRule | None = None
     note: str = ""
     prepare: Callable[[Params, State, Array, int], State] | None = None
+    decay: bool = False
 
 
 class Step(Protocol):

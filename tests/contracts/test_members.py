@@ -6,9 +6,10 @@ import jax.numpy as jnp
 import pytest
 
 from bpeq import costs, layers, rules, solvers, systems, trees
+from bpeq._schema import fields, wires
 from bpeq.layers import chain, check, dense
 from bpeq.registry import KINDS
-from bpeq.types import Batch
+from bpeq.types import Batch, Caution, Cost, Layer, System
 
 IMAGE, VECTOR, SERIES, TOKENS = (6, 6, 2), (5,), (4, 6), (4,)
 LAYERS = {
@@ -79,6 +80,15 @@ SYSTEMS = {
     "resistive": lambda: systems.resistive(chain(dense(4), layers.linear(), dense(3))),
 }
 NUDGINGS = ["one-sided", "centered", "random-sign", "holomorphic", "online"]
+
+
+CONTRASTS = {
+    name: key
+    for name, factory in KINDS["rules"].items()
+    for key in ("beta", "eta", "step")
+    if key in fields(factory)
+}
+"""Rules that divide a contrast, by the setting that they divide by."""
 
 
 @pytest.mark.parametrize(
@@ -222,3 +232,27 @@ def test_backprop_and_autodiff_agree_on_the_same_batch():
     b = by_jax.estimate(params, batch, (), jax.random.key(0))[0]
     assert layers.gradient_error(a.grads, b.grads) < 1e-15
     assert float(a.loss) == float(b.loss)
+
+
+@pytest.mark.parametrize("name", CONTRASTS)
+def test_a_nudge_below_the_dtypes_floor_earns_a_warning(name):
+    """1,000 ε: 1.2e-4 in float32, 2.2e-13 in float64; above it none, for warnings are errors."""
+    parts = {Cost: costs.squared_error(), Layer: NETWORK, System: systems.hopfield(NETWORK)}
+    words = {k: parts[w] for k, w in wires(KINDS["rules"][name]).items() if w in parts}
+    key, setting = jax.random.key(0), CONTRASTS[name]
+    for dtype, floor in ((jnp.float32, "0.0001"), (jnp.float64, "2e-13")):
+        params = trees.cast(NETWORK.init(key, VECTOR)[0], dtype)
+        for factor in (0.9, 1.1):
+            value = factor * 1000 * float(jnp.finfo(dtype).eps)
+            rate = {"rate": value / 10} if name == "continual_eqprop" else {}
+            rule = getattr(rules, name)(**words, **rate, **{setting: value})
+            if factor > 1:
+                rule.init(key, params)
+                continue
+            with pytest.warns(Caution, match=f"^{name}: {setting} = .* is below {floor}, where"):
+                rule.init(key, params)
+
+
+def test_only_rules_with_a_contrast_are_meant():
+    names = "eqprop continual_eqprop vector_field_eqprop asymmetric_eqprop coupled_learning "
+    assert set(CONTRASTS) == {*names.split(), "dual_propagation", "target_propagation"}

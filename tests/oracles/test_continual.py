@@ -13,7 +13,7 @@ from bpeq.rules import eqprop, recurrent_backprop
 from bpeq.rules._continual_eqprop import continual_eqprop
 from bpeq.solvers import fixed_point, fixed_steps
 from bpeq.systems import hopfield
-from bpeq.types import Batch
+from bpeq.types import Batch, Caution
 
 TIGHT = fixed_point(1e-14, 5000)
 KEY = jax.random.key(0)
@@ -64,7 +64,7 @@ def test_its_difference_from_one_sided_ep_is_first_order_in_the_rate(output, sch
 def test_it_is_what_happens_to_weights_that_move_at_every_sweep(output):
     """θ itself stepped by hand, sweep by sweep; the first step leaves the free phase, β = 0."""
     system, cost, params, x, y = problem(output)
-    beta, rate, sweeps = 0.1, 0.05, 4
+    beta, rate, sweeps = 0.1, 0.04, 4
     clamped = system.clamp(params, x)
     s, _ = TIGHT(lambda s: system.sweep(params, clamped, s), system.init_state(params, clamped))
 
@@ -130,6 +130,56 @@ def test_a_second_call_another_beta_and_another_rate_compile_nothing():
     for name in state:
         other, _ = estimate(params, Batch(x, y), {**state, name: 2 * state[name]}, KEY)
         assert distance(other.grads, first.grads) > 1e-5
+
+
+def alone(beta):
+    """One linear output driven by x: K = 1 + |x|²; EP's estimate, and continual EP's as f(rate)."""
+    network = chain(dense(1))
+    system, x = hopfield(network), jnp.array([[0.6, -0.3]])
+    params, batch = network.init(KEY, (2,))[0], Batch(x, jnp.ones((1, 1)))
+    ep = gradient(
+        eqprop(system, squared_error(), TIGHT, TIGHT, beta=beta, nudging="one-sided"), params, batch
+    )
+
+    def of(rate, sweeps):
+        rule = continual_eqprop(system, squared_error(), TIGHT, beta=beta, sweeps=sweeps)
+        _, state = rule.init(KEY, params)
+        return rule.estimate(params, batch, {**state, "rate": jnp.asarray(rate)}, KEY)[0].grads[0]
+
+    return 1.0 + float(jnp.sum(x**2)), ep.grads[0], of
+
+
+@pytest.mark.parametrize("part", [0.01, 0.3, 0.9])
+def test_one_linear_outputs_estimate_is_eps_times_its_loop_gain(part):
+    """(1 + β)/(1 + β − rate K/β), up to the pole at rate K = β (1 + β)."""
+    beta = 0.2
+    k, ep, of = alone(beta)
+    rate = part * beta * (1 + beta) / k
+    found = of(rate, 400)
+    factor = (1 + beta) / (1 + beta - rate * k / beta)
+    np.testing.assert_allclose(factor, 1 / (1 - part), rtol=1e-12)
+    for name in ("w", "b"):
+        np.testing.assert_allclose(found[name], factor * ep[name], rtol=1e-9)
+
+
+def test_beyond_the_pole_the_phase_runs_away_and_before_it_not():
+    beta = 0.2
+    k, ep, of = alone(beta)
+    size = [
+        abs(float(of(part * beta * (1 + beta) / k, sweeps)["b"][0] / ep["b"][0]))
+        for part in (0.98, 1.02)
+        for sweeps in (400, 800)
+    ]
+    np.testing.assert_allclose(size[:2], 50.0, rtol=1e-2)
+    assert size[2] > 1e3
+    assert size[3] > 1e3 * size[2]
+
+
+def test_a_rate_of_half_beta_or_more_earns_a_warning():
+    system, cost, params, *_ = problem()
+    with pytest.warns(Caution, match=r"rate = 0.05 is beta / 2 = 0.05 or more: the weights outrun"):
+        continual_eqprop(system, cost, beta=0.1, rate=0.05).init(KEY, params)
+    continual_eqprop(system, cost, beta=0.1, rate=0.049).init(KEY, params)
 
 
 def test_it_names_sgd_as_its_only_optimizer():

@@ -139,6 +139,17 @@ def test_calibrate_makes_evaluation_normalise_like_training_on_one_batch(oracle)
         assert jax.tree.all(jax.tree.map(np.array_equal, old, new))
 
 
+def test_calibrate_leaves_what_a_rule_has_appended_as_it_is(oracle):
+    """As Kolen–Pollack's D, which mirrors the network's own entries."""
+    network, x = chain(dense(3), batch_norm(), dense(2)), oracle.normal(8, 3)
+    own = oracle.draw(network, (3,))
+    feedback = {"feedback": oracle.draw(network, (3,))}
+    fitted = oracle.run(lambda p: layers.calibrate(network, p, x), (*own, feedback))
+    alone = oracle.run(lambda p: layers.calibrate(network, p, x), own)
+    assert jax.tree.all(jax.tree.map(np.array_equal, fitted, (*alone, feedback)))
+    assert np.abs(fitted[1]["mean"] - own[1]["mean"]).max() > 0.1
+
+
 def test_calibrate_ends_on_nan_and_leaves_other_networks_alone(oracle):
     network = chain(batch_norm(), batch_norm())
     params = oracle.draw(network, (2,))

@@ -236,7 +236,7 @@ def test_a_second_connection_beside_an_own_one_adds_to_it():
     drive = clamped.drives[0]
     expected = x @ (params[0]["w"] + params[-1]["skips"]["0_1"]["w"])
     np.testing.assert_allclose(drive, expected, atol=1e-14)
-    with pytest.raises(ValueError, match=r"the skip 1-2 \('linear'\) gives shape \(4,\); state 2"):
+    with pytest.raises(ValueError, match=r"skips = '1-2': 'linear' gives shape \(4,\); state 2"):
         system.init(KEY, (3,))
 
 
@@ -289,9 +289,9 @@ def test_a_skip_to_the_readout_is_refused():
     [
         (
             dense(5),
-            r"the skip 0-2 \('dense'\) gives shape \(5,\); state 2 \('dense_2'\) has \(3,\)",
+            r"skips = '0-2': 'dense' gives shape \(5,\); state 2 \('dense_2'\) has \(3,\)",
         ),
-        (layers.conv(3, 3), r"the skip 0-2: conv: one example has shape \(3,\)"),
+        (layers.conv(3, 3), r"skips = '0-2': conv: one example has shape \(3,\)"),
     ],
 )
 def test_a_skip_that_does_not_fit_is_refused_when_weights_are_drawn(skip, message):
@@ -350,7 +350,10 @@ def test_an_override_reaches_inside_a_skip_and_puts_a_new_one(tmp_path):
         ("system.skips.0-7=dense(3)", "--set system.skips.0-7 = 'dense': there is no state 7"),
         ("system.skips.1-3=tanh", "--set system.skips.1-3 = 'tanh': 'tanh' hides an activation"),
         ("system.output=readout", "toml:system.skips.1-3 = 'dense': block 3 is the readout"),
-        ("system.skips.0-2=dense(7)", r"the skip 0-2 \('dense'\) gives shape \(7,\); state 2"),
+        (
+            "system.skips.0-2=dense(7)",
+            r"--set system.skips.0-2 = 'dense': 'dense' gives shape \(7,\); state 2",
+        ),
         ("system.angle=181", "--set system.angle = 181: must be a number >= 0 and <= 180"),
     ],
 )

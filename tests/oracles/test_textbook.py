@@ -200,6 +200,29 @@ def test_layer_rates_are_the_learning_rate_of_each_block(name):
     np.testing.assert_array_equal(frozen[0]["w"], params[0]["w"])
 
 
+def test_skips_have_the_rate_of_the_block_that_they_drive_and_feedback_that_of_its_forward_one():
+    network = chain(dense(3), layers.tanh(), dense(2), layers.tanh(), dense(2))
+    skips = {(0, 2): dense(2), (1, 3): dense(2)}
+    params, _ = hopfield(network, skips=skips, feedback="untied").init(jax.random.key(0), (4,))
+    optimizer = optimizers.with_rates(
+        optimizers.sgd(1.0),
+        learning_rate=1.0,
+        total_steps=1,
+        layer_rates=[0.1, 0.2, 0.3],
+        network=network,
+    )
+    ones = jax.tree.map(jnp.ones_like, params)
+    updates, _ = optimizer.update(ones, optimizer.init(params), params)
+    rates = {
+        name: -float(leaf.ravel()[0])
+        for name, leaf in zip(trees.names(updates), jax.tree.leaves(updates), strict=True)
+        if name.endswith("w")
+    }
+    by_connection = {"5.skips.0_2.w": 0.2, "5.skips.1_3.w": 0.3, "6.feedback.1_3.w": 0.3}
+    by_connection |= {"6.feedback.dense_2.0.w": 0.2, "6.feedback.dense_3.0.w": 0.3}
+    assert rates == pytest.approx({"0.w": 0.1, "2.w": 0.2, "4.w": 0.3} | by_connection, rel=1e-12)
+
+
 def test_schedules_start_at_one_and_end_where_they_say():
     at = jnp.array([0.0, 0.5, 1.0])
     np.testing.assert_allclose(optimizers.cosine(final=0.2)(at), [1, 0.6, 0.2], atol=1e-15)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import struct
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -706,6 +707,13 @@ def test_zero_seeds_are_refused(call, tmp_path, config):
     assert ">= 1" in line or "x>=1" in line
 
 
+def test_a_beta_below_the_floor_is_one_line_beside_a_run_that_is_done(call, tmp_path, config):
+    with warnings.catch_warnings(action="default"):  # as a user's process has it
+        said = call("run", config, "--set", "rule.beta=1e-6", "--out", "out", "--seeds", 2)
+    floor = "is below 0.0001, where round-off in float32 buries the contrast"
+    assert (said.code, said.err) == (0, [f"bpeq: eqprop: beta = 1e-06 {floor}"])
+
+
 # --- where results go --------------------------------------------------------------------------
 
 
@@ -721,14 +729,14 @@ def test_a_folder_that_holds_a_run_stays_byte_for_byte(call, tmp_path, config, c
     argv = [command[0], config, *command[1:], "--out", "old"]
     assert refused(call, tmp_path, *argv) == (
         2,
-        "bpeq: the folder already holds a run; name a new one",
+        "bpeq: the folder old already holds a run; name a new one",
     )
 
 
 def test_a_folder_with_other_files_stays_as_it_is(call, tmp_path, config):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").write_text("kept")
-    line = "bpeq: the folder is not empty; name a new one"
+    line = "bpeq: the folder mine is not empty; name a new one"
     assert refused(call, tmp_path, "run", config, "--out", "mine") == (2, line)
 
 

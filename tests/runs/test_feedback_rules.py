@@ -99,3 +99,71 @@ def test_layer_rates_and_batch_norm_go_with_the_gap_in_a_config(call, tmp_path):
     params = bpeq.load_run(tmp_path / "out").params
     assert float(jnp.abs(params[2]["mean"]).max()) > 0.1  # absorbed
     assert float(jnp.abs(params[-1]["feedback"][2]["mean"]).max()) == 0.0
+
+
+VECTOR_FIELD = """
+[data]
+name = "xor"
+[network]
+layers = ["dense(4)", "tanh", "dense(1)"]
+[rule]
+name = "vector_field_eqprop"
+kolen_pollack = true
+[rules.kolen_pollack]
+[system]
+feedback = "untied"
+[optimizer]
+name = "adamw"
+learning_rate = 0.01
+weight_decay = 0.1
+[training]
+epochs = 1
+batch_size = 4
+"""
+OWN_SYSTEM = """
+import jax.numpy as jnp
+from bpeq.systems import from_field
+
+def {name}():
+    return from_field(
+        field=lambda p, s, x: -s + x @ p["w"] if isinstance(p, dict) else -s + x @ p[0]["w"],
+        init_state=lambda p, x: jnp.zeros(1),
+        readout=lambda p, s: s,
+        init=lambda key, shape: ({params}, (1,)),
+    )
+"""
+DECAY = "whose feedback comes to the weights by decay alone; allowed: adamw with weight_decay > 0"
+FLAT = '{"w": jnp.ones((2, 1))}'
+ODD = "(" + FLAT + ', {"feedback": {"a_b": jnp.ones(1)}})'
+
+
+@pytest.mark.parametrize(
+    ("name", "params", "settings", "line"),
+    [
+        ("tied", "", ['system.feedback="tied"'], "rule.kolen_pollack = true: params have no"),
+        ("own", FLAT, ["system={name='{m}:own'}"], "rule.kolen_pollack = true: params have no"),
+        ("odd", ODD, ["system={name='{m}:odd'}"], "feedback 'a_b' names no connection; allowed: d"),
+        ("zero", "", ["optimizer.weight_decay=0.0"], "weight_decay = 0.0: {}'vector_field_eqp"),
+        ("sgd", "", ["optimizer={name='sgd', learning_rate=0.1}"], "optimizer.name = 'sgd': {}'v"),
+        ("kp", "", ["rule.name=kolen_pollack", "optimizer.weight_decay=0.0"], "{}'kolen_pollack'"),
+    ],
+)
+def test_kolen_pollack_without_feedback_or_decay_is_one_line_and_exit_2(
+    call, tmp_path, monkeypatch, name, params, settings, line
+):
+    module = f"kp_{name}_system"
+    (tmp_path / "c.toml").write_text(VECTOR_FIELD)
+    (tmp_path / f"{module}.py").write_text(OWN_SYSTEM.format(name=name, params=params or "None"))
+    words = [word for s in settings for word in ("--set", s.replace("{m}", module))]
+    said = call("run", tmp_path / "c.toml", "--out", tmp_path / "out", *words)
+    assert (said.code, len(said.err)) == (2, 1), said.err
+    assert line.replace("{}", "means nothing under the rule ") in said.err[0]
+    assert not (tmp_path / "out").exists()
+    if "{}" in line:
+        assert said.err[0].endswith(DECAY)
+
+
+def test_homeostasis_is_as_good_as_decay(call, tmp_path):
+    (tmp_path / "c.toml").write_text(VECTOR_FIELD)
+    words = ["--set", "optimizer={name='sgd', learning_rate=0.1}", "--set", "rule.homeostasis=0.1"]
+    assert call("run", tmp_path / "c.toml", "--out", tmp_path / "out", *words).code == 0

@@ -53,6 +53,9 @@ gdu = true
 """
 
 
+UNTIED = ["--rules", "vector_field_eqprop", "--set", "system.feedback=untied"]
+
+
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory):
     path = tmp_path_factory.mktemp("fidelity") / "tiny.toml"
@@ -116,11 +119,17 @@ def test_it_leaves_a_picture_and_a_page_and_says_where(measured):
     assert "recurrent_backprop" in said.out
 
 
+@pytest.fixture(scope="module")
+def ran(tiny, call):
+    folder = tiny.parent / "run"
+    assert call("run", tiny, "--out", folder).code == 0
+    return folder
+
+
 def test_a_run_records_its_fidelity_before_and_after_and_can_be_looked_at_again(
-    tiny, call, tmp_path
+    tiny, ran, call, tmp_path
 ):
-    run, out = tmp_path / "run", tmp_path / "out"
-    assert call("run", tiny, "--out", run).code == 0
+    run, out = ran, tmp_path / "out"
     summary = json.loads((run / "summary.json").read_text())
     record = summary["fidelity"]
     assert record["rule"] == "eqprop"
@@ -150,6 +159,8 @@ def test_a_run_records_its_fidelity_before_and_after_and_can_be_looked_at_again(
         (["--rules", "eqprop,eqprop"], "--rules = 'eqprop,eqprop': must be different rules"),
         (["--rules", "nothing"], "'nothing'"),
         (["--run", "nowhere"], "nowhere"),
+        ([*UNTIED, "--set", "fidelity={gdu=true}"], "fidelity.gdu = true: asks what eqprop does"),
+        ([*UNTIED, "--set", "fidelity={points=[2]}"], "fidelity.points = [2]: asks what eqprop d"),
     ],
 )
 def test_bad_input_is_one_line_and_leaves_nothing(tiny, call, tmp_path, argv, message):
@@ -158,6 +169,29 @@ def test_bad_input_is_one_line_and_leaves_nothing(tiny, call, tmp_path, argv, me
     assert said.code in (2, 3)
     assert len(said.err) == 1, said.err
     assert message in said.err[0]
+    assert not out.exists()
+
+
+def test_a_float64_run_under_a_float32_config_is_looked_at_in_float32(tiny, ran, call, tmp_path):
+    """And no warning either: pytest makes errors of them."""
+    out, words = tmp_path / "out", ["--set", "fidelity={examples=4}", "--set", "precision=float32"]
+    said = call("fidelity", tiny, "--run", ran, "--out", out, *words)
+    assert said.code == 0, said.err
+    found = json.loads((out / "fidelity.json").read_text())["rules"]["eqprop"]
+    exact = json.loads((ran / "summary.json").read_text())["fidelity"]["trained"]
+    assert 1e-9 < abs(found["norm_ratio"] - exact["norm_ratio"]) < 1e-3
+    assert found["cosine"] > 0.999
+
+
+def test_what_is_no_run_folder_is_one_line(tiny, call, tmp_path):
+    out = tmp_path / "out"
+    for given in (tiny, tmp_path / "nowhere"):
+        said = call("fidelity", tiny, "--run", given, "--out", out)
+        line = f"bpeq: --run = {given}: must be the folder of a finished run"
+        assert (said.code, said.err) == (2, [line])
+    said = call("fidelity", tiny, "--run", tmp_path, "--out", out)
+    line = f"bpeq: {tmp_path}/summary.json: cannot read: No such file or directory"
+    assert (said.code, said.err) == (3, [line])
     assert not out.exists()
 
 

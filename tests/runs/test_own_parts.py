@@ -104,6 +104,21 @@ batch_size = 4
 [network]
 layers = ["dense(3)", "tanh", "dense(1)"]
 """
+SPARE = """
+    plain = stateless(apply, estimate, "own")
+
+    def init(key, params):
+        return (*params, {"spare": jnp.ones(1)}), ()
+
+    def beside(params, batch, state, key):
+        made, state = plain.estimate(params[:-1], batch, state, key)
+        return made._replace(grads=(*made.grads, {"spare": jnp.full(1, jnp.nan)})), state
+
+    def forward(params, x, key=None):
+        return apply(params[:-1], x, key)
+
+    return plain._replace(init=init, apply=forward, estimate=beside)
+"""
 NETWORK = '\n[network]\nlayers = ["dense(3)", "tanh", "dense(1)"]\n'
 SYSTEM = "c.toml:system.name = 'own_parts:net': "
 RULE = "--set rule.name = 'own_parts:rule': "
@@ -441,6 +456,19 @@ def test_a_bug_of_ours_keeps_its_traceback(own, monkeypatch):
 
 
 # --- what shows only in training ---------------------------------------------------------------
+
+
+def test_a_weight_that_no_loss_reads_ends_a_run_with_4_where_it_is_not_finite(call, own):
+    own(
+        ('    return stateless(apply, estimate, "own")', SPARE),
+        config=CONFIG.replace('name = "eqprop"', 'name = "own_parts:rule"'),
+    )
+    done = call("run", "c.toml", "--out", "out")
+    assert done.code == 4
+    (line,) = done.err
+    start = "bpeq: c.toml: diverged in epoch 1: the parameter 3.spare is not finite; try a smaller "
+    assert line.startswith(start)
+    assert line.endswith("the parameters of epoch 0 are in out/params.safetensors")
 
 
 def test_a_nan_ends_a_run_with_4_and_the_solvers_are_named_where_there_are_phases(call, own):

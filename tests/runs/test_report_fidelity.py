@@ -16,6 +16,7 @@ import pytest
 from matplotlib.figure import Figure
 from rich.console import Console
 
+from bpeq.report import _canvas as canvas
 from bpeq.report import fidelity_table, write_fidelity_report, write_report, write_run_report
 from bpeq.report._fidelity_grid import grid_panels
 from bpeq.report._fidelity_layers import layer_panel
@@ -318,6 +319,21 @@ def test_png_is_a_picture_of_all_panels(full: tuple[Path, Page], tmp_path: Path)
     assert share(small, "#0067a8") > 2e-4
     assert share(small, "#c75000") == 0
     assert picture.shape[0] > 2.5 * small.shape[0]  # three rows of panels against one
+
+
+def test_png_tells_its_marks_below_each_panel(tmp_path: Path, monkeypatch: Any) -> None:
+    written: list[str] = []
+
+    def note(self: Figure, *args: Any, **kwargs: Any) -> None:
+        written.extend(" ".join(text.get_text().split()) for text in self.texts)
+
+    monkeypatch.setattr(Figure, "savefig", note)
+    found = microscope(FULL)
+    panels = [layer_panel(found.rules), *grid_panels(found)]
+    canvas.png(panels, tmp_path / "no.png", "a title")
+    assert written == ["a title", *(panel.caption for panel in panels)]
+    for mark in ("larger dots", "Broad lines", "Ring", "Hollow", "dashed: float64"):
+        assert any(mark in caption for caption in written), mark
 
 
 def test_minimal_page_has_only_the_layers(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 from annotated_types import Ge, Gt, Interval, Le
 
-from bpeq import experiment, tuning
+from bpeq import _signals, experiment, tuning
 from bpeq.config import Config, load
 from bpeq.problem import build
 from bpeq.rules import backprop
@@ -265,6 +266,29 @@ def test_the_chosen_settings_are_printed(compared):
     for record in found["tuning"].values():
         rate = record["trials"][record["chosen"]]["settings"][RATE]
         assert f"learning_rate {rate:.5g}" in out
+
+
+def test_a_signal_while_tuning_keeps_the_trials_that_have_ended(call, tmp_path, monkeypatch):
+    """Two rows a trial: the third row is the first of the second trial."""
+    (tmp_path / "c.toml").write_text(CONFIG)
+    rows = iter([None, None, signal.SIGINT])
+    monkeypatch.setattr(_signals, "asked_to_stop", lambda: next(rows))
+    out = tmp_path / "out"
+    argv = ["compare", tmp_path / "c.toml", "--rules=backprop", "--out", out, "--tune", 3]
+    said = call(*argv, "--set", "training.epochs=2")
+    line = f"stopped after epoch 1 of 2; saved {out}/tuning/backprop/1"
+    assert (said.code, said.err) == (130, [f"bpeq: {line}"])
+    found = json.loads((out / "comparison.json").read_text())
+    assert (found["rules"], found["paired"], found["interrupted"]) == ({}, [], line)
+    record = found["tuning"]["backprop"]
+    assert (record["chosen"], len(record["trials"])) == (None, 1)
+    summary = json.loads((out / "tuning" / "backprop" / "0" / "summary.json").read_text())
+    error = summary["metrics"]["validation_error"]["mean"]
+    assert record["trials"][0]["settings"] == {RATE: 0.002}
+    assert record["trials"][0]["validation_error"] == error
+    said = call("report", out)
+    line = f"bpeq: {out}/comparison.json: was interrupted ({line}); it has no report"
+    assert (said.code, said.err) == (3, [line])
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ def calibrate(network: Layer, params: Params, x: Any) -> Params:
 
     Args:
       network: any layer; without statistics `params` come back as they are.
-      params: its parameters.
+      params: its parameters; entries that a rule has appended to a chain's stay as they are.
       x: `[examples, ...]`, as many as fit in memory at once; a thousand are plenty.
 
     Example:
@@ -38,6 +38,9 @@ def calibrate(network: Layer, params: Params, x: Any) -> Params:
     absorb = network.absorb
     if absorb is None:
         return params
+    if network.name == "chain" and len(params) > len(network.parts):
+        own = len(network.parts)
+        return (*calibrate(network, params[:own], x), *params[own:])
 
     def go_on(carry: tuple[Params, Any]) -> Any:
         return carry[1]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import re
+import textwrap
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -25,6 +26,7 @@ CHARACTER = 0.086  # inches, of a character of TEXT size
 
 
 _EDGE = 0.3  # inches, around and between the panels of a PNG
+_CAPTION, _LEADING = 66, 0.165  # characters of a PNG's caption's lines, and inches between them
 
 
 class Margins(NamedTuple):
@@ -50,13 +52,17 @@ class Panel(NamedTuple):
 
 
 def png(panels: Sequence[Panel], path: Path, title: str) -> Path:
-    """Writes the panels, two to a row, to a PNG with `title` on top; returns `path`."""
+    """Writes the panels, two to a row, each above its caption, to a PNG with `title` on top.
+
+    Returns `path`. A PNG stands alone, so that its marks must be told in it.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     columns = min(2, len(panels))
     rows = [panels[i : i + columns] for i in range(0, len(panels), columns)]
-    heights = [max(panel.height for panel in row) + 0.2 for row in rows]
+    keys = {id(panel): textwrap.wrap(panel.caption, _CAPTION) for panel in panels}
+    heights = [max(p.height + _LEADING * len(keys[id(p)]) for p in row) + 0.3 for row in rows]
     wide = _EDGE + columns * (WIDTH + _EDGE)
     high = 0.55 + sum(heights)
     with _style():
@@ -72,6 +78,10 @@ def png(panels: Sequence[Panel], path: Path, title: str) -> Path:
                 left, bottom = _EDGE + column * (WIDTH + _EDGE), top - panel.height
                 box = (left / wide, bottom / high, WIDTH / wide, panel.height / high)
                 _axes(figure, panel, box)
+                figure.text(
+                    box[0], (bottom - 0.05) / high, "\n".join(keys[id(panel)]), va="top", size=9,
+                    color=colours.MUTED, linespacing=1.3, parse_math=False,
+                )  # fmt: skip
             top -= height
         figure.savefig(path, dpi=150, format="png", metadata={"Software": "bpeq"})
     return path

@@ -73,6 +73,8 @@ def read_comparison(folder: Path) -> Comparison:
     """
     path = folder / "comparison.json"
     comparison = read_json(path)
+    if comparison.get("interrupted"):
+        raise DataError(f"{path}: was interrupted ({comparison['interrupted']}); it has no report")
     rules = mapping(comparison.get("rules"), f"{path}: rules")
     if not rules:
         raise DataError(f"{path}: rules: must hold at least one rule")

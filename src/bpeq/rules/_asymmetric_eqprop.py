@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from bpeq import trees
+from bpeq.rules._floor import warn_below_floor
 from bpeq.rules._means import mean_loss
 from bpeq.rules._phases import free_phase
 from bpeq.rules._recurrent_backprop import exact_reference
@@ -95,6 +96,7 @@ def asymmetric_eqprop(
 
     def init(key: Key, params: Params) -> tuple[Params, State]:
         dtype = jnp.result_type(*jax.tree.leaves(params))
+        warn_below_floor("asymmetric_eqprop", "beta", beta, dtype)
         return params, {"beta": jnp.asarray(beta, dtype)}
 
     def apply(params: Params, x: Any, key: Key | None = None) -> Array:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import jax
@@ -9,13 +10,25 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from bpeq import trees
+from bpeq.rules._floor import warn_below_floor
 from bpeq.rules._means import mean_loss
 from bpeq.rules._phases import contrast, free_phase, nudged_phases
 from bpeq.rules._recurrent_backprop import exact_reference
 from bpeq.rules._relaxing import relaxing
 from bpeq.settings import Count, NonNegative, Positive, checked
 from bpeq.solvers import fixed_point, fixed_steps
-from bpeq.types import Batch, Cost, Estimate, Key, LearningRule, Params, Solver, State, System
+from bpeq.types import (
+    Batch,
+    Caution,
+    Cost,
+    Estimate,
+    Key,
+    LearningRule,
+    Params,
+    Solver,
+    State,
+    System,
+)
 
 
 @checked
@@ -43,7 +56,14 @@ def continual_eqprop(
     happened, which is why the rule names "sgd" as its only one. As rate → 0 the sum telescopes
     to one-sided `eqprop` with as many nudged sweeps. It differs from that by order rate / β, not
     rate: moving weights shift the equilibrium by order rate, and the nudge only by order β. On
-    small nets that is a relative error of 10 to 20 rate / β; near rate = β the phase runs away.
+    small nets that is a relative error of 10 to 20 rate / β.
+
+    For one example, linear outputs with a bias and squared error, driven by units h that stand
+    still: what a sweep changes in an output, the next one changes again by rate K/β − β times as
+    much, K = 1 + |h|². So the estimate is EP's times (1 + β)/(1 + β − rate K/β), and from
+    rate K = β (1 + β) on the phase runs away. At rate = β/2 half of it or more is that error, for
+    β → 0. How far beyond is too far depends on K; so a rate of β/2 or more earns a warning and is
+    no error. Bounded units stop a runaway at their bounds: no loss shows it, training just fails.
 
     Args:
       system: it must have an energy.
@@ -88,6 +108,14 @@ def continual_eqprop(
 
     def init(key: Key, params: Params) -> tuple[Params, State]:
         dtype = jnp.result_type(*jax.tree.leaves(params))
+        warn_below_floor("continual_eqprop", "beta", beta, dtype)
+        if rate >= beta / 2:
+            said = "the weights outrun the nudge; the estimate is mostly that error"
+            warnings.warn(
+                f"continual_eqprop: rate = {rate:g} is beta / 2 = {beta / 2:g} or more: {said}",
+                Caution,
+                stacklevel=2,
+            )
         return params, {"beta": jnp.asarray(beta, dtype), "rate": jnp.asarray(rate, dtype)}
 
     def apply(params: Params, x: Any, key: Key | None = None) -> Array:

@@ -17,6 +17,7 @@ from bpeq.rules._clamped import (
     clamped_phases,
     refuse_unclampable,
 )
+from bpeq.rules._floor import warn_below_floor
 from bpeq.rules._means import mean_loss
 from bpeq.rules._phases import free_phase
 from bpeq.rules._recurrent_backprop import exact_reference
@@ -97,6 +98,7 @@ def coupled_learning(
 
     def init(key: Key, params: Params) -> tuple[Params, State]:
         dtype = jnp.result_type(*jax.tree.leaves(params))
+        warn_below_floor("coupled_learning", "eta", eta, dtype)
         return params, {"eta": jnp.asarray(eta, dtype)}
 
     def apply(params: Params, x: Any, key: Key | None = None) -> Array:

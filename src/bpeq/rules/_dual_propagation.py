@@ -12,6 +12,7 @@ from jaxtyping import Array
 from bpeq import trees
 from bpeq.layers import cut
 from bpeq.rules._autodiff import autodiff
+from bpeq.rules._floor import warn_below_floor
 from bpeq.rules._means import mean_loss
 from bpeq.settings import Count, NonNegative, Positive, checked
 from bpeq.solvers import fixed_steps
@@ -91,6 +92,7 @@ def dual_propagation(
 
     def init(key: Key, params: Params) -> tuple[Params, State]:
         dtype = jnp.result_type(*jax.tree.leaves(params))
+        warn_below_floor("dual_propagation", "beta", beta, dtype)
         return params, {"alpha": jnp.asarray(alpha, dtype), "beta": jnp.asarray(beta, dtype)}
 
     def apply(params: Params, x: Any, key: Key | None = None) -> Array:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import Annotated, Any, Literal, NamedTuple
 
 import jax
@@ -13,6 +12,7 @@ from jaxtyping import Array, Inexact
 from bpeq import trees
 from bpeq.rules._auto_beta import choose, unsettled
 from bpeq.rules._circle import half_circle, turn
+from bpeq.rules._floor import warn_below_floor
 from bpeq.rules._means import mean_loss
 from bpeq.rules._phases import Free, contrast, free_phase, nudged_phases
 from bpeq.rules._recurrent_backprop import exact_reference
@@ -124,7 +124,7 @@ def eqprop(
     def init(key: Key, params: Params) -> tuple[Params, State]:
         dtype = jnp.result_type(*jax.tree.leaves(params))
         first = 1.0 if beta == "auto" else float(beta)
-        _warn_below_floor(first, dtype)
+        warn_below_floor("eqprop", "beta", first, dtype)
         return params, {"beta": jnp.asarray(first, dtype)}
 
     def apply(params: Params, x: Any, key: Key | None = None) -> Array:
@@ -224,14 +224,3 @@ def _refuse(system: System, nudging: str, beta: Any) -> None:
         raise ValueError(f"eqprop: nudging = {nudging!r}: {system.not_holomorphic}")
     if nudging == "online" and beta == "auto":
         raise ValueError("eqprop: beta = 'auto': must be a number with nudging = \"online\"")
-
-
-def _warn_below_floor(beta: float, dtype: Any) -> None:
-    """Below 1,000 ε round-off in the states alone is a thousandth of the nudge or more."""
-    floor = 1000.0 * float(jnp.finfo(dtype).eps)
-    if beta < floor:
-        warnings.warn(
-            f"eqprop: beta = {beta:g} is below {floor:.1g}, where round-off in "
-            f"{jnp.dtype(dtype).name} buries the contrast",
-            stacklevel=2,
-        )

@@ -29,7 +29,7 @@ def kolen_pollack(network: Layer, cost: Cost, *, angle: Degrees = 90.0) -> Learn
 
     It is D that is kept, as an entry {"feedback": D} after the network's own in params, a tree like
     them: its gradient is zero, so that the optimizer's decoupled decay alone moves it. `apply` does
-    not read it. The entry has the optimizer's base rate, also where `layer_rates` has others.
+    not read it. With `layer_rates` it has its block's own rate, as the two updates above want it.
 
     Args:
       network: a chain. cost: compares its output with y.
@@ -37,8 +37,8 @@ def kolen_pollack(network: Layer, cost: Cost, *, angle: Degrees = 90.0) -> Learn
         in `feedback_alignment`. Params that carry the entry already are left as they are.
 
     It needs a decay that is decoupled from the gradient's scale: `adamw`, with a weight_decay λ
-    far above its usual 1e-4. Under others D stays, and this is feedback alignment with a B that
-    moves along.
+    far above its usual 1e-4. Under others, and at λ = 0, D stays what it was drawn as for ever, and
+    this is feedback alignment with a B that moves along: a config that asks for it is refused.
 
     Raises:
       ValueError: a setting is out of range, or the network is no chain.
@@ -98,4 +98,5 @@ def kolen_pollack(network: Layer, cost: Cost, *, angle: Degrees = 90.0) -> Learn
         kept,
         reference._replace(reference=reference),
         optimizers=("adamw",),
+        decay=True,
     )

@@ -11,6 +11,7 @@ from jaxtyping import Array
 from bpeq import trees
 from bpeq.layers import Block, cut, dense
 from bpeq.rules._autodiff import autodiff
+from bpeq.rules._floor import warn_below_floor
 from bpeq.rules._means import mean_loss
 from bpeq.settings import NonNegative, Positive, checked
 from bpeq.systems._refusals import refuse_coupling
@@ -44,7 +45,7 @@ def target_propagation(
       network: a chain of two blocks or more; those above the first are made of dense and flatten.
       cost: compares the output with y.
       step: η > 0 of the first target, in units of state² per cost; traced. 1 is y itself with
-        squared error.
+        squared error. In float32 the hidden targets' round-off grows as 1/η.
       noise: >= 0, of the inverses' training, in units of the state; traced.
 
     Raises:
@@ -76,6 +77,7 @@ def target_propagation(
 
     def init(key: Key, params: Params) -> tuple[Params, State]:
         dtype = jnp.result_type(*jax.tree.leaves(params))
+        warn_below_floor("target_propagation", "step", step, dtype)
         drawn = {}
         for l, block in enumerate(blocks[1:], start=1):
             below, above = params[block.slice][-1]["w"].shape

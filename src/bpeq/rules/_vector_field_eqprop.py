@@ -10,7 +10,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from bpeq import trees
-from bpeq.layers import cut
+from bpeq.rules._floor import warn_below_floor
+from bpeq.rules._lay_on_both import lay_on_both
 from bpeq.rules._means import mean_loss
 from bpeq.rules._phases import Free, contrast, free_phase, nudged_phases
 from bpeq.rules._recurrent_backprop import exact_reference
@@ -66,7 +67,9 @@ def vector_field_eqprop(
                         under the optimizer's decoupled weight decay alone: it shrinks by 1 − ηλ a
                         step, and the weights align. Coupled decay (an L2 term in the gradient) does
                         the same under SGD, not under Adam. Until they have, the sum is no gradient
-                        of the untied system's, and fidelity says so.
+                        of the untied system's, and fidelity says so. Without any decay they never
+                        do, so a config's optimizer must have a weight_decay > 0 (one of the user's
+                        own is trusted), unless homeostasis shrinks W − B in its stead.
         homeostasis     adds the gradient of ½‖J − Jᵀ‖² = ‖J‖² − Tr J², per example, at s⁰ held
                         constant. It is estimated by ½‖(J − Jᵀ)v‖² with one random sign vector v per
                         example, which is unbiased; its gradient is autodiff through the force.
@@ -85,8 +88,8 @@ def vector_field_eqprop(
       network: says where those names stand in params; only kolen_pollack needs it.
 
     Raises:
-      ValueError: a setting out of range; kolen_pollack on params without a feedback entry, or with
-        a named one and no network, by the rule's `init` or when an estimate is traced.
+      ValueError: a setting out of range; kolen_pollack on params without a feedback entry, with a
+        named one and no network, or with one that fits no forward weights, by the rule's `init`.
 
     The estimate's info has the SolveInfos `free` `[batch]` and `nudged` `[phases, batch]`, and
     with homeostasis > 0 that loss's batch mean `homeostasis`, unweighted.
@@ -117,8 +120,9 @@ def vector_field_eqprop(
 
     def init(key: Key, params: Params) -> tuple[Params, State]:
         if kolen_pollack:
-            _lay_on_both(params, network)  # raises where nothing can be laid
+            lay_on_both(params, network)  # raises where nothing can be laid
         dtype = jnp.result_type(*jax.tree.leaves(params))
+        warn_below_floor("vector_field_eqprop", "beta", beta, dtype)
         settings = {"beta": beta, **({"homeostasis": homeostasis} if homeostasis else {})}
         return params, {name: jnp.asarray(value, dtype) for name, value in settings.items()}
 
@@ -132,7 +136,7 @@ def vector_field_eqprop(
         )
         record: dict[str, Any] = {"free": rest.info, "nudged": info}
         if kolen_pollack:
-            grads = _lay_on_both(grads, network)
+            grads = lay_on_both(grads, network)
         if homeostasis:  # after Kolen–Pollack: its gradients on W and B are each other's opposite
             v = _signs(key, rest.state)
             loss, pull = jax.value_and_grad(asymmetry_loss, argnums=1)(
@@ -144,7 +148,14 @@ def vector_field_eqprop(
         return Estimate(grads, loss, rest.output, record), state
 
     reference = exact_reference(system, cost)
-    return LearningRule("vector_field_eqprop", init, apply, estimate, reference=reference)
+    return LearningRule(
+        "vector_field_eqprop",
+        init,
+        apply,
+        estimate,
+        reference=reference,
+        decay=kolen_pollack and not homeostasis,
+    )
 
 
 def respond(
@@ -215,40 +226,3 @@ def _signs(key: Key, like: State) -> State:
     keys = jax.random.split(key, len(leaves))
     drawn = [jax.random.rademacher(k, s.shape, s.dtype) for k, s in zip(keys, leaves, strict=True)]
     return jax.tree.unflatten(structure, drawn)
-
-
-def _split(params: Params) -> tuple[list[Params], Any]:
-    """The entries before the last one, and the feedback tree that the last one holds."""
-    last = params[-1] if isinstance(params, tuple) and params else None
-    if not (isinstance(last, dict) and "feedback" in last):
-        raise ValueError(
-            "vector_field_eqprop: kolen_pollack = True: params have no {'feedback': ...} entry; "
-            "allowed only for systems with feedback weights of their own, such as "
-            "hopfield(..., feedback = 'untied')"
-        )
-    return list(params[:-1]), last["feedback"]
-
-
-def _lay_on_both(grads: Params, network: Layer | None) -> Params:
-    """Both weights of a connection get the sum of their gradients."""
-    forward, feedback = _split(grads)
-    if isinstance(feedback, tuple):  # it mirrors the forward entries, empty where none is fed back
-        for i, part in enumerate(feedback):
-            if jax.tree.leaves(part):
-                forward[i] = trees.add(forward[i], part)
-        given = [a if jax.tree.leaves(b) else b for a, b in zip(forward, feedback, strict=True)]
-        return (*forward, {"feedback": tuple(given)})
-    if network is None:
-        raise ValueError(
-            "vector_field_eqprop: kolen_pollack = True: network = None: must be the network whose "
-            f"blocks name the feedback weights {', '.join(feedback)}"
-        )
-    places, both = {block.name: block.slice for block in cut(network)}, {}
-    for name, part in feedback.items():
-        if name in places:
-            both[name] = trees.add(tuple(forward[places[name]]), part)
-            forward[places[name]] = both[name]
-        else:  # a skip of a Hopfield system
-            both[name] = trees.add(forward[-1]["skips"][name], part)
-            forward[-1] = {"skips": {**forward[-1]["skips"], name: both[name]}}
-    return (*forward, {"feedback": both})

@@ -160,10 +160,10 @@ def init_skips(graph: Graph, key: jax.Array, shapes: list[Shape]) -> dict[str, P
         try:
             drawn[edge.at], shape = edge.layer.init(own, shapes[edge.source])
         except ValueError as error:
-            raise ValueError(f"hopfield: the skip {name}: {error}") from None
+            raise ValueError(f"hopfield: skips = '{name}': {error}") from None
         if tuple(shape) != tuple(shapes[edge.target]):
             raise ValueError(
-                f"hopfield: the skip {name} ({edge.layer.name!r}) gives shape {tuple(shape)}; "
+                f"hopfield: skips = '{name}': {edge.layer.name!r} gives shape {tuple(shape)}; "
                 f"state {edge.target} ({graph.states[edge.target - 1].name!r}) has "
                 f"{tuple(shapes[edge.target])}, and they must agree to be added"
             )
