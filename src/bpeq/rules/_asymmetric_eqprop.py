@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from bpeq import trees
+from bpeq.rules._followed import refuse_outside
 from bpeq.rules._means import mean_loss
 from bpeq.rules._phases import free_phase
 from bpeq.rules._recurrent_backprop import exact_reference
@@ -60,7 +61,7 @@ def asymmetric_eqprop(
 
     Args:
       system: any whose push enters its force, f(s) + push = 0: all of bpeq's, except a Hopfield
-        system that nudges outside its σ.
+        system that nudges outside its σ, which is refused: the correction would be outside too.
       cost: compares the readout with y; it nudges per example.
       free, nudged: solvers of the phases; None settles to a residual of 1e-6 within 1,000 sweeps.
         Nudged phases start at s⁰.
@@ -68,7 +69,7 @@ def asymmetric_eqprop(
       nudging: one-sided or centered.
 
     Raises:
-      ValueError: a setting out of range.
+      ValueError: a setting out of range, or a system that is nudged outside of its σ.
 
     The estimate's info has the SolveInfos `free` `[batch]` and `nudged` `[phases, batch]`.
 
@@ -90,6 +91,7 @@ def asymmetric_eqprop(
 
     Source: Scurria et al. 2026, asymmetric (dyadic) equilibrium propagation.
     """
+    refuse_outside("asymmetric_eqprop", system)
     settle_free = fixed_point() if free is None else free
     settle_nudged = fixed_point() if nudged is None else nudged
 

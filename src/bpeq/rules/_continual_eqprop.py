@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from bpeq import trees
+from bpeq.rules._followed import followed
 from bpeq.rules._means import mean_loss
 from bpeq.rules._phases import contrast, free_phase, nudged_phases
 from bpeq.rules._recurrent_backprop import exact_reference
@@ -123,4 +124,5 @@ def continual_eqprop(
         estimate,
         reference=exact_reference(system, cost),
         optimizers=("sgd",),
+        objective=followed(system, cost),
     )

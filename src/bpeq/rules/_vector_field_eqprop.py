@@ -11,6 +11,7 @@ from jaxtyping import Array, Float
 
 from bpeq import trees
 from bpeq.layers import cut
+from bpeq.rules._followed import followed, follows
 from bpeq.rules._means import mean_loss
 from bpeq.rules._phases import Free, contrast, free_phase, nudged_phases
 from bpeq.rules._recurrent_backprop import exact_reference
@@ -144,7 +145,11 @@ def vector_field_eqprop(
         return Estimate(grads, loss, rest.output, record), state
 
     reference = exact_reference(system, cost)
-    return LearningRule("vector_field_eqprop", init, apply, estimate, reference=reference)
+    note = f"follows {other}" if (other := follows(system, cost)) and not system.energy else ""
+    return LearningRule(
+        "vector_field_eqprop", init, apply, estimate, reference=reference, note=note,
+        objective=followed(system, cost),
+    )  # fmt: skip
 
 
 def respond(
