@@ -11,7 +11,7 @@ from jaxtyping import Array
 from bpeq import trees
 from bpeq.rules._followed import refuse_outside
 from bpeq.rules._means import mean_loss
-from bpeq.rules._phases import free_phase
+from bpeq.rules._phases import Free, free_phase
 from bpeq.rules._recurrent_backprop import exact_reference
 from bpeq.rules._relaxing import relaxing
 from bpeq.rules._vector_field_eqprop import Sides, respond, skew
@@ -104,16 +104,8 @@ def asymmetric_eqprop(
 
     def estimate(params: Params, batch: Batch, state: State, key: Key) -> tuple[Estimate, State]:
         rest = free_phase(system, settle_free, params, batch.x)
-        twist = skew(system, params, rest.clamped, rest.state)
-
-        def sweep(params: Params, clamped: Any, state: State, push: Any) -> State:
-            def both(state: State) -> State:
-                return trees.add_given(twist(trees.sub(state, rest.state)), push(state))
-
-            return system.sweep(params, clamped, state, both)
-
         grads, info = respond(
-            system._replace(sweep=sweep),
+            transposed(system, params, rest),
             cost,
             settle_nudged,
             params,
@@ -127,3 +119,16 @@ def asymmetric_eqprop(
 
     reference = exact_reference(system, cost)
     return LearningRule("asymmetric_eqprop", init, apply, estimate, reference=reference)
+
+
+def transposed(system: System, params: Params, rest: Free) -> System:
+    """The system whose nudged sweep has the push (Jᵀ − J)(s − s⁰) too, s⁰ the state of `rest`."""
+    twist = skew(system, params, rest.clamped, rest.state)
+
+    def sweep(params: Params, clamped: Any, state: State, push: Any) -> State:
+        def both(state: State) -> State:
+            return trees.add_given(twist(trees.sub(state, rest.state)), push(state))
+
+        return system.sweep(params, clamped, state, both)
+
+    return system._replace(sweep=sweep)
