@@ -23,7 +23,7 @@ FLOORS = [
     ["registry", "_own", "_schema", "_calls", "_overrides", "_sections", "config"],
     [
         *["rehearsal", "problem", "probe", "checking", "showing", "runs", "experiment", "loading"],
-        *["microscope", "tuning", "comparison", "auditing"],
+        *["grids", "microscope", "tuning", "comparison", "auditing"],
     ],
     ["report"],
     ["_signals", "_terminal", "_commands", "cli"],

@@ -104,9 +104,44 @@ def equilibrium(at: Equilibrium | None) -> str:
     if at.jumped is not None:
         beta, part = at.jumped
         said.append(f"at β = {setting(beta)} {share(part)} of the examples jump to another state")
+    if at.along:
+        said.append(jumps(at))
     if at.settled is not None and at.settled < 1:
         said.append(f"settled in {share(at.settled)} of the examples only")
     return f"Equilibrium{looked_at(at)}: {'; '.join(said)}." if said else ""
+
+
+def jumps(at: Equilibrium) -> str:
+    """Which examples leave their branch, along the grid of β: "3.1 % at 0.2, 25 % at 0.3"."""
+    far = [(beta, part) for beta, part in at.along if part > 0]
+    if not far:
+        return f"none jumps up to β = {setting(at.along[-1][0])}"
+    still = [beta for beta, _ in at.along if beta < far[0][0]]
+    begin = f"none jumps up to β = {setting(still[-1])}, " if still else "jumps along β: "
+    return begin + ", ".join(f"{share(part)} at {setting(beta)}" for beta, part in far)
+
+
+def gdu(found: Microscope) -> str:
+    """The slopes of the GDU check in one sentence; empty where it was not made."""
+    theory = {"one-sided": 1, "centered": 2}
+    said = [
+        f"{name} {n.fixed(one.slope)} (theory {theory[name]})" if name in theory
+        else f"{name} {n.fixed(one.slope)}"
+        for name, one in found.gdu.items()
+    ]  # fmt: skip
+    if not said:
+        return ""
+    return f"GDU, the slope over β of EP's updates less BPTT's, sweep by sweep: {', '.join(said)}."
+
+
+def precisions(rules: Sequence[Rule]) -> str:
+    """Each rule's relative error in the precisions that were asked for; empty without any."""
+    said = [
+        f"{r.name} {', '.join(f'{n.plain(m.relative_error)} in {p}' for p, m in kinds)}"
+        for r in rules
+        if (kinds := list(r.precisions.items()))
+    ]
+    return f"Relative error: {'; '.join(said)}." if said else ""
 
 
 def looked_at(at: Equilibrium) -> str:
