@@ -148,6 +148,7 @@ def jumped(
 
     An example has jumped where the free phase, started at s^β, does not come back to s⁰ (to 1e-6):
     the contrast is then between two different equilibria, and its error does not vanish with β.
+    So it has where the nudged phase grows beyond all bounds.
     """
     system = system.ideal
     with jax.enable_x64(True):
@@ -166,7 +167,8 @@ def jumped(
                 lambda s: _SETTLE(lambda s: system.sweep(params, rest.clamped, s), s)[0]
             )(states)
             gaps = jax.vmap(lambda s: trees.max_abs(trees.sub(s, rest.state)))(back)
-            return jnp.max(gaps, axis=0)
+            size = jax.vmap(trees.max_abs)(states)
+            return jnp.max(jnp.where(jnp.isfinite(size), gaps, jnp.inf), axis=0)
 
         return ~(np.asarray(away(params, batch, jnp.asarray(betas, jnp.float64))) <= 1e-6)
 

@@ -13,7 +13,7 @@ from bpeq.report import _numbers as n
 from bpeq.report._canvas import Panel
 from bpeq.report._fidelity_read import Fit, Gdu, Microscope
 from bpeq.report._fidelity_rule import Rule
-from bpeq.report._fidelity_words import setting
+from bpeq.report._fidelity_words import RUNAWAY, setting
 from bpeq.report._logplot import Line, Words, guide, line_panel
 from bpeq.report._scales import logarithmic
 
@@ -46,6 +46,7 @@ def grid_lines(found: Microscope, varied: str) -> list[Line]:
         label = _label(key, list(groups))
         for precision in sorted(parts):  # float32, then float64
             x, y, settled = np.asarray(sorted(parts[precision]), dtype=np.float64).T
+            y = np.where(y > RUNAWAY, np.nan, y)  # it would squeeze all others into a line
             dash = "--" if precision == "float64" and len(parts) > 1 else "-"
             colour = colours.series(place)
             rule, estimator, beta = key
