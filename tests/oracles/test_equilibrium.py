@@ -89,10 +89,14 @@ def test_a_nudge_over_the_hill_is_a_jump_and_a_small_one_is_not():
     system, batch = double_well(), Batch(jnp.ones((2, 1)), jnp.array([[-2.0], [0.9]]))
     far = jumped(system, squared_error(), jnp.ones(1), batch, [0.01, 0.5])
     assert far.tolist() == [[False, False], [True, False]]
-    linear, params = linear_net(np.array([[0.6], [0.3]]))  # K = 0.55: at −0.6 nothing settles
+
+
+def test_a_nudge_that_runs_away_is_a_jump_though_the_free_phase_would_come_back():
+    """At β > 1 a linear output is pushed to infinity; bounded hidden units bring it home."""
+    system = hopfield(chain(dense(2, bias=False), tanh(), dense(1, bias=False)))
+    params = ({"w": jnp.eye(2)}, (), {"w": jnp.array([[0.6], [0.3]])})
     batch = Batch(jnp.ones((1, 2)), jnp.zeros((1, 1)))
-    beyond = jumped(linear, squared_error(), params, batch, [0.5, 1.2])
-    assert beyond.tolist() == [[False], [True]]
+    assert jumped(system, squared_error(), params, batch, [0.5, 1.2]).tolist() == [[False], [True]]
 
 
 def test_nudge_amplitude_is_the_linear_response_of_each_state():

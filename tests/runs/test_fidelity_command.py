@@ -134,12 +134,12 @@ sweeps = [2, 40]
 def test_grids_are_of_every_rule_that_has_the_setting(call, tmp_path):
     path, out = tmp_path / "many.toml", tmp_path / "out"
     path.write_text(TINY + MANY)
-    rules = "asymmetric_eqprop,coupled_learning,dual_propagation,bptt"
+    rules = "asymmetric_eqprop,coupled_learning,bptt"
     said = call("fidelity", path, "--rules", rules, "--out", out)
     assert said.code == 0, said
     found = json.loads((out / "fidelity.json").read_text())
-    orders = found["bias_order"]  # all three centered, each against what it follows
-    assert list(orders) == ["asymmetric_eqprop", "coupled_learning", "dual_propagation"]
+    orders = found["bias_order"]  # both centered, each against what it follows
+    assert list(orders) == ["asymmetric_eqprop", "coupled_learning"]
     assert all(abs(order - 2) < 0.05 for order in orders.values()), orders
     varied = {(row["rule"], row["varied"]) for row in found["grid"]}
     assert varied == {(r, "sweeps") for r in rules.split(",")} | {(r, "beta") for r in orders}
@@ -149,8 +149,7 @@ def test_grids_are_of_every_rule_that_has_the_setting(call, tmp_path):
             for row in found["grid"]
             if (row["rule"], row["varied"]) == (name, "sweeps")
         )
-        assert few >= many, name
-        assert name == "dual_propagation" or few > 10 * many
+        assert few > 10 * many, name
     page = (out / "report.html").read_text()
     assert "Set against the gradient of what it follows: coupled_learning by" in page
 
