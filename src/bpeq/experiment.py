@@ -92,7 +92,7 @@ def _train(
         params, keys[:, 1]
     )
     evaluate = scoring.evaluator(rule, problem.cost, problem.data.task, unit=problem.data.unit)
-    evaluate = jax.jit(jax.vmap(evaluate, in_axes=(0, None, None, 0)))
+    evaluate = jax.jit(training.each_seed(evaluate, (0, None, None, 0), problem.network))
     rows = jnp.asarray(problem.rows)
     per_epoch = rows.shape[1] // size
 
@@ -110,8 +110,9 @@ def _train(
             said += ", or solvers under which every phase settles"
         return said
 
+    epochs = training.epoch_scan(training.supervised(rule, optimizer), size)
     carry, values, logged = runner.repeat(
-        training.over_seeds(training.epoch_scan(training.supervised(rule, optimizer), size)),
+        training.over_seeds(epochs, problem.network),
         carry,
         (x, y, rows, keys[:, 2]),
         total=settings["epochs"],
