@@ -13,7 +13,7 @@ import numpy as np
 import tomli_w
 
 from bpeq import runs, scoring, training, trees
-from bpeq.config import Config
+from bpeq.config import Config, load
 from bpeq.fidelity import grouped
 from bpeq.looping import Diverged, Interrupted, Progress, Runner
 from bpeq.probe import before_and_after
@@ -181,6 +181,9 @@ def _study(
     """
     began = time.perf_counter()
     plain = config._replace(tree={k: v for k, v in config.tree.items() if k != "experiment"})
+    if "data" in config.tree:  # then the rest is a config of its own, also under other rules
+        beside = [o for o in config.overrides if not o.startswith(("study.", "experiment"))]
+        plain = load(config.path, beside, study=False)
     study = load_study(config.tree["experiment"], config.folder)
     runs.claim(folder)
     _write_config(config, folder)
