@@ -31,7 +31,7 @@ def run(
     """Two comparisons with their null controls, in the folders mnist and digits; vision.png.
 
     Metrics: `test_error` of backprop's CNN on MNIST at the last epoch, with an ending for the other
-    rows of the comparison; `digits_test_error_…` for every row of the one on digits.
+    rows of the comparison; `test_error_digits_…` for every row of the one on digits.
 
     Args:
       digits: the config of the CNN on digits, beside this one.
@@ -53,10 +53,10 @@ def run(
         )["rules"]
     metrics = {}
     for name, rows in found.items():
-        before = "" if name == "mnist" else "digits_"
         for row, entry in rows.items():
-            ending = "" if before == "" and row == "backprop" else f"_{row}"
-            metrics[f"{before}test_error{ending}"] = entry["metrics"]["test_error"]["values"]
+            ending = f"_{row}" if name == "mnist" else f"_{name}_{row}"
+            ending = ending.removeprefix("_backprop")
+            metrics[f"test_error{ending}"] = entry["metrics"]["test_error"]["values"]
             for part in ("compile", "train", "evaluate"):
                 runner.clock.spent[part] += entry["seconds"][part]
     draw(runner.folder, found).savefig(runner.folder / "vision.png", dpi=130)

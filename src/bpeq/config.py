@@ -102,9 +102,7 @@ class Config(NamedTuple):
                 raise DataError(f"{self.path}:data.name = {name!r}: {error}") from error
             self.blame(error, section.partition(".")[0])
         if not isinstance(made, registry.WORDS[kind]):
-            words = registry.WORDS[kind]
-            words = words if isinstance(words, tuple) else (words,)
-            wanted = " or a ".join(word.__name__ for word in words)
+            wanted = " or a ".join(word.__name__ for word in registry.WORDS[kind])
             remedy = f"gives a {type(made).__name__}; it must give a {wanted}"
             raise self.fault(f"{section}.name", name, remedy)
         return made
@@ -174,8 +172,7 @@ def load(
       ConfigError: anything at all that is wrong with it, in one line.
     """
     path = Path(path)
-    file = _read(path)
-    file = file if study else {k: v for k, v in file.items() if k not in ("experiment", "study")}
+    file = {k: v for k, v in _read(path).items() if study or k not in ("experiment", "study")}
     pairs = [read_pair(text) for text in overrides]
     source = Source(path, file, tuple(key for key, _ in pairs))
     try:
