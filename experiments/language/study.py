@@ -32,7 +32,7 @@ def run(
     runner: Runner,
     *,
     copy_updates: Count = 1500,
-    text_updates: Count = 3000,
+    text_updates: Count = 2000,
     copy_batch: Count = 64,
     text_batch: Count = 32,
     smoke: bool = False,
@@ -45,7 +45,7 @@ def run(
 
     Args:
       copy_updates, text_updates: of each net. copy_batch, text_batch: sequences an update.
-      smoke: a tenth of the copy updates, 20 of the text's, and a short held-out text.
+      smoke: a fifth of the copy updates, 20 of the text's, and a short held-out text.
     """
     if smoke:
         copy_updates, text_updates = max(copy_updates // 5, 1), 20
