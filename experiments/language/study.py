@@ -177,7 +177,7 @@ def reading(
         (keys[:, 2],),
         total=updates,
         every=max(updates // 20, 1),
-        measure=lambda carry: {"bits": held_out(carry.params, text.held[:8000])},
+        measure=lambda carry: {"bits": held_out(carry.params, text.held, 5)},
         params=lambda carry: carry.params,
         name="text",
     )
@@ -185,11 +185,12 @@ def reading(
         return carry.params, held_out(carry.params, text.held), rows
 
 
-def held_out_bits(network: Network) -> Callable[[Params, np.ndarray], np.ndarray]:
-    """(params, text) -> mean −log₂ p(character | those before), its first one aside, `[seeds]`.
+def held_out_bits(network: Network) -> Callable[..., np.ndarray]:
+    """(params, text, every=1) -> mean −log₂ p(character | those before), `[seeds]`.
 
-    Windows overlap by half: each character is foretold once, from half a window of text or more
-    (those of the first half window from all there is).
+    Windows overlap by half: each character but the first is foretold once, from half a window of
+    text or more (those of the first half window from all there is). With `every` = k only those of
+    every kth window are.
     """
     (steps,), half = network.shape, network.shape[0] // 2
 
@@ -200,10 +201,10 @@ def held_out_bits(network: Network) -> Callable[[Params, np.ndarray], np.ndarray
         taken = jnp.take_along_axis(each, y[..., None], axis=-1)[..., 0]
         return -jnp.sum(jnp.where(counts, taken, 0.0))
 
-    def bits(params: Params, held: np.ndarray) -> np.ndarray:
-        starts = np.arange(0, len(held) - 1, half)
-        starts = starts[np.arange(len(starts) + (-len(starts) % 100)) % len(starts)]  # whole chunks
-        again = np.arange(len(starts)) >= len(np.arange(0, len(held) - 1, half))
+    def bits(params: Params, held: np.ndarray, every: int = 1) -> np.ndarray:
+        own = np.arange(0, len(held) - 1, half)[::every]
+        starts = np.resize(own, len(own) + -len(own) % 100)  # whole chunks: the last one repeats
+        again = np.arange(len(starts)) >= len(own)
         padded = np.concatenate([held, np.zeros(steps + 1, held.dtype)])
         chosen = padded[starts[:, None] + np.arange(steps + 1)]
         place = starts[:, None] + np.arange(1, steps + 1)
