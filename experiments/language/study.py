@@ -45,10 +45,10 @@ def run(
 
     Args:
       copy_updates, text_updates: of each net. copy_batch, text_batch: sequences an update.
-      smoke: a fifth of the copy updates, 20 of the text's, and a short held-out text.
+      smoke: a fifth of the copy updates, 5 of the text's, and a short held-out text and sample.
     """
     if smoke:
-        copy_updates, text_updates = max(copy_updates // 5, 1), 20
+        copy_updates, text_updates = max(copy_updates // 5, 1), 5
     networks, keys = build_networks(config), seed_keys(config.tree["seed"], config.tree["seeds"])
     cost = config.build("cost")
     metrics: dict[str, Any] = {}
@@ -66,7 +66,13 @@ def run(
     params, bits, curves["text"] = reading(
         config, runner, networks["text"], cost, keys, text, text_updates, text_batch
     )
-    sample = written(networks["text"], jax.tree.map(lambda p: p[0], params), text, keys[0, 2])
+    sample = written(
+        networks["text"],
+        jax.tree.map(lambda p: p[0], params),
+        text,
+        keys[0, 2],
+        60 if smoke else 600,
+    )
     (runner.folder / "samples.txt").write_text(
         f"# sha256 of the text: {text.checksum}\n# {bits[0]:.3f} bits per character\n{sample}\n"
     )
@@ -263,7 +269,7 @@ def learner(
     return jax.vmap(first)(keys[:, 0], keys[:, 1]), training.supervised(rule, optimizer)
 
 
-def written(network: Network, params: Params, text: Text, key: Key, length: int = 600) -> str:
+def written(network: Network, params: Params, text: Text, key: Key, length: int) -> str:
     """Characters drawn one by one from the net, after the held-out text's first window."""
     (steps,) = network.shape
 
