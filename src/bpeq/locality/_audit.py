@@ -10,9 +10,12 @@ from jax.interpreters.partial_eval import dce_jaxpr
 
 from bpeq import trees
 from bpeq.layers import cut
+from bpeq.locality._constants import fixed
+from bpeq.locality._places import numbered
 from bpeq.locality._rows import Namer, WeightRow
-from bpeq.locality._values import BATCH, FAR, NONE, Atom, Content, Kind, Value
-from bpeq.locality._walk import Walk, fixed
+from bpeq.locality._units import BATCH, NONE
+from bpeq.locality._values import FAR, Atom, Content, Kind, Value
+from bpeq.locality._walk import Walk
 from bpeq.types import Batch, Key, Layer, LearningRule, Params, State
 
 
@@ -117,27 +120,32 @@ def audit_locality(
     weights, rest = avals[:count], avals[count:]
     fixtures: list[Any] = [var.aval for var in jaxpr.constvars]
     leaves = [*weights, *rest[2 : 2 + kept], *fixtures]
-    walk = Walk([len(aval.shape) for aval in leaves])
+    shapes = [aval.shape for aval in leaves]
+    walk, places = Walk(shapes), numbered(shapes)
     consts = [
-        _weight(count + kept + i, aval, least=2) if fixed(const).content.kind else fixed(const)
+        _weight(count + kept + i, aval, least=2)._replace(places=fixed(const).places)
+        if fixed(const).content.kind
+        else fixed(const)
         for i, (const, aval) in enumerate(zip(closed.consts, fixtures, strict=True))
     ]
     noise = Content(Kind.CONSTANT, frozenset({frozenset({Atom("noise")})}))
     args = [
-        *(_weight(i, aval, least=1) for i, aval in enumerate(weights)),
+        *(_weight(i, aval, 1)._replace(places=places[i]) for i, aval in enumerate(weights)),
         _data(rest[0], Kind.ACTIVITY, "input", 0),
         _data(rest[1], Kind.TARGET, "target", FAR),
         *(_weight(count + i, aval, least=2) for i, aval in enumerate(rest[2 : 2 + kept])),
         *(Value((noise,), (NONE,) * len(aval.shape)) for aval in rest[2 + kept :]),
     ]
     made = walk.run(jaxpr, consts, args)
+    lost = {(leaf, at) for value in made for leaf, at in value.lost if leaf < count}
     for leaf, value in enumerate(made):  # a gradient's axes are its weight's
         for axis, dim in enumerate(value.dims):
             walk.units.unite(dim | {(leaf, axis)})
     names += [f"constant {i}" for i in range(len(fixtures))]
     namer = Namer(walk, names)
-    rows = tuple(namer.row(leaf, value.content) for leaf, value in enumerate(made))
-    return Locality(rule.name, rows, tuple(sorted(walk.unseen)))
+    unknown = {leaf for leaf, _ in lost}
+    rows = tuple(namer.row(leaf, v.content, leaf in unknown) for leaf, v in enumerate(made))
+    return Locality(rule.name, rows, tuple(sorted(walk.unseen | {at for _, at in lost})))
 
 
 def weight_names(params: Params, network: Layer | None = None) -> list[str]:

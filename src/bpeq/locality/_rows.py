@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from bpeq.locality._values import MOVES, Atom, Content, Kind, Label, Term, opened
+from bpeq.locality._units import Label
+from bpeq.locality._values import MOVES, Atom, Content, Kind, Term, opened
 from bpeq.locality._walk import Walk
 from bpeq.locality._weights import Use
 
@@ -48,8 +49,8 @@ class Namer:
         }
         self._states = self._called()
 
-    def row(self, leaf: int, content: Content) -> WeightRow:
-        """The row of one weight, whose gradient is `content`."""
+    def row(self, leaf: int, content: Content, lost: bool = False) -> WeightRow:
+        """The row of one weight, whose gradient is `content`; lost: it is also used unknown how."""
         terms = content.terms
         if self._ranks[leaf] == 0:  # its gradient is a number by its shape, not by what it pools
             terms = opened(terms)
@@ -61,7 +62,7 @@ class Namer:
         return WeightRow(
             self._names[leaf],
             self._reads(atoms),
-            self._transposed(leaf),
+            (*self._transposed(leaf), *(["unknown"] if lost else [])),
             self._stored(terms),
             error_pass,
             self._global(leaf, atoms),
