@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from bpeq.locality._units import Label
-from bpeq.locality._values import MOVES, Atom, Content, Kind, Term, opened
+from bpeq.locality._values import LATE, MOVES, Atom, Content, Kind, Term, opened
 from bpeq.locality._walk import Walk
 from bpeq.locality._weights import Use
 
@@ -147,7 +147,7 @@ class Namer:
             own = {
                 u.through for u in back if u not in down and _WORDS.get(u.carried, "probe") == word
             }
-            found += [f"{word} (its {via})" if via else word for via in sorted(own)]
+            found += [f"{word}{_of(via)}" for via in sorted(own)]
         if not forward and any(use.carried == Kind.ERROR for use in uses):
             found.append("error (entry by entry)")
         return tuple(found)
@@ -206,6 +206,11 @@ def overall(rows: Sequence[WeightRow]) -> WeightRow:
 
 def _order(entry: tuple[Label, int, Atom]) -> tuple[Label, int]:
     return entry[:2]
+
+
+def _of(via: str) -> str:
+    """Whether only a function of the weight is used, or what the rule's state holds of it."""
+    return f" ({via})" if via == LATE else f" (its {via})" if via else ""
 
 
 def _block(name: str) -> str:

@@ -89,6 +89,8 @@ class Content(NamedTuple):
 NOTHING = Content(Kind.ZERO, frozenset())
 
 
+LATE = "a step late"
+"""In place of a function: what a rule's state holds of a weight."""
 Owners = frozenset[tuple[int, str]]
 """Leaves, each with the function that it went through, if any."""
 

@@ -65,10 +65,10 @@ class Walk:
 
     def _kept(self, eqn: Any, values: Sequence[Value], made: Value, out: int) -> Value:
         """A primitive's result, with the weights that it has made no known use of as lost in it."""
+        made = made._replace(places=Places.of(eqn, [value.places for value in values], out))
         if made.content.kind == Kind.ZERO:
             same = frozenset(range(len(made.dims)))
             return made._replace(weights=NO_OWNERS, summand=NO_OWNERS, spread=same)
-        made = made._replace(places=Places.of(eqn, [value.places for value in values], out))
         found: Owners = made.weights
         if made.places is not None and any(tangled(leaf, made.dims) for leaf, _ in found):
             made = self._located(made, made.places)
