@@ -77,7 +77,7 @@ def _one_line(others: Callable[..., Any]) -> Callable[..., Any]:
             others(message, category, *place, **more)
         elif str(message) not in seen:
             seen.add(str(message))
-            _say(str(message), DONE)
+            say(str(message), DONE)
 
     return show
 
