@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 
-.PHONY: demo test test-slow lint types bench clean
+.PHONY: demo test test-slow studies lint types bench clean
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -19,6 +19,9 @@ test: $(STAMP)  ## every test but the slow studies, and the docstrings' examples
 
 test-slow: $(STAMP)  ## the studies that take minutes; set BPEQ_DATA for those on MNIST
 	$(BIN)/python -m pytest -m slow
+
+studies: $(STAMP)  ## all seven, an hour on 2 cores; rewrites their tables and pictures; set BPEQ_DATA
+	$(BIN)/python experiments/studies.py
 
 lint: $(STAMP)
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
