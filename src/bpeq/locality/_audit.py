@@ -118,7 +118,8 @@ def audit_locality(
     lost = {(leaf, at) for value in made for leaf, at in value.lost if leaf < count}
     unknown = {leaf for leaf, _ in lost}
     rows = tuple(namer.row(leaf, v.content, leaf in unknown) for leaf, v in enumerate(made))
-    unseen = tuple(sorted(walk.unseen | {at for _, at in lost}))
+    told = {at for _, at in lost}
+    unseen = tuple(sorted(told | (walk.unseen - {at.partition(" ")[0] for at in told})))
     notes = tuple(f"{states[i]} ({what([*own, *states], value, i + count)})" for i, value in kept)
     return Locality(rule.name, rows, unseen, notes)
 
