@@ -9,7 +9,7 @@ from bpeq.locality._entries import entries
 from bpeq.locality._places import ENTRYWISE
 from bpeq.locality._pools import pooled, product, reduced
 from bpeq.locality._units import BATCH, NONE, Dims, Label, axes_of, tangled
-from bpeq.locality._values import Content, Kind, Owners, Value, times
+from bpeq.locality._values import ADDED, Content, Kind, Owners, Value, times
 from bpeq.locality._weights import Weights, named
 
 At = tuple[int, ...]
@@ -171,8 +171,11 @@ def combined(weights: Weights, at: At, eqn: Any, values: Sequence[Value], made: 
             if tangled(leaf, value.dims):
                 continue
             if name not in ("mul", "div"):
-                if len(here) < 2 and (len(here) == rank or name in ("add", "sub", "add_any")):
+                adds = name in ("add", "sub", "add_any")
+                if len(here) < 2 and (len(here) == rank or (adds and not here)):
                     weights.met.add(leaf)  # a bias, or a function of one
+                elif adds and len(here) < 2:  # a row: what follows may multiply it by the rest
+                    made = made._replace(summand=made.summand | {(leaf, ADDED)})
                 continue
             if rank and not here:
                 continue
