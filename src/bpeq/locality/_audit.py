@@ -77,8 +77,14 @@ def audit_locality(
     weights that another weight equals without being it; which of two phases is which, where a rule
     lays them along another axis than the first: both then count as read together. Units that are
     added, or meet in a product entry by entry, count as the same: a residual stream is one state.
-    What goes through a matrix of the rule's own, fixed or random, is followed; it has no row.
-    A primitive that it does not know is named in `unseen`.
+    What goes through a matrix of the rule's own, fixed or random, is followed; it has no row. Of a
+    row of a weight that was added to activity it does not see what a nonlinearity makes of both,
+    nor how a weight is used behind a random matrix.
+
+    A weight that reaches a gradient by a way on which its axes were lost is `unknown` under
+    transposed, and `unseen` names the primitive with its line; so it does a primitive that the
+    audit does not know. What a rule makes anew in its own state is read a step late: weights in it
+    count as used where it is used, `(a step late)`.
 
     Args:
       rule: any rule whose estimate can be traced.
@@ -118,7 +124,8 @@ def audit_locality(
     lost = {(leaf, at) for value in made for leaf, at in value.lost if leaf < count}
     unknown = {leaf for leaf, _ in lost}
     rows = tuple(namer.row(leaf, v.content, leaf in unknown) for leaf, v in enumerate(made))
-    unseen = tuple(sorted(walk.unseen | {at for _, at in lost}))
+    told = {at for _, at in lost}
+    unseen = tuple(sorted(told | (walk.unseen - {at.partition(" ")[0] for at in told})))
     notes = tuple(f"{states[i]} ({what([*own, *states], value, i + count)})" for i, value in kept)
     return Locality(rule.name, rows, unseen, notes)
 

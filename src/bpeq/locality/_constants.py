@@ -28,6 +28,8 @@ def where(eqn: Any) -> str:
 
 def fixed(const: Any) -> Value:
     """A constant of the program."""
+    if jnp.issubdtype(getattr(const, "dtype", bool), jax.dtypes.prng_key):
+        return _plain(jnp.shape(const), False)
     zero = hasattr(const, "any") and not bool(const.any())
     known = isinstance(const, jax.Array | np.ndarray | np.generic | int | float | bool)
     places = Places.constant(const) if known else None

@@ -9,7 +9,7 @@ from bpeq.locality._entries import entries
 from bpeq.locality._places import ENTRYWISE
 from bpeq.locality._pools import pooled, product, reduced
 from bpeq.locality._units import BATCH, NONE, Dims, Label, axes_of, tangled
-from bpeq.locality._values import Content, Kind, Owners, Value, times
+from bpeq.locality._values import ADDED, Content, Kind, Owners, Value, times
 from bpeq.locality._weights import Weights, named
 
 At = tuple[int, ...]
@@ -33,25 +33,24 @@ def dot(weights: Weights, at: At, eqn: Any, left: Value, right: Value) -> Value:
         for value, contracted, shared in ((left, lc, lb), (right, rc, rb))
     ]
     dims = (*batch, *sides[0], *sides[1])
-    ways = [value.content.known or value.content.random for value in (left, right)]
-    if (left.weights or right.weights) and not any(ways):
-        content = times(left.content, right.content)
-        for own, over, other in ((left, lc, right), (right, rc, left)):
-            if _steady(own, over) and other.weights:
-                weights.met |= {leaf for leaf, _ in own.weights | other.weights}
-                return Value((content,), dims)
-        moved = _onto((left, lc, lb), (right, rc, rb))
-        return Value((content,), (*batch, *moved), weights=left.weights | right.weights)
     places = [_after(left, lc, lb, 0), _after(right, rc, rb, len(sides[0]))]
     pending = left.summand | right.summand
     if left.weights or right.weights:
-        first = bool(left.weights) and not (right.weights and ways[0])
+        first = bool(left.weights) and not (right.weights and left.content.known)
         weight, other, i = (left, right, 1) if first else (right, left, 0)
-        summed = [weight.dims[axis] for axis in (rc, lc)[i]]
-        sent = weights.send(
-            at, weight.weights, other, dims, summed, [*batch, *sides[1 - i]], places[i]
-        )
-        return sent._replace(summand=pending | other.weights)
+        summed, free = [weight.dims[axis] for axis in (rc, lc)[i]], [*batch, *sides[1 - i]]
+        if other.content.known or (other.content.random and not other.weights):
+            sent = weights.send(at, weight.weights, other, dims, summed, free, places[i])
+            return sent._replace(summand=pending | other.weights)
+        content = times(left.content, right.content)
+        if any(
+            _steady(own, over) and weight.weights
+            for own, over, weight in ((left, lc, right), (right, rc, left))
+        ):
+            weights.met |= {leaf for leaf, _ in left.weights | right.weights}
+            return Value((content,), dims)
+        moved = (*batch, *_onto((left, lc, lb), (right, rc, rb)))
+        return Value((content,), moved, weights=left.weights | right.weights)
     alike = [*zip(lc, rc, strict=True), *zip(lb, rb, strict=True)]
     made = product([left, right], dims, weights.units, alike, places)
     flags = [
@@ -172,8 +171,11 @@ def combined(weights: Weights, at: At, eqn: Any, values: Sequence[Value], made: 
             if tangled(leaf, value.dims):
                 continue
             if name not in ("mul", "div"):
-                if len(here) < 2 and (len(here) == rank or name in ("add", "sub", "add_any")):
+                adds = name in ("add", "sub", "add_any")
+                if len(here) < 2 and (len(here) == rank or (adds and not here)):
                     weights.met.add(leaf)  # a bias, or a function of one
+                elif adds and len(here) < 2:  # a row: what follows may multiply it by the rest
+                    made = made._replace(summand=made.summand | {(leaf, ADDED)})
                 continue
             if rank and not here:
                 continue

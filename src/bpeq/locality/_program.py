@@ -12,7 +12,7 @@ from jax.interpreters.partial_eval import dce_jaxpr
 from bpeq.locality._constants import fixed
 from bpeq.locality._places import numbered
 from bpeq.locality._units import BATCH, NONE, axes_of
-from bpeq.locality._values import FAR, LATE, Atom, Content, Kind, Value
+from bpeq.locality._values import ADDED, FAR, LATE, Atom, Content, Kind, Value
 from bpeq.locality._walk import Walk
 from bpeq.types import Batch, Key, Params, State
 
@@ -43,7 +43,7 @@ class Program:
         end = None if states else 1
         walk, made = self._walk(lambda made: (made[0].grads, made[1])[:end], late)
         for i, value in enumerate(made[: self.count]):
-            own = {leaf for leaf, _ in value.summand if _picked(walk, leaf, value)}
+            own = {p[0] for p in value.summand if p[1] != ADDED and _picked(walk, p[0], value)}
             made[i] = value._replace(lost=value.lost | {(leaf, UNSUMMED) for leaf in own})
         return walk, made[: self.count]
 

@@ -91,6 +91,8 @@ NOTHING = Content(Kind.ZERO, frozenset())
 
 LATE = "a step late"
 """In place of a function: what a rule's state holds of a weight."""
+ADDED = "added"
+"""In place of a function: the weight was added, and nothing may have multiplied it since."""
 Owners = frozenset[tuple[int, str]]
 """Leaves, each with the function that it went through, if any."""
 

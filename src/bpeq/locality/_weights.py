@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from bpeq.locality._units import Dims, Label, Units, axes_of
-from bpeq.locality._values import FAR, Atom, Content, Kind, Owners, Value
+from bpeq.locality._values import ADDED, FAR, Atom, Content, Kind, Owners, Value
 
 
 class Use(NamedTuple):
@@ -153,7 +153,7 @@ def named(owners: Owners) -> list[tuple[int, str]]:
     """Every leaf once; that only a function of it is there is said where it is the only one."""
     by: dict[int, set[str]] = {}
     for leaf, through in sorted(owners):
-        by.setdefault(leaf, set()).add(through)
+        by.setdefault(leaf, set()).add("" if through == ADDED else through)
     return [(leaf, ways.pop() if len(ways) == 1 else "") for leaf, ways in by.items()]
 
 
