@@ -49,8 +49,8 @@ NETWORK = 'layers = ["dense(4)", "tanh", "dense(1)"]'
 DIGITS = CONFIG.replace('"xor"', '"digits"').replace("batch_size = 4", "batch_size = 64")
 TOP = "seed, seeds, precision, experiment, folder"
 SECTIONS = (
-    "data, cost, system, imperfections, rule, optimizer, schedule, network, solvers, training, "
-    "fidelity, rules, controls"
+    "data, cost, system, imperfections, rule, optimizer, schedule, network, networks, solvers, "
+    "training, fidelity, rules, controls, study"
 )
 RULES, DATA, LAYERS, SYSTEMS = (
     ", ".join(KINDS[kind]) for kind in ("rules", "data", "layers", "systems")
@@ -973,7 +973,7 @@ def test_show_rule_gives_ranges_defaults_and_docstring(call):
         "  beta           a number > 0 or 'auto', default 0.1",
         f"  nudging        {NUDGINGS}, default 'centered'",
         "  points         a whole number >= 2, default 4",
-        "  turns          a whole number >= 1, default 2",
+        "  turns          a whole number >= 2, default 2",
         "  start          'own' | 'zeros' | 'feedforward' | 'carried' | 'kept', default 'own'",
         "  wired from the rest of the config: system (System), cost (Cost), free (Solver), "
         "nudged (Solver), evaluation (Solver)",

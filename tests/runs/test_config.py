@@ -326,6 +326,8 @@ VARIANTS = [
 @pytest.mark.parametrize("overrides", VARIANTS, ids=" ".join)
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
 def test_a_resolved_config_resolves_to_itself(tmp_path, path, overrides):
+    if "network" not in load(path).tree:  # a study's, which has several
+        overrides = [text for text in overrides if not text.startswith("network")]
     tree = load(path, overrides).tree
     again = tmp_path / "config.toml"
     again.write_text(tomli_w.dumps(tree))
