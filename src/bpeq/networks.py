@@ -6,10 +6,12 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 from jaxtyping import Array
 
 from bpeq.config import Config
 from bpeq.layers import chain
+from bpeq.optimizers import with_rates
 from bpeq.types import Key, Layer, Params
 
 
@@ -48,3 +50,22 @@ def build_networks(config: Config) -> dict[str, Network]:
             raise config.fault(f"{place}.layers", spec["layers"], str(error)) from error
         built[name] = network
     return built
+
+
+def build_optimizer(config: Config, updates: int) -> optax.GradientTransformation:
+    """[optimizer] with [schedule] over so many updates, for a study's own steps.
+
+    Raises:
+      ConfigError: rates per layer, which need to know the one network that is trained.
+    """
+    chosen = config.tree["optimizer"]
+    if "layer_rates" in chosen:
+        remedy = "a study's networks have one rate for all layers"
+        raise config.fault("optimizer.layer_rates", chosen["layer_rates"], remedy)
+    return with_rates(
+        config.build("optimizer"),
+        learning_rate=chosen["learning_rate"],
+        total_steps=updates,
+        schedule=config.build("schedule"),
+        clip_norm=chosen.get("clip_norm"),
+    )
