@@ -47,10 +47,12 @@ class Rates(NamedTuple):
 class Fidelity(NamedTuple):
     """[fidelity]: what `bpeq fidelity` measures; with it a run records its rule's fidelity too.
 
-    examples: training examples of the one batch; 32 if absent, or all. betas: a grid of β for
-    every one of `nudgings`, which are eqprop's, such as "holomorphic-4" for N = 4. points: a grid
-    of N. sweeps: a grid of sweeps for free and nudged phases alike. precisions: where the grids are
-    run; the config's own if absent. gdu: also set EP's updates, sweep by sweep, against BPTT's.
+    examples: training examples of the one batch; 32 if absent, or all. Grids are run for every rule
+    that has something to vary. betas: a grid of β (coupled learning's η up to 1), for eqprop with
+    every one of `nudgings`, such as "holomorphic-4" for N = 4. points: a grid of N, of eqprop.
+    sweeps: a grid of sweeps for all phases alike, and for a rule's own count of them. precisions:
+    where grids and rules are run; the config's own if absent. gdu: also set EP's updates, sweep by
+    sweep, against BPTT's.
     """
 
     examples: Count | None = None
@@ -94,6 +96,9 @@ def settle_sections(tree: Tree, folder: Path) -> Tree:
     if "fidelity" in tree:
         done["fidelity"] = _stated(_at("fidelity", settle, Fidelity, tree["fidelity"]))
         _check_nudgings(done["fidelity"].get("nudgings", []))
+        for key, values in done["fidelity"].items():
+            if isinstance(values, list) and len(set(values)) < len(values):
+                raise Fault(f"fidelity.{key}", values, "must be a list of different entries")
     done["solvers"] = _solvers(tree.get("solvers", {}), done["rule"]["name"], folder)
     return done
 

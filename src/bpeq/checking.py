@@ -31,7 +31,7 @@ def check_problem(config: Config, batch: int = 8) -> list[CheckRow]:
       ConfigError, DataError: as `problem.build`.
     """
     several = build_networks(config)
-    problem = None if several and "data" not in config.tree else build(config)
+    problem = None if several and "network" not in config.tree else build(config)
     rows = []
     with jax.enable_x64(True):
         for dtype in (jnp.float64, jnp.float32):

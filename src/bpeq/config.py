@@ -60,12 +60,13 @@ class Config(NamedTuple):
         """
         if name == self.tree["rule"]["name"]:
             return self
-        made = load(self.path, self._under(name))
+        made = load(self.path, self._under(name), study="experiment" in self.tree)
         return made._replace(source=made.source._replace(listed=True))
 
     def for_controls(self) -> Config:
         """The same config under backprop, with what [controls] asks for the null controls."""
-        return load(self.path, self._under("backprop"), controls=True)
+        own = {"controls": True, "study": "experiment" in self.tree}
+        return load(self.path, self._under("backprop"), **own)
 
     def changed(self, **sections: Any) -> Config:
         """The same config with some sections' entries replaced."""
@@ -101,9 +102,7 @@ class Config(NamedTuple):
                 raise DataError(f"{self.path}:data.name = {name!r}: {error}") from error
             self.blame(error, section.partition(".")[0])
         if not isinstance(made, registry.WORDS[kind]):
-            words = registry.WORDS[kind]
-            words = words if isinstance(words, tuple) else (words,)
-            wanted = " or a ".join(word.__name__ for word in words)
+            wanted = " or a ".join(word.__name__ for word in registry.WORDS[kind])
             remedy = f"gives a {type(made).__name__}; it must give a {wanted}"
             raise self.fault(f"{section}.name", name, remedy)
         return made
@@ -158,19 +157,22 @@ class Config(NamedTuple):
         return [*kept, f"rule.name={rule}"]
 
 
-def load(path: Path | str, overrides: Sequence[str] = (), *, controls: bool = False) -> Config:
+def load(
+    path: Path | str, overrides: Sequence[str] = (), *, controls: bool = False, study: bool = True
+) -> Config:
     """Reads and checks a config, with `key=value` overrides on top.
 
     The settings of [rule] belong to the rule that it names. When an override names another rule,
     they stay behind, and [rules.NAME] of the new one applies: its settings, and whole sections like
     `optimizer` that this rule wants different. With `controls`, the sections of [controls] are laid
     on top. Other overrides come last. What does not apply to this run is checked all the same.
+    Without `study`, the config is what it would be if it named no experiment.
 
     Raises:
       ConfigError: anything at all that is wrong with it, in one line.
     """
     path = Path(path)
-    file = _read(path)
+    file = {k: v for k, v in _read(path).items() if study or k not in ("experiment", "study")}
     pairs = [read_pair(text) for text in overrides]
     source = Source(path, file, tuple(key for key, _ in pairs))
     try:

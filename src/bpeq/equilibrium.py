@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -11,7 +12,7 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float
 
 from bpeq import trees
-from bpeq.rules import free_phase, nudged_phases
+from bpeq.rules import Free, free_phase, nudged_phases
 from bpeq.solvers import fixed_point
 from bpeq.types import Batch, Cost, Params, SolveInfo, Solver, State, System
 
@@ -131,30 +132,45 @@ def _eigenvalues(
     return float(values.min()), 1.0 / largest if largest > 0 else np.inf, asymmetry
 
 
+Respond = Callable[[System, Params, Free], System]
+"""(system, params, free phase) -> the system that a rule nudges, where that is another one."""
+
+
 def jumped(
-    system: System, cost: Cost, params: Params, batch: Batch, beta: float
-) -> Bool[np.ndarray, " batch"]:
+    system: System,
+    cost: Cost,
+    params: Params,
+    batch: Batch,
+    betas: Sequence[float],
+    respond: Respond | None = None,
+) -> Bool[np.ndarray, "betas batch"]:
     """Whether a nudge by ±β leads an example to another branch, settled to 1e-12 in float64.
 
     An example has jumped where the free phase, started at s^β, does not come back to s⁰ (to 1e-6):
     the contrast is then between two different equilibria, and its error does not vanish with β.
+    So it has where the nudged phase grows beyond all bounds.
     """
     system = system.ideal
     with jax.enable_x64(True):
         params, batch = trees.cast((params, batch), jnp.float64)
 
         @jax.jit
-        def away(params: Params, batch: Batch) -> Array:
+        def away(params: Params, batch: Batch, betas: Array) -> Array:
             rest = free_phase(system, _SETTLE, params, batch.x)
-            betas = jnp.array([beta, -beta])
-            states, _ = nudged_phases(system, cost, _SETTLE, params, rest, batch.y, betas)
+            nudged = system if respond is None else respond(system, params, rest)
+            return jax.lax.map(lambda beta: one(params, batch, rest, nudged, beta), betas)
+
+        def one(params: Params, batch: Batch, rest: Free, nudged: System, beta: Array) -> Array:
+            sides = jnp.stack([beta, -beta])
+            states, _ = nudged_phases(nudged, cost, _SETTLE, params, rest, batch.y, sides)
             back = jax.vmap(
                 lambda s: _SETTLE(lambda s: system.sweep(params, rest.clamped, s), s)[0]
             )(states)
             gaps = jax.vmap(lambda s: trees.max_abs(trees.sub(s, rest.state)))(back)
-            return jnp.max(gaps, axis=0)
+            size = jax.vmap(trees.max_abs)(states)
+            return jnp.max(jnp.where(jnp.isfinite(size), gaps, jnp.inf), axis=0)
 
-        return ~(np.asarray(away(params, batch)) <= 1e-6)
+        return ~(np.asarray(away(params, batch, jnp.asarray(betas, jnp.float64))) <= 1e-6)
 
 
 class Nudge(NamedTuple):
@@ -176,6 +192,7 @@ def nudge_amplitude(
     beta: float,
     free: Solver,
     nudged: Solver,
+    respond: Respond | None = None,
 ) -> Nudge:
     """The nudge at +β, in the dtype of params, by the very solvers of a rule."""
 
@@ -184,7 +201,8 @@ def nudge_amplitude(
         rest = free_phase(system, free, params, batch.x)
         dtype = rest.output.dtype
         betas = jnp.asarray([beta], dtype)
-        states, info = nudged_phases(system, cost, nudged, params, rest, batch.y, betas)
+        device = system if respond is None else respond(system, params, rest)
+        states, info = nudged_phases(device, cost, nudged, params, rest, batch.y, betas)
         moved = jax.tree.map(lambda s, s0: jnp.abs(s[0] - s0), states, rest.state)
         moved = [leaf.reshape(leaf.shape[0], -1).max(axis=1) for leaf in jax.tree.leaves(moved)]
         return [leaf.mean() for leaf in moved], info

@@ -13,7 +13,7 @@ import numpy as np
 import tomli_w
 
 from bpeq import runs, scoring, training, trees
-from bpeq.config import Config
+from bpeq.config import Config, load
 from bpeq.fidelity import grouped
 from bpeq.looping import Diverged, Interrupted, Progress, Runner
 from bpeq.probe import before_and_after
@@ -92,7 +92,7 @@ def _train(
         params, keys[:, 1]
     )
     evaluate = scoring.evaluator(rule, problem.cost, problem.data.task, unit=problem.data.unit)
-    evaluate = jax.jit(jax.vmap(evaluate, in_axes=(0, None, None, 0)))
+    evaluate = jax.jit(training.each_seed(evaluate, (0, None, None, 0), problem.network))
     rows = jnp.asarray(problem.rows)
     per_epoch = rows.shape[1] // size
 
@@ -110,8 +110,9 @@ def _train(
             said += ", or solvers under which every phase settles"
         return said
 
+    epochs = training.epoch_scan(training.supervised(rule, optimizer), size)
     carry, values, logged = runner.repeat(
-        training.over_seeds(training.epoch_scan(training.supervised(rule, optimizer), size)),
+        training.over_seeds(epochs, problem.network),
         carry,
         (x, y, rows, keys[:, 2]),
         total=settings["epochs"],
@@ -180,6 +181,9 @@ def _study(
     """
     began = time.perf_counter()
     plain = config._replace(tree={k: v for k, v in config.tree.items() if k != "experiment"})
+    if "data" in config.tree:  # then the rest is a config of its own, also under other rules
+        beside = [o for o in config.overrides if not o.startswith(("study.", "experiment"))]
+        plain = load(config.path, beside, study=False)
     study = load_study(config.tree["experiment"], config.folder)
     runs.claim(folder)
     _write_config(config, folder)

@@ -192,9 +192,11 @@ def closeness(ours: Any, exact: Any) -> Closeness:
     size, size_exact = float(np.linalg.norm(g)), float(np.linalg.norm(g_exact))
     gap, nonzero = float(np.linalg.norm(g - g_exact)), g_exact != 0
     signs = np.sign(g[nonzero]) == np.sign(g_exact[nonzero])
+    with np.errstate(invalid="ignore"):  # an estimate that has run away is NaN here
+        product = float(g @ g_exact)
     return Closeness(
         relative_error=_ratio(gap, size_exact),
-        cosine=float(g @ g_exact) / (size * size_exact) if size * size_exact else float(gap == 0),
+        cosine=product / (size * size_exact) if size * size_exact else float(gap == 0),
         norm_ratio=_ratio(size, size_exact, both=1.0),
         sign_agreement=float(signs.mean()) if nonzero.any() else float(gap == 0),
     )

@@ -12,6 +12,7 @@ import numpy as np
 from bpeq import trees
 from bpeq.fidelity import grouped
 from bpeq.rules import Free, free_phase, nudged_phases
+from bpeq.rules._followed import follows
 from bpeq.settings import Count, checked
 from bpeq.solvers import fixed_point, fixed_steps
 from bpeq.types import Batch, Cost, Layer, Params, SolveInfo, Solver, State, System
@@ -82,11 +83,12 @@ def gdu_mismatch(
       nudging: one-sided or centered.
       free: solver of s*; None settles to a residual of 1e-14, or for 20,000 sweeps.
       nudged: the system whose sweep runs the nudged phase, with the same fixed points; None is
-        `system`. For an alternating one: `alternating(synchronous, reverse=True)`.
+        `system`, where it has halves in reverse order.
       network: names the layers by its blocks; without it they are named by their place in params.
 
     Raises:
-      ValueError: a setting out of range, or a system without an energy.
+      ValueError: a setting out of range, a system without an energy, or one that is nudged outside
+        of its σ: its updates are another cost's.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -106,11 +108,18 @@ def gdu_mismatch(
     """
     if system.energy is None or system.denergy is None:
         raise ValueError(f"gdu_mismatch: the system {system.name!r} has no energy")
+    if system.outside not in ("", "linear"):
+        raise ValueError(
+            f"gdu_mismatch: the system {system.name!r} is nudged outside of its σ, and its updates "
+            f"follow {follows(system, cost)}, not the cost; allowed: nudge = 'inside'"
+        )
     grid = np.asarray(betas, np.float64)
     if grid.ndim != 1 or not grid.size or not (np.isfinite(grid) & (grid > 0)).all():
         raise ValueError(f"gdu_mismatch: betas = {betas!r}: must be numbers > 0")
     settle = fixed_point(1e-14, 20_000) if free is None else free
-    runner = system if nudged is None else nudged
+    runner = nudged
+    if runner is None:
+        runner = system if system.reverse is None else system._replace(sweep=system.reverse)
 
     def both(params: Params, batch: Batch, betas: Any) -> Any:
         rest = free_phase(system, settle, params, batch.x)

@@ -54,6 +54,7 @@ class Runner:
     """Runs compiled loops into a run folder; what a study gets to run its own steps with.
 
     folder: of the run, already made. clock: seconds spent compiling, training and evaluating.
+    progress, stop: the callbacks that it was given, for runs inside the run.
     """
 
     def __init__(
@@ -64,7 +65,7 @@ class Runner:
         stop: Callable[[], int | None] = lambda: None,
     ) -> None:
         self.folder, self.subject, self.clock = folder, subject, Clock()
-        self._progress, self._stop = progress, stop
+        self.progress, self.stop = progress, stop
 
     def repeat(
         self,
@@ -132,7 +133,7 @@ class Runner:
             rows[-1] |= {"seconds": self.clock.spent["train"], "values": values}
             runs.append_json(self.folder / "metrics.jsonl", rows[-1])
             self._show(done, total, rows[-1], name)
-            signal = self._stop()
+            signal = self.stop()
             if signal is not None and done < total:
                 runs.save_arrays(path, good)
                 raise Interrupted(
@@ -141,12 +142,12 @@ class Runner:
         return carry, values, rows
 
     def _show(self, done: int, total: int, row: dict[str, Any], name: str) -> None:
-        if self._progress is None:
+        if self.progress is None:
             return
         if name:  # a study's part: the bar's own headline knows nothing of its metrics
             own = [f"{k} {row[k]:.4g}" for k in row if k.startswith(f"{name}_")]
             row = {**row, "said": ", ".join(own[:3]) or name}
-        self._progress(done, total, row)
+        self.progress(done, total, row)
 
 
 def _lost(trained: Values, values: Values, after: Any, first: int, count: int, unit: str) -> str:

@@ -59,15 +59,15 @@ KINDS: dict[str, dict[str, Factory]] = {
 }
 
 WORDS: dict[str, Any] = {
-    "layers": types.Layer,
-    "costs": types.Cost,
-    "systems": types.System,
+    "layers": (types.Layer,),
+    "costs": (types.Cost,),
+    "systems": (types.System,),
     "imperfections": (types.System, types.LearningRule),
-    "solvers": Callable,
-    "rules": types.LearningRule,
-    "data": data.Dataset,
-    "optimizers": optax.GradientTransformation,
-    "schedules": Callable,
+    "solvers": (Callable,),
+    "rules": (types.LearningRule,),
+    "data": (data.Dataset,),
+    "optimizers": (optax.GradientTransformation,),
+    "schedules": (Callable,),
 }
 """Kind of factory -> what it must give."""
 

@@ -13,7 +13,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Int
 
-from bpeq.types import Batch, Key, LearningRule, Params, SolveInfo, Step
+from bpeq.types import Batch, Key, Layer, LearningRule, Params, SolveInfo, Step
 
 Metrics = dict[str, Array]
 
@@ -122,8 +122,8 @@ def step_scan(
     return run
 
 
-def over_seeds(run: Callable[..., tuple[Any, Metrics]]) -> Any:
-    """`epoch_scan`'s or `step_scan`'s function, jitted for S seeds.
+def over_seeds(run: Callable[..., tuple[Any, Metrics]], network: Layer | None = None) -> Any:
+    """`epoch_scan`'s or `step_scan`'s function, jitted for S seeds; `network` as in `each_seed`.
 
     carry, key and rows get a leading axis S; the data set is shared.
     """
@@ -132,9 +132,35 @@ def over_seeds(run: Callable[..., tuple[Any, Metrics]]) -> Any:
 
     @partial(jax.jit, static_argnums=given - 1, donate_argnums=0)
     def all_seeds(*args: Any) -> tuple[Any, Metrics]:
-        return jax.vmap(partial(run, count=args[-1]), in_axes=axes)(*args[:-1])
+        return each_seed(partial(run, count=args[-1]), axes, network)(*args[:-1])
 
     return all_seeds
+
+
+def each_seed(
+    f: Callable[..., Any], axes: tuple[int | None, ...], network: Layer | None = None
+) -> Callable[..., Any]:
+    """`jax.vmap(f, axes)`, axes 0 or None; on a CPU in turn if `network` convolves.
+
+    Side by side, convolutions with different kernels become one grouped convolution, which takes
+    XLA's CPU compiler several times as long as all of them in turn.
+    """
+    if network is None or jax.default_backend() != "cpu" or not _convolves(network):
+        return jax.vmap(f, in_axes=axes)
+
+    def in_turn(*args: Any) -> Any:
+        def one(own: list[Any]) -> Any:
+            given = iter(own)
+            mixed = [next(given) if axis == 0 else a for a, axis in zip(args, axes, strict=True)]
+            return f(*mixed)
+
+        return jax.lax.map(one, [a for a, axis in zip(args, axes, strict=True) if axis == 0])
+
+    return in_turn
+
+
+def _convolves(layer: Layer) -> bool:
+    return layer.name == "conv" or any(map(_convolves, layer.parts))
 
 
 class TrainResult(NamedTuple):

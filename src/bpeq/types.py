@@ -126,6 +126,10 @@ class System(NamedTuple):
     forward(params, clamped) -> state: the feed-forward pass, in which every unit is driven from
         below alone; None where units have no such order.
     imperfect:  what there is to know of a device's imperfections; None for a perfect one.
+    outside:    the name of the output state's σ, where the push is added to the new state outside
+        of σ; empty where it enters the force, so that a settled state has force + push = 0.
+    reverse:    the sweep with its parts in the opposite order, by which an error passes back
+        through it; None where a sweep moves all states at once.
     """
 
     name: str
@@ -143,6 +147,8 @@ class System(NamedTuple):
     project: Callable[[Params], Params] | None = None
     forward: Callable[[Params, Any], State] | None = None
     imperfect: Imperfect | None = None
+    outside: str = ""
+    reverse: Callable[..., State] | None = None
 
     @property
     def ideal(self) -> System:

@@ -23,7 +23,7 @@ FLOORS = [
     ["registry", "_own", "_schema", "_calls", "_overrides", "_sections", "config"],
     [
         *["rehearsal", "problem", "networks", "probe", "checking", "showing", "runs", "looping"],
-        *["experiment", "loading", "microscope", "tuning", "comparison", "auditing"],
+        *["experiment", "loading", "grids", "microscope", "tuning", "comparison", "auditing"],
     ],
     ["report"],
     ["_signals", "_terminal", "_commands", "cli"],

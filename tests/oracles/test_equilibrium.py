@@ -9,8 +9,9 @@ from bpeq import layers
 from bpeq.costs import squared_error
 from bpeq.equilibrium import curvature, jumped, nudge_amplitude
 from bpeq.layers import chain, dense, linear, tanh
+from bpeq.rules._asymmetric_eqprop import transposed
 from bpeq.solvers import fixed_point
-from bpeq.systems import from_energy, hopfield
+from bpeq.systems import from_energy, from_field, hopfield
 from bpeq.types import Batch
 
 SETTLE = fixed_point(1e-12, 5000)
@@ -64,8 +65,6 @@ def test_saturated_units_are_counted_and_left_out():
 
 
 def test_asymmetry_of_a_field_by_hand():
-    from bpeq.systems import from_field
-
     matrix = jnp.array([[1.0, 0.5], [0.1, 2.0]])
     system = from_field(
         lambda p, s, x: p @ (x - s), lambda p, x: jnp.zeros(2), lambda p, s: s,
@@ -88,9 +87,16 @@ def double_well():
 
 def test_a_nudge_over_the_hill_is_a_jump_and_a_small_one_is_not():
     system, batch = double_well(), Batch(jnp.ones((2, 1)), jnp.array([[-2.0], [0.9]]))
-    far = jumped(system, squared_error(), jnp.ones(1), batch, 0.5)
-    assert far.tolist() == [True, False]
-    assert not jumped(system, squared_error(), jnp.ones(1), batch, 0.01).any()
+    far = jumped(system, squared_error(), jnp.ones(1), batch, [0.01, 0.5])
+    assert far.tolist() == [[False, False], [True, False]]
+
+
+def test_a_nudge_that_runs_away_is_a_jump_though_the_free_phase_would_come_back():
+    """At β > 1 a linear output is pushed to infinity; bounded hidden units bring it home."""
+    system = hopfield(chain(dense(2, bias=False), tanh(), dense(1, bias=False)))
+    params = ({"w": jnp.eye(2)}, (), {"w": jnp.array([[0.6], [0.3]])})
+    batch = Batch(jnp.ones((1, 2)), jnp.zeros((1, 1)))
+    assert jumped(system, squared_error(), params, batch, [0.5, 1.2]).tolist() == [[False], [True]]
 
 
 def test_nudge_amplitude_is_the_linear_response_of_each_state():
@@ -107,6 +113,22 @@ def test_nudge_amplitude_is_the_linear_response_of_each_state():
     gap = np.abs(nudged - free)
     np.testing.assert_allclose(found.amplitude, [gap[:2].max(), gap[2]], rtol=1e-8)
     assert found.residual <= 1e-12
+
+
+def test_the_nudge_of_asymmetric_ep_moves_the_states_by_the_adjoints_response():
+    """Of f = M (x − s): M s moves by Mᵀ's response, Δs = −(β P + Mᵀ)⁻¹ β ∂C/∂s, not by M's."""
+    m, x, y, beta = np.array([[1.0, 0.5], [-0.7, 2.0]]), np.array([[1.0, -0.5]]), 0.7, 0.1
+    system = from_field(
+        lambda p, s, x: p @ (x - s), lambda p, x: jnp.zeros(2), lambda p, s: s[1:],
+        lambda key, shape: (jnp.asarray(m), (2,)), step_size=0.3,
+    )  # fmt: skip
+    pull = np.array([0.0, beta * (y - x[0, 1])])
+    batch, p = Batch(jnp.asarray(x), jnp.array([[y]])), beta * np.diag([0.0, 1.0])
+    args = (system, squared_error(), jnp.asarray(m), batch, beta, SETTLE, SETTLE)
+    for respond, matrix in ((None, m), (transposed, m.T)):
+        found = nudge_amplitude(*args, respond)
+        size = np.abs(np.linalg.solve(matrix + p, pull)).max()
+        np.testing.assert_allclose(found.amplitude, [size], rtol=1e-8)
 
 
 def test_a_state_too_large_for_dense_algebra_is_refused():

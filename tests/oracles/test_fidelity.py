@@ -192,3 +192,26 @@ def test_bias_order_leaves_the_round_off_branch_out():
     assert min(fit["betas"]) > 2e-4
     assert max(fit["betas"]) < 0.06
     assert bias_order([0.1, 0.01], [0.5, 0.2])["order"] is None
+
+
+@pytest.mark.parametrize("top", [2e-4, 6e-3, 0.05])
+def test_one_point_out_of_line_at_the_top_leaves_the_order_as_it_is(top):
+    """Near a pole the bias bends; below 1 % the point is out of the run, above it is out anyhow."""
+    betas = [0.1, *np.logspace(-1.3, -5, 12)]
+    errors = [3 * b**2 + 1e-12 / b for b in betas]
+    plain = bias_order(betas[1:], errors[1:])
+    assert abs(plain["order"] - 2) < 0.01
+    fit = bias_order(betas, [top, *errors[1:]])
+    assert fit["order"] == plain["order"]
+    assert fit["betas"] == plain["betas"]
+
+
+def test_without_a_floor_in_sight_the_top_point_is_no_floor():
+    fit = bias_order([0.3, 0.1, 0.03, 0.01], [5e-4, 9e-3, 9e-3 * 0.3**2, 9e-5])
+    np.testing.assert_allclose(fit["order"], 2.0, atol=0.02)
+    assert fit["betas"] == [0.1, 0.03, 0.01]
+
+
+def test_the_same_beta_twice_is_refused():
+    with pytest.raises(ValueError, match="must all be different"):
+        bias_order([0.1, 0.1], [1e-3, 1e-3])

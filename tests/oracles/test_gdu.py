@@ -14,7 +14,7 @@ from bpeq.layers import chain, dense
 from bpeq.rules import free_phase, recurrent_backprop
 from bpeq.rules._bptt import bptt
 from bpeq.solvers import fixed_point
-from bpeq.systems import from_field, hopfield
+from bpeq.systems import from_field, hopfield, resistive
 from bpeq.types import Batch
 
 TIGHT = fixed_point(1e-14, 5000)
@@ -168,3 +168,29 @@ def test_a_system_without_an_energy_is_refused():
     batch = Batch(jnp.ones((1, 2)), jnp.ones((1, 2)))
     with pytest.raises(ValueError, match="'from_field' has no energy"):
         gdu_mismatch(system, squared_error(), jnp.zeros((2, 2)), batch)
+
+
+@pytest.mark.parametrize(
+    "system",
+    [
+        hopfield(network(3, "state")),
+        hopfield(network(3, "state"), skips={(1, 3): dense(3)}),  # three groups, not two halves
+        resistive(chain(dense(7), layers.relu(), dense(6), layers.relu(), dense(3))),
+    ],
+    ids=["alternating", "skips", "resistive"],
+)
+def test_a_system_with_halves_is_nudged_in_their_reverse_order_by_itself(system):
+    params = trees.scale(0.6, system.init(KEY, (5,))[0])
+    batch = drawn(network(3, "state"))[1]
+    gdu = gdu_mismatch(system, squared_error(), params, batch, sweeps=8, betas=BETAS)
+    assert abs(gdu.slope - 1.0) <= 0.05
+    same = gdu_mismatch(
+        system, squared_error(), params, batch, sweeps=8, betas=BETAS, nudged=system
+    )
+    assert same.total[-1] > 1e4 * gdu.total[-1]
+
+
+def test_updates_of_a_nudge_outside_sigma_are_another_costs_and_refused():
+    system = hopfield(network(3, "state"), nudge="outside", schedule="synchronous")
+    with pytest.raises(ValueError, match="nudged outside of its σ, and its updates follow the sl"):
+        gdu_mismatch(system, squared_error(), *drawn(network(3, "state")))

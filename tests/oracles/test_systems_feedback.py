@@ -7,9 +7,17 @@ import pytest
 from jax.flatten_util import ravel_pytree
 
 from bpeq import layers, trees
-from bpeq.costs import squared_error
+from bpeq.costs import softmax_cross_entropy, squared_error
 from bpeq.layers import chain, dense, flatten, gradient_error
-from bpeq.rules import eqprop, recurrent_backprop
+from bpeq.rules import (
+    asymmetric_eqprop,
+    continual_eqprop,
+    eqprop,
+    free_phase,
+    nudged_phases,
+    recurrent_backprop,
+    vector_field_eqprop,
+)
 from bpeq.solvers import fixed_point
 from bpeq.systems import hopfield
 from bpeq.types import Batch, Cost
@@ -212,6 +220,60 @@ def test_a_push_of_squared_error_outside_a_logistic_output_follows_the_cross_ent
     other = grads(recurrent_backprop(hopfield(net), squared_error(), TIGHT, TIGHT), params, batch)
     assert gradient_error(ours, exact) < 1e-6
     assert gradient_error(ours, other) > 0.1
+
+
+@pytest.mark.parametrize("rule", [eqprop, continual_eqprop, vector_field_eqprop])
+def test_a_rule_nudged_outside_sigma_follows_that_cost_and_names_it(rule):
+    net = chain(dense(4), layers.tanh(), dense(2), layers.shifted_sigmoid())
+    outside = hopfield(net, nudge="outside")
+    params, x, _ = at_rest(outside, (3,))
+    batch = Batch(x, jnp.array([0, 1, 1, 0, 1]))
+    objective = rule(outside, squared_error()).objective
+    assert objective.name.startswith("a quarter of the binary cross-entropy")
+    quarter = Cost(
+        "quarter",
+        lambda s, y: jnp.zeros(len(s)),
+        lambda s, y: (s - jax.nn.one_hot(y, 2)) / (4 * s * (1 - s)),
+    )
+    rest = free_phase(hopfield(net), TIGHT, params, batch.x)
+    betas = jnp.array([1e-4, -1e-4])
+    phases, _ = nudged_phases(hopfield(net), quarter, TIGHT, params, rest, batch.y, betas)
+    weights = jnp.array([0.5, -0.5]) / (1e-4 * len(batch.x))
+    theirs = hopfield(net).denergy(params, rest.clamped, phases, weights)
+    assert gradient_error(grads(objective, params, batch), theirs) < 1e-6
+    assert rule(hopfield(net), squared_error()).objective is None
+    linear = hopfield(chain(dense(4), layers.tanh(), dense(2)), nudge="outside")  # σ′ = 1
+    assert rule(linear, squared_error()).objective is None
+
+
+@pytest.mark.parametrize("output", ["state", "readout"])
+def test_that_objective_is_the_limit_of_eqprop_for_any_cost_and_readout(output):
+    net = chain(dense(4), layers.tanh(), dense(3), layers.sigmoid())
+    outside = hopfield(net, nudge="outside", output=output)
+    params, x, _ = at_rest(outside, (3,))
+    batch, cost = Batch(x, jnp.array([0, 1, 2, 0, 1])), softmax_cross_entropy()
+    rule = eqprop(outside, cost, TIGHT, TIGHT, beta=1e-4)
+    assert rule.objective.name.startswith("the slope (1/σ′) ∂C/∂s")
+    ours = grads(rule, params, batch)
+    assert gradient_error(ours, grads(rule.objective, params, batch)) < 1e-6
+    assert gradient_error(ours, grads(rule.reference, params, batch)) > 0.01
+
+
+def test_without_an_energy_the_rule_says_in_its_note_what_its_nudge_is():
+    net = chain(dense(4), layers.tanh(), dense(2), layers.sigmoid())
+    rule = vector_field_eqprop(hopfield(net, nudge="outside", feedback="untied"), squared_error())
+    assert rule.objective is None
+    assert rule.note == "follows the binary cross-entropy (to first order: the nudge is outside σ)"
+
+
+@pytest.mark.parametrize("last", [(), (layers.sigmoid(),)], ids=["linear", "sigmoid"])
+def test_asymmetric_ep_refuses_a_nudge_outside_sigma_and_names_what_serves(last):
+    """Hidden units have a σ too, and the correction would stand outside of theirs."""
+    outside = hopfield(chain(dense(4), layers.tanh(), dense(2), *last), nudge="outside")
+    with pytest.raises(
+        ValueError, match=r"outside of its σ.*allowed: nudge = 'inside', or the rule"
+    ):
+        asymmetric_eqprop(outside, squared_error())
 
 
 def grads(rule, params, batch):

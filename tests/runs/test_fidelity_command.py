@@ -107,6 +107,9 @@ def test_the_equilibrium_and_the_gdu_check_are_there(measured):
     bent = found["equilibrium"]
     assert 0 < bent["curvature"]["smallest"] <= bent["output_curvature"]["smallest"] <= 1
     assert bent["jumped"] == {"beta": 0.01, "share": 0.0}
+    along = bent["jumped_along"]
+    assert along["betas"] == [0.1, 0.05, 0.02, 0.01, 0.003, 0.001, 0.0003]
+    assert along["shares"] == [0.0] * 7
     assert abs(found["gdu"]["one-sided"]["slope"] - 1) < 0.05
     assert abs(found["gdu"]["centered"]["slope"] - 2) < 0.05
 
@@ -117,6 +120,98 @@ def test_it_leaves_a_picture_and_a_page_and_says_where(measured):
     assert "dense_1" in (folder / "report.html").read_text()
     assert str(folder / "report.html") in said.out
     assert "recurrent_backprop" in said.out
+    told = " ".join(said.out.split())
+    assert "sweep by sweep: one-sided 1.00 (theory 1), centered 2.00 (theory 2)." in told
+    assert "none jumps up to β = 0.1" in told
+    assert "not in the grid over it: recurrent_backprop, backprop." in told  # betas
+
+
+MANY = """
+[fidelity]
+examples = 4
+betas = [0.1, 0.05, 0.02, 0.01]
+sweeps = [2, 40]
+"""
+
+
+def test_grids_are_of_every_rule_that_has_the_setting(call, tmp_path):
+    path, out = tmp_path / "many.toml", tmp_path / "out"
+    path.write_text(TINY + MANY)
+    rules = "asymmetric_eqprop,coupled_learning,bptt"
+    said = call("fidelity", path, "--rules", rules, "--out", out)
+    assert said.code == 0, said
+    found = json.loads((out / "fidelity.json").read_text())
+    orders = found["bias_order"]  # both centered, each against what it follows
+    assert list(orders) == ["asymmetric_eqprop", "coupled_learning"]
+    assert all(abs(order - 2) < 0.05 for order in orders.values()), orders
+    varied = {(row["rule"], row["varied"]) for row in found["grid"]}
+    assert varied == {(r, "sweeps") for r in rules.split(",")} | {(r, "beta") for r in orders}
+    for name in rules.split(","):
+        few, many = (
+            row["relative_error"]
+            for row in found["grid"]
+            if (row["rule"], row["varied"]) == (name, "sweeps")
+        )
+        assert few > 10 * many, name
+    page = (out / "report.html").read_text()
+    assert "Set against the gradient of what it follows: coupled_learning by" in page
+
+
+def test_precisions_are_of_the_rules_and_of_the_grids(call, tmp_path):
+    path, out = tmp_path / "many.toml", tmp_path / "out"
+    path.write_text(TINY + MANY.replace("sweeps = [2, 40]", 'precisions = ["float32", "float64"]'))
+    said = call("fidelity", path, "--rules", "dual_propagation,backprop", "--out", out)
+    assert said.code == 0, said
+    found = json.loads((out / "fidelity.json").read_text())
+    assert {(row["rule"], row["beta"], row["precision"]) for row in found["grid"]} == {
+        ("dual_propagation", beta, precision)
+        for beta in (0.1, 0.05, 0.02, 0.01)
+        for precision in ("float32", "float64")
+    }
+    for name, row in found["rules"].items():
+        single, double = (row["precisions"][k]["relative_error"] for k in ("float32", "float64"))
+        assert double == row["relative_error"] != single
+        assert set(row["precisions"]["float32"]["layers"]) == {"dense_1", "dense_2"}
+        assert name == "dual_propagation" or double < 1e-14 < 1e-8 < single
+    assert "Relative error: dual_propagation" in " ".join(said.out.split())
+
+
+def test_on_alternating_sweeps_the_gdu_check_nudges_in_reverse_and_says_so(tiny, call, tmp_path):
+    out = tmp_path / "out"
+    lean = ["--set", "fidelity={examples=4, gdu=true}", "--set", "system.schedule=alternating"]
+    said = call("fidelity", tiny, "--out", out, *lean)
+    assert said.code == 0, said
+    found = json.loads((out / "fidelity.json").read_text())
+    assert abs(found["gdu"]["one-sided"]["slope"] - 1) < 0.05
+    assert abs(found["gdu"]["centered"]["slope"] - 2) < 0.05
+    assert "the nudged ones ran their halves in reverse" in found["notes"][0]
+
+
+def test_a_nudge_outside_sigma_is_set_against_what_it_follows(tiny, call, tmp_path):
+    out = tmp_path / "out"
+    lean = ["--set", "fidelity={examples=4, gdu=true}", "--set", "system.nudge=outside"]
+    lean += ["--set", "network.layers=['dense(5)', 'tanh', 'dense(1)', 'shifted_sigmoid']"]
+    said = call("fidelity", tiny, "--out", out, *lean)
+    assert said.code == 0, said
+    found = json.loads((out / "fidelity.json").read_text())
+    row = found["rules"]["eqprop"]
+    name = "a quarter of the binary cross-entropy (to first order: the nudge is outside σ)"
+    assert row["own_objective"]["objective"] == name
+    assert row["own_objective"]["relative_error"] < 1e-3 < 0.05 < row["relative_error"]
+    assert f"eqprop follows {name}" in " ".join(said.out.split())
+    assert "a quarter of the binary cross-entropy" in (out / "report.html").read_text()
+    assert "The GDU check is left out" in found["notes"][0]
+    assert "gdu" not in found
+
+
+def test_jumps_are_looked_for_at_the_beta_that_auto_has_chosen(tiny, call, tmp_path):
+    out = tmp_path / "out"
+    lean = ["--set", "fidelity={examples=4}", "--set", "rule.beta=auto"]
+    assert call("fidelity", tiny, "--out", out, *lean).code == 0
+    found = json.loads((out / "fidelity.json").read_text())
+    chosen = found["rules"]["eqprop"]["beta"]
+    assert 1e-5 < chosen < 0.2
+    assert found["equilibrium"]["jumped"]["beta"] == chosen
 
 
 @pytest.fixture(scope="module")
@@ -156,6 +251,12 @@ def test_a_run_records_its_fidelity_before_and_after_and_can_be_looked_at_again(
         (["--set", "fidelity.nudgings=['holomorphic-1']"], "N >= 2, such as holomorphic-4"),
         (["--set", "fidelity.example=4"], "did you mean 'examples'?"),
         (["--set", "network.layers.1=hard_sigmoid"], "layer 1 ('hard_sigmoid')"),
+        (["--set", "fidelity.betas=[0.1, 0.2, 0.1]"], "[0.1, 0.2, 0.1]: must be a list of diff"),
+        (["--set", "fidelity.sweeps=[2, 2]"], "fidelity.sweeps = [2, 2]: must be a list of diff"),
+        (
+            ["--set", "system.nudge=outside", "--rules", "asymmetric_eqprop"],
+            "is nudged outside of its σ, where the push that transposes the Jacobian does not",
+        ),
         (["--rules", "eqprop,eqprop"], "--rules = 'eqprop,eqprop': must be different rules"),
         (["--rules", "nothing"], "'nothing'"),
         (["--run", "nowhere"], "nowhere"),

@@ -18,7 +18,7 @@ from rich.console import Console
 
 from bpeq.report import _canvas as canvas
 from bpeq.report import fidelity_table, write_fidelity_report, write_report, write_run_report
-from bpeq.report._fidelity_grid import grid_panels
+from bpeq.report._fidelity_grid import grid_lines, grid_panels
 from bpeq.report._fidelity_layers import layer_panel
 from bpeq.report._fidelity_read import microscope
 from bpeq.types import DataError
@@ -578,3 +578,40 @@ def test_run_report_sets_a_rules_own_objective_beside_the_costs_gradient(tmp_pat
     assert "eqprop follows E_clamped − E_free." in text
     assert "to its own objective, initial to its own objective, trained" in text
     assert "all 0.0123 0.0456 0.99992 0.99896 0.00110 0.00220" in text
+
+
+def test_the_caption_has_the_gdu_slopes_the_precisions_and_the_jumps_along_beta() -> None:
+    whole = copy.deepcopy(FULL)
+    betas, shares = [0.1, 0.4, 0.2], [0.0, 0.25, 0.03125]
+    whole["equilibrium"]["jumped_along"] = {"betas": betas, "shares": shares}
+    kinds = {"float32": closeness(0.02), "float64": closeness(0.0123)}
+    whole["rules"]["eqprop"]["precisions"] = kinds
+    caption = re.sub(r"\s+", " ", " ".join(show(fidelity_table(whole))))
+    for words in (
+        "sweep by sweep: one-sided 1.00 (theory 1), centered 2.00 (theory 2).",
+        "Relative error: eqprop 0.0200 in float32, 0.0123 in float64.",
+        "none jumps up to β = 0.1, 3.1 % at 0.2, 25.0 % at 0.4",
+    ):
+        assert words in caption, words
+
+
+def test_grids_of_several_rules_are_lines_of_their_own_and_a_runaway_is_left_out() -> None:
+    whole, same = copy.deepcopy(FULL), {"varied": "beta", "estimator": "", "precision": "float64"}
+    for beta, error in ((0.01, 1e-4), (0.1, 1e-2), (1.5, 1e88)):
+        point = closeness(error, rule="dual_propagation", beta=beta, converged=1.0, **same)
+        whole["grid"].append(point)
+    whole["bias_order"]["dual_propagation"] = 2.0
+    found = microscope(whole)
+    lines = {line.label: line for line in grid_lines(found, "beta")}
+    assert set(lines) == {*(f"eqprop {name}" for name in ORDERS), "dual_propagation"}
+    assert lines["dual_propagation"].drawn.tolist() == [True, True, False]
+    assert "dual_propagation 2.00" in grid_panels(found)[0].alt
+    caption = re.sub(r"\s+", " ", " ".join(show(fidelity_table(whole))))
+    assert "left out of the plots: dual_propagation float64 at β = 1.5." in caption
+
+
+def test_a_share_a_beta_is_asked_for() -> None:
+    whole = copy.deepcopy(FULL)
+    whole["equilibrium"]["jumped_along"] = {"betas": [0.1], "shares": []}
+    with pytest.raises(DataError, match=r"equilibrium\.jumped_along\.shares: must hold a number"):
+        microscope(whole)

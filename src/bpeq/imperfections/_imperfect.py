@@ -224,6 +224,7 @@ def _system(
         not_holomorphic=system.not_holomorphic or inexact or "",
         project=_within(weights, system.project),
         forward=on_device(system.forward),
+        reverse=None,
         imperfect=Imperfect(
             ideal=system.ideal,
             keyed=rekeyed if noise > 0 else None,

@@ -169,7 +169,11 @@ def _own_objectives(rules: Sequence[Rule]) -> Section | None:
 
 
 def _grids(found: Microscope, panels: Sequence[canvas.Panel]) -> Section | None:
-    lead = f"{say.orders(found)} {say.pole(found)}".strip()
+    parts = [say.orders(found), say.pole(found), say.precisions(found.rules)]
+    against = {f"{p.rule} by {p.against}" for p in found.grid if p.against}
+    if against:
+        parts.append(f"Set against the gradient of what it follows: {'; '.join(sorted(against))}.")
+    lead = " ".join(filter(None, parts))
     return Section("Bias and round-off", lead, panels) if panels or lead else None
 
 
@@ -188,6 +192,10 @@ def _equilibrium(at: Equilibrium | None) -> Section | None:
     if at.jumped is not None:
         beta, part = at.jumped
         rows.append((f"examples that jump at β = {say.setting(beta)}", say.share(part)))
+    rows += [
+        (f"along the grid, at β = {setting}", say.share(part))
+        for setting, part in ((say.setting(beta), part) for beta, part in at.along)
+    ]
     if at.settled is not None:
         rows.append(("examples that settled", say.share(at.settled)))
     if at.output is not None:
@@ -235,8 +243,8 @@ def _every_point(found: Microscope) -> list[Detail]:
     pairs = []
     for p in found.grid:
         name = " ".join(part for part in (p.rule, p.estimator, p.precision) if part)
-        at = f"β = {say.setting(p.beta)}"
-        at += f", {say.setting(p.x)} {p.varied}" if p.varied != "beta" else ""
-        text = f"{at}: relative error {n.plain(p.error)}, cosine {say.cosine(p.cosine)}"
+        at = [f"β = {say.setting(p.beta)}"] if p.beta else []
+        at += [f"{say.setting(p.x)} {p.varied}"] if p.varied != "beta" else []
+        text = f"{', '.join(at)}: relative error {n.plain(p.error)}, cosine {say.cosine(p.cosine)}"
         pairs.append((name, f"{text}, settled {say.share(p.settled)}"))
     return [Detail("Every point of the grids", pairs=pairs)] if pairs else []

@@ -13,7 +13,7 @@ from bpeq.report import _numbers as n
 from bpeq.report._canvas import Panel
 from bpeq.report._fidelity_read import Fit, Gdu, Microscope
 from bpeq.report._fidelity_rule import Rule
-from bpeq.report._fidelity_words import setting
+from bpeq.report._fidelity_words import RUNAWAY, setting
 from bpeq.report._logplot import Line, Words, guide, line_panel
 from bpeq.report._scales import logarithmic
 
@@ -46,6 +46,7 @@ def grid_lines(found: Microscope, varied: str) -> list[Line]:
         label = _label(key, list(groups))
         for precision in sorted(parts):  # float32, then float64
             x, y, settled = np.asarray(sorted(parts[precision]), dtype=np.float64).T
+            y = np.where(y > RUNAWAY, np.nan, y)  # it would squeeze all others into a line
             dash = "--" if precision == "float64" and len(parts) > 1 else "-"
             colour = colours.series(place)
             rule, estimator, beta = key
@@ -84,7 +85,7 @@ def _beta_panel(found: Microscope, lines: list[Line]) -> Panel | None:
 
     def more(axes: Axes) -> None:
         for name, fit in found.fits.items():
-            line = next((a for a in lines if a.estimator == name), None)
+            line = next((a for a in lines if (a.estimator or a.rule) == name), None)
             if line is not None:
                 _draw_bias(axes, fit, line)
         _draw_chosen(axes, chosen)
@@ -102,7 +103,9 @@ def _beta_panel(found: Microscope, lines: list[Line]) -> Panel | None:
         f"Fitted orders: {says}." if says else "",
     )
     extra = [(r.beta or 0.0, r.total.relative_error) for r in chosen]
-    fitted = {a.estimator: a.label for a in reversed(lines)}  # the first of each is what was fitted
+    fitted = {
+        a.estimator or a.rule: a.label for a in reversed(lines)
+    }  # the first of each is what was fitted
     slopes = {fitted[k]: f"slope {n.fixed(order)}" for k, order in orders.items() if k in fitted}
     return line_panel(lines, words, log_x=True, more=more, extra=extra, tails=slopes)
 
@@ -171,7 +174,8 @@ def _draw_chosen(axes: Axes, chosen: Sequence[Rule]) -> None:
 def _label(key: _Key, keys: Sequence[_Key]) -> str:
     """What sets a line apart from the others, else its estimator or rule."""
     rule, estimator, beta = key
-    several = [len({k[i] for k in keys}) > 1 for i in range(3)]
+    several = [len({k[i] for k in keys}) > 1 for i in range(2)]
+    several.append(len({k[2] for k in keys if k[0] == rule}) > 1)
     named = [rule] if several[0] else []
     named += [estimator] if several[1] and estimator else []
     named += [f"β = {setting(beta)}"] if several[2] else []
@@ -179,7 +183,9 @@ def _label(key: _Key, keys: Sequence[_Key]) -> str:
 
 
 def _betas(lines: Sequence[Line]) -> str:
-    values = sorted({line.beta for line in lines})
+    values = sorted({line.beta for line in lines} - {0.0})
+    if not values:
+        return "its own settings"
     return "β = " + ", ".join(setting(value) for value in values)
 
 

@@ -12,7 +12,11 @@ VARIED = ("beta", "points", "sweeps")
 
 
 class Point(NamedTuple):
-    """One estimate of a grid: where it stands, its relative error, the share that settled."""
+    """One estimate of a grid: where it stands, its relative error, the share that settled.
+
+    estimator: which of eqprop's nudgings, empty for other rules. beta: 0 for rules without one.
+    against: the objective whose gradient it is set against, empty where that is the cost.
+    """
 
     rule: str
     estimator: str
@@ -23,6 +27,7 @@ class Point(NamedTuple):
     error: float
     cosine: float
     settled: float
+    against: str
 
 
 class Fit(NamedTuple):
@@ -36,7 +41,8 @@ class Fit(NamedTuple):
 class Equilibrium(NamedTuple):
     """What the settled states are like; None where it was not looked at.
 
-    curvature, output: the smallest of all examples, and their median. jumped: β, and the share.
+    curvature, output: the smallest of all examples, and their median. jumped: β, and the share;
+    along: the same for every β of the grid.
     """
 
     curvature: tuple[float, float] | None
@@ -44,6 +50,7 @@ class Equilibrium(NamedTuple):
     asymmetry: float | None
     saturated: dict[str, float]
     jumped: tuple[float, float] | None
+    along: list[tuple[float, float]]
     units: float | None
     examples: float | None
     settled: float | None
@@ -112,11 +119,12 @@ def _point(entry: Any, where: str) -> Point:
         str(fields.get("estimator") or ""),
         str(fields.get("precision") or ""),
         varied,
-        needed(fields, "beta", where),
+        maybe(fields, "beta", where) or 0.0,
         x,
         needed(fields, "relative_error", where),
         number(fields.get("cosine"), f"{where}.cosine"),
         number(fields.get("converged", 1.0), f"{where}.converged"),
+        str(fields.get("against") or ""),
     )
 
 
@@ -141,6 +149,13 @@ def _equilibrium(entry: Any) -> Equilibrium | None:
     fields = mapping(entry, where)
     saturated = mapping(fields.get("saturated"), f"{where}.saturated")
     jumped = mapping(fields.get("jumped"), f"{where}.jumped")
+    along = mapping(fields.get("jumped_along"), f"{where}.jumped_along")
+    ends = [
+        numbers(_list(along.get(key), f"{where}.{key}"), f"{where}.jumped_along.{key}")
+        for key in ("betas", "shares")
+    ]
+    if len(ends[0]) != len(ends[1]):
+        raise DataError(f"{where}.jumped_along.shares: must hold a number a beta, {len(ends[0])}")
     return Equilibrium(
         _spread(fields.get("curvature"), f"{where}.curvature"),
         _spread(fields.get("output_curvature"), f"{where}.output_curvature"),
@@ -149,6 +164,7 @@ def _equilibrium(entry: Any) -> Equilibrium | None:
         (needed(jumped, "beta", f"{where}.jumped"), needed(jumped, "share", f"{where}.jumped"))
         if jumped
         else None,
+        sorted(zip(*ends, strict=True)),
         maybe(fields, "units", where),
         maybe(fields, "examples", where),
         maybe(fields, "settled", where),

@@ -36,7 +36,7 @@ class Rule(NamedTuple):
     beta, error_bar: None where the rule has none. reference: the name of the exact rule, with the
     share of its solves that settled and their largest residual. amplitude: how far the nudge moves
     each state; residual: what its solver left unsettled of that. own: where the rule follows
-    another objective than the cost, the same of that.
+    another objective than the cost, the same of that. precisions: in total, in each asked for.
     """
 
     name: str
@@ -53,6 +53,7 @@ class Rule(NamedTuple):
     residual: float | None
     note: str
     own: Own | None
+    precisions: dict[str, Measures]
 
     @property
     def relaxes(self) -> bool:
@@ -79,7 +80,9 @@ def rule(name: str, entry: Any, where: str) -> Rule:
         maybe(nudge, "residual", f"{where}.nudge"),
         str(fields.get("note") or ""),
         _own(fields.get("own_objective"), f"{where}.own_objective"),
-    )
+        {k: _measures(mapping(v, f"{where}.precisions.{k}"), f"{where}.precisions.{k}")
+         for k, v in mapping(fields.get("precisions"), f"{where}.precisions").items()},
+    )  # fmt: skip
 
 
 def _own(entry: Any, where: str) -> Own | None:

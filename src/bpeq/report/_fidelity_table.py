@@ -71,7 +71,8 @@ def _caption(found: Microscope) -> list[str]:
     lines = [say.objectives(found.rules)]
     if lines[0]:
         lines[0] += " Rows “own objective” are against the exact gradient of what it follows."
-    lines += [say.orders(found), say.pole(found), say.equilibrium(found.equilibrium)]
+    lines += [say.precisions(found.rules), say.orders(found), say.pole(found), say.gdu(found)]
+    lines.append(say.equilibrium(found.equilibrium))
     if residuals:
         lines.append(f"Exact gradients settled to a residual of {plain(max(residuals))}.")
     return [line for line in [*lines, *say.notes(found)] if line]

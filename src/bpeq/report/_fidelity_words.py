@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from bpeq.report import _numbers as n
 from bpeq.report._fidelity_read import Equilibrium, Microscope
 from bpeq.report._fidelity_rule import Measures, Rule
 
 MEASURES = ("relative error", "cosine", "norm ratio", "sign agreement, %")
+RUNAWAY = 1e4  # a relative error above which a nudged phase has run away
 ENDS = ("settled, %", "sweeps", "β", "error bar")
 
 
@@ -104,9 +105,44 @@ def equilibrium(at: Equilibrium | None) -> str:
     if at.jumped is not None:
         beta, part = at.jumped
         said.append(f"at β = {setting(beta)} {share(part)} of the examples jump to another state")
+    if at.along:
+        said.append(jumps(at))
     if at.settled is not None and at.settled < 1:
         said.append(f"settled in {share(at.settled)} of the examples only")
     return f"Equilibrium{looked_at(at)}: {'; '.join(said)}." if said else ""
+
+
+def jumps(at: Equilibrium) -> str:
+    """Which examples leave their branch, along the grid of β: "3.1 % at 0.2, 25 % at 0.3"."""
+    far = [(beta, part) for beta, part in at.along if part > 0]
+    if not far:
+        return f"none jumps up to β = {setting(at.along[-1][0])}"
+    still = [beta for beta, _ in at.along if beta < far[0][0]]
+    begin = f"none jumps up to β = {setting(still[-1])}, " if still else "jumps along β: "
+    return begin + ", ".join(f"{share(part)} at {setting(beta)}" for beta, part in far)
+
+
+def gdu(found: Microscope) -> str:
+    """The slopes of the GDU check in one sentence; empty where it was not made."""
+    theory = {"one-sided": 1, "centered": 2}
+    said = [
+        f"{name} {n.fixed(one.slope)} (theory {theory[name]})" if name in theory
+        else f"{name} {n.fixed(one.slope)}"
+        for name, one in found.gdu.items()
+    ]  # fmt: skip
+    if not said:
+        return ""
+    return f"GDU, the slope over β of EP's updates less BPTT's, sweep by sweep: {', '.join(said)}."
+
+
+def precisions(rules: Sequence[Rule]) -> str:
+    """Each rule's relative error in the precisions that were asked for; empty without any."""
+    said = [
+        f"{r.name} {', '.join(f'{n.plain(m.relative_error)} in {p}' for p, m in kinds)}"
+        for r in rules
+        if (kinds := list(r.precisions.items()))
+    ]
+    return f"Relative error: {'; '.join(said)}." if said else ""
 
 
 def looked_at(at: Equilibrium) -> str:
@@ -132,6 +168,12 @@ def notes(found: Microscope) -> list[str]:
                 f"{r.name}: the exact gradient of {r.own.objective} settled in "
                 f"{share(r.own.settled)} of its solves only: a small error proves nothing."
             )
+    away = _points(found, lambda error: RUNAWAY < error < math.inf)
+    said += (
+        [f"Errors above {n.count(RUNAWAY)}, left out of the plots: {'; '.join(away)}."]
+        if away
+        else []
+    )
     lost = lost_figures(found)
     return said + ([f"Not finite: {'; '.join(lost)}."] if lost else [])
 
@@ -146,18 +188,23 @@ def lost_figures(found: Microscope) -> list[str]:
             rows["own objective"] = r.own.total
         odd = [name for name, m in rows.items() if not math.isfinite(m.relative_error)]
         said += [f"the relative error of {r.name} ({', '.join(odd)})"] if odd else []
-    lines: dict[str, list[str]] = {}
-    for p in found.grid:
-        if not math.isfinite(p.error):
-            parts = (p.rule, "" if p.varied == "points" else p.estimator, p.precision)
-            name = f"{' '.join(part for part in parts if part)} at {_AXES[p.varied]} = "
-            lines.setdefault(name, []).append(setting(p.x))
-    said += [name + ", ".join(xs) for name, xs in lines.items()]
+    said += _points(found, lambda error: not math.isfinite(error))
     for name, one in found.gdu.items():
         betas = [setting(b) for b, y in zip(one.betas, one.mismatch, strict=True)
                  if not math.isfinite(y)]  # fmt: skip
         said += [f"the GDU mismatch of {name} at β = {', '.join(betas)}"] if betas else []
     return said
+
+
+def _points(found: Microscope, wanted: Callable[[float], bool]) -> list[str]:
+    """Where the grids have such errors, line by line."""
+    lines: dict[str, list[str]] = {}
+    for p in found.grid:
+        if wanted(p.error):
+            parts = (p.rule, "" if p.varied == "points" else p.estimator, p.precision)
+            name = f"{' '.join(part for part in parts if part)} at {_AXES[p.varied]} = "
+            lines.setdefault(name, []).append(setting(p.x))
+    return [name + ", ".join(xs) for name, xs in lines.items()]
 
 
 _AXES = {"beta": "β", "points": "N", "sweeps": "sweeps"}

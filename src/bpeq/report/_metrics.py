@@ -67,6 +67,7 @@ _FAMILIES: dict[str, tuple[str, str, float, int]] = {
     "sweeps": ("sweeps per gradient", "", 1.0, 0),
     "unsettled": ("unsettled phases", "%", 100.0, -1),
 }
+_PARTED = ("error", "accuracy")
 _PRIMARY = ("error", "rmse", "accuracy", "r2", "loss")
 
 
@@ -81,8 +82,20 @@ def metric(name: str) -> Metric:
     split, _, family = name.partition("_")
     if split not in SPLITS or not family:
         split, family = "", name
-    label, unit, scale, better = _FAMILIES.get(family, (family.replace("_", " "), "", 1.0, 0))
-    return Metric(name, split, family, f"{split} {label}".strip(), unit, scale, better)
+    own = family if family in _FAMILIES else next((f for f in _PARTED if _is_of(family, f)), "")
+    if not own:
+        return Metric(
+            name, split, family, f"{split} {family}".replace("_", " ").strip(), "", 1.0, 0
+        )
+    label, unit, scale, better = _FAMILIES[own]
+    before, _, after = family.partition(own)  # of a study's own row, such as test_error_digits
+    said = [before.strip("_"), split, label, after.strip("_")]
+    label = " ".join(filter(None, said)).replace("_", " ")
+    return Metric(name, split, family, label, unit, scale, better)
+
+
+def _is_of(name: str, family: str) -> bool:
+    return f"_{family}_" in f"_{name}_" and "squared" not in name
 
 
 def ordered(names: Iterable[str]) -> list[str]:

@@ -187,7 +187,7 @@ def words(text: str, style: str = "") -> Any:
 def folded_name(name: str, width: int) -> str:
     """`name` on lines of at most `width`, broken after an underscore, dot or colon if it can be."""
     lines = [""]
-    for part in re.findall(r"[^_.:]*[_.:]?", name):
+    for part in filter(None, re.findall(r"[^_.:]*[_.:]?", name)):
         if lines[-1] and len(lines[-1]) + len(part) > width:
             lines.append("")
         lines[-1] += part

@@ -10,8 +10,9 @@ from jaxtyping import Array
 
 from bpeq import trees
 from bpeq.rules._floor import warn_below_floor
+from bpeq.rules._followed import refuse_outside
 from bpeq.rules._means import mean_loss
-from bpeq.rules._phases import free_phase
+from bpeq.rules._phases import Free, free_phase
 from bpeq.rules._recurrent_backprop import exact_reference
 from bpeq.rules._relaxing import relaxing
 from bpeq.rules._vector_field_eqprop import Sides, respond, skew
@@ -61,7 +62,7 @@ def asymmetric_eqprop(
 
     Args:
       system: any whose push enters its force, f(s) + push = 0: all of bpeq's, except a Hopfield
-        system that nudges outside its σ.
+        system that nudges outside its σ, which is refused: the correction would be outside too.
       cost: compares the readout with y; it nudges per example.
       free, nudged: solvers of the phases; None settles to a residual of 1e-6 within 1,000 sweeps.
         Nudged phases start at s⁰.
@@ -69,7 +70,7 @@ def asymmetric_eqprop(
       nudging: one-sided or centered.
 
     Raises:
-      ValueError: a setting out of range.
+      ValueError: a setting out of range, or a system that is nudged outside of its σ.
 
     The estimate's info has the SolveInfos `free` `[batch]` and `nudged` `[phases, batch]`.
 
@@ -91,6 +92,7 @@ def asymmetric_eqprop(
 
     Source: Scurria et al. 2026, asymmetric (dyadic) equilibrium propagation.
     """
+    refuse_outside("asymmetric_eqprop", system)
     settle_free = fixed_point() if free is None else free
     settle_nudged = fixed_point() if nudged is None else nudged
 
@@ -104,16 +106,8 @@ def asymmetric_eqprop(
 
     def estimate(params: Params, batch: Batch, state: State, key: Key) -> tuple[Estimate, State]:
         rest = free_phase(system, settle_free, params, batch.x)
-        twist = skew(system, params, rest.clamped, rest.state)
-
-        def sweep(params: Params, clamped: Any, state: State, push: Any) -> State:
-            def both(state: State) -> State:
-                return trees.add_given(twist(trees.sub(state, rest.state)), push(state))
-
-            return system.sweep(params, clamped, state, both)
-
         grads, info = respond(
-            system._replace(sweep=sweep),
+            transposed(system, params, rest),
             cost,
             settle_nudged,
             params,
@@ -127,3 +121,16 @@ def asymmetric_eqprop(
 
     reference = exact_reference(system, cost)
     return LearningRule("asymmetric_eqprop", init, apply, estimate, reference=reference)
+
+
+def transposed(system: System, params: Params, rest: Free) -> System:
+    """The system whose nudged sweep has the push (Jᵀ − J)(s − s⁰) too, s⁰ the state of `rest`."""
+    twist = skew(system, params, rest.clamped, rest.state)
+
+    def sweep(params: Params, clamped: Any, state: State, push: Any) -> State:
+        def both(state: State) -> State:
+            return trees.add_given(twist(trees.sub(state, rest.state)), push(state))
+
+        return system.sweep(params, clamped, state, both)
+
+    return system._replace(sweep=sweep)

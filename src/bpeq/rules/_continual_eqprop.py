@@ -11,6 +11,7 @@ from jaxtyping import Array
 
 from bpeq import trees
 from bpeq.rules._floor import warn_below_floor
+from bpeq.rules._followed import followed
 from bpeq.rules._means import mean_loss
 from bpeq.rules._phases import contrast, free_phase, nudged_phases
 from bpeq.rules._recurrent_backprop import exact_reference
@@ -151,4 +152,5 @@ def continual_eqprop(
         estimate,
         reference=exact_reference(system, cost),
         optimizers=("sgd",),
+        objective=followed(system, cost),
     )

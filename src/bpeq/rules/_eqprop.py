@@ -13,6 +13,7 @@ from bpeq import trees
 from bpeq.rules._auto_beta import choose, unsettled
 from bpeq.rules._circle import half_circle, turn
 from bpeq.rules._floor import warn_below_floor
+from bpeq.rules._followed import followed
 from bpeq.rules._means import mean_loss
 from bpeq.rules._phases import Free, contrast, free_phase, nudged_phases
 from bpeq.rules._recurrent_backprop import exact_reference
@@ -186,7 +187,8 @@ def eqprop(
         return Estimate(made.grads, loss, rest.output, info), state
 
     reference = exact_reference(system, cost)
-    return LearningRule("eqprop", init, apply, estimate, reference=reference)
+    objective = followed(system, cost)
+    return LearningRule("eqprop", init, apply, estimate, reference=reference, objective=objective)
 
 
 class _Contrasted(NamedTuple):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -31,6 +32,19 @@ def free_phase(
     return Free(clamped, state, info, system.readout.forward(params, state)[0])
 
 
+def nudge(
+    system: System, cost: Cost, params: Params, y: Array, beta: Array
+) -> Callable[[State], State]:
+    """The push −β ∂C/∂s on a state, the readout's pull-back of the cost's slope there."""
+
+    def push(state: State) -> State:
+        output, residuals = system.readout.forward(params, state)
+        error = cost.error(output, y)
+        return system.readout.backward(params, params, residuals, -beta * error)[1]
+
+    return push
+
+
 def nudged_phases(
     system: System,
     cost: Cost,
@@ -51,13 +65,7 @@ def nudged_phases(
 
     def settle(beta: Array, n: Array, start: State) -> tuple[State, SolveInfo]:
         clamped = free.clamped if other is None else other(free.clamped, n)
-
-        def push(state: State) -> Any:
-            output, residuals = system.readout.forward(params, state)
-            error = cost.error(output, y)
-            _, pulled = system.readout.backward(params, params, residuals, -beta * error)
-            return pulled
-
+        push = nudge(system, cost, params, y, beta)
         return solver(lambda s: system.sweep(params, clamped, s, push), start)
 
     phases = (betas, jnp.arange(len(betas)))

@@ -11,6 +11,7 @@ from jaxtyping import Array, Float
 
 from bpeq import trees
 from bpeq.rules._floor import warn_below_floor
+from bpeq.rules._followed import followed, follows
 from bpeq.rules._lay_on_both import lay_on_both
 from bpeq.rules._means import mean_loss
 from bpeq.rules._phases import Free, contrast, free_phase, nudged_phases
@@ -148,12 +149,15 @@ def vector_field_eqprop(
         return Estimate(grads, loss, rest.output, record), state
 
     reference = exact_reference(system, cost)
+    note = f"follows {other}" if (other := follows(system, cost)) and not system.energy else ""
     return LearningRule(
         "vector_field_eqprop",
         init,
         apply,
         estimate,
         reference=reference,
+        objective=followed(system, cost),
+        note=note,
         decay=kolen_pollack and not homeostasis,
     )
 

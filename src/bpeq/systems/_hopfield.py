@@ -22,7 +22,7 @@ from bpeq.systems._graph import (
     init_skips,
     state_shapes,
 )
-from bpeq.systems._readout import last_block, last_state
+from bpeq.systems._readout import activation_names, last_block, last_state
 from bpeq.systems._refusals import refuse_connections, refuse_network, why_not_holomorphic
 from bpeq.types import Key, Layer, Params, Shape, State, System
 
@@ -124,7 +124,8 @@ def hopfield(
     graph = build_graph(blocks, top, len(network.parts), skips, gain)
     refuse_connections(graph)
     untied, extra = feedback == "untied", [e for e in graph.edges if isinstance(e.at, str)]
-    groups = independent_groups(graph)
+    together = (tuple(range(1, top + 1)),)
+    groups = together if schedule == "synchronous" else independent_groups(graph)
 
     def init(key: Key, shape: Shape) -> tuple[Params, Shape]:
         params, out = network.init(key, shape)
@@ -192,13 +193,16 @@ def hopfield(
             new[l - 1] = _nudged(sigma, total, pushed[l - 1], 1.0 / graph.weight(l), nudge)
         return tuple(new)
 
-    def sweep(
-        params: Params, clamped: Clamped, state: State, push: Any = None, hold: bool = False
-    ) -> State:
-        for which in groups if schedule == "alternating" else [tuple(range(1, top + 1))]:
-            moving = tuple(l for l in which if not (hold and l == top))
-            state = update(params, clamped, state, push, moving)
-        return state
+    def in_turn(groups: Any) -> Any:
+        def sweep(
+            params: Params, clamped: Clamped, state: State, push: Any = None, hold: bool = False
+        ) -> State:
+            for which in groups:
+                moving = tuple(l for l in which if not (hold and l == top))
+                state = update(params, clamped, state, push, moving)
+            return state
+
+        return sweep
 
     def energy(params: Params, clamped: Clamped, state: State) -> Float[Array, " batch"]:
         total = jnp.zeros_like(trees.max_abs(state))
@@ -235,7 +239,7 @@ def hopfield(
         init=init,
         clamp=clamp,
         init_state=init_state,
-        sweep=sweep,
+        sweep=in_turn(groups),
         energy=None if untied else energy,
         denergy=None if untied else denergy,
         force=force,
@@ -244,6 +248,8 @@ def hopfield(
         write=write if output == "state" else None,
         not_holomorphic=why_not_holomorphic(network, extra),
         forward=forward,
+        outside=activation_names(network)[top - 1] if nudge == "outside" else "",
+        reverse=in_turn(groups[::-1]) if len(groups) > 1 else None,
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import jax.numpy as jnp
 from jaxtyping import Array
 
 from bpeq import trees
@@ -22,6 +23,12 @@ def state_readout(forward: Callable[..., Any], backward: Callable[..., Any]) -> 
         raise TypeError("a readout has no parameters of its own: call the system's init")
 
     return Layer("readout", init, forward, backward)
+
+
+def activation_names(network: Layer) -> list[str]:
+    """The name of each block's σ, "linear" where the network ends without one."""
+    names = [part.name for part in network.parts if part.activation is not None]
+    return names if network.parts[-1].activation is not None else [*names, "linear"]
 
 
 def last_state(states: int) -> Layer:
@@ -70,5 +77,17 @@ def last_block(block: Block, states: int, below: Activation | None = None) -> La
         grads[block.slice] = pulled
         ds = dx if factor is None else dx * factor
         return tuple(grads), (*(None,) * (states - 1), ds)
+
+    return state_readout(forward, backward)
+
+
+def paired_state(states: int) -> Layer:
+    """v⁺ − v⁻ of the last of `states`, `[batch, 2, ...]`."""
+
+    def forward(params: Params, state: State, key: Key | None = None) -> tuple[Array, Any]:
+        return state[-1][:, 0] - state[-1][:, 1], ()
+
+    def backward(params: Params, feedback: Params, residuals: Any, dy: Array) -> tuple[Params, Any]:
+        return trees.zeros(params), (*(None,) * (states - 1), jnp.stack([dy, -dy], axis=1))
 
     return state_readout(forward, backward)

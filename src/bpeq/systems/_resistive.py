@@ -12,9 +12,17 @@ from bpeq import trees
 from bpeq.layers import cut
 from bpeq.settings import Positive, checked
 from bpeq.systems._derivatives import dforce_of
-from bpeq.systems._readout import last_state, state_readout
+from bpeq.systems._readout import last_state, paired_state
 from bpeq.systems._refusals import refuse_circuit, why_not_holomorphic
-from bpeq.systems._resistors import conductances, drive, load, non_negative, power_gradient, twice
+from bpeq.systems._resistors import (
+    conductances,
+    drive,
+    load,
+    non_negative,
+    over,
+    power_gradient,
+    twice,
+)
 from bpeq.types import Key, Layer, Params, Shape, State, System
 
 
@@ -147,7 +155,7 @@ def resistive(
         state: list[Array] = []
         for l in range(top):
             into = from_below(params, clamped, tuple(state), l)
-            state.append(bounded(l, _over(into, clamped.below[l])))
+            state.append(bounded(l, over(into, clamped.below[l])))
         return tuple(state)
 
     def from_above(params: Params, state: State, l: int) -> Array:
@@ -167,20 +175,23 @@ def resistive(
         turned = jnp.where(jnp.arange(voltage.shape[-1]) % 2 == 0, 1.0, -1.0).astype(voltage.dtype)
         return turned * sigma(turned * voltage)
 
-    def sweep(
-        params: Params, clamped: Clamped, state: State, push: Any = None, hold: bool = False
-    ) -> State:
-        for half in (range(0, top, 2), range(1, top, 2)):
-            pushed = (None,) * top if push is None else push(state)
-            new = list(state)
-            for l in half:
-                if hold and l == top - 1:
-                    continue
-                into, nudge = current(params, clamped, state, l), pushed[l]
-                into = into if nudge is None else into + nudge
-                new[l] = bounded(l, _over(into, clamped.total[l]))
-            state = tuple(new)
-        return state
+    def in_turn(first: int) -> Any:
+        def sweep(
+            params: Params, clamped: Clamped, state: State, push: Any = None, hold: bool = False
+        ) -> State:
+            for half in (range(first, top, 2), range(1 - first, top, 2)):
+                pushed = (None,) * top if push is None else push(state)
+                new = list(state)
+                for l in half:
+                    if hold and l == top - 1:
+                        continue
+                    into, nudge = current(params, clamped, state, l), pushed[l]
+                    into = into if nudge is None else into + nudge
+                    new[l] = bounded(l, over(into, clamped.total[l]))
+                state = tuple(new)
+            return state
+
+        return sweep
 
     def energy(params: Params, clamped: Clamped, state: State) -> Float[Array, " batch"]:
         squares = layers[0].forward(load(own(params, 0), gain**2), clamped.sources**2)[0]
@@ -216,16 +227,17 @@ def resistive(
         init=init,
         clamp=clamp,
         init_state=init_state,
-        sweep=sweep,
+        sweep=in_turn(0),
         energy=energy,
         denergy=denergy,
         force=force,
         dforce=dforce_of(denergy),
-        readout=last_state(top) if outputs == "single" else _pairs(top),
+        readout=last_state(top) if outputs == "single" else paired_state(top),
         write=write if outputs == "single" else None,
         not_holomorphic=why_not_holomorphic(network),
         project=non_negative,
         forward=forward,
+        reverse=in_turn(1) if top > 1 else None,
     )
 
 
@@ -235,25 +247,5 @@ def _doubled(shape: Shape) -> Shape:
     return (*shape[:-1], 2 * shape[-1])
 
 
-def _over(current: Array, conductance: Array) -> Array:
-    """I / G; a node that nothing conducts to stays grounded."""
-    joined = conductance != 0
-    return jnp.where(joined, current, jnp.zeros_like(current)) / jnp.where(
-        joined, conductance, jnp.ones_like(conductance)
-    )
-
-
 def _per_example(a: Array) -> Float[Array, " batch"]:
     return jnp.sum(a.reshape(a.shape[0], -1), axis=1)
-
-
-def _pairs(states: int) -> Layer:
-    """v⁺ − v⁻ of the last of `states`, `[batch, 2, ...]`."""
-
-    def forward(params: Params, state: State, key: Key | None = None) -> tuple[Array, Any]:
-        return state[-1][:, 0] - state[-1][:, 1], ()
-
-    def backward(params: Params, feedback: Params, residuals: Any, dy: Array) -> tuple[Params, Any]:
-        return trees.zeros(params), (*(None,) * (states - 1), jnp.stack([dy, -dy], axis=1))
-
-    return state_readout(forward, backward)

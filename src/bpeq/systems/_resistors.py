@@ -128,3 +128,11 @@ def _product(below: Array, above: Array, weights: Array) -> tuple[Array, Array]:
     inputs = [s, _moved(below, weights), side_by_side(gaps_below)]
     seeds = [contract(weights, above), t, weighted(weights[1:], gaps_above)]
     return jnp.concatenate(inputs), jnp.concatenate(seeds)
+
+
+def over(current: Array, conductance: Array) -> Array:
+    """I / G; a node that nothing conducts to stays grounded."""
+    joined = conductance != 0
+    return jnp.where(joined, current, jnp.zeros_like(current)) / jnp.where(
+        joined, conductance, jnp.ones_like(conductance)
+    )
