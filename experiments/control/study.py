@@ -23,6 +23,11 @@ from . import cartpole, ppo, tictactoe
 EPISODES, RANDOM_GAMES = 100, 1000
 SEARCHED = 100  # linear policies of the null control
 OURS, CONTROL, GREEN, GREY = "#0072b2", "#d55e00", "#00785a", "#444444"
+OPPONENTS = {
+    "random": (CONTROL, "to a random player"),
+    "perfect": (OURS, "to a perfect player"),
+    "anyone": (GREEN, "against every possible reply"),
+}
 SHOWN = (-1, 0, 0, 0, 0, 0, 0, 0, 0)  # the other has taken a corner: only the centre does not lose
 
 
@@ -126,13 +131,12 @@ def _nulls(key: Array) -> tuple[Array, Array]:
     The best is chosen by 10 episodes, and then judged by others.
     """
     keys = jax.random.split(key, 4)
-    tossed = (
-        lambda s: jax.random.bernoulli(  # noqa: E731
-            jax.random.fold_in(keys[0], jnp.sum(jax.lax.bitcast_convert_type(s, jnp.int32))),
-            0.5,
-            s.shape[:-1],
-        ).astype(jnp.int32)
-    )
+
+    def tossed(states: Array) -> Array:  # a coin for every state: none is met twice
+        noise = jax.lax.bitcast_convert_type(states, jnp.int32).sum()
+        coins = jax.random.bernoulli(jax.random.fold_in(keys[0], noise), 0.5, states.shape[:-1])
+        return coins.astype(jnp.int32)
+
     weights = jax.random.normal(keys[1], (SEARCHED, 4))
     linear = lambda w: lambda s: (s @ w > 0).astype(jnp.int32)  # noqa: E731
     trial = jax.vmap(lambda w: ppo.episodes(linear(w), keys[2], 10)[0].mean())(weights)
@@ -164,21 +168,25 @@ def self_play(
         each = [tictactoe.judge(moves, seed, RANDOM_GAMES) for seed, moves in enumerate(said)]
         return {name: np.array([one[name] for one in each]) for name in each[0]}
 
+    def shares(carry: tictactoe.Carry) -> dict[str, np.ndarray]:
+        found = judged(carry)
+        return {who: found[f"lost_to_{who}"] / found[f"games_to_{who}"] for who in OPPONENTS}
+
     carry = jax.vmap(tictactoe.start(network, optimizer, games))(keys[:, 0])
     with runner.clock("evaluate"):
-        first = judged(carry)
-    carry, values, rows = runner.repeat(
+        first, unlearned = judged(carry), shares(carry)
+    carry, _, rows = runner.repeat(
         training.over_seeds(training.step_scan(tictactoe.self_play(network, optimizer, explore))),
         carry,
         (keys[:, 2],),
         total=turns,
         every=max(turns // strides, 1),
-        measure=judged,
-        name="tictactoe",
+        measure=shares,
+        name="lost",
         params=lambda carry: carry.params,
     )
-    rows = [{"step": 0, "values": {f"tictactoe_{k}": v for k, v in first.items()}}, *rows]
-    metrics = {f"tictactoe_{name}": values[f"tictactoe_{name}"] for name in first}
+    rows = [{"step": 0, "values": {f"lost_{k}": v for k, v in unlearned.items()}}, *rows]
+    metrics = {f"tictactoe_{name}": found for name, found in judged(carry).items()}
     metrics |= {f"tictactoe_{name}_untrained": v for name, v in first.items()}
     own = jax.tree.map(lambda leaf: leaf[0], carry.params)
     worth = network.layer.forward(own, tictactoe.features(jnp.asarray([SHOWN])))[0][0]
@@ -221,14 +229,8 @@ def draw(
     )
     angle.legend(frameon=False, fontsize=9, loc="lower right")
     steps = [row["step"] for row in played]
-    for colour, name, label in (
-        (CONTROL, "random", "to a random player"),
-        (OURS, "perfect", "to a perfect player"),
-        (GREEN, "anyone", "against every possible reply"),
-    ):
-        losses = values(played, f"tictactoe_lost_to_{name}")
-        of = values(played, f"tictactoe_games_to_{name}") if name != "random" else RANDOM_GAMES
-        band(lost, steps, losses / of, colour, label)
+    for who, (colour, label) in OPPONENTS.items():
+        band(lost, steps, values(played, f"lost_{who}"), colour, label)
     lost.set(title="tic-tac-toe, learning", xlabel="updates of self-play", ylim=(0, None))
     lost.set(ylabel="share of games lost")
     lost.legend(frameon=False, fontsize=9)

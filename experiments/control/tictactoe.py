@@ -160,7 +160,7 @@ def judge(moves: np.ndarray, seed: int, random_games: int) -> dict[str, float]:
 
     `lost_to_perfect`, of all games against every best reply, moving first and second, and how many
     there are, `games_to_perfect`; `lost_to_anyone`, `games_to_anyone`, against every legal reply;
-    `lost_to_random` and `won_against_random`, of `random_games`, every other one moving first;
+    `lost_to_random` and `won_against_random`, of `games_to_random`, every other one moving first;
     `wrong`, the share of all positions where the move is none of the best.
     """
     policy = dict(zip(positions(), moves.tolist(), strict=True))
@@ -175,6 +175,7 @@ def judge(moves: np.ndarray, seed: int, random_games: int) -> dict[str, float]:
         "games_to_perfect": len(ends),
         "lost_to_anyone": anyone.count(-1),
         "games_to_anyone": len(anyone),
+        "games_to_random": random_games,
         "lost_to_random": chance.count(-1),
         "won_against_random": chance.count(1),
         "wrong": sum(policy[b] not in perfect(b) for b in policy) / len(policy),
