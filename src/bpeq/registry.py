@@ -93,6 +93,8 @@ def resolve(kind: str, name: str, folder: Path | None = None) -> Factory:
 def load_study(path: str, folder: Path) -> Factory:
     """The function `run` of a study file, which runs the file's code.
 
+    Files beside it are its submodules: `from .cartpole import step`.
+
     The file is looked for in `folder`, the config's own, then in the working directory.
 
     Raises:
@@ -106,7 +108,8 @@ def load_study(path: str, folder: Path) -> Factory:
 
 @cache
 def _executed(path: Path, _changed: int) -> Factory:
-    spec = importlib.util.spec_from_file_location(f"study_{path.parent.name}_{path.stem}", path)
+    name, beside = f"study_{path.parent.name}_{path.stem}", [str(path.parent)]
+    spec = importlib.util.spec_from_file_location(name, path, submodule_search_locations=beside)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
