@@ -52,10 +52,10 @@ def table(name: str, summary: dict[str, Any], date: str) -> str:
         command = claim.get("command", f"`bpeq run configs/{name}.toml`")
         cells = (claim["says"], command, claim["expected"], claim["measured"].format(**found))
         lines.append(f"| {' | '.join(cells)} |")
-    seeds, cores = summary["seeds"], summary["environment"]["cpu_count"]
-    device = (
-        f"{cores} CPU cores" if summary["environment"]["backend"] == "cpu" else "an accelerator"
-    )
+    seeds, machine = summary["seeds"], summary["environment"]
+    device = f"{machine['cpu_count']} shared CPU cores"
+    if machine["backend"] != "cpu":
+        device = machine["devices"][0]
     minutes = summary["seconds"]["total"] / 60
     many = "1 seed" if seeds == 1 else f"{seeds} seeds, mean ± std"
     return "\n".join([*lines, "", f"{many}; {minutes:.1f} minutes in all on {device}, {date}."])
