@@ -20,7 +20,7 @@ test: $(STAMP)  ## every test but the slow studies, and the docstrings' examples
 test-slow: $(STAMP)  ## the studies that take minutes; set BPEQ_DATA for those on MNIST
 	$(BIN)/python -m pytest -m slow
 
-studies: $(STAMP)  ## all seven, an hour on 2 cores; rewrites their tables and pictures; set BPEQ_DATA
+studies: $(STAMP)  ## all of them, about an hour on 2 cores; rewrites their tables and pictures; set BPEQ_DATA
 	$(BIN)/python experiments/studies.py
 
 lint: $(STAMP)
