@@ -181,5 +181,5 @@ def draw(
             axes.set_yscale("log")
             axes.spines[["top", "right"]].set_visible(False)
             axes.grid(axis="y", color="#e2e6eb", lw=0.8)
-    panels[0][0].legend(frameon=False, fontsize=9)
+    panels[0][0].legend(frameon=False, fontsize=9, loc="lower left")
     return figure
