@@ -33,8 +33,8 @@ def run(
     config: Config,
     runner: Runner,
     *,
-    updates: Count = 8000,
-    batch: Count = 128,
+    updates: Count = 12000,
+    batch: Count = 256,
     noise: NonNegative = 0.5,
     digits_updates: Count = 8000,
     digits_batch: Count = 64,
@@ -220,7 +220,7 @@ def draw_digits(
     figure = Figure(figsize=(10, 2.1), layout="constrained")
     columns = [(f"{done} updates", made) for done, made in chosen(shown)] + [("real", real)]
     for one, (title, images) in zip(figure.subplots(1, 6), columns, strict=True):
-        tiles = np.pad(images[:16].reshape(16, 8, 8), ((0, 0), (1, 1), (1, 1)), constant_values=1)
+        tiles = np.pad(images[:16].reshape(16, 8, 8), ((0, 0), (1, 1), (1, 1)), constant_values=0.3)
         grid = tiles.reshape(4, 4, 10, 10).transpose(0, 2, 1, 3).reshape(40, 40)
         one.imshow(grid, cmap="gray_r", vmin=0, vmax=1)
         one.set_title(title, fontsize=9)
