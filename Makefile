@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 
-.PHONY: demo test test-slow lint types bench clean
+.PHONY: demo test test-slow studies lint types bench clean
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -20,6 +20,9 @@ test: $(STAMP)  ## every test but the slow studies, and the docstrings' examples
 test-slow: $(STAMP)  ## the studies that take minutes; set BPEQ_DATA for those on MNIST
 	$(BIN)/python -m pytest -m slow
 
+studies: $(STAMP)  ## all of them, about an hour on 2 cores; rewrites their tables and pictures; set BPEQ_DATA
+	$(BIN)/python experiments/studies.py
+
 lint: $(STAMP)
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
 
@@ -30,4 +33,4 @@ bench: $(STAMP)
 	$(BIN)/python benchmarks/backward.py
 
 clean:
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .jax_cache

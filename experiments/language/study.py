@@ -45,10 +45,10 @@ def run(
 
     Args:
       copy_updates, text_updates: of each net. copy_batch, text_batch: sequences an update.
-      smoke: a fifth of the copy updates, 20 of the text's, and a short held-out text.
+      smoke: a fifth of the copy updates, 5 of the text's, and a short held-out text and sample.
     """
     if smoke:
-        copy_updates, text_updates = max(copy_updates // 5, 1), 20
+        copy_updates, text_updates = max(copy_updates // 5, 1), 5
     networks, keys = build_networks(config), seed_keys(config.tree["seed"], config.tree["seeds"])
     cost = config.build("cost")
     metrics: dict[str, Any] = {}
@@ -66,7 +66,13 @@ def run(
     params, bits, curves["text"] = reading(
         config, runner, networks["text"], cost, keys, text, text_updates, text_batch
     )
-    sample = written(networks["text"], jax.tree.map(lambda p: p[0], params), text, keys[0, 2])
+    sample = written(
+        networks["text"],
+        jax.tree.map(lambda p: p[0], params),
+        text,
+        keys[0, 2],
+        60 if smoke else 600,
+    )
     (runner.folder / "samples.txt").write_text(
         f"# sha256 of the text: {text.checksum}\n# {bits[0]:.3f} bits per character\n{sample}\n"
     )
@@ -177,7 +183,7 @@ def reading(
         (keys[:, 2],),
         total=updates,
         every=max(updates // 20, 1),
-        measure=lambda carry: {"bits": held_out(carry.params, text.held[:8000])},
+        measure=lambda carry: {"bits": held_out(carry.params, text.held, 5)},
         params=lambda carry: carry.params,
         name="text",
     )
@@ -185,11 +191,12 @@ def reading(
         return carry.params, held_out(carry.params, text.held), rows
 
 
-def held_out_bits(network: Network) -> Callable[[Params, np.ndarray], np.ndarray]:
-    """(params, text) -> mean −log₂ p(character | those before), its first one aside, `[seeds]`.
+def held_out_bits(network: Network) -> Callable[..., np.ndarray]:
+    """(params, text, every=1) -> mean −log₂ p(character | those before), `[seeds]`.
 
-    Windows overlap by half: each character is foretold once, from half a window of text or more
-    (those of the first half window from all there is).
+    Windows overlap by half: each character but the first is foretold once, from half a window of
+    text or more (those of the first half window from all there is). With `every` = k only those of
+    every kth window are.
     """
     (steps,), half = network.shape, network.shape[0] // 2
 
@@ -200,10 +207,10 @@ def held_out_bits(network: Network) -> Callable[[Params, np.ndarray], np.ndarray
         taken = jnp.take_along_axis(each, y[..., None], axis=-1)[..., 0]
         return -jnp.sum(jnp.where(counts, taken, 0.0))
 
-    def bits(params: Params, held: np.ndarray) -> np.ndarray:
-        starts = np.arange(0, len(held) - 1, half)
-        starts = starts[np.arange(len(starts) + (-len(starts) % 100)) % len(starts)]  # whole chunks
-        again = np.arange(len(starts)) >= len(np.arange(0, len(held) - 1, half))
+    def bits(params: Params, held: np.ndarray, every: int = 1) -> np.ndarray:
+        own = np.arange(0, len(held) - 1, half)[::every]
+        starts = np.resize(own, len(own) + -len(own) % 100)  # whole chunks: the last one repeats
+        again = np.arange(len(starts)) >= len(own)
         padded = np.concatenate([held, np.zeros(steps + 1, held.dtype)])
         chosen = padded[starts[:, None] + np.arange(steps + 1)]
         place = starts[:, None] + np.arange(1, steps + 1)
@@ -262,7 +269,7 @@ def learner(
     return jax.vmap(first)(keys[:, 0], keys[:, 1]), training.supervised(rule, optimizer)
 
 
-def written(network: Network, params: Params, text: Text, key: Key, length: int = 600) -> str:
+def written(network: Network, params: Params, text: Text, key: Key, length: int) -> str:
     """Characters drawn one by one from the net, after the held-out text's first window."""
     (steps,) = network.shape
 

@@ -35,19 +35,18 @@ def run(
 
     Args:
       digits: the config of the CNN on digits, beside this one.
-      smoke: two epochs of digits in place of MNIST, and one of the other CNN by EP alone.
+      smoke: two epochs of digits in place of MNIST, and no other CNN.
     """
-    first, second = config, config.folder / digits
+    first, seeds = config, [f"seeds={config.tree['seeds']}"]
     if smoke:
-        first = load(config.path, [*config.overrides, 'data={name="digits"}'], study=False)
-        first = load(config.path, [*first.overrides, "training.epochs=2"], study=False)
-    small = ["training.epochs=1"] if smoke else []
-    on_digits = load(second, [f"seeds={config.tree['seeds']}", *small])
+        small = [*config.overrides, 'data={name="digits"}', "training.epochs=2"]
+        first = load(config.path, small, study=False)
     found = {}
-    for name, each, rules in (
+    both = (
         ("mnist", first, ["backprop", "feedback_alignment"]),
-        ("digits", on_digits, ["eqprop"] if smoke else ["eqprop", "backprop"]),
-    ):
+        ("digits", load(config.folder / digits, seeds), ["eqprop", "backprop"]),
+    )
+    for name, each, rules in both[:1] if smoke else both:
         found[name] = comparison.compare(
             each, rules, runner.folder / name, lambda _: runner.progress or _silent, runner.stop
         )["rules"]
@@ -94,7 +93,7 @@ def draw(folder: Path, found: dict[str, dict[str, Any]]) -> Figure:
     ):
         axes.imshow(image, cmap="gray_r")
         axes.set_title(f"{true} → {taken}", fontsize=9)
-    for axes, (name, rows) in zip(bottom.subplots(1, 2), found.items(), strict=True):
+    for axes, (name, rows) in zip(bottom.subplots(1, 2), found.items(), strict=False):
         for place, (row, entry) in enumerate(reversed(rows.items())):
             values = 100 * np.array(entry["metrics"]["test_error"]["values"])
             axes.plot(values, np.full(len(values), place), "o", color=COLOURS[row], alpha=0.5)

@@ -114,7 +114,7 @@ def check(
     """Check every layer's hand-written backward, and the energy's, against autodiff."""
     from bpeq._terminal import check_table, console, contract_table
     from bpeq.checking import check_problem, check_system
-    from bpeq.cli import DONE, NUMERICAL
+    from bpeq.cli import DONE, NUMERICAL, say
 
     checked = _load(config, set_, None)
     contract = check_system(checked) if energy else None  # before anything is printed
@@ -122,8 +122,16 @@ def check(
     console.print(check_table(rows))
     if contract is not None:
         console.print(contract_table(contract))
-    kept = contract is None or contract.passed
-    return DONE if kept and all(row.passed for row in rows) else NUMERICAL
+    broken = [f.name for f in contract or () if f.passed is False]
+    wrong = [row.name for row in rows if not row.passed]
+    said = (
+        [f"{len(wrong)} of {len(rows)} rows are past tolerance: {', '.join(wrong)}"]
+        if wrong
+        else []
+    )
+    if broken:
+        said.append(f"the energy breaks its contract: {', '.join(broken)}")
+    return say(f"{config}: {'; '.join(said)}", NUMERICAL) if said else DONE
 
 
 @app.command()

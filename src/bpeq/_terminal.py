@@ -14,7 +14,7 @@ from rich.table import Column, Table
 
 from bpeq.energy_contract import EnergyContract
 from bpeq.layers import CheckRow
-from bpeq.locality import COLUMNS, Locality, cells, overall, unfollowed
+from bpeq.locality import COLUMNS, Locality, cells, notes, overall
 
 console = Console()
 
@@ -86,7 +86,7 @@ def audit_tables(found: list[Locality]) -> list[Table | str]:
         for row in each.rows:
             weights.add_row(row.weight, *cells(row))
         tables.append(weights)
-    return [*tables, *(f"{name}: not followed: {what}" for name, what in unfollowed(found))]
+    return [*tables, *notes(found)]
 
 
 def _headline(row: dict[str, Any]) -> str:

@@ -32,15 +32,15 @@ def main(argv: Sequence[str] | None = None) -> int:
             result = app(arguments, prog_name="bpeq", standalone_mode=False)
         return result if isinstance(result, int) else DONE
     except TyperException as error:
-        return _say(getattr(error, "format_message", error.__str__)(), BAD_INPUT)
+        return say(getattr(error, "format_message", error.__str__)(), BAD_INPUT)
     except Exception as error:
         if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
             remedy = "use a smaller network or batch, or fewer seeds"
-            return _say(f"out of memory: {str(error).splitlines()[0]}; {remedy}", BAD_INPUT)
+            return say(f"out of memory: {str(error).splitlines()[0]}; {remedy}", BAD_INPUT)
         code = _code(error)
         if code == BUG:
             raise
-        return _say(str(error), code)
+        return say(str(error), code)
 
 
 def _code(error: Exception) -> int:
@@ -60,7 +60,8 @@ def _code(error: Exception) -> int:
     return 128 + error.signal if isinstance(error, Interrupted) else BUG
 
 
-def _say(message: str, code: int) -> int:
+def say(message: str, code: int) -> int:
+    """Prints one plain line on stderr; returns `code`."""
     print("bpeq: " + " ".join(message.split()), file=sys.stderr)
     return code
 
@@ -76,7 +77,7 @@ def _one_line(others: Callable[..., Any]) -> Callable[..., Any]:
             others(message, category, *place, **more)
         elif str(message) not in seen:
             seen.add(str(message))
-            _say(str(message), DONE)
+            say(str(message), DONE)
 
     return show
 

@@ -219,6 +219,8 @@ class LearningRule(NamedTuple):
     prepare(params, state, x, batch_size) -> state: room for what is remembered of each example of
         the whole set x, or of each row of a batch; called once before training, after `init`.
         None where nothing is.
+    held: (params -> the weights that a device would hold, and the way back), where `params` stores
+        something else, such as the difference of two; None where they are those weights.
     reference:  the exact gradient of the same `apply`, to a certified residual in float64: what
         `gradient_fidelity` compares with. None where a rule does not know it.
     optimizers: names of the only optimizers under which the estimate means something; empty: any.
@@ -242,6 +244,7 @@ class LearningRule(NamedTuple):
     note: str = ""
     prepare: Callable[[Params, State, Array, int], State] | None = None
     decay: bool = False
+    held: tuple[Callable[[Params], Params], Callable[[Params], Params]] | None = None
 
 
 class Step(Protocol):

@@ -1,6 +1,8 @@
 """The energy contract: energies that break it in one way each are caught and named; ours pass."""
 
 import inspect
+import re
+import warnings
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +12,9 @@ import pytest
 from bpeq import layers
 from bpeq.costs import softmax_cross_entropy, squared_error
 from bpeq.energy_contract import check_energy
+from bpeq.energy_contract._corners import corner_finding
 from bpeq.energy_contract._gradients import symmetry_finding
+from bpeq.energy_contract._mates import alone_finding
 from bpeq.energy_contract._operations import operations
 from bpeq.energy_contract._subject import look
 from bpeq.fidelity import gradient_fidelity
@@ -34,6 +38,21 @@ def check(energy, params=W, x=X, **settings):
 def plain(coupling=lambda s: 0.0):
     """½|s|² − s·Wx + coupling(s)."""
     return lambda p, s, x: 0.5 * jnp.sum(s * s) - s @ (p @ x) + coupling(s)
+
+
+def made(energy):
+    parts = (OWN["init_state"], OWN["readout"], lambda key, shape: (W, (2,)))
+    return from_energy(energy, *parts)
+
+
+def looked_at(system, x=X, sweeps=50):
+    """What single findings are of, without the others."""
+    y = jnp.zeros((len(x), 2))
+    return look(system, W, x, squared_error(), y, True, None, sweeps)
+
+
+def corners_of(energy):
+    return corner_finding(looked_at(made(energy)), energy, KEY)
 
 
 def verdicts(found):
@@ -196,6 +215,25 @@ def test_a_system_that_never_settles_is_no_unique_equilibrium():
     assert "10 of 10 free phases did not settle in 600 sweeps" in found.unique.words
 
 
+@pytest.mark.parametrize("part", ["energy", "sweep"])
+def test_an_energy_or_a_sweep_that_looks_at_batch_mates_is_caught(part):
+    system = made(plain())
+    assert alone_finding(looked_at(system), KEY).passed
+
+    def energy(p, c, s):
+        return system.energy(p, c, s) + 0.2 * jnp.sum(s * s.mean(axis=0), axis=-1)
+
+    def sweep(p, c, s, push=None, hold=False):
+        return system.sweep(p, c, s, push, hold) - 1e-6 * s.mean(axis=0)
+
+    coupled = {"energy": energy, "sweep": sweep}[part]
+    for x in (X, X[:1]):  # a single example has a copy beside it, in another state
+        found = alone_finding(looked_at(system._replace(**{part: coupled}), x), KEY)
+        assert found.passed is False
+        assert found.words.startswith(f"an example's {part} depends on its batch mates: by ")
+    assert 1e-8 < found.figure < 1
+
+
 PIECES = {
     "max": lambda s: jnp.sum(jnp.maximum(s, 0.1)),
     "min": lambda s: jnp.sum(jnp.minimum(s, 0.1)),
@@ -288,6 +326,40 @@ def test_the_derivative_at_a_corner_is_told(clip, value):
     assert f"autodiff takes {value} for ∂E/∂s at 0, {value} for ∂E/∂s at 1" in found.words
     assert found.figure == {"0": 0, "½": 0.5, "1": 1}[value]
     assert ("start there, where gradient flow may not leave" in found.words) is (value == "0")
+
+
+ELSEWHERE = {  # an energy whose corner is at no number of its program's
+    "scaled": (lambda p, s, x: 0.1 * jnp.sum(jax.nn.relu(2.0 * s - 0.5)), "max", "0"),
+    "two states": (lambda p, s, x: 0.1 * jnp.maximum(s[0], s[1] + 0.3), "max", "½"),
+    "an input": (lambda p, s, x: 0.1 * jnp.sum(jnp.abs(s - 0.37 * x[:4])), "abs", "1"),
+    "a weight": (
+        lambda p, s, x: 0.1 * jnp.sum(jnp.where(s > p[0, 0], s - p[0, 0], 0.0)),
+        "gt",
+        "0",
+    ),
+}
+
+
+@pytest.mark.parametrize(("corner", "name", "value"), ELSEWHERE.values(), ids=ELSEWHERE)
+def test_a_corner_at_no_number_of_the_program_is_found_between_states(corner, name, value):
+    """By bisection of the argument's sign; what autodiff takes, where the argument is zero."""
+    found = corners_of(lambda p, s, x: plain()(p, s, x) + corner(p, s, x))
+    assert found.passed is None
+    line = inspect.getsourcelines(test_a_corner_at_no_number_of_the_program_is_found_between_states)
+    place = rf"the force jumps where {name} \(test_energy_contract\.py:\d+\) turns: "
+    assert re.match(place + f"autodiff takes {value} of the jump", found.words), found.words
+    assert int(re.search(r":(\d+)", found.words)[1]) < line[1]
+
+
+def test_pieces_that_join_smoothly_are_no_corner_and_those_not_met_are_named():
+    smooth = corners_of(plain(lambda s: jnp.sum(jax.nn.relu(s - 0.3712) ** 2)))
+    assert smooth.passed is True
+    assert re.fullmatch(r"the force goes on where max \(test_energy_.*:\d+\) turns", smooth.words)
+    for far in (lambda s: jnp.maximum(s[0] * s[0], -7.7), lambda s: jnp.sort(s)[0]):
+        missed = corners_of(plain(far))
+        assert missed.passed is None
+        words = r"the program has (max|sort) \(test_.*:\d+\): no corner among the numbers tried"
+        assert re.fullmatch(words, missed.words)
 
 
 def test_a_systems_corners_are_those_of_its_activations():
@@ -401,3 +473,71 @@ def test_a_plain_energy_needs_its_parts():
         check_energy(plain(), W, X, init_state=OWN["init_state"], key=KEY)
     with pytest.raises(ValueError, match=r"check_energy: beta = -1\.0: must be > 0"):
         check(plain(), beta=-1.0)
+
+
+def test_an_integer_leaf_is_held_and_all_else_is_checked():
+    """An exponent and a mask; in a plain energy, in a system, and where w's slope is wrong."""
+    params = {"m": jnp.array([1, 2, 1, 1]), "n": jnp.asarray(2), "w": W}
+    energy = lambda p, s, x: 0.5 * jnp.sum(p["m"].astype(s.dtype) * s ** p["n"]) - s @ (p["w"] @ x)  # noqa: E731
+    found = check(energy, params)
+    assert found.passed
+    system = from_energy(
+        energy, OWN["init_state"], OWN["readout"], lambda key, shape: (params, (2,))
+    )
+    same = check_energy(system, params, X, **FEW)
+    assert same.passed
+    assert same.bounded.figure == found.bounded.figure == 1.0
+    wrong = lambda p, s, x: energy({**p, "w": jax.lax.stop_gradient(p["w"])}, s, x)  # noqa: E731
+    assert check(wrong, params).gradient.words.startswith("∂force/∂θ of w differs")
+
+
+MISTAKES = {
+    "integer state": (
+        plain(), {"init_state": lambda p, x: jnp.zeros(4, int)},
+        "init_state gives int64[4]: a state must be of real floating numbers",
+    ),
+    "complex energy": (
+        lambda p, s, x: plain()(p, s, x).astype(complex), {},
+        "energy gives complex128[]: it must give one real floating number for each example",
+    ),
+    "boolean energy": (
+        lambda p, s, x: jnp.sum(s) > 0, {},
+        "energy gives bool[]: it must give one real floating number for each example",
+    ),
+    "shape of the state": (
+        plain(), {"init_state": lambda p, x: jnp.zeros(3)},
+        "energy fails at x float64[5] and state float64[3]: dot_general requires",
+    ),
+    "shape of a readout": (
+        plain(), {"readout": lambda p, s: s @ p @ p},
+        "readout fails at x float64[5] and state float64[4]: dot_general requires",
+    ),
+    "integer output": (
+        plain(), {"readout": lambda p, s: jnp.argmax(s)},
+        "readout gives int64[]: an output must be of real floating numbers",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("energy", "changed", "line"), MISTAKES.values(), ids=MISTAKES)
+def test_plain_mistakes_are_one_line(energy, changed, line):
+    with pytest.raises(ValueError, match="^check_energy: " + re.escape(line)) as caught:
+        check(energy, **changed)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("energy", "words"),
+    [
+        (lambda p, s, x: jnp.sum(jnp.log(s)) - s @ (p @ x), "energy is not finite where a free"),
+        (lambda p, s, x: plain()(p, s, x) * jnp.nan, "energy is not finite where a free"),
+        (lambda p, s, x: plain()(p, s, x) + jnp.sum(jnp.sqrt(s * s)), "force is not finite where"),
+    ],
+)
+def test_what_is_not_finite_is_said_once(energy, words):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = check(energy, sweeps=50)
+    assert failing(found) == ["gradient"]
+    assert found.gradient.words.startswith(f"the {words}")
+    assert {finding.words for finding in found[1:]} == {"not looked at"}

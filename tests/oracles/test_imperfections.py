@@ -227,6 +227,70 @@ def test_an_output_that_is_held_has_neither_noise_nor_levels(name):
     assert float(jnp.abs(swept[0] - clean[0]).max()) > 1e-3
 
 
+def cycling(trajectory, bits):
+    """The share of examples whose last 60 states, by their levels, repeat with a period <= 30."""
+    parts = [np.round(np.asarray(s) * (2**bits - 1)) for s in trajectory]
+    last = np.concatenate(parts, axis=2)[-60:]
+    return np.mean(
+        np.any([np.all(last[k:] == last[:-k], axis=(0, 2)) for k in range(1, 31)], axis=0)
+    )
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
+@pytest.mark.parametrize(("bits", "noise"), [(1, 0.1), (1, 0.5), (2, 0.1)])
+def test_noise_on_few_levels_comes_back_no_more_often_than_noise_by_a_counter(bits, noise, dtype):
+    """A state of few levels comes back; what it then draws must be new."""
+    network = chain(dense(6), layers.hard_sigmoid(), dense(3), layers.hard_sigmoid())
+    system, top = hopfield(network), 2**bits - 1
+    params = trees.cast(system.init(jax.random.key(3), (4,))[0], dtype)
+    x = jax.random.normal(KEY, (200, 4), dtype)
+    device = imperfect(system, noise=noise, state_bits=bits, state_min=0.0, state_max=1.0)
+    clamped, drive = device.clamp(params, x), system.clamp(params, x)
+
+    def counted(state, n):
+        swept = system.sweep(params, drive, state)
+        keys = jax.random.split(jax.random.fold_in(KEY, n), len(swept))
+        noisy = [
+            s + noise * jax.random.normal(k, s.shape, dtype)
+            for s, k in zip(swept, keys, strict=True)
+        ]
+        state = tuple(jnp.round(jnp.clip(s, 0.0, 1.0) * top) / top for s in noisy)
+        return state, state
+
+    solve = fixed_steps(200, record=True)
+    start = device.init_state(params, clamped)
+    _, info = jax.jit(lambda s: solve(lambda s: device.sweep(params, clamped, s), s))(start)
+    _, fresh = jax.jit(lambda s: jax.lax.scan(counted, s, jnp.arange(200)))(start)
+    ours, theirs = cycling(info.trajectory, bits), cycling(fresh, bits)
+    assert theirs < 0.6
+    assert abs(ours - theirs) < 0.12  # 2.5 standard errors of a difference of two such shares
+    off = max(float(jnp.abs(s * top - jnp.round(s * top)).max()) for s in info.trajectory)
+    assert off < 6 * 256 * float(jnp.finfo(dtype).eps) * top  # levels, but for the last bits
+    assert all(0.0 <= float(s.min()) <= float(s.max()) <= 1.0 for s in info.trajectory)
+
+
+@pytest.mark.parametrize("limits", [{"state_min": 0.0}, {"state_max": 0.4}])
+def test_noise_at_a_limit_goes_on_and_states_keep_to_it(limits):
+    """Four units that lie at the limit nearly always: at 50 visits noise of 50 kinds."""
+    end, sign = next(iter(limits.values())), 1.0 if "state_min" in limits else -1.0
+    system = hopfield(chain(dense(4), layers.tanh(), dense(2)))
+    params = trees.scale(0.0, system.init(KEY, (3,))[0])
+    params = (
+        {**params[0], "b": params[0]["b"] - 9 * sign}, params[1],
+        {**params[2], "b": params[2]["b"] - 9 * sign},
+    )  # fmt: skip
+    device = imperfect(system, noise=0.01, **limits)
+    clamped = device.clamp(params, jnp.ones((1, 3)))
+    _, info = fixed_steps(50, record=True)(
+        lambda s: device.sweep(params, clamped, s), device.init_state(params, clamped)
+    )
+    for leaf in info.trajectory:
+        beyond = sign * (np.asarray(leaf)[:, 0] - end)
+        assert beyond.min() > 0.0
+        assert beyond.max() < 1e-12
+        assert len(np.unique(beyond[:, 0])) > 25
+
+
 # --- mismatch ----------------------------------------------------------------------------------
 
 
@@ -411,6 +475,52 @@ def test_limits_come_on_top_of_what_the_system_allows():
     assert max(float(w.max()) for w in jax.tree.leaves(device.project(params))) == 0.2
 
 
+# --- one device around another -----------------------------------------------------------------
+
+
+def test_a_wrapped_noisy_device_still_draws_its_noise_from_the_estimates_key():
+    system, params, batch = problem()
+    few = fixed_steps(5)
+    for device in (
+        imperfect(imperfect(system, noise=0.01), mismatch=0.1),
+        imperfect(imperfect(system, mismatch=0.1), noise=0.01),
+    ):
+        rule = rules.eqprop(device, squared_error(), few, few)
+        one, other = (estimate(rule, params, batch, jax.random.key(i)).grads for i in (0, 1))
+        assert distance(one, other) > 1e-2
+        same(one, estimate(rule, params, batch, jax.random.key(0)).grads)
+
+
+def test_noise_of_two_devices_adds_up():
+    system, params, batch = problem(batch=500)
+    device = imperfect(imperfect(system, noise=0.03), noise=0.04)
+    keyed = device.imperfect.keyed(jax.random.key(3))
+    _, state = somewhere(system, params, batch.x)
+    drawn = noise_of_a_sweep(system, keyed, params, batch.x, state)
+    for leaf in drawn:
+        assert stats.kstest(np.asarray(leaf).ravel() / 0.05, "norm").pvalue > 1e-3
+
+
+@pytest.mark.parametrize("per", [("phase", "device"), ("device", "phase"), ("phase", "phase")])
+def test_a_wrapped_device_keeps_a_draw_of_its_own_for_each_phase(per):
+    system, params, batch = problem()
+    inner, outer = ({"mismatch": e, "mismatch_per": p, "seed": s}
+                    for e, p, s in zip((0.05, 0.1), per, (1, 2), strict=True))  # fmt: skip
+    device = imperfect(imperfect(system, **inner), noise=0.01, **outer)
+    clamped = device.clamp(params, batch.x)
+    nth = device.imperfect.nudged(clamped, jnp.asarray(1))
+    for before, after, kind in zip(
+        (clamped.own.seen, clamped.seen), (nth.own.seen, nth.seen), per, strict=True
+    ):
+        moved = distance(after, before) > 0.01
+        assert moved or kind == "device"
+    assert (distance(nth.seen, clamped.seen) > 0.01) is (per[1] == "phase")
+    alone = imperfect(system, **inner)
+    own = alone.clamp(nth.seen, batch.x)
+    own = own if per[0] == "device" else alone.imperfect.nudged(own, jnp.asarray(1))
+    close(nth.own.seen, own.seen)
+
+
 # --- rules without a system, references, refusals ----------------------------------------------
 
 
@@ -424,6 +534,43 @@ def test_a_wrapped_rule_estimates_and_infers_at_the_devices_weights():
     close(estimate(device, params, batch), estimate(plain, seen, batch))
     close(device.apply(params, batch.x), plain.apply(seen, batch.x))
     assert device.reference is plain.reference
+
+
+def test_kolen_pollack_on_a_device_has_the_feedback_weights_themselves_limited():
+    """B is clipped, quantised and mismatched as W is, by its own draw; D = B − W is kept."""
+    plain = rules.kolen_pollack(NETWORK, squared_error())
+    params, _ = plain.init(KEY, NETWORK.init(KEY, (5,))[0])
+    both = lambda p: (p[:-1], trees.add(p[:-1], p[-1]["feedback"]))  # noqa: E731
+    limits = {"weight_min": 0.0, "weight_max": 0.3}
+    for a, b in zip(both(imperfect(plain, **limits).absorb(params, {})), both(params), strict=True):
+        close(a, jax.tree.map(lambda w: jnp.clip(w, 0.0, 0.3), b))
+    _, _, batch = problem()
+    device = imperfect(plain, weight_bits=3, **limits)
+    seen = [jax.tree.map(lambda w: jnp.asarray(levels(np.asarray(w), 3, 0.0, 0.3)), part)
+            for part in both(params)]  # fmt: skip
+    held = (*seen[0], {"feedback": trees.sub(seen[1], seen[0])})
+    close(estimate(device, params, batch), estimate(plain, held, batch))
+    hold, store = plain.held
+    close(store(hold(params)), params)
+    close(hold(params)[-1]["feedback"], both(params)[1])
+
+
+def test_feedback_weights_of_an_untied_system_are_limited_as_the_forward_ones():
+    """vector_field_eqprop's Kolen–Pollack keeps B itself."""
+    system = hopfield(NETWORK, feedback="untied")
+    params, _ = system.init(KEY, (5,))
+    _, _, batch = problem()
+    few = fixed_steps(5)
+    rule = rules.vector_field_eqprop(
+        imperfect(system, weight_min=0.0, weight_max=0.2), squared_error(), few, few,
+        kolen_pollack=True, network=NETWORK,
+    )  # fmt: skip
+    same(rule.absorb(params, {}), jax.tree.map(lambda w: jnp.clip(w, 0.0, 0.2), params))
+    clipped = jax.tree.map(lambda w: jnp.clip(w, 0.0, 0.2), params)
+    theirs = rules.vector_field_eqprop(
+        system, squared_error(), few, few, kolen_pollack=True, network=NETWORK
+    )
+    close(estimate(rule, params, batch).grads, estimate(theirs, clipped, batch).grads)
 
 
 def test_statistics_of_batch_normalisation_are_no_weights():

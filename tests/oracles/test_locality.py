@@ -6,6 +6,7 @@
 import jax
 import jax.numpy as jnp
 import pytest
+from jax.flatten_util import ravel_pytree
 
 from bpeq import costs, layers, rules, systems
 from bpeq.layers import chain, conv, dense, flatten, hard_sigmoid, max_pool, tanh
@@ -22,6 +23,7 @@ CNN = chain(
 SHAPES = {NET: (5,), CNN: (16, 16, 2)}
 SQUARED, ENTROPY = costs.squared_error(), costs.softmax_cross_entropy()
 FEW = fixed_steps(3)
+STEADY = NET.init(KEY, (5,))[0]
 
 
 def audit(rule, network=NET, system=None, batch=None, shape=None, named=True):
@@ -339,7 +341,31 @@ WAYS = {
     "vjp": lambda w, e: jax.linear_transpose(lambda a: a @ w, jnp.ones((2, len(w))))(e)[0],
     "jit": lambda w, e: jax.jit(lambda w, e: (w @ e.T).T)(w, e),
     "cond": lambda w, e: jax.lax.cond(e[0, 0] > 0, lambda: e @ w.T, lambda: 2 * e @ w.T),
-}
+    "jacrev": lambda w, e: e @ jax.jacrev(lambda a: a @ w)(jnp.ones(len(w))),
+    "jacfwd": lambda w, e: e @ jax.jacfwd(lambda a: a @ w)(jnp.ones(len(w))),
+    "identity": lambda w, e: e @ (w @ jnp.eye(w.shape[1])).T,
+    "flattened": lambda w, e: e @ w.ravel().reshape(w.shape).T,
+    "permutation": lambda w, e: e @ w.ravel()[jnp.arange(w.size).reshape(w.shape).T],
+    "twice": lambda w, e: e @ jnp.concatenate([w, w])[: len(w)].T,
+    "padded": lambda w, e: e @ jnp.pad(w.ravel(), (0, 7))[: w.size].reshape(w.shape).T,
+    "behind zeros": lambda w, e: e @ jnp.append(jnp.zeros(7), w)[7:].reshape(w.shape).T,
+    "product": lambda w, e: (e[:, None, :] * w) @ jnp.ones(w.shape[1]),
+    "columns": lambda w, e: sum(e[:, j, None] * w[:, j] for j in range(w.shape[1])),
+    "looked up": lambda w, e: sum(
+        e[:, j, None] * jnp.take(w, j, axis=1) for j in range(w.shape[1])
+    ),
+    "one-hot": lambda w, e: sum(
+        e[:, j, None] * (w @ jnp.eye(w.shape[1])[j]) for j in range(w.shape[1])
+    ),
+    "scan": lambda w, e: jax.lax.scan(
+        lambda sent, part: (sent + part[0][:, None] * part[1], None),
+        jnp.zeros((2, len(w))), (e.T, w.T),
+    )[0],
+    "counted": lambda w, e: jax.lax.fori_loop(
+        0, w.shape[1], lambda j, sent: sent + e[:, j, None] * w[:, j], jnp.zeros((2, len(w)))
+    ),
+    "scattered": lambda w, e: e @ jnp.zeros_like(w).at[jnp.arange(len(w))].set(w).T,
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -350,9 +376,132 @@ def test_a_transposed_weight_is_found_however_it_is_written(way):
     assert column(found, "stored") == [("forward",), ("forward",), ()]
 
 
+DARK = {  # no audit could tell all that is read here; it must not clear it
+    "sums": lambda w, e: jnp.stack([jnp.sum(e * row, -1) for row in w], 1),
+    "tangents": lambda w, e: jnp.stack([
+        jnp.sum(e * jax.jvp(lambda a: a @ w, (a,), (jnp.zeros_like(a).at[:, i].set(1),))[1], -1)
+        for i, a in enumerate([jnp.ones((2, len(w)))] * len(w))
+    ], 1),
+    "cumulative": lambda w, e: jnp.cumsum(e[:, None, :] * w, -1)[..., -1],
+    "entries": lambda w, e: sum(
+        jnp.stack([e[:, j] * w[i, j] for i in range(len(w))], 1) for j in range(w.shape[1])
+    ),
+    "distance": lambda w, e: jnp.sum((e[:, None, :] + w) ** 2 - e[:, None, :] ** 2 - w**2, -1) / 2,
+    "maximum": lambda w, e: jnp.max(e[:, None, :] * w, -1),
+    "inverse": lambda w, e: e @ jnp.linalg.pinv(w),
+    "callback": lambda w, e: jax.pure_callback(
+        lambda w, e: e @ w.T, jax.ShapeDtypeStruct((2, len(w)), e.dtype), w, e
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("way", DARK)
+def test_no_weight_is_lost_in_silence(way):
+    """Either the weight is seen to be transposed, or that is `unknown` and the place is named."""
+    found = audit(backward(DARK[way]))
+    table = {row.weight: row for row in found.rows}
+    for weight in ("dense_2.w", "dense_3.w"):
+        assert table[weight].transposed in (("error",), ("unknown",))
+        assert found.unseen or table[weight].transposed == ("error",)
+    assert table["dense_1.w"].transposed == ()
+
+
+def test_what_is_lost_is_named_with_its_line():
+    found = audit(backward(lambda w, e: (jnp.abs(e[:, None, :] + w)).sum(-1)))
+    assert [row.transposed for row in found.rows][3::2] == [("unknown",)] * 2
+    assert [entry.partition(":")[0] for entry in found.unseen] == ["add (test_locality.py"]
+
+
+@pytest.mark.parametrize("name", ["backprop", "autodiff"])
+def test_params_that_pass_through_a_flat_vector_are_the_same_params(name):
+    rule = getattr(rules, name)(NET, SQUARED)
+
+    def gradient(params, batch, state, key):
+        flat, back = ravel_pytree(params)
+        return rule.estimate(back(2 * flat), batch, state, key)[0].grads
+
+    found, plain = audit(estimator(gradient)), audit(rule)
+    assert (found.rows, found.unseen) == (plain.rows, ())
+
+
+def test_the_gradient_by_a_flat_vector_is_backprop():
+    def gradient(params, batch, state, key):
+        flat, back = ravel_pytree(params)
+        cost = lambda flat: SQUARED.value(forward(back(flat), batch.x)[2], y).mean()  # noqa: E731
+        y = jax.nn.one_hot(batch.y, 3)
+        return back(jax.grad(cost)(flat))
+
+    found = rows(estimator(gradient))
+    assert column(found, "transposed") == [(), ("error",), ("error",)]
+    assert {row.error_pass for row in found.values()} == {"yes"}
+
+
+def test_params_that_are_one_vector_are_unknown_where_they_are_used_both_ways():
+    """One leaf holds all weights: its axis is summed over and left in every product."""
+    params = {"all": jnp.ones(5 * 4 + 4 * 3)}
+
+    def estimate(params, batch, state, key):
+        w, v = params["all"][:20].reshape(5, 4), params["all"][20:].reshape(4, 3)
+        a = jnp.tanh(batch.x @ w)
+        e = a @ v - batch.y
+        grads = batch.x.T @ (e @ v.T * (1 - a * a)), a.T @ e
+        return Estimate({"all": ravel_pytree(grads)[0]}, jnp.zeros(()), e, {}), state
+
+    rule = LearningRule("mine", lambda key, params: (params, ()), None, estimate)
+    batch = Batch(jnp.ones((2, 5)), jnp.ones((2, 3)))
+    found = audit_locality(rule, params, batch, key=KEY)
+    assert found.rows[0].transposed == ("unknown",)
+    assert {entry.partition(":")[0] for entry in found.unseen} == {"dot_general (test_locality.py"}
+
+
+def test_a_state_that_copies_the_weights_is_their_transport_a_step_late():
+    """state -> (B, new state): kept as it was, copied, averaged, flattened, through another."""
+
+    def transposed(read, write):
+        def estimate(params, batch, state, key):
+            a, b, output = forward(params, batch.x)
+            e = SQUARED.error(output, batch.y)
+            back = read(state)
+            high = e @ back[4]["w"].T * (1 - b * b)
+            low = high @ back[2]["w"].T * (1 - a * a)
+            grads = hebbian([(batch.x, low), (a, high), (b, e)])
+            return Estimate(grads, jnp.zeros(()), batch.x, {}), write(state, params, e)
+
+        init = lambda key, params: (params, write({"A": params, "B": params}, params, 0))  # noqa: E731
+        found = audit(LearningRule("mine", init, NET.forward, estimate))
+        assert found.unseen == ()
+        return {row.transposed for row in found.rows}, found.carried
+
+    late = {(), ("error (a step late)",)}
+    kept = transposed(lambda s: s["B"], lambda s, p, e: s)
+    assert kept == ({()}, ())
+    mean = lambda s, p, e: {"B": jax.tree.map(lambda b, w: 0.9 * b + 0.1 * w, s["B"], p)}  # noqa: E731
+    for read, write in (
+        (lambda s: s["B"], lambda s, p, e: {"B": p}),
+        (lambda s: s["B"], mean),
+        (lambda s: ravel_pytree(STEADY)[1](s["B"]), lambda s, p, e: {"B": ravel_pytree(p)[0]}),
+        (lambda s: s["A"], lambda s, p, e: {"A": s["B"], "B": p}),
+    ):
+        found, carried = transposed(read, write)
+        assert found == late
+        assert any("dense_2.w" in state for state in carried)
+    found, carried = transposed(lambda s: s["B"], lambda s, p, e: {"B": s["B"], "e": e})
+    assert (found, carried) == ({()}, ("state.e (errors)",))
+
+
 def test_sign_symmetry_uses_the_transposed_sign():
     found = rows(backward(lambda w, e: e @ jnp.sign(w).T))
     assert column(found, "transposed") == [(), *[("error (its sign)",)] * 2]
+
+
+@pytest.mark.parametrize(
+    "whole",
+    [lambda w: jnp.sign(w) * jnp.abs(w), lambda w: jnp.round(w) + (w - jnp.round(w))],
+    ids=["sign and size", "round and rest"],
+)
+def test_several_functions_of_a_weight_are_the_weight(whole):
+    found = rows(backward(lambda w, e: e @ whole(w).T))
+    assert column(found, "transposed") == [(), *[("error",)] * 2]
 
 
 def test_hebbs_rule_reads_two_activities_and_nothing_else():

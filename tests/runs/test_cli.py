@@ -49,8 +49,8 @@ NETWORK = 'layers = ["dense(4)", "tanh", "dense(1)"]'
 DIGITS = CONFIG.replace('"xor"', '"digits"').replace("batch_size = 4", "batch_size = 64")
 TOP = "seed, seeds, precision, experiment, folder"
 SECTIONS = (
-    "data, cost, system, imperfections, rule, optimizer, schedule, network, solvers, training, "
-    "fidelity, rules, controls"
+    "data, cost, system, imperfections, rule, optimizer, schedule, network, networks, solvers, "
+    "training, fidelity, rules, controls, study"
 )
 RULES, DATA, LAYERS, SYSTEMS = (
     ", ".join(KINDS[kind]) for kind in ("rules", "data", "layers", "systems")
@@ -973,7 +973,7 @@ def test_show_rule_gives_ranges_defaults_and_docstring(call):
         "  beta           a number > 0 or 'auto', default 0.1",
         f"  nudging        {NUDGINGS}, default 'centered'",
         "  points         a whole number >= 2, default 4",
-        "  turns          a whole number >= 1, default 2",
+        "  turns          a whole number >= 2, default 2",
         "  start          'own' | 'zeros' | 'feedforward' | 'carried' | 'kept', default 'own'",
         "  wired from the rest of the config: system (System), cost (Cost), free (Solver), "
         "nudged (Solver), evaluation (Solver)",
@@ -1012,8 +1012,10 @@ def test_check_exits_4_where_a_backward_is_wrong_by_a_thousandth(
     said = call("check", config, "--set", f'network.layers=["cli_layer:scaled(1, error={error})"]')
     rows = [line.split("│") for line in said.out.splitlines() if "float" in line]
     passed = {row[1].strip(): row[4].strip() == "ok" for row in rows}
-    right = error == 1.0
-    assert (said.code, said.err) == (0 if right else 4, [])
+    right, rows = error == 1.0, ("0: scaled", "whole network")
+    wrong = [f"{row} ({dtype})" for dtype in ("float64", "float32") for row in rows]
+    line = f"bpeq: {config}: 4 of 6 rows are past tolerance: {', '.join(wrong)}"
+    assert (said.code, said.err) == ((0, []) if right else (4, [line]))
     assert passed == {  # an error in dx spoils the layer and the whole, not the energy's ∂E/∂θ
         f"{name} ({dtype})": right or name == "energy ∂E/∂θ"
         for name in ("0: scaled", "whole network", "energy ∂E/∂θ")
@@ -1049,9 +1051,10 @@ def test_check_energy_exits_4_where_the_rules_beta_is_beyond_the_curvature(
     rows = [line.split("│") for line in said.out.split("contract")[1].splitlines() if "│" in line]
     verdicts = {row[1].strip(): row[2].strip() for row in rows if row[1].strip()}
     bounded = "ok" if stiffness > 0.2 else "FAILS"
-    names = "gradient symmetric bounded unique holomorphic corners".split()  # noqa: SIM905
+    names = "gradient symmetric bounded unique holomorphic corners alone".split()  # noqa: SIM905
     assert verdicts == {**dict.fromkeys(names, "ok"), "bounded": bounded}
-    assert (said.code, said.err) == (0 if stiffness > 0.2 else 4, [])
+    line = f"bpeq: {config}: the energy breaks its contract: bounded"
+    assert (said.code, said.err) == ((0, []) if stiffness > 0.2 else (4, [line]))
 
 
 def test_check_energy_of_a_rule_without_one_is_refused(call, tmp_path, config):

@@ -261,7 +261,6 @@ def test_a_run_records_its_fidelity_before_and_after_and_can_be_looked_at_again(
         (["--rules", "nothing"], "'nothing'"),
         (["--run", "nowhere"], "nowhere"),
         ([*UNTIED, "--set", "fidelity={gdu=true}"], "fidelity.gdu = true: asks what eqprop does"),
-        ([*UNTIED, "--set", "fidelity={points=[2]}"], "fidelity.points = [2]: asks what eqprop d"),
     ],
 )
 def test_bad_input_is_one_line_and_leaves_nothing(tiny, call, tmp_path, argv, message):

@@ -620,20 +620,67 @@ def test_error_over_cost_has_each_rule_at_its_figures_and_controls_as_lines() ->
         np.testing.assert_allclose(flat, means)
 
 
-def test_names_beside_points_cover_neither_each_other_nor_the_points() -> None:
-    """Twelve rules of nearly one cost and, four by four, one error."""
-    rules = {f"rule_number_{i}": (digits(level=0.02 + 1e-4 * (i % 3))[0], False) for i in range(12)}
-    whole = comparison(rules)
+def crowd(many: int) -> Any:
+    """The panel of rules of three costs and three errors, and one control among them; its axes."""
+    rules = {
+        f"{'a_name_of_24_characters_' if i == 0 else 'rule_'}{i}": (
+            digits(level=0.02 + 1e-4 * (i % 3))[0], False,
+        )
+        for i in range(many)
+    }  # fmt: skip
+    whole = comparison({**rules, "control": (digits(level=0.0202)[0], True)})
     for i, row in enumerate(whole["rules"].values()):
         row["cost"] = {"macs": 1e6 * (1 + 0.05 * (i % 3))}
     (panel,) = tradeoffs(rows(whole), metric("test_error"))
-    axes = drawn(panel)
-    boxes = [text.get_window_extent() for text in axes.texts]
-    assert len(boxes) == 12
-    spots = [axes.transData.transform(bars[0].get_xydata()[0]) for bars in axes.containers]
+    return panel, drawn(panel), whole
+
+
+def dots(axes: Any) -> Any:
+    """Where the points are drawn, in pixels."""
+    return [bars[0].get_transform().transform(bars[0].get_xydata()[0]) for bars in axes.containers]
+
+
+@pytest.mark.parametrize("many", [6, 7, 17])
+def test_names_or_numbers_beside_points_cover_neither_each_other_nor_points_nor_controls(
+    many: int,
+) -> None:
+    """Up to six rules have their names; more have numbers, from the lowest error on, and a key."""
+    panel, axes, whole = crowd(many)
+    inside = [text for text in axes.texts if 0 <= text.get_position()[1] <= 1]
+    labels = [text for text in inside if text.get_position()[0] < 1.0]
+    words = [text.get_text() for text in labels]
+    assert len(words) == many
+    boxes = [text.get_window_extent() for text in labels]
+    control = 100 * whole["rules"]["control"]["metrics"]["test_error"]["mean"]
+    line, hit = axes.transData.transform((1.0, control))[1], 0
     for i, box in enumerate(boxes):
-        assert not any(box.shrunk(1.0, 0.7).overlaps(other.shrunk(1.0, 0.7)) for other in boxes[:i])
-        assert not any(box.shrunk(1.0, 0.8).contains(*spot) for spot in spots)
+        assert not any(box.shrunk(0.9, 0.7).overlaps(other.shrunk(0.9, 0.7)) for other in boxes[:i])
+        hit += any(box.shrunk(1.0, 0.8).contains(*spot) for spot in dots(axes))
+        hit += bool(box.shrunk(1.0, 0.4).containsy(line))
+    assert hit <= many // 10  # seventeen on nine places leave no room for all
+    key = [text.get_text() for text in axes.texts if text.get_position()[1] < 0]
+    names = [name for name in whole["rules"] if name != "control"]
+    if many == 6:
+        assert (key, sorted(words)) == ([], sorted(names))
+        return
+    means = {name: whole["rules"][name]["metrics"]["test_error"]["mean"] for name in names}
+    ranked = sorted(names, key=lambda name: (means[name], name))
+    expected = {str(i + 1): name for i, name in enumerate(ranked)}
+    assert dict(zip(key[::2], key[1::2], strict=True)) == expected  # nothing is cut
+    assert sorted(words, key=int) == [*expected]
+    assert "Numbered from the lowest error on" in panel.caption
+
+
+def test_points_that_would_lie_upon_each_other_are_set_side_by_side() -> None:
+    """Seventeen rules of three costs and three errors: the data stay, the dots move apart."""
+    _, axes, whole = crowd(17)
+    costs = [
+        row["cost"]["macs"] * 1e-6 for name, row in whole["rules"].items() if name != "control"
+    ]
+    assert [bars[0].get_xdata()[0] for bars in axes.containers] == pytest.approx(costs)
+    places = np.asarray(dots(axes))
+    gaps = np.linalg.norm(places[:, None] - places[None], axis=2)[np.triu_indices(17, 1)]
+    assert (gaps > 3).all()
 
 
 def test_a_rule_without_a_figure_is_named_below_the_picture(tmp_path: Path) -> None:

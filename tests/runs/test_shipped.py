@@ -18,7 +18,9 @@ from bpeq.training import start, supervised
 from bpeq.types import Batch
 
 CONFIGS = Path(__file__).parents[2] / "configs"
-SHIPPED = sorted(CONFIGS.rglob("*.toml"))
+EVERY = sorted(CONFIGS.rglob("*.toml"))
+SHIPPED = [path for path in EVERY if "networks" not in tomllib.loads(path.read_text())]
+"""Those that built-in training can run: a study with networks of its own has its own test."""
 
 
 def rules_of(path: Path) -> list[str]:
@@ -66,6 +68,13 @@ def test_every_rule_of_every_shipped_config_lowers_the_loss_of_its_first_batch(p
     config = load(path).with_rule(rule)
     before, *_, after = losses(config, built(config, mnist), 4)
     assert after < before
+
+
+def test_every_study_has_a_smoke_test_of_its_own():
+    tests = Path(__file__).parents[1] / "studies"
+    for path in EVERY:
+        if "experiment" in tomllib.loads(path.read_text()):
+            assert "study.smoke=true" in (tests / f"test_{path.stem}.py").read_text(), path
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)

@@ -12,9 +12,12 @@ from jaxtyping import Array
 
 from bpeq import trees
 from bpeq.costs import squared_error
+from bpeq.energy_contract._corners import corner_finding
+from bpeq.energy_contract._door import not_finite, on_floats, refuse
 from bpeq.energy_contract._equilibria import bounded_finding, unique_finding
 from bpeq.energy_contract._gradients import gradient_finding, symmetry_finding
-from bpeq.energy_contract._smoothness import corner_finding, holomorphic_finding
+from bpeq.energy_contract._mates import alone_finding
+from bpeq.energy_contract._smoothness import holomorphic_finding
 from bpeq.energy_contract._subject import Finding, look
 from bpeq.equilibrium import Curvature, curvature
 from bpeq.settings import Count, Positive, checked
@@ -25,7 +28,7 @@ CURVED = 4  # examples whose curvature is computed
 
 
 class EnergyContract(NamedTuple):
-    """Six findings; `str` of it is a table.
+    """Seven findings; `str` of it is a table.
 
     gradient:    the figure is the largest relative error of a derivative.
     symmetric:   ‖J − Jᵀ‖ / ‖J‖ of the force's Jacobian J.
@@ -33,6 +36,7 @@ class EnergyContract(NamedTuple):
     unique:      how many states random starts settle in.
     holomorphic: how far Cauchy and Riemann's equations are from true.
     corners:     which slope autodiff takes at the first corner: 0 the outer one, 1 the inner one.
+    alone:       how far an example's energy or sweep changes with its batch mates.
     """
 
     gradient: Finding
@@ -41,6 +45,7 @@ class EnergyContract(NamedTuple):
     unique: Finding
     holomorphic: Finding
     corners: Finding
+    alone: Finding
 
     @property
     def passed(self) -> bool:
@@ -91,17 +96,21 @@ def check_energy(
                      in the program for functions in pieces such as max, abs or a choice by an order
                      of the state, by Cauchy and Riemann's equations for the rest. A note, unless
                      `holomorphic` asks for it or the system declares otherwise.
-        corners      where one-sided derivatives differ, and which autodiff takes. A note, unless it
-                     takes neither side nor one between.
+        corners      where one-sided derivatives differ, and which autodiff takes: at common numbers
+                     and the program's own; else where an operation in pieces turns on lines between
+                     states. A note, also where no such place was met, unless autodiff takes neither
+                     side nor one between.
+        alone        an example's energy and sweep are the same to 1e-9 without its batch mates.
 
     What is sampled can be missed: an equilibrium that no start finds, a derivative that is wrong
-    in places only, a corner at a number that the program does not name.
+    in places only. Where energy or force is not finite, that alone is said.
 
     Args:
       energy: a System (of an imperfect device the ideal one), or (params, state, x) -> scalar for
         ONE example, as `from_energy` takes it, with `init_state`, `readout`, `project` and
         `step_size` likewise.
-      params: weights. x: a few inputs, `[batch, ...]`; curvature is computed for the first four.
+      params: weights; integer leaves are held. x: a few inputs, `[batch, ...]`; curvature is
+        computed for the first four.
       key: draws starts, states and lines.
       cost: squared error if not given. y: its targets for x; zeros if not given.
       beta: the nudge that the energy is to be used with, β > 0.
@@ -110,7 +119,9 @@ def check_energy(
       sweeps: of a phase at most, >= 1; it settles to 1e-10.
 
     Raises:
-      ValueError: a plain energy without init_state and readout, or a setting out of range.
+      ValueError: a plain energy without init_state and readout, or a setting out of range; a
+        function that does not take what the others give; an energy, a state or an output that is
+        not of real floating numbers.
 
     Example (a double well, which settles on either side):
       >>> import jax, jax.numpy as jnp
@@ -124,23 +135,30 @@ def check_energy(
     holomorphic energies; the derivative at a corner as a choice: Bertoin et al. 2021, Numerical
     influence of ReLU'(0) on backpropagation.
     """
-    plain = None if isinstance(energy, System) else energy
-    if plain is not None:
+    given = None if isinstance(energy, System) else energy
+    if given is not None:
         if init_state is None or readout is None:
             missing = "init_state" if init_state is None else "readout"
             raise ValueError(f"check_energy: {missing} = None: must be given with a plain energy")
         system = from_energy(
-            plain, init_state, readout, _no_init, step_size=step_size, project=project
+            given, init_state, readout, _no_init, step_size=step_size, project=project
         )
     else:
         assert isinstance(energy, System)
         system = energy.ideal
-    keys = jax.random.split(key, 5)
+    keys = jax.random.split(key, 5)  # the first checks' own, whatever is added
+    extra = jax.random.split(jax.random.fold_in(key, 1), 3)
     with jax.enable_x64(True):
         params, x = trees.cast((params, jnp.asarray(x)), jnp.float64)
         y = y if y is None else trees.cast(jnp.asarray(y), jnp.float64)
         cost = squared_error() if cost is None else cost
+        refuse(system, params, x)
+        system, params, whole = on_floats(system, params)
+        plain = given and (lambda own, state, x: given(whole(own), state, x))
         subject = look(system, params, x, cost, y, plain is not None, project, sweeps)
+        if (lost := not_finite(subject, extra[0])) is not None:
+            rest = EnergyContract._fields[1:]
+            return EnergyContract(lost, *(Finding(n, None, np.nan, "not looked at") for n in rest))
         bent, why = _curvature(system, params, x)
         exact = None
         if bent is not None and bent.settled.any():
@@ -151,7 +169,8 @@ def check_energy(
             bounded_finding(subject, bent, why, beta, keys[2]),
             unique_finding(subject, keys[3], starts, spread),
             holomorphic_finding(subject, plain, holomorphic, keys[4]),
-            corner_finding(subject),
+            corner_finding(subject, plain, extra[1]),
+            alone_finding(subject, extra[2]),
         )
 
 

@@ -93,7 +93,7 @@ class _Walk:
         for eqn in jaxpr.eqns:
             if eqn in matters:
                 values = [read(var) for var in eqn.invars]
-                made = self._equation(eqn, values, _line(eqn) or outer)
+                made = self._equation(eqn, values, line_of(eqn) or outer)
                 known.update(zip(eqn.outvars, made, strict=True))
         return [read(var) for var in jaxpr.outvars]
 
@@ -106,7 +106,8 @@ class _Walk:
             return [_Known(positive=positive)] * outs
         if name in ("while", "scan", "cond"):
             return self._control(eqn, values, where)
-        if (inner := _inner(eqn)) is not None:
+        if (inner := inner_of(eqn)) is not None:
+            inner = inner.jaxpr if isinstance(inner, ClosedJaxpr) else inner
             if _is_whole(inner):
                 return [_Known(True)] * outs
             return self.run(inner, values, where)
@@ -160,12 +161,11 @@ def _matters(jaxpr: Any) -> set[Any]:
     return matters
 
 
-def _inner(eqn: Any) -> Any:
-    for key in ("jaxpr", "call_jaxpr", "fun_jaxpr"):
-        if key in eqn.params:
-            inner = eqn.params[key]
-            return inner.jaxpr if isinstance(inner, ClosedJaxpr) else inner
-    return None
+def inner_of(eqn: Any) -> Any:
+    """The program that an equation calls, closed or not; None where it calls none."""
+    return next(
+        (eqn.params[k] for k in ("jaxpr", "call_jaxpr", "fun_jaxpr") if k in eqn.params), None
+    )
 
 
 def _is_whole(inner: Any) -> bool:
@@ -175,7 +175,7 @@ def _is_whole(inner: Any) -> bool:
     return name in _WHOLE and place.startswith(_JAX)
 
 
-def _line(eqn: Any) -> str:
+def line_of(eqn: Any) -> str:
     """`file.py:12`, the innermost line outside of JAX and of this package; empty if unknown."""
     for frame in getattr(eqn.source_info.traceback, "frames", ()):
         if not frame.file_name.startswith((_JAX, _OWN)) and os.path.exists(frame.file_name):

@@ -6,13 +6,13 @@ from collections.abc import Callable
 from typing import Annotated, Any, Literal, NamedTuple
 
 import jax
-import jax.numpy as jnp
 from annotated_types import Interval
 from jaxtyping import Array
 
 from bpeq import trees
 from bpeq.imperfections._levels import Levels
 from bpeq.imperfections._noise import noise_of
+from bpeq.imperfections._weights import device, within
 from bpeq.settings import NonNegative, Whole, checked
 from bpeq.types import Imperfect, Key, Layer, LearningRule, Params, State, System
 
@@ -59,11 +59,17 @@ def imperfect(
     imperfections cost.
 
     A sweep stays a pure function. ξ comes from one key an estimate, into which the bits of the
-    example's state before and after the sweep are folded: phases, sweeps and examples draw their
-    own, whatever an example's batch mates are. Noise has no fixed point: a solver to a residual
-    below it runs to its last sweep and says that it has not settled.
+    example's state before and after the sweep are folded: phases, sweeps and examples that differ
+    draw their own. Since few levels would bring back the very same state, and with it the same ξ,
+    a noisy state keeps a trace of ξ below its levels and at its limits, inward, of some 256 units
+    of round-off (3e-5 in float32, 6e-14 in float64, for limits of 1): it does what a counter would.
+    Examples of the same input and start draw the same ξ, copies of one batch too: no result depends
+    on an example's batch mates, its place among them or its shard. Noise has no fixed point: a
+    solver to a residual below it runs to its last sweep and says that it has not settled.
 
-    A rule on a network (backprop) settles no states: of a rule only its weights can be wrapped.
+    A rule on a network (backprop) settles no states: of a rule only its weights can be wrapped, as
+    a device would hold them: of `kolen_pollack` W and B, not the B − W that it stores. What is
+    imperfect already may be wrapped once more; then both have their imperfections.
 
     Args:
       part: a system, for any rule on it; or a rule.
@@ -102,7 +108,7 @@ def imperfect(
     """
     weights = Levels("weight", weight_bits, weight_min, weight_max)
     states = Levels("state", state_bits, state_min, state_max)
-    see = _device(weights, mismatch, seed)
+    see = device(weights, mismatch, seed)
     changed = weights.change is not None or mismatch > 0
     if isinstance(part, LearningRule):
         given: dict[str, Any] = {"noise": noise or None, **states.given}
@@ -120,55 +126,19 @@ def imperfect(
     return _system(part, see, weights, states, noise, several, jax.random.key(seed))
 
 
-def _device(weights: Levels, mismatch: float, seed: int) -> Callable[..., Params]:
-    """(stored weights, which device) -> the weights that it really has."""
-
-    def see(params: Params, device: Any = 0) -> Params:
-        key = jax.random.fold_in(jax.random.key(seed), device)
-
-        def one(leaf: Array, i: int) -> Array:
-            real = jnp.real(leaf)
-            real = real if weights.change is None else weights.change(real)
-            if mismatch > 0:  # drawn in float32: the same device in any precision
-                n = jax.random.normal(jax.random.fold_in(key, i), leaf.shape, jnp.float32)
-                real = real * jnp.maximum(1.0 + mismatch * n, 0.0).astype(real.dtype)
-            return real.astype(leaf.dtype)
-
-        return _each_weight(one, params)
-
-    return see
-
-
-def _within(weights: Levels, own: Callable[[Params], Params] | None) -> Any:
-    """The stored weights' limits, on top of those that there were."""
-    clip = weights.clip
-    if clip is None:
-        return own
-    return lambda params: _each_weight(
-        lambda leaf, i: clip(leaf), params if own is None else own(params)
-    )
-
-
-def _each_weight(change: Callable[[Array, int], Array], params: Params) -> Params:
-    """`change(leaf, number)` of every leaf that is a weight; statistics stay as they are."""
-    paths, structure = jax.tree_util.tree_flatten_with_path(params)
-    names = [jax.tree_util.keystr(path[-1:], simple=True) for path, _ in paths]
-    leaves = [
-        leaf if name in ("mean", "variance") else change(leaf, i)
-        for i, (name, (_, leaf)) in enumerate(zip(names, paths, strict=True))
-    ]
-    return jax.tree.unflatten(structure, leaves)
-
-
 def _rule(rule: LearningRule, see: Callable[..., Params], weights: Levels) -> LearningRule:
-    limit, own = _within(weights, None), rule.absorb
+    limit, own = within(weights, None), rule.absorb
+    hold, store = rule.held or (lambda params: params, lambda params: params)
 
     def absorb(params: Params, info: dict[str, Any]) -> Params:
-        return limit(params if own is None else own(params, info))
+        return store(limit(hold(params if own is None else own(params, info))))
+
+    def seen(params: Params) -> Params:
+        return store(see(hold(params)))
 
     return rule._replace(
-        apply=lambda params, x, key=None: rule.apply(see(params), x, key),
-        estimate=lambda params, *args: rule.estimate(see(params), *args),
+        apply=lambda params, x, key=None: rule.apply(seen(params), x, key),
+        estimate=lambda params, *args: rule.estimate(seen(params), *args),
         absorb=own if limit is None else absorb,
     )
 
@@ -182,31 +152,41 @@ def _system(
     several: bool,
     key: Key,
 ) -> System:
+    inner = system.imperfect or Imperfect(system, None, None)
+
     def clamp(params: Params, x: Any) -> Clamped:
         seen = see(params)
         own = system.clamp(seen, x)
         return Clamped(seen, own, params, x) if several else Clamped(seen, own)
 
     def nudged(clamped: Clamped, n: Array) -> Clamped:
-        seen = see(clamped.stored, n + 1)
-        return clamped._replace(seen=seen, own=system.clamp(seen, clamped.x))
+        if several:
+            seen = see(clamped.stored, n + 1)
+            clamped = clamped._replace(seen=seen, own=system.clamp(seen, clamped.x))
+        if inner.nudged is not None:
+            clamped = clamped._replace(own=inner.nudged(clamped.own, n))
+        return clamped
 
     def sweep(
         params: Params, clamped: Clamped, state: State, push: Any = None, hold: bool = False
     ) -> State:
         swept = system.sweep(clamped.seen, clamped.own, state, push, hold)
         if noise > 0:
-            swept = trees.add(swept, trees.scale(noise, noise_of(key, state, swept)))
-        if states.change is not None:
+            xi = noise_of(key, state, swept)
+            swept = trees.add(swept, trees.scale(noise, xi))
+            if states.change is not None:
+                swept = jax.tree.map(lambda s, drawn: states.keeping(s, noise, drawn), swept, xi)
+        elif states.change is not None:
             swept = jax.tree.map(states.change, swept)
         if hold and system.write is not None:  # what is held has neither noise nor levels
             swept = system.write(swept, system.readout.forward(clamped.seen, state)[0])
         return swept
 
     def rekeyed(other: Key) -> System:
-        return _system(system, see, weights, states, noise, several, other)
+        below = inner.keyed(jax.random.fold_in(other, 1)) if inner.keyed is not None else system
+        return _system(below, see, weights, states, noise, several, other)
 
-    def on_device(function: Any) -> Any:
+    def ondevice(function: Any) -> Any:
         if function is None:
             return None
         return lambda params, clamped, *args: function(clamped.seen, clamped.own, *args)
@@ -214,21 +194,21 @@ def _system(
     inexact = states.change is not None and "quantised or limited states are not holomorphic"
     return system._replace(
         clamp=clamp,
-        init_state=on_device(system.init_state),
+        init_state=ondevice(system.init_state),
         sweep=sweep,
-        energy=on_device(system.energy),
-        denergy=on_device(system.denergy),
-        force=on_device(system.force),
-        dforce=on_device(system.dforce),
+        energy=ondevice(system.energy),
+        denergy=ondevice(system.denergy),
+        force=ondevice(system.force),
+        dforce=ondevice(system.dforce),
         readout=_read_by(system.readout, see),
         not_holomorphic=system.not_holomorphic or inexact or "",
-        project=_within(weights, system.project),
-        forward=on_device(system.forward),
+        project=within(weights, system.project),
+        forward=ondevice(system.forward),
         reverse=None,
         imperfect=Imperfect(
             ideal=system.ideal,
-            keyed=rekeyed if noise > 0 else None,
-            nudged=nudged if several else None,
+            keyed=rekeyed if noise > 0 or inner.keyed is not None else None,
+            nudged=nudged if several or inner.nudged is not None else None,
         ),
     )
 

@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+_LAST_BITS = 256  # units of round-off: eight bits a unit, 3e-5 in float32, at limits of 1
+
 
 class Levels:
     """Limits and levels of one kind of quantity; `change` applies them, None where there are none.
@@ -29,6 +31,26 @@ class Levels:
             assert high is not None
             start, step = low, (high - low) / (2**bits - 1)
             self.change = lambda a: start + step * _nearest((self._clip(a) - start) / step)
+        self._everywhere, self._steps = bits is not None, 2 ** (bits or 1) - 1
+
+    def keeping(self, a: Array, noise: float, xi: Array) -> Array:
+        """`change(a)`, with a trace of the noise ξ in its last bits, inward, where it was changed.
+
+        What is drawn next depends on the state's bits. Levels and limits map many states to one,
+        which would draw one noise for ever; the trace is what tells its visits apart.
+        """
+        assert self.change is not None
+        made, low, high = self.change(a), self._low, self._high
+        size = max(abs(end) for end in (low, high, noise) if end is not None)
+        trace = min(noise, _LAST_BITS * float(jnp.finfo(a.dtype).eps) * size)
+        inward = jnp.ones_like(a) if high is None else -jnp.ones_like(a)
+        if low is not None and high is not None:
+            trace = min(trace, (high - low) / self._steps / 64)
+            inward = jnp.where(2.0 * made > low + high, inward, -inward)
+        kept = trace * inward * jnp.abs(xi)
+        return made + jax.lax.stop_gradient(
+            kept if self._everywhere else jnp.where(made == a, 0.0 * kept, kept)
+        )
 
     def _clip(self, a: Array) -> Array:
         return jnp.clip(a, self._low, self._high)

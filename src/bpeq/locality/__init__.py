@@ -2,7 +2,7 @@
 
 from bpeq.locality._audit import Locality, audit_locality, weight_names
 from bpeq.locality._rows import WeightRow, overall
-from bpeq.locality._words import COLUMNS, cells, markdown, unfollowed
+from bpeq.locality._words import COLUMNS, cells, markdown, notes
 
 __all__ = [
     "COLUMNS",
@@ -11,7 +11,7 @@ __all__ = [
     "audit_locality",
     "cells",
     "markdown",
+    "notes",
     "overall",
-    "unfollowed",
     "weight_names",
 ]

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
-from jax.interpreters.partial_eval import dce_jaxpr
 
 from bpeq import trees
 from bpeq.layers import cut
+from bpeq.locality._program import Program, carried, what
 from bpeq.locality._rows import Namer, WeightRow
-from bpeq.locality._values import BATCH, FAR, NONE, Atom, Content, Kind, Value
-from bpeq.locality._walk import Walk, fixed
 from bpeq.types import Batch, Key, Layer, LearningRule, Params, State
 
 
@@ -20,12 +17,16 @@ class Locality(NamedTuple):
     """The rows of one rule, a weight each, in the order of its params.
 
     unseen: primitives of the estimate that the audit does not know; with any, rows may lack
-        something.
+        something. With its line where a weight went into it and came out unknown how: that weight
+        is `unknown` under transposed.
+    carried: what of the rule's own state it makes anew of weights or data, and of which: it is read
+        a step late.
     """
 
     rule: str
     rows: tuple[WeightRow, ...]
     unseen: tuple[str, ...] = ()
+    carried: tuple[str, ...] = ()
 
 
 def audit_locality(
@@ -76,8 +77,14 @@ def audit_locality(
     weights that another weight equals without being it; which of two phases is which, where a rule
     lays them along another axis than the first: both then count as read together. Units that are
     added, or meet in a product entry by entry, count as the same: a residual stream is one state.
-    What goes through a matrix of the rule's own, fixed or random, is followed; it has no row.
-    A primitive that it does not know is named in `unseen`.
+    What goes through a matrix of the rule's own, fixed or random, is followed; it has no row. Of a
+    row of a weight that was added to activity it does not see what a nonlinearity makes of both,
+    nor how a weight is used behind a random matrix.
+
+    A weight that reaches a gradient by a way on which its axes were lost is `unknown` under
+    transposed, and `unseen` names the primitive with its line; so it does a primitive that the
+    audit does not know. What a rule makes anew in its own state is read a step late: weights in it
+    count as used where it is used, `(a step late)`.
 
     Args:
       rule: any rule whose estimate can be traced.
@@ -104,40 +111,23 @@ def audit_locality(
     if state is None:
         params, state = rule.init(key, params)
 
-    def gradient(params: Params, batch: Batch, state: State, key: Key) -> Params:
-        return rule.estimate(params, batch, state, key)[0].grads
-
-    closed = jax.make_jaxpr(gradient)(params, batch, state, key)
-    outputs = [True] * len(closed.jaxpr.outvars)
-    jaxpr, _ = dce_jaxpr(closed.jaxpr, outputs, instantiate=True)
-    names = [*weight_names(params, network), *(f"state.{name}" for name in trees.names(state))]
-    count = len(jax.tree.leaves(params))
-    kept = len(jax.tree.leaves(state))
-    avals: list[Any] = [var.aval for var in jaxpr.invars]
-    weights, rest = avals[:count], avals[count:]
-    fixtures: list[Any] = [var.aval for var in jaxpr.constvars]
-    leaves = [*weights, *rest[2 : 2 + kept], *fixtures]
-    walk = Walk([len(aval.shape) for aval in leaves])
-    consts = [
-        _weight(count + kept + i, aval, least=2) if fixed(const).content.kind else fixed(const)
-        for i, (const, aval) in enumerate(zip(closed.consts, fixtures, strict=True))
-    ]
-    noise = Content(Kind.CONSTANT, frozenset({frozenset({Atom("noise")})}))
-    args = [
-        *(_weight(i, aval, least=1) for i, aval in enumerate(weights)),
-        _data(rest[0], Kind.ACTIVITY, "input", 0),
-        _data(rest[1], Kind.TARGET, "target", FAR),
-        *(_weight(count + i, aval, least=2) for i, aval in enumerate(rest[2 : 2 + kept])),
-        *(Value((noise,), (NONE,) * len(aval.shape)) for aval in rest[2 + kept :]),
-    ]
-    made = walk.run(jaxpr, consts, args)
+    program = Program(rule.estimate, params, batch, state, key)
+    late, kept = carried(program)
+    walk, made = program.gradients(late, any(value.content.known for _, value in kept))
+    count = program.count
     for leaf, value in enumerate(made):  # a gradient's axes are its weight's
         for axis, dim in enumerate(value.dims):
             walk.units.unite(dim | {(leaf, axis)})
-    names += [f"constant {i}" for i in range(len(fixtures))]
-    namer = Namer(walk, names)
-    rows = tuple(namer.row(leaf, value.content) for leaf, value in enumerate(made))
-    return Locality(rule.name, rows, tuple(sorted(walk.unseen)))
+    own = weight_names(params, network)
+    states = [f"state.{name}" for name in trees.names(state)]
+    namer = Namer(walk, [*own, *states, *(f"constant {i}" for i in range(program.fixtures))])
+    lost = {(leaf, at) for value in made for leaf, at in value.lost if leaf < count}
+    unknown = {leaf for leaf, _ in lost}
+    rows = tuple(namer.row(leaf, v.content, leaf in unknown) for leaf, v in enumerate(made))
+    told = {at for _, at in lost}
+    unseen = tuple(sorted(told | (walk.unseen - {at.partition(" ")[0] for at in told})))
+    notes = tuple(f"{states[i]} ({what([*own, *states], value, i + count)})" for i, value in kept)
+    return Locality(rule.name, rows, unseen, notes)
 
 
 def weight_names(params: Params, network: Layer | None = None) -> list[str]:
@@ -164,18 +154,3 @@ def weight_names(params: Params, network: Layer | None = None) -> list[str]:
         if len(set(names)) == len(names):
             return names
     return [".".join(path) for path in paths]
-
-
-def _weight(leaf: int, aval: Any, least: int) -> Value:
-    """An array of numbers that does not depend on the data; with fewer axes a coefficient."""
-    rank = len(aval.shape)
-    holds = rank >= least and jnp.issubdtype(aval.dtype, jnp.inexact)
-    dims = tuple(frozenset({(leaf, axis)}) if holds else NONE for axis in range(rank))
-    marked = frozenset({(leaf, "")}) if holds else frozenset[tuple[int, str]]()
-    return Value((Content(Kind.WEIGHT if holds else Kind.CONSTANT),), dims, weights=marked)
-
-
-def _data(aval: Any, kind: Kind, what: str, far: int) -> Value:
-    terms = frozenset({frozenset({Atom(what)})})
-    dims = (frozenset({BATCH}), *(NONE,) * (len(aval.shape) - 1))
-    return Value((Content(kind, terms, far=far),), dims)

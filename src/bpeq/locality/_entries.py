@@ -5,25 +5,30 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from bpeq.locality._shapes import followed, gathered, moved, moves, scattered, stacked, united
+from bpeq.locality._places import ENTRYWISE
+from bpeq.locality._pools import beside, meeting
+from bpeq.locality._shapes import (
+    followed,
+    gathered,
+    moved,
+    moves,
+    picked,
+    scattered,
+    stacked,
+    united,
+)
+from bpeq.locality._units import NONE, Dims, Units
 from bpeq.locality._values import (
-    BATCH,
-    NONE,
     Atom,
     Content,
-    Dims,
     Kind,
     Term,
-    Units,
     Value,
     add,
     bent,
     chosen,
     either,
-    labels,
-    loose,
     mixed,
-    opened,
     times,
 )
 
@@ -45,33 +50,86 @@ def entries(eqn: Any, values: Sequence[Value], units: Units) -> Value:
         if value.sizes:
             place = followed(eqn, value.axis, sum(value.sizes))
             value, axis = (value.whole, 0) if place is None else (value, place)
-        return value._replace(dims=first, axis=axis)
-    dims = _dims(eqn, values, rank)
-    for dim in dims:
+        return value._replace(dims=first, axis=axis, spread=repeated(eqn, [value]))
+    several = _several(eqn, values)
+    dims = united([dims for _, dims in several], rank)
+    apart = united([units.apart(dims) if v.weights else dims for v, dims in several], rank)
+    for dim in apart:
         units.unite(dim)
     fold = _FOLDS.get(name, mixed)
     sizes, axis, rows = _aligned(eqn, values)
     made = Value(tuple(fold(row) for row in rows), dims, sizes, axis=axis)
     weights = frozenset[tuple[int, str]]().union(*(value.weights for value in values))
-    if weights and not made.per_example and all(len(v.dims) <= rank for v in values):
+    if weights and not made.per_example and _keeps(name, values, rank):
         named = frozenset((leaf, name if name in _KEPT else via) for leaf, via in weights)
         made = made._replace(weights=named)
-    made = made._replace(summand=frozenset().union(*(value.summand for value in values)))
+    if name in ENTRYWISE:
+        made = made._replace(spread=repeated(eqn, values))
+    if name in ENTRYWISE or name in ("gather", "pad"):
+        made = made._replace(summand=frozenset().union(*(value.summand for value in values)))
     return _errors_begin(meeting(made, values, units), units)
 
 
-def _dims(eqn: Any, values: Sequence[Value], rank: int) -> Dims:
-    name = eqn.primitive.name
-    several = [value.dims for value in values]
+def _keeps(name: str, values: Sequence[Value], rank: int) -> bool:
+    """Whether a result's entries are those of the weights in it, along the axes that it has."""
     if name == "gather":
-        several = [moved(eqn, values[0].dims) or (), gathered(eqn, values[1].dims)]
-    elif name.startswith("scatter"):
-        several = [values[0].dims, scattered(eqn, values[2].dims)]
-    elif name == "dynamic_slice":
-        several = several[:1]
-    elif name == "select_and_scatter_add":
-        several = several[1:]
-    return united(several, rank)
+        return not values[1].weights
+    known = name in ENTRYWISE or name in _KNOWN or name in _ALONG or name == "dynamic_slice"
+    return known and all(len(value.dims) <= rank for value in values)
+
+
+def _several(eqn: Any, values: Sequence[Value]) -> list[tuple[Value, Dims]]:
+    """The operands, with what the axes of the result have from them."""
+    name = eqn.primitive.name
+    if name == "gather":
+        index = gathered(eqn, values[1].dims)
+        if values[0].weights or values[0].summand:
+            index = picked(eqn, values[0].dims, index)
+        return [(values[0], moved(eqn, values[0].dims) or ()), (values[1], index)]
+    if name.startswith("scatter"):
+        return [(values[0], values[0].dims), (values[2], strewn(eqn, values[2]))]
+    own = [(value, value.dims) for value in values]
+    if name == "dynamic_slice":
+        return own[:1]
+    return own[1:] if name == "select_and_scatter_add" else own
+
+
+def repeated(eqn: Any, values: Sequence[Value]) -> frozenset[int]:
+    """Along which axes of a result all entries are the same."""
+    name, after = eqn.primitive.name, eqn.outvars[0].aval.shape
+    every = frozenset(range(len(after)))
+    before = eqn.invars[0].aval.shape
+    if name == "broadcast_in_dim":
+        places = eqn.params["broadcast_dimensions"]
+        return every - {
+            place
+            for axis, place in enumerate(places)
+            if before[axis] == after[place] and axis not in values[0].spread
+        }
+    if name == "transpose":
+        return frozenset(
+            i for i, a in enumerate(eqn.params["permutation"]) if a in values[0].spread
+        )
+    if moves(eqn) and len(values[0].spread) == len(before):
+        return every
+    if name not in ENTRYWISE:
+        return frozenset()
+    for var, value in zip(eqn.invars, values, strict=True):
+        shape = var.aval.shape
+        every &= {a for a in every if not shape or a in value.spread or shape[a] < after[a]}
+    return every
+
+
+def strewn(eqn: Any, updates: Value) -> Dims:
+    """The axes of a scatter's result; where weights are scattered, also what the indices tell."""
+    dims = scattered(eqn, updates.dims)
+    if not updates.weights:
+        return dims
+    numbers = eqn.params["dimension_numbers"]
+    window = set(numbers.update_window_dims)
+    over = NONE.union(*(dim for axis, dim in enumerate(updates.dims) if axis not in window))
+    told = {*numbers.scatter_dims_to_operand_dims, *numbers.operand_batching_dims}
+    return tuple(dim | over if axis in told else dim for axis, dim in enumerate(dims))
 
 
 def _aligned(
@@ -89,7 +147,7 @@ def _aligned(
             for v, value in zip(eqn.invars, values, strict=True)
             if value.sizes
         ):
-            return sizes, axis, _rows(values, len(sizes))
+            return sizes, axis, beside(values, len(sizes))
     return (), 0, [tuple(value.content for value in values)]
 
 
@@ -108,25 +166,30 @@ def _entrywise(shape: Sequence[int], out: Sequence[int]) -> bool:
     return all(size in (1, n) for size, n in zip(shape, out, strict=True))
 
 
-def _rows(values: Sequence[Value], pieces: int) -> list[tuple[Content, ...]]:
-    return [
-        tuple(value.contents[i if value.sizes else 0] for value in values) for i in range(pieces)
-    ]
-
-
 def _laid(eqn: Any, values: Sequence[Value], units: Units) -> Value:
     """Pieces one behind the other; on axis 0, where phases are, they stay apart."""
     stack = eqn.primitive.name == "stack"
     axis = eqn.params["axis"] if stack else eqn.params["dimension"]
     several = [stacked(eqn, value.dims) if stack else value.dims for value in values]
     dims = united(several, len(eqn.outvars[0].aval.shape))
-    for place, dim in enumerate(dims):
+    apart = [units.apart(d) if v.weights else d for v, d in zip(values, several, strict=True)]
+    for place, dim in enumerate(united(apart, len(dims))):
         if place != axis:
             units.unite(dim)
+    made = _pieces(eqn, values, dims, axis, stack)
+    pending = [value.summand for value in values]
+    made = made._replace(summand=frozenset[tuple[int, str]]().union(*pending))
+    if not made.per_example:
+        own = [value.weights for value in values]
+        made = made._replace(weights=frozenset[tuple[int, str]]().union(*own))
+    return made
+
+
+def _pieces(eqn: Any, values: Sequence[Value], dims: Dims, axis: int, stack: bool) -> Value:
     pieces = {(value.sizes, value.axis) for value in values}
     ((sizes, along),) = pieces if len(pieces) == 1 else {((), 0)}
     if sizes and (stack or along != axis):  # beside each other: each piece has its like there
-        rows = _rows(values, len(sizes))
+        rows = beside(values, len(sizes))
         along += stack and axis <= along
         return Value(tuple(either(row) for row in rows), dims, sizes, axis=along)
     contents = tuple(value.content for value in values)
@@ -136,87 +199,12 @@ def _laid(eqn: Any, values: Sequence[Value], units: Units) -> Value:
     return Value((either(contents),), dims)
 
 
-def reduced(eqn: Any, value: Value, axes: Sequence[int]) -> Value:
-    """A sum, a maximum, … over some axes."""
-    content = value.content
-    if eqn.primitive.name != "reduce_sum":
-        content = bent(content)
-    dims = tuple(dim for axis, dim in enumerate(value.dims) if axis not in set(axes))
-    if all(eqn.invars[0].aval.shape[axis] == 1 for axis in axes):
-        return Value((content,), dims)
-    return pooled(eqn, Value((content,), dims), NONE.union(*(value.dims[axis] for axis in axes)))
-
-
-def pooled(eqn: Any, made: Value, gone: frozenset[Any]) -> Value:
-    """What a sum over axes has become: perhaps one number, or the same for all examples."""
-    if not any(content.known for content in made.contents):
-        return made.whole
-    shape = eqn.outvars[0].aval.shape
-    number = loose(shape, made.dims) or (labels((gone,)) and not labels(made.dims))
-
-    def one(content: Content) -> Content:
-        content = content._replace(pooled=content.known and (content.pooled or BATCH in gone))
-        if not number or not content.known:
-            return content
-        terms = frozenset({frozenset({_number(content)})})
-        return content._replace(terms=terms, errors=False)  # the number's terms tell of those
-
-    return made._replace(contents=tuple(one(content) for content in made.contents))
-
-
-def _number(content: Content) -> Atom:
-    examples = any(atom.pooled for term in content.terms for atom in term)
-    return Atom("number", inner=opened(content.terms), pooled=content.pooled or examples)
-
-
-def product(
-    values: Sequence[Value],
-    dims: Dims,
-    units: Units,
-    summed: Sequence[tuple[int, int]],
-    places: Sequence[int | None],
-) -> Value:
-    """A contraction of two arrays neither of which is a weight.
-
-    Args:
-      summed: pairs of axes, of either array, that are summed over together or stand for the same.
-      places: where the axis of either array's pieces comes to lie; None where it is summed over.
-    """
-    left, right = values
-    alike = left.sizes == right.sizes and (left.axis, right.axis) in summed
-    pieces = left.sizes or right.sizes
-    if left.sizes and right.sizes and not alike:
-        values, pieces = [left.whole, right.whole], ()
-    rows = _rows(values, len(pieces) or 1)
-    axis = places[0] if left.sizes else places[1]
-    made = Value(tuple(times(*row) for row in rows), dims, pieces, axis=axis or 0)
-    return meeting(made.whole if axis is None else made, values, units)
-
-
-def meeting(made: Value, values: Sequence[Value], units: Units) -> Value:
-    """Where something pooled over the batch is read by a single example, that is said."""
-    if not made.per_example:
-        return made
-    statistics = frozenset(
-        Atom("batch", units.of(value.dims))
-        for value in values
-        if value.content.pooled and not value.per_example and not value.weights
-        if labels(value.dims)
-    )
-    return made._replace(
-        contents=tuple(
-            content._replace(terms=frozenset(t | statistics for t in content.terms), pooled=False)
-            for content in made.contents
-        )
-    )
-
-
 def _errors_begin(made: Value, units: Units) -> Value:
     """An output's error is one thing to read: its state and its target are inside."""
     where = units.of(made.dims)
     error = Atom("state", where, "output error")
 
-    def beside(atom: Atom) -> bool:
+    def other(atom: Atom) -> bool:
         own = atom.where is None or units.find(atom.where) == where
         return atom.what != "target" and not (atom.what == "state" and own)
 
@@ -225,7 +213,7 @@ def _errors_begin(made: Value, units: Units) -> Value:
         if content.kind != Kind.ERROR or content.carried or not meets:
             return content
         terms: frozenset[Term] = frozenset(
-            frozenset({*filter(beside, term), error}) for term in content.terms
+            frozenset({*filter(other, term), error}) for term in content.terms
         )
         return content._replace(terms=terms)
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from bpeq.locality._values import MOVES, Atom, Content, Kind, Label, Term, opened
+from bpeq.locality._units import Label
+from bpeq.locality._values import LATE, MOVES, Atom, Content, Kind, Term, opened
 from bpeq.locality._walk import Walk
 from bpeq.locality._weights import Use
 
@@ -48,8 +49,8 @@ class Namer:
         }
         self._states = self._called()
 
-    def row(self, leaf: int, content: Content) -> WeightRow:
-        """The row of one weight, whose gradient is `content`."""
+    def row(self, leaf: int, content: Content, lost: bool = False) -> WeightRow:
+        """The row of one weight, whose gradient is `content`; lost: it is also used unknown how."""
         terms = content.terms
         if self._ranks[leaf] == 0:  # its gradient is a number by its shape, not by what it pools
             terms = opened(terms)
@@ -61,7 +62,7 @@ class Namer:
         return WeightRow(
             self._names[leaf],
             self._reads(atoms),
-            self._transposed(leaf),
+            (*self._transposed(leaf), *(["unknown"] if lost else [])),
             self._stored(terms),
             error_pass,
             self._global(leaf, atoms),
@@ -146,7 +147,7 @@ class Namer:
             own = {
                 u.through for u in back if u not in down and _WORDS.get(u.carried, "probe") == word
             }
-            found += [f"{word} (its {via})" if via else word for via in sorted(own)]
+            found += [f"{word}{_of(via)}" for via in sorted(own)]
         if not forward and any(use.carried == Kind.ERROR for use in uses):
             found.append("error (entry by entry)")
         return tuple(found)
@@ -205,6 +206,11 @@ def overall(rows: Sequence[WeightRow]) -> WeightRow:
 
 def _order(entry: tuple[Label, int, Atom]) -> tuple[Label, int]:
     return entry[:2]
+
+
+def _of(via: str) -> str:
+    """Whether only a function of the weight is used, or what the rule's state holds of it."""
+    return f" ({via})" if via == LATE else f" (its {via})" if via else ""
 
 
 def _block(name: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from bpeq.locality._values import NONE, Dims, Label
+from bpeq.locality._units import NONE, Dims, Label
 
 
 def moved(eqn: Any, dims: Dims) -> Dims | None:
@@ -109,6 +109,15 @@ def gathered(eqn: Any, index: Dims) -> Dims:
     own = iter(index[:-1])
     shape = eqn.outvars[0].aval.shape
     return tuple(NONE if axis in rest else next(own, NONE) for axis in range(len(shape)))
+
+
+def picked(eqn: Any, table: Dims, index: Dims) -> Dims:
+    """Those axes, with what the indices pick from: along them it varies too."""
+    numbers = eqn.params["dimension_numbers"]
+    told = {*numbers.start_index_map, *numbers.operand_batching_dims}
+    over = NONE.union(*(table[axis] for axis in told))
+    rest = set(numbers.offset_dims)
+    return tuple(dim if axis in rest else dim | over for axis, dim in enumerate(index))
 
 
 def scattered(eqn: Any, updates: Dims) -> Dims:

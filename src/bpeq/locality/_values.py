@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from enum import IntEnum
 from typing import NamedTuple
 
-Label = tuple[int, int]
-"""An axis of a leaf: (leaf, axis). A dimension that carries it indexes that axis's units."""
-Dims = tuple[frozenset[Label], ...]
-BATCH: Label = (-1, 0)
-NONE: frozenset[Label] = frozenset()
+from bpeq.locality._places import Places
+from bpeq.locality._units import BATCH, Dims, Label
+
 FAR = 1 << 20
 MOST_TERMS = 128
 
@@ -91,6 +89,14 @@ class Content(NamedTuple):
 NOTHING = Content(Kind.ZERO, frozenset())
 
 
+LATE = "a step late"
+"""In place of a function: what a rule's state holds of a weight."""
+ADDED = "added"
+"""In place of a function: the weight was added, and nothing may have multiplied it since."""
+Owners = frozenset[tuple[int, str]]
+"""Leaves, each with the function that it went through, if any."""
+
+
 class Value(NamedTuple):
     """An array. Pieces that were laid one behind the other on axis 0 have contents of their own.
 
@@ -99,14 +105,19 @@ class Value(NamedTuple):
     weights: the leaves whose entries these are, changed or not, with the function that they went
         through; empty for what is no weight.
     summand: the leaves that were multiplied in and whose axes are yet to be summed over.
+    lost:    leaves that are in here, though it is no longer known how; and where that was lost.
+    spread:  axes along which it has just been repeated. places: how to compute it, without data.
     """
 
     contents: tuple[Content, ...]
     dims: Dims
     sizes: tuple[int, ...] = ()
-    weights: frozenset[tuple[int, str]] = frozenset()
-    summand: frozenset[tuple[int, str]] = frozenset()
+    weights: Owners = frozenset()
+    summand: Owners = frozenset()
     axis: int = 0
+    lost: frozenset[tuple[int, str]] = frozenset()
+    spread: frozenset[int] = frozenset()
+    places: Places | None = None
 
     @property
     def content(self) -> Content:
@@ -118,41 +129,13 @@ class Value(NamedTuple):
         return self._replace(contents=(self.content,), sizes=(), axis=0)
 
     @property
+    def again(self) -> Value:
+        """As a loop's rounds have it: of no certain entries."""
+        return self.whole._replace(spread=frozenset(), places=None)
+
+    @property
     def per_example(self) -> bool:
         return any(BATCH in dim for dim in self.dims)
-
-
-class Units:
-    """Which axes index the same units: those that were added, multiplied or contracted together."""
-
-    def __init__(self) -> None:
-        self._up: dict[Label, Label] = {}
-
-    def find(self, label: Label) -> Label:
-        while label in self._up:
-            label = self._up[label]
-        return label
-
-    def unite(self, labels: Iterable[Label]) -> None:
-        roots = sorted({self.find(label) for label in labels if label != BATCH})
-        for other in roots[1:]:
-            self._up[other] = roots[0]
-
-    def of(self, dims: Dims) -> Label | None:
-        """The units of an array, its last axis's first; None where no weight tells them."""
-        found = labels(dims)
-        return self.find(found[0]) if found else None
-
-
-def labels(dims: Dims) -> list[Label]:
-    """The labels of an array's axes, the last axis's first; the batch is none."""
-    return [label for dim in reversed(dims) for label in sorted(dim) if label != BATCH]
-
-
-def loose(shape: Sequence[int], dims: Dims) -> bool:
-    """Whether an array has no units: nothing but perhaps a batch axis."""
-    sizes = [size for size, dim in zip(shape, dims, strict=True) if BATCH not in dim]
-    return not labels(dims) and all(size == 1 for size in sizes)
 
 
 def opened(terms: frozenset[Term]) -> frozenset[Term]:

@@ -9,22 +9,21 @@ import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, Literal
 from jax.interpreters.partial_eval import dce_jaxpr
 
+from bpeq.locality._constants import constant, literal, opened, where
 from bpeq.locality._entries import entries, follows
-from bpeq.locality._products import convolution, dot, looked_up, reduction, scaled
-from bpeq.locality._values import (
-    MOVES,
-    NONE,
-    NOTHING,
-    Atom,
-    Content,
-    Kind,
-    Label,
-    Units,
-    Value,
-    chosen,
-    join,
-    loose,
+from bpeq.locality._places import Places, located
+from bpeq.locality._products import (
+    NO_OWNERS,
+    across,
+    combined,
+    convolution,
+    dot,
+    looked_up,
+    reduction,
 )
+from bpeq.locality._shapes import united
+from bpeq.locality._units import NONE, Label, Units, axes_of, loose, tangled
+from bpeq.locality._values import MOVES, NOTHING, Atom, Kind, Owners, Value, chosen, join
 from bpeq.locality._weights import Weights
 
 ROUNDS = 100
@@ -37,9 +36,9 @@ class Walk:
     unseen: primitives that changed the shape of what matters and that the walk does not know.
     """
 
-    def __init__(self, ranks: Sequence[int]) -> None:
+    def __init__(self, shapes: Sequence[Sequence[int]]) -> None:
         self.units = Units()
-        self.weights = Weights(ranks, self.units)
+        self.weights = Weights(shapes, self.units)
         self.drives: set[Label] = set()
         self.unseen: set[str] = set()
         self._bodies: dict[int, tuple[Any, Any]] = {}  # with its original, whose id it goes by
@@ -50,16 +49,46 @@ class Walk:
         values = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*consts, *args], strict=True))
 
         def read(var: Any) -> Value:
-            return _literal(var) if isinstance(var, Literal) else values[var]
+            return literal(var) if isinstance(var, Literal) else values[var]
 
         for eqn in jaxpr.eqns:
             outside, self._at = self._at, (*self._at, id(eqn))
-            made = self._equation(eqn, [read(var) for var in eqn.invars])
+            given = [read(var) for var in eqn.invars]
+            made = self._inside(eqn, given)
+            if made is None:
+                self.weights.met, self.weights.tangled = set(), set()
+                made = self._equation(eqn, given)
+                made = [self._kept(eqn, given, value, i) for i, value in enumerate(made)]
             self._at = outside
             values.update(zip(eqn.outvars, made, strict=True))
         return [read(var) for var in jaxpr.outvars]
 
-    def _equation(self, eqn: Any, values: list[Value]) -> list[Value]:
+    def _kept(self, eqn: Any, values: Sequence[Value], made: Value, out: int) -> Value:
+        """A primitive's result, with the weights that it has made no known use of as lost in it."""
+        made = made._replace(places=Places.of(eqn, [value.places for value in values], out))
+        if made.content.kind == Kind.ZERO:
+            same = frozenset(range(len(made.dims)))
+            return made._replace(weights=NO_OWNERS, summand=NO_OWNERS, spread=same)
+        found: Owners = made.weights
+        if made.places is not None and any(tangled(leaf, made.dims) for leaf, _ in found):
+            made = self._located(made, made.places)
+        came = NO_OWNERS.union(*(value.weights | value.summand for value in values))
+        stay = {leaf for leaf, _ in found | made.summand}
+        lost = ({leaf for leaf, _ in came} - stay - self.weights.met) | self.weights.tangled
+        if lost and made.content.known:
+            made = self.weights.passed(made)
+        new = {(leaf, where(eqn)) for leaf in lost}
+        return made._replace(lost=made.lost.union(new, *(value.lost for value in values)))
+
+    def _located(self, made: Value, places: Places) -> Value:
+        """Weights that are laid out so that only the places of their entries tell their axes."""
+        several = located(places, self.weights.shapes)
+        dims = united(list(several.values()), len(made.dims))
+        own = frozenset(pair for pair in made.weights if pair[0] in several)
+        return made._replace(dims=dims, weights=own)
+
+    def _inside(self, eqn: Any, values: list[Value]) -> list[Value] | None:
+        """A primitive that holds programs; None for any other."""
         name, params = eqn.primitive.name, eqn.params
         if name == "while":
             before = params["cond_nconsts"]
@@ -77,25 +106,30 @@ class Walk:
         for key in ("jaxpr", "call_jaxpr", "fun_jaxpr"):
             if key in params:
                 return self._call(params[key], values)
-        if name in ("device_put", "optimization_barrier"):
-            return values
+        return values if name in ("device_put", "optimization_barrier") else None
+
+    def _equation(self, eqn: Any, values: list[Value]) -> list[Value]:
+        name = eqn.primitive.name
         if not values:
-            return [_constant(var) for var in eqn.outvars]
+            return [constant(var) for var in eqn.outvars]
         if name == "dot_general":
             return [dot(self.weights, self._at, eqn, *values)]
         if name == "conv_general_dilated":
             return [convolution(self.weights, self._at, eqn, *values)]
-        if name.startswith(("reduce_", "arg")) and "axes" in params:
-            axes = params["axes"]
+        if name.startswith(("reduce_", "arg")) and "axes" in eqn.params:
+            axes = eqn.params["axes"]
             return [reduction(self.weights, self._at, eqn, value, axes) for value in values]
-        if name == "gather" and values[0].weights and not values[0].content.known:
+        which = values[1].content if name == "gather" else NOTHING
+        if values[0].weights and not values[0].content.known and (which.known or which.random):
             return [looked_up(self.weights, self._at, eqn, *values)]
         return self._others(eqn, values)
 
     def _others(self, eqn: Any, values: list[Value]) -> list[Value]:
         made = entries(eqn, values, self.units)
-        if eqn.primitive.name == "mul":
-            made = scaled(self.weights, self._at, values, made)
+        if eqn.primitive.name in ("stack", "concatenate"):
+            axis = eqn.params["axis" if eqn.primitive.name == "stack" else "dimension"]
+            made = across(self.weights, made, values, axis)
+        made = combined(self.weights, self._at, eqn, values, made)
         if not follows(eqn) and any(v.content.known or v.weights for v in values):
             self.unseen.add(eqn.primitive.name)
         if len(eqn.outvars) == len(values) > 1:  # such as a sort of several by the first
@@ -105,7 +139,7 @@ class Walk:
         return [made._replace(dims=dims) for dims in fits]
 
     def _call(self, inner: Any, values: Sequence[Value]) -> list[Value]:
-        jaxpr, consts = _opened(inner)
+        jaxpr, consts = opened(inner)
         return self.run(jaxpr, consts, values)
 
     def _branches(self, branches: Sequence[Any], values: list[Value]) -> list[Value]:
@@ -113,25 +147,29 @@ class Walk:
         for branch in branches[1:]:
             made = list(map(self._merged, made, self._call(branch, values[1:])))
         which = values[0].content
-        return [v._replace(contents=(chosen(which, v.content),), sizes=()) for v in made]
+        return [
+            v._replace(contents=(chosen(which, v.content),), sizes=(), lost=v.lost | values[0].lost)
+            for v in made
+        ]
 
     def _scan(self, params: Any, values: list[Value]) -> list[Value]:
         start = params["num_consts"]
         first = start + params["num_carry"]
-        slices = [v.whole._replace(dims=v.dims[1:]) for v in values[first:]]
+        slices = [v.again._replace(dims=v.dims[1:]) for v in values[first:]]
         carry, ys = self._loop(params["jaxpr"], values[:start], values[start:first], slices)
-        return [*carry, *(y.whole._replace(dims=(NONE, *y.dims)) for y in ys)]
+        rounds = [y.again._replace(dims=(NONE, *y.dims)) for y in ys]
+        return [*carry, *(across(self.weights, y, [y, y], 0) for y in rounds)]
 
     def _loop(
         self, body: Any, consts: list[Value], carry: list[Value], slices: Sequence[Value] = ()
     ) -> tuple[list[Value], list[Value]]:
         """(carry, what a round gives). A loop relaxes if all its rounds do the same thing."""
-        jaxpr, inner = _opened(self._lean(body))
+        jaxpr, inner = opened(self._lean(body))
         shapes = [var.aval for var in jaxpr.outvars[: len(carry)]]
         relaxes = not any(v.content.known or v.weights for v in slices)
         around = self.weights.loops
         self.weights.loops = (*around, self._at) if relaxes else around
-        carry = [value.whole for value in carry]
+        carry = [value.again._replace(spread=value.spread) for value in carry]  # a constant start
         first = [value.content.errors for value in carry]
         for again in (False, True):  # again: whether errors are carried, now that it is known what
             if again:
@@ -176,11 +214,15 @@ class Walk:
 
     def _merged(self, a: Value, b: Value) -> Value:
         dims = tuple(x | y for x, y in zip(a.dims, b.dims, strict=True))
-        for dim in dims:
-            self.units.unite(dim)
+        for x, y in zip(*(self.units.apart(v.dims) for v in (a, b)), strict=True):
+            self.units.unite(x | y)
         made = Value((join(a.content, b.content),), dims, summand=a.summand | b.summand)
-        weights = frozenset[tuple[int, str]]() if made.per_example else a.weights | b.weights
-        return made._replace(weights=weights)
+        weights, lost = a.weights | b.weights, a.lost | b.lost
+        if made.per_example:
+            wide = {leaf for leaf, _ in weights if len(axes_of(leaf, dims)) > 1}
+            lost |= {(leaf, "a loop or a branch") for leaf in wide}
+            weights = NO_OWNERS
+        return made._replace(weights=weights, lost=lost, spread=a.spread & b.spread)
 
     def _lean(self, closed: Any) -> Any:
         """A loop's body without what none of its results needs."""
@@ -189,30 +231,6 @@ class Walk:
             jaxpr, _ = dce_jaxpr(closed.jaxpr, outputs, instantiate=True)
             self._bodies[id(closed)] = (closed, ClosedJaxpr(jaxpr, closed.consts))
         return self._bodies[id(closed)][1]
-
-
-def fixed(const: Any) -> Value:
-    """A constant of the program."""
-    zero = hasattr(const, "any") and not bool(const.any())
-    return _plain(jnp.shape(const), zero)
-
-
-def _opened(inner: Any) -> tuple[Any, list[Value]]:
-    if isinstance(inner, ClosedJaxpr):
-        return inner.jaxpr, [fixed(const) for const in inner.consts]
-    return inner, []
-
-
-def _literal(var: Any) -> Value:
-    return _plain(var.aval.shape, var.val == 0)
-
-
-def _constant(var: Any) -> Value:
-    return _plain(var.aval.shape, False)
-
-
-def _plain(shape: Sequence[int], zero: bool) -> Value:
-    return Value((NOTHING if zero else Content(Kind.CONSTANT),), (NONE,) * len(shape))
 
 
 def _errors(value: Value, errors: bool) -> Value:

@@ -32,13 +32,16 @@ def markdown(found: Sequence[Locality]) -> str:
     rules = [[each.rule, *cells(overall(each.rows))] for each in found]
     weights = [[each.rule, row.weight, *cells(row)] for each in found for row in each.rows]
     parts = [_table(["rule", *COLUMNS], rules), _table(["rule", "weight", *COLUMNS], weights)]
-    parts += [f"{name}: not followed: {unseen}." for name, unseen in unfollowed(found)]
-    return "\n\n".join(parts)
+    return "\n\n".join([*parts, *notes(found)])
 
 
-def unfollowed(found: Sequence[Locality]) -> list[tuple[str, str]]:
-    """Rules with primitives that the audit does not know, and which."""
-    return [(each.rule, ", ".join(each.unseen)) for each in found if each.unseen]
+def notes(found: Sequence[Locality]) -> list[str]:
+    """What the tables cannot say: where the audit lost track, and what a rule's state takes on."""
+    lost = [
+        f"{each.rule}: not followed: {', '.join(each.unseen)}." for each in found if each.unseen
+    ]
+    taken = [(each.rule, ", ".join(each.carried)) for each in found if each.carried]
+    return [*lost, *(f"{name}: read a step late: {states}." for name, states in taken)]
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from jaxtyping import Array
@@ -30,6 +31,8 @@ def kolen_pollack(network: Layer, cost: Cost, *, angle: Degrees = 90.0) -> Learn
     It is D that is kept, as an entry {"feedback": D} after the network's own in params, a tree like
     them: its gradient is zero, so that the optimizer's decoupled decay alone moves it. `apply` does
     not read it. With `layer_rates` it has its block's own rate, as the two updates above want it.
+    not read it; an imperfect device's limits, levels and mismatch act on W and B. The entry has the
+    optimizer's base rate, also where `layer_rates` has others.
 
     Args:
       network: a chain. cost: compares its output with y.
@@ -99,4 +102,12 @@ def kolen_pollack(network: Layer, cost: Cost, *, angle: Degrees = 90.0) -> Learn
         reference._replace(reference=reference),
         optimizers=("adamw",),
         decay=True,
+        held=(_both(trees.add), _both(trees.sub)),
     )
+
+
+def _both(combine: Callable[[Any, Any], Any]) -> Callable[[Params], Params]:
+    """(W, D) -> (W, D + W) or, the way back, (W, B) -> (W, B − W)."""
+    return lambda params: (
+        *params[:-1], {"feedback": combine(params[-1]["feedback"], params[:-1])}
+    )  # fmt: skip
