@@ -23,7 +23,7 @@ from bpeq.types import Key
 from . import adversarial
 
 RADIUS, SIGMA, MODES = 2.0, 0.05, 8
-SAMPLES = 10_000
+SAMPLES, SHOWN = 10_000, 1000
 DUE = 0.25  # a mode is found once it gets this share of the samples that it is due
 STRIDES = 20
 OURS, REAL = "#0072b2", "#d55e00"
@@ -50,11 +50,11 @@ def run(
 
     Args:
       updates, batch, noise: of the ring's two networks, see `adversarial.adversarial`. digits_…:
-        of the digits'; `digits_rate` times the optimizer's learning rate. smoke: a quarter of the
+        of the digits'; `digits_rate` times the optimizer's learning rate. smoke: a sixth of the
         ring's updates, a twentieth of the digits', without the run without noise.
     """
     if smoke:
-        updates, digits_updates = max(updates // 4, 1), max(digits_updates // 20, 1)
+        updates, digits_updates = max(updates // 6, 1), max(digits_updates // 20, 1)
     networks, keys = build_networks(config), seed_keys(config.tree["seed"], config.tree["seeds"])
     pair = networks["ring_generator"], networks["ring_critic"]
     metrics: dict[str, Any] = {}
@@ -65,11 +65,12 @@ def run(
         measures, shown, found = duel(
             config, runner, pair, keys, name, updates, strength, lambda k: ring(k, batch), on_ring
         )
-        pictures["with noise" if not ending else "without"] = shown
+        worst = int(np.argmin(found["modes"]))
+        pictures["without" if ending else "with noise"] = [(at, made[worst]) for at, made in shown]
         metrics |= {f"{k}{ending}": v for k, v in found.items()}
         metrics |= {f"{k}_untrained": v for k, v in measures.items()}
     metrics["quality_real"] = on_ring(ring(jax.random.key(1), SAMPLES)[None])["quality"]
-    draw_ring(runner.folder, pictures, updates)
+    draw_ring(runner.folder, pictures)
 
     images = data.digits()
     train, held = (images.x[rows].reshape(-1, 64) for rows in (images.train[0], images.test[0]))
@@ -85,7 +86,7 @@ def run(
     metrics |= {f"digits_{k}": v for k, v in found.items()}
     metrics |= {f"digits_{k}_untrained": v for k, v in measures.items()}
     metrics |= {f"digits_{k}_real": v for k, v in judge(held[None]).items()}
-    draw_digits(runner.folder, shown, held, digits_updates)
+    draw_digits(runner.folder, [(at, made[0]) for at, made in shown], held)
     return metrics
 
 
@@ -100,7 +101,7 @@ def duel(
     sample: Callable[[Key], Array],
     judge: Callable[[Array], dict[str, Any]],
 ) -> tuple[dict[str, Any], list[tuple[int, np.ndarray]], dict[str, Any]]:
-    """What the judge says before, seed 0's samples over time `[(updates, samples)]`, and after."""
+    """What the judge says before, samples over time `[(updates, [seeds, 1000, …])]`, and after."""
     generator, critic = pair
     optimizer = build_optimizer(config, updates)
     carry = jax.vmap(adversarial.start(generator, critic, optimizer))(keys[:, 0])
@@ -115,7 +116,7 @@ def duel(
 
     def measure(carry: adversarial.Carry) -> dict[str, Any]:
         made = make(carry.generator)
-        shown.append((int(carry.done[0]), np.asarray(made[0])))
+        shown.append((int(carry.done[0]), np.asarray(made[:, :SHOWN])))
         return judge(made)
 
     with runner.clock("evaluate"):
@@ -138,7 +139,7 @@ def duel(
 
 
 def centres() -> Float[Array, "modes 2"]:
-    angles = 2 * jnp.pi * jnp.arange(MODES) / MODES
+    angles = jnp.linspace(0, 2 * jnp.pi, MODES, endpoint=False)
     return RADIUS * jnp.stack([jnp.cos(angles), jnp.sin(angles)], axis=-1)
 
 
@@ -171,7 +172,7 @@ def digits_judge(made: np.ndarray, train: np.ndarray, labels: np.ndarray) -> dic
     closest = _distances(train, train)
     np.fill_diagonal(closest, np.inf)
     found: dict[str, list[float]] = {"classes": [], "distance": [], "copies": [], "spread": []}
-    for each in made[:, :1000]:
+    for each in made[:, :SHOWN]:
         gaps = _distances(each, train)
         shares = np.bincount(labels[gaps.argmin(1)], minlength=10) / len(each)
         found["classes"].append(int((shares >= 0.02).sum()))
@@ -195,27 +196,26 @@ def chosen(shown: list[tuple[int, np.ndarray]]) -> list[tuple[int, np.ndarray]]:
     return [shown[round(part * last)] for part in (0, 0.1, 0.2, 0.5, 1)]
 
 
-def draw_ring(
-    folder: Path, pictures: dict[str, list[tuple[int, np.ndarray]]], updates: int
-) -> None:
-    """ring.png: samples over time, a row for the noise and one without."""
+def draw_ring(folder: Path, pictures: dict[str, list[tuple[int, np.ndarray]]]) -> None:
+    """ring.png: samples over time, with noise and without, of the seeds that find fewest modes."""
     figure = Figure(figsize=(10, 2.3 * len(pictures)), layout="constrained")
     rows = figure.subplots(len(pictures), 5, squeeze=False)
     real = np.asarray(ring(jax.random.key(2), 400))
     for axes, (name, shown) in zip(rows, pictures.items(), strict=True):
         for one, (done, made) in zip(axes, chosen(shown), strict=True):
             one.scatter(*real.T, s=5, color=REAL, lw=0, alpha=0.5)
-            one.scatter(*made[:1000].T, s=3, color=OURS, lw=0, alpha=0.5)
+            one.scatter(*made.T, s=3, color=OURS, lw=0, alpha=0.5)
             one.set(xlim=(-2.6, 2.6), ylim=(-2.6, 2.6), aspect="equal", xticks=[], yticks=[])
             one.set_title(f"{done} updates", fontsize=9)
         axes[0].set_ylabel(name, fontsize=10)
-    figure.suptitle("points made (blue) and real ones (orange)", fontsize=10)
+    figure.suptitle(
+        "points made (blue) and real ones (orange), by the seed that finds the fewest modes",
+        fontsize=10,
+    )
     figure.savefig(folder / "ring.png", dpi=120)
 
 
-def draw_digits(
-    folder: Path, shown: list[tuple[int, np.ndarray]], real: np.ndarray, updates: int
-) -> None:
+def draw_digits(folder: Path, shown: list[tuple[int, np.ndarray]], real: np.ndarray) -> None:
     """digits.png: sixteen images at five moments, from the same random numbers, and real ones."""
     figure = Figure(figsize=(10, 2.1), layout="constrained")
     columns = [(f"{done} updates", made) for done, made in chosen(shown)] + [("real", real)]

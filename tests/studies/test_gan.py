@@ -72,14 +72,14 @@ def test_the_rings_judge_counts_modes_and_good_samples(study):
     centres = np.asarray(study.centres())
     np.testing.assert_allclose(np.linalg.norm(centres, axis=1), 2, rtol=1e-12)
     made = np.concatenate([
-        np.repeat(centres[:3] + [0.1499, 0], 20, axis=0),  # three modes, all good
-        np.repeat(centres[3:4] + [0, 0.1501], 20, axis=0),  # past 3σ
+        np.repeat(centres[:3] + np.array([0.1499, 0]), 20, axis=0),  # three modes, all good
+        np.repeat(centres[3:4] + np.array([0, 0.1501]), 20, axis=0),  # past 3σ
         centres[4:5],  # one sample: less than a quarter of what is due
         np.zeros((19, 2)),
     ])  # fmt: skip
     found = study.on_ring(jnp.asarray(made)[None])
     assert found["modes"].tolist() == [3]
-    np.testing.assert_allclose(found["quality"], [61 / 100], rtol=1e-12)
+    np.testing.assert_allclose(found["quality"], [61 / 100], rtol=1e-6)
     true = study.on_ring(study.ring(jax.random.key(0), 20_000)[None])
     assert true["modes"].tolist() == [8]
     np.testing.assert_allclose(
@@ -90,13 +90,13 @@ def test_the_rings_judge_counts_modes_and_good_samples(study):
 def test_the_digits_judge_sees_collapse_and_copies(study):
     rng = np.random.default_rng(0)
     train, labels = rng.random((200, 64)), np.arange(200) % 10
-    collapsed = np.repeat(train[7:8] + 0.05, 100, axis=0)
-    found = study.digits_judge(np.stack([train[:100], collapsed]), train, labels)
-    assert found["classes"].tolist() == [10, 1]
+    half, collapsed = train[labels < 5], np.repeat(train[7:8] + 0.05, 100, axis=0)
+    found = study.digits_judge(np.stack([half, collapsed]), train, labels)
+    assert found["classes"].tolist() == [5, 1]
     np.testing.assert_allclose(found["distance"], [0, 0.4], atol=1e-6)
     assert found["copies"].tolist() == [1, 1]
     np.testing.assert_allclose(found["spread"][1], 0, atol=1e-6)
-    apart = [np.linalg.norm(a - b) for a in train[0:100:2] for b in train[1:100:2]]
+    apart = [np.linalg.norm(a - b) for a in half[::2] for b in half[1::2]]
     np.testing.assert_allclose(found["spread"][0], np.mean(apart), rtol=1e-12)
 
 
