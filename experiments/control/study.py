@@ -224,10 +224,9 @@ def draw(
     for side in (-12, 12):
         angle.axhline(side, color=GREY, lw=1, ls="--")
     angle.text(10, 11.6, "fallen past 12°", ha="right", va="top", color=GREY, fontsize=9)
-    angle.set(
-        title="one episode before and after", xlabel="time, s", ylabel="pole's angle, degrees"
-    )
-    angle.legend(frameon=False, fontsize=9, loc="lower right")
+    angle.set(title="one episode before and after", xlabel="time, s", ylim=(-14, 14))
+    angle.set(ylabel="pole's angle, degrees")
+    angle.legend(frameon=False, fontsize=9, loc=(0.68, 0.68))
     steps = [row["step"] for row in played]
     for who, (colour, label) in OPPONENTS.items():
         band(lost, steps, values(played, f"lost_{who}"), colour, label)
