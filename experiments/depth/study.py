@@ -404,5 +404,14 @@ def draw_learned(
         axes.set(yscale="log", xlabel="update", ylabel="training loss")
         axes.set_title(place.replace("_", " ") + " layers", fontsize=11)
         axes.spines[["top", "right"]].set_visible(False)
-    others[0].legend(frameon=False, fontsize=7.5, ncols=2)
+    handles, labels = others[-1].get_legend_handles_labels()
+    others[-1].legend(
+        handles,
+        labels,
+        frameon=False,
+        fontsize=8,
+        ncols=2,
+        loc="upper center",
+        bbox_to_anchor=(0.5, -0.22),
+    )
     return figure
