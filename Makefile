@@ -33,4 +33,4 @@ bench: $(STAMP)
 	$(BIN)/python benchmarks/backward.py
 
 clean:
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .jax_cache
