@@ -31,9 +31,10 @@ from bpeq.problem import seed_keys
 from bpeq.rules import backprop
 from bpeq.settings import Count, Positive
 from bpeq.training import Carry, Metrics, over_seeds
-from bpeq.types import Batch, Key, Layer, LearningRule, Step
+from bpeq.types import Batch, Key, Layer, LearningRule, Params, Shape, Step
 
-Depth = Annotated[int, Ge(2)]
+Depth = Annotated[int, Ge(3)]
+BatchSize = Annotated[int, Ge(2)]
 Optimizers = dict[str, optax.GradientTransformation]
 Learned = tuple[dict[str, np.ndarray], dict[str, np.ndarray]]
 """Of each optimizer: test errors `[seeds]`; losses, means of every few updates, `[rows, seeds]`."""
@@ -41,6 +42,8 @@ Learned = tuple[dict[str, np.ndarray], dict[str, np.ndarray]]
 DEPTHS = [3, 20, 50]
 CLIPPED = ("relu_residual_20", "relu_batch_norm_50")
 """Errors explode in these: they are trained with clipped gradients as well."""
+LOOKED_AT = 256
+"""Training images at which errors are measured."""
 OTHER_RATES = ("sigmoid_20",)
 """These learn nothing: they are trained at ten times smaller and larger rates as well."""
 SMOKE = ("sigmoid", "relu_batch_norm", "relu_residual")
@@ -59,7 +62,7 @@ def run(
     *,
     depths: list[Depth] = DEPTHS,
     steps: Count = 400,
-    batch_size: Depth = 128,
+    batch_size: BatchSize = 64,
     inits: Count = 32,
     sgd: Positive = 0.1,
     momentum: Positive = 0.02,
@@ -78,26 +81,38 @@ def run(
     Args:
       depths: hidden layers; a network's `repeat(block, n)` gets n = depth − 1.
       steps, batch_size: updates, and examples an update.
-      inits: initialisations over which the errors are measured.
+      inits: initialisations over which the errors are measured; the first are trained.
       sgd, momentum, rmsprop, adam: learning rates.
       clip_norm: the global norm that clipped gradients keep to.
       smoke: a few networks and initialisations, and 40 updates, for the tests.
     """
     data: Dataset = config.build("data")
     nets = {name: net.layer for name, net in build_networks(config).items()}
+    for name, net in nets.items():
+        if sum(part.name == "repeat" for part in net.parts) != 1:
+            layers = config.tree["networks"][name]["layers"]
+            raise config.fault(f"networks.{name}.layers", layers, "must have one repeat(block, n)")
+    if data.task != "classification":
+        raise config.fault("data.name", data.name, "is no classification")
     if smoke:
         steps, inits, depths = min(steps, 40), min(inits, 8), depths[:2]
-        nets = {name: nets[name] for name in SMOKE}
+        nets = {name: net for name, net in nets.items() if name in SMOKE}
     x, y = jnp.asarray(data.x), jnp.asarray(data.y)
-    chosen = np.random.default_rng(config.tree["seed"]).choice(data.train[0], 2 * batch_size)
+    chosen = np.random.default_rng(config.tree["seed"]).choice(data.train[0], LOOKED_AT)
     batch = Batch(x[chosen], y[chosen])
-    keys = jax.random.split(jax.random.key(config.tree["seed"]), inits)
+    keys = seed_keys(config.tree["seed"], max(inits, config.tree["seeds"]))[:, 0]
     found: dict[tuple[str, int], Profile] = {}
+    begun: dict[str, Params] = {}
     for name, net in nets.items():
         for depth in depths:
-            look = jax.jit(jax.vmap(partial(profile, deepened(net, depth), batch)))
+            own = deepened(net, depth)
             with runner.clock("evaluate"):
-                found[name, depth] = jax.device_get(look(keys))
+                params = jax.jit(jax.vmap(partial(initial, own, x.shape[1:])))(keys)
+                look = jax.jit(jax.vmap(partial(profile, own, batch)))
+                found[name, depth] = jax.device_get(look(params, keys))
+            begun[f"{name}_{depth}"] = jax.tree.map(
+                lambda leaf: leaf[: config.tree["seeds"]], params
+            )
     theory = {(name, d): mean_field(nets[name], batch.x, d) for name, d in found}
     metrics: dict[str, Any] = {f"spread_{name}_{d}": p.spread for (name, d), p in found.items()}
     for name in nets:
@@ -111,15 +126,14 @@ def run(
     learn = Learner(config, runner, data, x, y, steps, batch_size)
     learned: dict[str, Learned] = {}
     for place, net in {f"{n}_{d}": deepened(nets[n], d) for n in nets for d in depths}.items():
-        learned[place] = learn(place, net, at_rates(rates))
+        ways = {"": at_rates(rates)}
         if place in CLIPPED:
-            learned[f"{place}_clipped"] = learn(f"{place}_clipped", net, at_rates(rates, clip_norm))
-        for times in (0.1, 10.0) if place in OTHER_RATES else ():
-            other, said = (
-                {k: times * rate for k, rate in rates.items()},
-                f"{place}_rates_x{times:g}",
-            )
-            learned[said] = learn(said, net, at_rates(other))
+            ways["_clipped"] = at_rates(rates, clip_norm)
+        if place in OTHER_RATES:
+            ways["_slower"] = at_rates({k: rate / 10 for k, rate in rates.items()})
+            ways["_faster"] = at_rates({k: rate * 10 for k, rate in rates.items()})
+        for ending, own in ways.items():
+            learned[place + ending] = learn(place + ending, net, begun[place], own)
     for place, (errors, _) in learned.items():
         metrics |= {f"test_error_{place}_{name}": values for name, values in errors.items()}
     draw_learned(learned, list(nets), depths, steps).savefig(
@@ -150,9 +164,12 @@ class Profile(NamedTuple):
     spread: Array
 
 
-def profile(net: Layer, batch: Batch, key: Key) -> Profile:
+def initial(net: Layer, shape: Shape, key: Key) -> Params:
+    return net.init(key, shape)[0]
+
+
+def profile(net: Layer, batch: Batch, params: Params, key: Key) -> Profile:
     """One initialisation looked at by the layers' own backward passes, block by block."""
-    params, _ = net.init(key, batch.x.shape[1:])
     outputs, residuals, at = [batch.x], [], place_of_repeat(net)
     for part, own in zip(net.parts, params, strict=True):
         y, kept = part.forward(own, outputs[-1], key)
@@ -255,19 +272,15 @@ class Learner(NamedTuple):
     steps: int
     batch_size: int
 
-    def __call__(self, place: str, net: Layer, ways: Optimizers) -> Learned:
+    def __call__(self, place: str, net: Layer, params: Params, ways: Optimizers) -> Learned:
         rule = backprop(net, softmax_cross_entropy())
         keys = seed_keys(self.config.tree["seed"], self.config.tree["seeds"])
-
-        def begin(key: Key) -> Carry:
-            params, _ = net.init(key, self.x.shape[1:])
-            states = tuple(way.init(params) for way in ways.values())
-            return Carry(trees.stack([params] * len(ways)), states, ())
-
+        states = tuple(jax.vmap(way.init)(params) for way in ways.values())
+        carry = Carry(jax.tree.map(partial(each, len(ways)), params), states, ())
         rows = jax.vmap(lambda k: jax.random.randint(k, self.shape, 0, self.data.train.shape[1]))
         carry, _, logged = self.runner.repeat(
             over_seeds(batch_scan(side_by_side(rule, ways))),
-            jax.jit(jax.vmap(begin))(keys[:, 0]),
+            carry,
             (self.x, self.y, jnp.asarray(self.data.train[0])[rows(keys[:, 1])], keys[:, 2]),
             total=self.steps,
             every=20,
@@ -285,6 +298,11 @@ class Learner(NamedTuple):
     @property
     def shape(self) -> tuple[int, int]:
         return self.steps, self.batch_size
+
+
+def each(count: int, leaf: Array) -> Array:
+    """`[seeds, ...]` to `[seeds, count, ...]`."""
+    return jnp.repeat(leaf[:, None], count, axis=1)
 
 
 def side_by_side(rule: LearningRule, ways: Optimizers) -> Step:
@@ -348,10 +366,14 @@ def draw_errors(
         ratio = at.errors / at.errors[:, -1:]
         median, layers = np.median(ratio, axis=0), np.arange(1, depth + 1)
         label = remedy.replace("_norm", " norm").replace("_", " + ") or "plain"
-        line = {"color": COLOURS[remedy], "lw": 2, "marker": "o" if depth < 5 else None}
+        line = {
+            "color": COLOURS.get(remedy, "#5a6675"),
+            "lw": 2,
+            "marker": "o" if depth < 5 else None,
+        }
         axes.plot(layers, median, label=label, **line)
         expected = np.append(np.cumprod(theory[name, depth][::-1])[::-1], 1.0)
-        axes.plot(layers, expected, color=COLOURS[remedy], lw=1, ls=(0, (4, 3)))
+        axes.plot(layers, expected, color=COLOURS.get(remedy, "#5a6675"), lw=1, ls=(0, (4, 3)))
         axes.set(yscale="log", xlabel="hidden layer, 1 at the input")
         axes.set_title(f"{base}, {depth} layers", fontsize=11)
         axes.xaxis.get_major_locator().set_params(integer=True)
@@ -394,14 +416,19 @@ def draw_learned(
     table.spines[:].set_visible(False)
     table.tick_params(length=0)
     for axes, place in zip(others, CLIPPED, strict=True):
-        plain, clipped = learned.get(place), learned.get(f"{place}_clipped")
+        plain, clipped, lost = learned.get(place), learned.get(f"{place}_clipped"), []
         for losses, style, said in ((plain, "--", ""), (clipped, "-", ", clipped")):
             for way, colour in zip(ways, ("#0072b2", "#d55e00", "#009e73", "#a8508c"), strict=True):
                 if losses is not None:
                     curve = losses[1][way].mean(axis=1)
+                    lost += [] if np.isfinite(curve[-1]) else [f"{way}{said}"]
                     at = np.arange(1, len(curve) + 1) * steps / len(curve)
                     axes.plot(at, curve, color=colour, ls=style, label=f"{way}{said}")
-        axes.set(yscale="log", xlabel="update", ylabel="training loss")
+        axes.set(xlabel="update", ylabel="training loss")
+        if lost:  # what explodes starts high too
+            axes.set_yscale("log")
+            axes.text(1, 0.97, f"not finite: {', '.join(lost)}", transform=axes.transAxes)
+            axes.texts[-1].set(ha="right", va="top", fontsize=9, color="#5a6675")
         axes.set_title(place.replace("_", " ") + " layers", fontsize=11)
         axes.spines[["top", "right"]].set_visible(False)
     handles, labels = others[-1].get_legend_handles_labels()

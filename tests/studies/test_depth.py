@@ -46,8 +46,8 @@ def batch():
 def test_errors_are_the_gradients_with_respect_to_every_blocks_output(study, batch, block):
     net = study["deepened"](chain(flatten(), dense(5), repeat(block, 9), relu(), dense(3)), 4)
     key = jax.random.key(3)
-    found = study["profile"](net, batch, key)
     params, _ = net.init(key, (3, 3, 1))
+    found = study["profile"](net, batch, params, key)
     assert found.errors.shape == (4,)
 
     def cost(h, own, done):
