@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import jax
-import numpy as np
+import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array
 
@@ -37,7 +37,8 @@ def repeat(layer: Layer, n: Count) -> Layer:
       ((3,), (50, 3, 3))
     """
 
-    copies = np.arange(n, dtype=np.uint32)
+    def numbers() -> Array:
+        return jnp.arange(n, dtype=jnp.uint32)
 
     def init(key: Key, shape: Shape) -> tuple[Params, Shape]:
         ends: list[Shape] = []
@@ -47,7 +48,7 @@ def repeat(layer: Layer, n: Count) -> Layer:
             ends.append(end)
             return params
 
-        params = jax.vmap(copy)(copies)  # one by one they would take n times as long to compile
+        params = jax.vmap(copy)(numbers())  # one by one they would take n times as long to compile
         if ends[0] != shape:
             raise ValueError(
                 f"repeat: {layer.name} turns shape {shape} into {ends[0]}; it must keep it"
@@ -58,7 +59,7 @@ def repeat(layer: Layer, n: Count) -> Layer:
         def copy(x: Array, own: Any) -> tuple[Array, Any]:
             return layer.forward(own[0], x, own[1])
 
-        keys = None if key is None else jax.vmap(lambda i: jax.random.fold_in(key, i))(copies)
+        keys = None if key is None else jax.vmap(lambda i: jax.random.fold_in(key, i))(numbers())
         return lax.scan(copy, x, (params, keys), length=n)
 
     def backward(
