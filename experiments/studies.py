@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).parent
-STUDIES = ("vision", "sequence", "language", "autoencoder", "gan", "control")
+STUDIES = ("vision", "depth", "sequence", "language", "autoencoder", "gan", "control")
 BEGIN, END = "<!-- made by `make studies` -->", "<!-- end -->"
 
 

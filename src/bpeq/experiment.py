@@ -181,7 +181,7 @@ def _study(
     """
     began = time.perf_counter()
     plain = config._replace(tree={k: v for k, v in config.tree.items() if k != "experiment"})
-    if "data" in config.tree:  # then the rest is a config of its own, also under other rules
+    if "training" in config.tree:  # then the rest is a config of its own, also under other rules
         beside = [o for o in config.overrides if not o.startswith(("study.", "experiment"))]
         plain = load(config.path, beside, study=False)
     study = load_study(config.tree["experiment"], config.folder)

@@ -145,8 +145,11 @@ class Runner:
         if self.progress is None:
             return
         if name:  # a study's part: the bar's own headline knows nothing of its metrics
-            own = [f"{k} {row[k]:.4g}" for k in row if k.startswith(f"{name}_")]
-            row = {**row, "said": ", ".join(own[:3]) or name}
+            own = [f"{k[len(name) + 1 :]} {row[k]:.4g}" for k in row if k.startswith(f"{name}_")]
+            said = [name]
+            for text in own[:3]:  # as many as leave room for the bar in 80 columns
+                said += [text] if len(", ".join([*said, text])) <= 40 else []
+            row = {**row, "said": ", ".join(said)}
         self.progress(done, total, row)
 
 

@@ -9,7 +9,6 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array
 
-from bpeq import trees
 from bpeq.settings import Count, checked
 from bpeq.types import Key, Layer, Params, Shape
 
@@ -38,20 +37,29 @@ def repeat(layer: Layer, n: Count) -> Layer:
       ((3,), (50, 3, 3))
     """
 
+    def numbers() -> Array:
+        return jnp.arange(n, dtype=jnp.uint32)
+
     def init(key: Key, shape: Shape) -> tuple[Params, Shape]:
-        copies = [layer.init(jax.random.fold_in(key, i), shape) for i in range(n)]
-        if copies[0][1] != shape:
+        ends: list[Shape] = []
+
+        def copy(i: Array) -> Params:
+            params, end = layer.init(jax.random.fold_in(key, i), shape)
+            ends.append(end)
+            return params
+
+        params = jax.vmap(copy)(numbers())  # one by one they would take n times as long to compile
+        if ends[0] != shape:
             raise ValueError(
-                f"repeat: {layer.name} turns shape {shape} into {copies[0][1]}; it must keep it"
+                f"repeat: {layer.name} turns shape {shape} into {ends[0]}; it must keep it"
             )
-        return trees.stack([params for params, _ in copies]), shape
+        return params, shape
 
     def forward(params: Params, x: Array, key: Key | None = None) -> tuple[Array, Any]:
         def copy(x: Array, own: Any) -> tuple[Array, Any]:
             return layer.forward(own[0], x, own[1])
 
-        copies = jnp.arange(n, dtype=jnp.uint32)
-        keys = None if key is None else jax.vmap(lambda i: jax.random.fold_in(key, i))(copies)
+        keys = None if key is None else jax.vmap(lambda i: jax.random.fold_in(key, i))(numbers())
         return lax.scan(copy, x, (params, keys), length=n)
 
     def backward(
