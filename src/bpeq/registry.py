@@ -45,7 +45,7 @@ KINDS: dict[str, dict[str, Factory]] = {
     "costs": _table(costs, "squared_error softmax_cross_entropy"),
     "systems": _table(systems, "hopfield predictive resistive"),
     "imperfections": _table(imperfections, "imperfect"),
-    "solvers": _table(solvers, "fixed_steps fixed_point"),
+    "solvers": _table(solvers, "fixed_steps fixed_point anderson"),
     "rules": _table(
         rules,
         "backprop autodiff eqprop continual_eqprop vector_field_eqprop asymmetric_eqprop "

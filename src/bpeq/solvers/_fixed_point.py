@@ -1,4 +1,4 @@
-"""Fixed-point solvers: they iterate a sweep and say, example by example, how it ended."""
+"""Sweeps until each example has settled, to a certified residual."""
 
 from __future__ import annotations
 
@@ -10,48 +10,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from bpeq import trees
-from bpeq.settings import Count, Fraction, NonNegative, Positive, checked
+from bpeq.settings import Count, Fraction, Positive, checked
+from bpeq.solvers._fixed_steps import damp
 from bpeq.types import SolveInfo, Solver, State
-
-
-@checked
-def fixed_steps(
-    steps: Count, *, tolerance: NonNegative = 1e-4, damping: Fraction = 0.0, record: bool = False
-) -> Solver:
-    """A fixed number of sweeps, s ← damping·s + (1 − damping)·sweep(s), as one scan.
-
-    The reported residual is that of the last sweep, max |sweep(s) − s| over an example's units, at
-    the state it started from; `converged` compares it with `tolerance` and stops nothing.
-
-    Args:
-      steps: sweeps, >= 1.
-      tolerance: what counts as settled in the record, in units of the state, >= 0.
-      damping: 0 <= damping < 1; the residual is of the undamped sweep whatever the damping.
-      record: keep every state, steps on axis 0, in `SolveInfo.trajectory`.
-
-    Example:
-      >>> import jax.numpy as jnp
-      >>> state, info = fixed_steps(3, record=True)(lambda s: 0.5 * s, jnp.ones((1, 1)))
-      >>> state.tolist(), info.trajectory.ravel().tolist()
-      ([[0.125]], [0.5, 0.25, 0.125])
-
-    Source: Scellier & Bengio 2017, Equilibrium propagation, runs its phases this way.
-    """
-
-    def solve(step: Callable[[State], State], state: State) -> tuple[State, SolveInfo]:
-        def one(carry: tuple[State, Array], _: None) -> tuple[tuple[State, Array], State | None]:
-            state, _residual = carry
-            swept = step(state)
-            residual = trees.max_abs(trees.sub(swept, state))
-            state = _damp(damping, state, swept)
-            return (state, residual), (state if record else None)
-
-        start = (state, jnp.full_like(_unsettled(state), jnp.inf))
-        (state, residual), trajectory = jax.lax.scan(one, start, length=steps)
-        counts = jnp.full(residual.shape, steps, jnp.int32)
-        return state, SolveInfo(counts, residual, residual <= tolerance, trajectory)
-
-    return solve
 
 
 class _Carry(NamedTuple):
@@ -99,7 +60,7 @@ def fixed_point(
             return jnp.any(carry.active) & (carry.sweeps < max_steps)
 
         def move(carry: _Carry) -> _Carry:
-            moved = _damp(damping, carry.state, carry.swept)
+            moved = damp(damping, carry.state, carry.swept)
             state = trees.where(carry.active, moved, carry.state)
             after = measure(state, carry.active, carry.steps, carry.sweeps)
             return after._replace(residual=jnp.where(carry.active, after.residual, carry.residual))
@@ -112,12 +73,6 @@ def fixed_point(
         return end.state, SolveInfo(end.steps, end.residual, end.residual <= tolerance)
 
     return solve
-
-
-def _damp(damping: float, state: State, swept: State) -> State:
-    if damping == 0.0:
-        return swept
-    return jax.tree.map(lambda old, new: damping * old + (1.0 - damping) * new, state, swept)
 
 
 def _unsettled(state: State) -> Float[Array, " batch"]:

@@ -1,0 +1,7 @@
+"""Fixed-point solvers: they iterate a sweep and say, example by example, how it ended."""
+
+from bpeq.solvers._anderson import anderson
+from bpeq.solvers._fixed_point import fixed_point
+from bpeq.solvers._fixed_steps import fixed_steps
+
+__all__ = ["anderson", "fixed_point", "fixed_steps"]

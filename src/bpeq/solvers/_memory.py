@@ -1,0 +1,57 @@
+"""What a sweep reads of a state: all that a loop must carry from one sweep to the next."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+from jax.extend.core import Literal
+from jaxtyping import Array
+
+from bpeq.types import State
+
+
+class Memory(NamedTuple):
+    """The leaves of a state that a sweep reads, taken out of it and put back."""
+
+    pick: Callable[[State], list[Array]]
+    fill: Callable[[list[Array], State], State]
+    whole: bool
+
+
+def memory(step: Callable[[State], State], state: State) -> Memory:
+    """Which leaves `step` reads, from its own program.
+
+    An alternating sweep overwrites its first group of blocks before it reads any of them, so that
+    of 784-512-10 only the ten outputs are read: s′ depends on nothing else.
+
+    pick(state): the leaves that are read. fill(picked, rest): a state with those, and the others of
+    `rest`. whole: all are read.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> sweep = lambda s: (2 * s[1], 3 * s[1])
+      >>> state = (jnp.zeros(4), jnp.ones(2))
+      >>> [leaf.shape for leaf in memory(sweep, state).pick(state)]
+      [(2,)]
+    """
+    program = jax.make_jaxpr(step)(state).jaxpr
+    live = {v for v in program.outvars if not isinstance(v, Literal)}
+    for equation in reversed(program.eqns):
+        if not live.isdisjoint(equation.outvars):
+            live.update(v for v in equation.invars if not isinstance(v, Literal))
+    read = [v in live for v in program.invars]
+
+    def pick(state: State) -> list[Array]:
+        return [leaf for leaf, is_read in zip(jax.tree.leaves(state), read, strict=True) if is_read]
+
+    def fill(picked: list[Array], rest: State) -> State:
+        leaves, structure = jax.tree.flatten(rest)
+        given = iter(picked)
+        mixed = [
+            next(given) if is_read else leaf for leaf, is_read in zip(leaves, read, strict=True)
+        ]
+        return jax.tree.unflatten(structure, mixed)
+
+    return Memory(pick, fill, all(read))
