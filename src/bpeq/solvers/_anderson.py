@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
-from typing import Annotated, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +17,7 @@ from bpeq.solvers._memory import memory
 from bpeq.types import SolveInfo, Solver, State
 
 Leaves = list[Array]
-"""The part of a state that a sweep reads, each leaf `[batch, ...]`."""
+"""The part of a state that a sweep reads, each leaf `[..., batch]`: its sums vectorise that way."""
 
 GROWTH = 2.0
 """A residual this many times the least so far sends an example back to plain sweeps."""
@@ -76,8 +77,14 @@ def anderson(
     def solve(step: Callable[[State], State], state: State) -> tuple[State, SolveInfo]:
         read = memory(step, state)
 
+        def pick(state: State) -> Leaves:
+            return [jnp.moveaxis(leaf, 0, -1) for leaf in read.pick(state)]
+
+        def fill(kept: Leaves) -> State:
+            return read.fill([jnp.moveaxis(leaf, -1, 0) for leaf in kept], state)
+
         def sweep(kept: Leaves) -> Leaves:
-            return read.pick(step(read.fill(kept, state)))
+            return pick(step(fill(kept)))
 
         def go_on(carry: _Carry) -> Array:
             return jnp.any(carry.active) & (carry.sweeps < max_steps)
@@ -86,28 +93,28 @@ def anderson(
             f = trees.sub(carry.swept, carry.read)
             grown = ~(carry.residual <= GROWTH * carry.least)
             change = trees.sub((carry.swept, f), carry.before)
-            known = trees.where(grown, trees.zeros(change), change), *carry.changes
+            known = _where(grown, trees.zeros(change), change), *carry.changes
             mixed, sound = _mixed(carry.swept, f, known)
             sound = sound & ~grown & (2 * carry.sweeps <= max_steps)
-            moved = trees.where(sound, mixed, carry.swept)
-            kept = trees.where(carry.active, moved, carry.read)
+            moved = _where(sound, mixed, carry.swept)
+            kept = _where(carry.active, moved, carry.read)
             swept = sweep(kept)
-            residual = trees.max_abs(trees.sub(swept, kept))
+            residual = _size(trees.sub(swept, kept))
             return _Carry(
                 kept,
                 swept,
                 jnp.where(carry.active, residual, carry.residual),
                 jnp.where(grown, carry.residual, jnp.minimum(carry.least, carry.residual)),
                 (carry.swept, f),
-                trees.where(grown, trees.zeros(known[:-1]), known[:-1]),
+                _where(grown, trees.zeros(known[:-1]), known[:-1]),
                 carry.active & ~(residual <= tolerance),
                 carry.steps + carry.active.astype(jnp.int32),
                 carry.sweeps + 1,
             )
 
-        kept = read.pick(state)
+        kept = pick(state)
         swept = sweep(kept)
-        residual = trees.max_abs(trees.sub(swept, kept))
+        residual = _size(trees.sub(swept, kept))
         nothing = trees.zeros(kept)
         start = _Carry(
             kept,
@@ -121,7 +128,8 @@ def anderson(
             jnp.ones((), jnp.int32),
         )
         end = jax.lax.while_loop(go_on, move, start)
-        settled = read.fill(end.read, step(read.fill(end.read, state)))
+        last = fill(end.read)
+        settled = read.fill(read.pick(last), step(last))
         return settled, SolveInfo(end.steps, end.residual, end.residual <= tolerance)
 
     return solve
@@ -139,8 +147,8 @@ def _mixed(
     a = _solved(rows, [_dot(df, f) for _, df in changes])
     mixed = g
     for a_i, (dg, _) in zip(a, changes, strict=True):
-        mixed = [x - _across(a_i, x) * d for x, d in zip(mixed, dg, strict=True)]
-    sound = jnp.isfinite(trees.max_abs(mixed))
+        mixed = [x - a_i * d for x, d in zip(mixed, dg, strict=True)]
+    sound = jnp.isfinite(_size(mixed))
     for dg, df in changes:
         sound = sound & (jnp.real(_dot(trees.sub(dg, df), df)) <= 0)
     return mixed, sound
@@ -166,9 +174,17 @@ def _solved(rows: list[list[Array]], right: list[Array]) -> list[Array]:
 
 def _dot(a: Leaves, b: Leaves) -> Array:
     """Σ ā b of each example."""
-    parts = [(jnp.conj(x) * y).reshape(len(x), -1).sum(axis=1) for x, y in zip(a, b, strict=True)]
-    return jnp.stack(parts).sum(axis=0)
+    parts = [
+        (jnp.conj(x) * y).reshape(-1, x.shape[-1]).sum(axis=0) for x, y in zip(a, b, strict=True)
+    ]
+    return functools.reduce(jnp.add, parts)
 
 
-def _across(scalars: Array, like: Array) -> Array:
-    return scalars.reshape(scalars.shape + (1,) * (like.ndim - 1))
+def _size(a: Leaves) -> Array:
+    """max |a| of each example; NaN if there is one."""
+    parts = [jnp.abs(x).reshape(-1, x.shape[-1]).max(axis=0) for x in a]
+    return functools.reduce(jnp.maximum, parts)
+
+
+def _where(mask: Array, a: Any, b: Any) -> Any:
+    return jax.tree.map(lambda x, y: jnp.where(mask, x, y), a, b)
