@@ -26,6 +26,7 @@ class Run(NamedTuple):
     seeds: Count = 1
     precision: Literal["float32", "float64"] = "float32"
     experiment: str | None = None
+    devices: Count | Literal["all"] | None = None  # that share each batch
     folder: str | None = None  # where dotted paths are looked for, if not beside the config
 
 
@@ -89,6 +90,9 @@ def settle_sections(tree: Tree, folder: Path) -> Tree:
         done["experiment"], done["study"] = _study(
             done["experiment"], tree.get("study", {}), folder
         )
+        if done.get("devices", 1) != 1:
+            remedy = "a study's own steps run on one device; allowed: 1"
+            raise Fault("devices", done["devices"], remedy)
     elif "study" in tree:
         raise Fault("study", tree["study"], "are settings of an experiment, and none is named")
     if "training" in tree or "experiment" not in done:

@@ -12,6 +12,7 @@ import numpy as np
 
 from bpeq import experiment, runs, tuning
 from bpeq.accounting import CompiledGradient, compiled_gradient, gradient_costs
+from bpeq.cluster import shared_by
 from bpeq.config import Config
 from bpeq.layers import cut
 from bpeq.loading import saved_params
@@ -56,6 +57,7 @@ def compare(
     for name, each in configs.items():
         shared = next(iter(problems.values())).data if problems else None
         problems[name] = build(each, shared)
+        shared_by(each)
         if trials is not None:
             tuning.check(each, problems[name])
     runs.claim(folder)

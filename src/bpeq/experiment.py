@@ -11,11 +11,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import tomli_w
+from jax.sharding import Mesh
 
 from bpeq import runs, scoring, training, trees
+from bpeq.cluster import shared_by
 from bpeq.config import Config, load
 from bpeq.fidelity import grouped
 from bpeq.looping import Diverged, Interrupted, Progress, Runner
+from bpeq.parallel import across
 from bpeq.probe import before_and_after
 from bpeq.problem import Problem, build, seed_keys
 from bpeq.registry import load_study
@@ -48,13 +51,14 @@ def run(
         return _study(config, folder, progress, stop)
     began = time.perf_counter()
     problem = build(config) if problem is None else problem
+    mesh = shared_by(config)
     runs.claim(folder)
     _write_config(config, folder)
     with jax.enable_x64(config.tree["precision"] == "float64"):
         environment = runs.environment()
         runs.write_json(folder / "environment.json", environment)
         runner = Runner(folder, str(config.path), progress, stop)
-        params, metrics, last = _train(config, problem, runner)
+        params, metrics, last = _train(config, problem, mesh, runner)
         runs.save_arrays(folder / "params.safetensors", params)
         fidelity = before_and_after(config, problem, params) if "fidelity" in config.tree else {}
     seconds = {**runner.clock.spent, "total": time.perf_counter() - began}
@@ -78,7 +82,7 @@ def run(
 
 
 def _train(
-    config: Config, problem: Problem, runner: Runner
+    config: Config, problem: Problem, mesh: Mesh | None, runner: Runner
 ) -> tuple[Params, dict[str, np.ndarray], dict[str, Any]]:
     settings, seeds = config.tree["training"], config.tree["seeds"]
     dtype = jnp.result_type(float)
@@ -87,20 +91,22 @@ def _train(
     y = jnp.asarray(problem.data.y, jnp.int32 if classes else dtype)
     keys = seed_keys(config.tree["seed"], seeds)
     params = jax.vmap(problem.init)(keys[:, 0])
-    rule, optimizer, size = problem.rule, problem.optimizer, settings["batch_size"]
+    rule, put, placing = across(mesh, problem.rule)
+    optimizer, size = problem.optimizer, settings["batch_size"]
     carry = jax.vmap(lambda p, k: training.start(rule, optimizer, p, k, x, size))(
         params, keys[:, 1]
     )
     evaluate = scoring.evaluator(rule, problem.cost, problem.data.task, unit=problem.data.unit)
-    evaluate = jax.jit(training.each_seed(evaluate, (0, None, None, 0), problem.network))
-    rows = jnp.asarray(problem.rows)
+    evaluate = training.each_seed(evaluate, (0, None, None, 0), problem.network)
+    evaluate = jax.jit(evaluate, out_shardings=placing)
+    carry, x, y, keys, rows = put((carry, x, y, keys, jnp.asarray(problem.rows)))
     per_epoch = rows.shape[1] // size
 
     def measure(carry: training.Carry) -> dict[str, Any]:
         found: dict[str, Any] = {}
         for split, chosen in (("validation", problem.validation), ("test", problem.test)):
             if chosen.shape[1]:
-                found |= _named(split, evaluate(carry.params, x, y, jnp.asarray(chosen)))
+                found |= _named(split, evaluate(carry.params, x, y, put(jnp.asarray(chosen))))
         return found
 
     def remedy(values: dict[str, Any]) -> str:
@@ -112,7 +118,7 @@ def _train(
 
     epochs = training.epoch_scan(training.supervised(rule, optimizer), size)
     carry, values, logged = runner.repeat(
-        training.over_seeds(epochs, problem.network),
+        training.over_seeds(epochs, problem.network, placing),
         carry,
         (x, y, rows, keys[:, 2]),
         total=settings["epochs"],

@@ -12,17 +12,27 @@ from bpeq.registry import KINDS
 
 SOURCE = Path(bpeq.__file__).parent
 FLOORS = [
-    ["types", "settings", "trees", "numerics"],
+    ["types", "settings", "trees", "numerics", "shards"],
     ["layers", "costs"],
     ["solvers", "imperfections"],
     ["systems"],
     ["rules"],
     ["fidelity", "orders", "equilibrium", "gdu", "locality", "energy_contract"],
     ["data"],
-    ["optimizers", "counting", "accounting", "side_by_side", "training", "scoring"],
+    ["optimizers", "counting", "accounting", "side_by_side", "training", "parallel", "scoring"],
     ["registry", "_own", "_schema", "_calls", "_overrides", "_sections", "config"],
     [
-        *["rehearsal", "problem", "networks", "probe", "checking", "showing", "runs", "looping"],
+        *[
+            "cluster",
+            "rehearsal",
+            "problem",
+            "networks",
+            "probe",
+            "checking",
+            "showing",
+            "runs",
+            "looping",
+        ],
         *["experiment", "loading", "grids", "microscope", "tuning", "comparison", "auditing"],
     ],
     ["report"],

@@ -47,7 +47,7 @@ batch_size = 4
 """
 NETWORK = 'layers = ["dense(4)", "tanh", "dense(1)"]'
 DIGITS = CONFIG.replace('"xor"', '"digits"').replace("batch_size = 4", "batch_size = 64")
-TOP = "seed, seeds, precision, experiment, folder"
+TOP = "seed, seeds, precision, experiment, devices, folder"
 SECTIONS = (
     "data, cost, system, imperfections, rule, optimizer, schedule, network, networks, solvers, "
     "training, fidelity, rules, controls, study"
