@@ -28,22 +28,49 @@ Seeds = Annotated[int | None, typer.Option("--seeds", help="initialisations trai
 
 
 @app.command()
-def run(config: ConfigFile, set_: Set = None, out: Out = None, seeds: Seeds = None) -> None:
+def run(
+    context: typer.Context,
+    config: ConfigFile,
+    set_: Set = None,
+    out: Out = None,
+    seeds: Seeds = None,
+    processes: Annotated[
+        int | None, typer.Option("--processes", help="processes on this machine that share batches")
+    ] = None,
+    coordinator: Annotated[
+        str | None,
+        typer.Option("--coordinator", help="HOST:PORT of process 0, or auto: a cluster's own"),
+    ] = None,
+    process_id: Annotated[
+        int | None, typer.Option("--process-id", help="which one this is")
+    ] = None,
+    process_count: Annotated[
+        int | None, typer.Option("--process-count", help="how many there are")
+    ] = None,
+) -> int:
     """Train what a config says; leaves a run folder with metrics, parameters and a report."""
-    from bpeq import _signals, experiment
+    from bpeq import _launch, _signals, cluster, experiment
     from bpeq._terminal import bar, console
     from bpeq.report import run_table, write_run_report
 
     checked = _load(config, set_, seeds)
+    several = cluster.check(checked, processes, coordinator, process_id, process_count)
     folder = _folder(out, checked.name)
     _signals.begin_saving()
+    if several and not _launch.supervised():
+        places = [[]] if coordinator is not None else _launch.local_places(processes or 1)
+        return _launch.supervise([*context.obj, "--out", str(folder)], places, folder)
+    if coordinator is not None:
+        cluster.join(coordinator, process_id, process_count)
     study = "experiment" in checked.tree
     with bar("steps" if study else "epochs") as track:
-        progress = track(checked.name if study else checked.tree["rule"]["name"])
+        name = checked.name if study else checked.tree["rule"]["name"]
+        progress = track(name) if cluster.first() else None
         summary = experiment.run(checked, folder, progress, _signals.asked_to_stop)
-    if "metrics" in summary:
+    if "metrics" in summary and cluster.first():
         console.print(run_table(summary))
         console.print(f"{write_run_report(folder)}", soft_wrap=True, highlight=False)
+    return 0
 
 
 @app.command()

@@ -14,7 +14,7 @@ import tomli_w
 from jax.sharding import Mesh
 
 from bpeq import runs, scoring, training, trees
-from bpeq.cluster import shared_by
+from bpeq.cluster import agreed, shared_by
 from bpeq.config import Config, load
 from bpeq.fidelity import grouped
 from bpeq.looping import Diverged, Interrupted, Progress, Runner
@@ -57,7 +57,7 @@ def run(
     with jax.enable_x64(config.tree["precision"] == "float64"):
         environment = runs.environment()
         runs.write_json(folder / "environment.json", environment)
-        runner = Runner(folder, str(config.path), progress, stop)
+        runner = Runner(folder, str(config.path), progress, agreed(stop))
         params, metrics, last = _train(config, problem, mesh, runner)
         runs.save_arrays(folder / "params.safetensors", params)
         fidelity = before_and_after(config, problem, params) if "fidelity" in config.tree else {}

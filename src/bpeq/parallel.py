@@ -110,7 +110,7 @@ def across(
     if mesh is None:
         return rule, lambda tree: tree, None
     placing = NamedSharding(mesh, WHOLE)
-    return data_parallel(rule, mesh), lambda tree: jax.device_put(tree, placing), placing
+    return data_parallel(rule, mesh), jax.jit(lambda tree: tree, out_shardings=placing), placing
 
 
 def _batch_axes(rule: LearningRule, *args: Any) -> Estimate:

@@ -1,4 +1,7 @@
-"""The run folder: what a run leaves behind, written so that nothing half-done passes for done."""
+"""The run folder: what a run leaves behind, written so that nothing half-done passes for done.
+
+Of several processes that share a run the first one writes; to the others writing does nothing.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from bpeq.cluster import first
 from bpeq.types import DataError
 
 MARKS = ("config.toml", "summary.json", "comparison.json", "metrics.jsonl")
@@ -26,6 +30,8 @@ def claim(folder: Path) -> Path:
       FileExistsError: it already holds a run, or is not empty; nothing is touched.
       DataError: it cannot be made or written to.
     """
+    if not first():
+        return folder
     try:
         if folder.exists() and not folder.is_dir():
             raise FileExistsError(f"{folder} is a file, not a folder")
@@ -68,6 +74,8 @@ def write_bytes(path: Path, content: bytes) -> None:
     Raises:
       DataError: the disk is full or the folder cannot be written.
     """
+    if not first():
+        return
     temporary = path.with_name(path.name + ".part")
     try:
         with temporary.open("wb") as file:
@@ -87,6 +95,8 @@ def write_json(path: Path, content: Any) -> None:
 
 def append_json(path: Path, row: Any) -> None:
     """One more line of a .jsonl file, flushed at once."""
+    if not first():
+        return
     try:
         with path.open("a") as file:
             file.write(json.dumps(plain(row), allow_nan=False) + "\n")

@@ -22,21 +22,12 @@ FLOORS = [
     ["optimizers", "counting", "accounting", "side_by_side", "training", "parallel", "scoring"],
     ["registry", "_own", "_schema", "_calls", "_overrides", "_sections", "config"],
     [
-        *[
-            "cluster",
-            "rehearsal",
-            "problem",
-            "networks",
-            "probe",
-            "checking",
-            "showing",
-            "runs",
-            "looping",
-        ],
+        *["cluster", "rehearsal", "problem", "networks", "probe", "checking", "showing"],
+        *["runs", "looping"],
         *["experiment", "loading", "grids", "microscope", "tuning", "comparison", "auditing"],
     ],
     ["report"],
-    ["_signals", "_terminal", "_commands", "cli"],
+    ["_signals", "_launch", "_terminal", "_commands", "cli"],
 ]
 PLACE = {name: (i, j) for i, floor in enumerate(FLOORS) for j, name in enumerate(floor)}
 FACE = "__init__"  # of the package itself: it hands out everything, lazily

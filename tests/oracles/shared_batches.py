@@ -13,7 +13,7 @@ import numpy as np
 
 from bpeq import costs, experiment, layers, rules, solvers, systems
 from bpeq._schema import wires
-from bpeq.config import load
+from bpeq.config import ConfigError, load
 from bpeq.layers import chain, dense, tanh
 from bpeq.parallel import data_parallel
 from bpeq.registry import KINDS
@@ -130,6 +130,15 @@ def trained(folder: Path, devices: int) -> dict[str, Any]:
     return {"metrics": summary["metrics"], "rows": [json.loads(line) for line in lines]}
 
 
+def refused(folder: Path, *overrides: str) -> str:
+    try:
+        experiment.run(load(folder / "c.toml", overrides), folder / "refused")
+    except ConfigError as error:
+        assert not (folder / "refused").exists()
+        return str(error)
+    return "nothing"
+
+
 CONFIG = """
 seeds = 2
 precision = "float64"
@@ -146,7 +155,10 @@ def main() -> None:
     jax.config.update("jax_enable_x64", True)
     folder, *names = sys.argv[1:]
     found: dict[str, Any] = {name: measured(*CASES[name]) for name in names}
-    print(json.dumps({"cases": found, "runs": [trained(Path(folder), n) for n in (1, 4)]}))
+    runs = [trained(Path(folder), n) for n in (1, 4)]
+    asked = [["devices=5"], ["devices='all'", "training.batch_size=2"]]
+    said = [refused(Path(folder), *overrides) for overrides in asked]
+    print(json.dumps({"cases": found, "runs": runs, "refused": said}))
 
 
 if __name__ == "__main__":

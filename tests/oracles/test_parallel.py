@@ -58,10 +58,8 @@ def more(tmp_path_factory):
 
 def holds(name: str, found: dict) -> None:
     """One device's estimate, all that it records and leaves; no collective where phases relax."""
-    drawn = (
-        name == "target_propagation"
-    )  # in float32, whose last bit depends on the vectors' length
-    assert found["gap"] < (1e-7 if drawn else 1e-12)
+    # target_propagation draws in float32, whose last bit depends on how long the vectors are
+    assert found["gap"] < (1e-7 if name == "target_propagation" else 1e-12)
     looping = [inside for _, inside in found["collectives"]]
     assert looping
     assert any(looping) == (name in COUPLED)
@@ -90,6 +88,14 @@ def test_a_run_on_four_devices_has_the_metrics_of_one(measured):
     for name, statistic in one["metrics"].items():
         np.testing.assert_allclose(statistic["values"], four["metrics"][name]["values"], rtol=1e-12)
     assert one["rows"][-1]["sweeps_free"] > 1  # phases did relax
+
+
+def test_a_config_is_refused_whose_batch_or_machine_is_too_small(measured):
+    said = "must be 1 to 4, the cpu devices there are, or 'all'"
+    assert measured["refused"] == [
+        f"--set devices = 5: {said}",
+        "--set training.batch_size = 2: must be a multiple of 4, the devices that share a batch",
+    ]
 
 
 def test_outside_a_mesh_a_part_is_the_batch():

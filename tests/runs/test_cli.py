@@ -259,6 +259,13 @@ IN_FILE = [
     ),
     # wrong types and values out of range, where the file has them
     ("seed = 0", "seed = 0.0", "seed = 0.0", SEED),
+    ("seed = 0", "devices = 0", "devices = 0", f"{WHOLE} or 'all'"),
+    (
+        "seed = 0",
+        "devices = 2",
+        "devices = 2",
+        "must be 1 to 1, the cpu devices there are, or 'all'",
+    ),
     ("seed = 0", "seed = 1979-05-27", "seed = datetime.date(1979, 5, 27)", SEED),
     ("beta = 0.2", "beta = 0", "rules.eqprop.beta = 0", f"must be a {BETA}"),
     ("beta = 0.2", "beta = nan", "rules.eqprop.beta = nan", f"must be a finite {BETA}"),
