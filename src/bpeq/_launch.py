@@ -25,6 +25,12 @@ GRACE = 5.0
 LOST, SAID, ALONE = 3, (2, 3, 4, 130, 143), 75
 """Exit codes: of a run that lost a process; after a line of its own; of one whose peer is lost."""
 
+_NATIVE = {
+    "CoordinationService/RegisterTask": "the others did not arrive in time",
+    "the JAX distributed service detected fatal errors": "it lost the others",
+}
+"""What JAX's C++ says as it aborts a process, and what that means."""
+
 
 def supervise(argv: Sequence[str], places: Sequence[Sequence[str]], folder: Path) -> int:
     """Runs `bpeq ARGV PLACE` for every place, and ends all where one ends badly.
@@ -146,7 +152,11 @@ def _ending(code: int | None) -> str:
 
 def _last_words(log: Path) -> str:
     """What it said last, by preference in a line of ours; the network layer's greetings aside."""
-    lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
+    text = log.read_text(errors="replace")
+    for mark, meaning in _NATIVE.items():
+        if mark in text:
+            return f" ({meaning})"
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
     lines = [line for line in lines if not line.startswith("[Gloo]")]
     ours = [line.removeprefix("bpeq: ") for line in lines if line.startswith("bpeq: ")]
     said = (ours or lines)[-1:]

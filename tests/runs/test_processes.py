@@ -158,6 +158,27 @@ def test_what_is_wrong_with_the_options_is_one_line_and_nothing_is_written(
 
 
 @pytest.mark.parametrize(
+    ("log", "words"),
+    [
+        ("[Gloo] Rank 1 is connected to 1 peer ranks.", ""),
+        ("bpeq: c.toml: odd\n[Gloo] Rank 1", " (c.toml: odd)"),
+        (
+            "F1 ] fatal: Deadline\nRPC: /x.CoordinationService/RegisterTask\n  @ 0x7f main",
+            " (the others did not arrive in time)",
+        ),
+        (
+            "F1 client.h:80] the JAX distributed service detected fatal errors. This\n @ 0x7f",
+            " (it lost the others)",
+        ),
+        ("Traceback (most recent call last):\n  File\nOSError: no", " (OSError: no)"),
+    ],
+)
+def test_what_a_lost_process_said_last_is_told(tmp_path, log, words):
+    (tmp_path / "log").write_text(log)
+    assert _launch._last_words(tmp_path / "log") == words
+
+
+@pytest.mark.parametrize(
     ("codes", "who"),
     [
         ([None, -signal.SIGKILL], 1),
