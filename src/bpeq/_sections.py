@@ -26,16 +26,22 @@ class Run(NamedTuple):
     seeds: Count = 1
     precision: Literal["float32", "float64"] = "float32"
     experiment: str | None = None
+    checkpoint_share: Annotated[float, Interval(ge=0, le=1)] = 0.03  # of a run's time; 1: each row
     devices: Count | Literal["all"] | None = None  # that share each batch
     folder: str | None = None  # where dotted paths are looked for, if not beside the config
 
 
 class Training(NamedTuple):
-    """[training]: passes over the data, examples an update, epochs between two evaluations."""
+    """[training]: passes over the data, examples an update, epochs between two evaluations.
+
+    unsettled: what is done where a phase ends above its solver's tolerance. Its share is in every
+    row; warn: it is told once, at the first such row; stop: that ends the run like divergence.
+    """
 
     epochs: Count
     batch_size: Count
     evaluate_every: Count = 1
+    unsettled: Literal["record", "warn", "stop"] = "record"
 
 
 class Rates(NamedTuple):

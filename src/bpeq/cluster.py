@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+import shutil
+import tempfile
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -11,6 +16,7 @@ from jax.sharding import Mesh
 
 from bpeq.config import Config, ConfigError
 from bpeq.parallel import data_mesh
+from bpeq.types import DataError
 
 ARRIVAL = 60
 """Seconds that processes wait for each other at the start, and for a sign of life later."""
@@ -68,17 +74,46 @@ def first() -> bool:
     return not jax.distributed.is_initialized() or jax.process_index() == 0
 
 
+@contextmanager
+def workplace(folder: Path) -> Iterator[Path]:
+    """Where this process writes: the first into the run's folder, others where nothing lasts.
+
+    What the folder holds they take along, so that all go on from the same place.
+
+    Raises:
+      DataError: not all see the same in it.
+    """
+    if jax.process_count() == 1:
+        yield folder
+        return
+    with tempfile.TemporaryDirectory() as scratch:
+        place = folder if first() else Path(scratch) / "run"
+        if not first() and folder.is_dir():
+            shutil.copytree(folder, place)
+        held = sorted((p.name, p.stat().st_size) for p in place.rglob("*.safetensors"))
+        digests = _gathered(zlib.crc32(str(held).encode()))  # they also wait for each other
+        if (digests != digests[0]).any():
+            said = "is not the same to all processes: it must be where all of them can read"
+            raise DataError(f"{folder}: {said}")
+        yield place
+
+
 def agreed(stop: Callable[[], int | None]) -> Callable[[], int | None]:
     """`stop` as all processes see it: what one was asked, all do, after the same step."""
     if jax.process_count() == 1:
         return stop
 
     def together() -> int | None:
-        from jax.experimental.multihost_utils import process_allgather
-
-        return int(process_allgather(np.int32(stop() or 0)).max()) or None
+        return int(_gathered(stop() or 0).max()) or None
 
     return together
+
+
+def _gathered(number: int) -> np.ndarray:
+    """Every process's number, below 2^32, once all have come to this place."""
+    from jax.experimental.multihost_utils import process_allgather
+
+    return np.asarray(process_allgather(np.uint32(number)))
 
 
 def shared_by(config: Config) -> Mesh | None:

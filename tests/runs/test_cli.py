@@ -47,7 +47,7 @@ batch_size = 4
 """
 NETWORK = 'layers = ["dense(4)", "tanh", "dense(1)"]'
 DIGITS = CONFIG.replace('"xor"', '"digits"').replace("batch_size = 4", "batch_size = 64")
-TOP = "seed, seeds, precision, experiment, devices, folder"
+TOP = "seed, seeds, precision, experiment, checkpoint_share, devices, folder"
 SECTIONS = (
     "data, cost, system, imperfections, rule, optimizer, schedule, network, networks, solvers, "
     "training, fidelity, rules, controls, study"
@@ -186,7 +186,8 @@ IN_FILE = [
         "epochs = 2",
         "epoch = 2",
         "training.epoch = 2",
-        "unknown key; allowed: epochs, batch_size, evaluate_every; did you mean 'epochs'?",
+        "unknown key; allowed: epochs, batch_size, evaluate_every, unsettled; "
+        "did you mean 'epochs'?",
     ),
     (
         "[training]",
