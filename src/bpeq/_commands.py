@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -9,6 +10,7 @@ import typer
 
 if TYPE_CHECKING:
     from bpeq.config import Config
+    from bpeq.looping import Interrupted
 
 app = typer.Typer(
     help="Train networks by backpropagation, equilibrium propagation and their kin, from configs.",
@@ -24,26 +26,70 @@ Set = Annotated[
     typer.Option("--set", metavar="KEY=VALUE", help="override a setting, such as rule.beta=0.1"),
 ]
 Out = Annotated[Path | None, typer.Option("--out", help="the run folder; runs/NAME if not given")]
+Resume = Annotated[
+    bool, typer.Option("--resume", help="go on with what --out holds; of a run CONFIG may be it")
+]
 Seeds = Annotated[int | None, typer.Option("--seeds", help="initialisations trained side by side")]
+Processes = Annotated[
+    int | None, typer.Option("--processes", help="processes on this machine that share each batch")
+]
+Coordinator = Annotated[
+    str | None, typer.Option("--coordinator", help="HOST:PORT of process 0, or auto: a cluster's")
+]
+ProcessId = Annotated[int | None, typer.Option("--process-id", help="which process this is")]
+ProcessCount = Annotated[int | None, typer.Option("--process-count", help="of how many")]
 
 
 @app.command()
-def run(config: ConfigFile, set_: Set = None, out: Out = None, seeds: Seeds = None) -> None:
+def run(
+    context: typer.Context,
+    config: ConfigFile,
+    set_: Set = None,
+    out: Out = None,
+    seeds: Seeds = None,
+    resume: Resume = False,
+    processes: Processes = None,
+    coordinator: Coordinator = None,
+    process_id: ProcessId = None,
+    process_count: ProcessCount = None,
+) -> int:
     """Train what a config says; leaves a run folder with metrics, parameters and a report."""
-    from bpeq import _signals, experiment
+    from bpeq import _launch, _signals, cluster, experiment, resuming, sealing
     from bpeq._terminal import bar, console
     from bpeq.report import run_table, write_run_report
 
-    checked = _load(config, set_, seeds)
-    folder = _folder(out, checked.name)
+    if resume and config.is_dir():
+        extra = [] if seeds is None else [f"seeds={seeds}"]
+        checked, folder = resuming.reload(config, [*(set_ or []), *extra]), out or config
+    else:
+        checked = _load(config, set_, seeds)
+        folder = _folder(out, checked.name, resume)
+    several = cluster.check(checked, processes, coordinator, process_id, process_count)
+    ended = resume and resuming.begun(checked, folder) and resuming.finished(folder)
+    if ended and (folder / "report.html").exists():
+        console.print(f"{folder} is finished; nothing was changed", soft_wrap=True, highlight=False)
+        return 0
     _signals.begin_saving()
+    if several and not _launch.supervised():
+        places = [[]] if coordinator is not None else _launch.local_places(processes or 1)
+        return _launch.supervise([*context.obj, "--out", str(folder)], places, folder)
+    if coordinator is not None:
+        cluster.join(coordinator, process_id, process_count)
     study = "experiment" in checked.tree
-    with bar("steps" if study else "epochs") as track:
-        progress = track(checked.name if study else checked.tree["rule"]["name"])
-        summary = experiment.run(checked, folder, progress, _signals.asked_to_stop)
-    if "metrics" in summary:
+    try:
+        with bar("steps" if study else "epochs") as track, cluster.workplace(folder) as place:
+            name = checked.name if study else checked.tree["rule"]["name"]
+            progress = track(name) if cluster.first() else None
+            stop = _signals.asked_to_stop
+            summary = experiment.run(checked, place, progress, stop, resume=resume)
+    except experiment.Interrupted as stopped:
+        raise _resumable(stopped, f"bpeq run {shlex.quote(str(folder))} --resume") from stopped
+    if "metrics" in summary and cluster.first():
         console.print(run_table(summary))
-        console.print(f"{write_run_report(folder)}", soft_wrap=True, highlight=False)
+        page = write_run_report(folder)
+        sealing.seal(folder, changed=[page])
+        console.print(f"{page}", soft_wrap=True, highlight=False)
+    return 0
 
 
 @app.command()
@@ -56,20 +102,25 @@ def compare(
     tune: Annotated[
         int | None, typer.Option("--tune", help="trials a rule, chosen by validation error")
     ] = None,
+    resume: Resume = False,
 ) -> None:
     """Train a config under several rules and the null controls, and set them side by side."""
-    from bpeq import _signals, comparison
+    from bpeq import _signals, comparison, experiment
     from bpeq._terminal import bar, console
     from bpeq.report import comparison_table, tuning_table, write_comparison_report
 
     checked = _load(config, set_, seeds)
     names = _names(rules)
     _check_trials(tune)
-    folder = _folder(out, f"{checked.name}-compare")
+    folder = _folder(out, f"{checked.name}-compare", resume)
     _signals.begin_saving()
-    with bar() as track:
-        stop = _signals.asked_to_stop
-        result = comparison.compare(checked, names, folder, track, stop, tune)
+    try:
+        with bar() as track:
+            stop = _signals.asked_to_stop
+            result = comparison.compare(checked, names, folder, track, stop, tune, resume)
+    except experiment.Interrupted as stopped:
+        again = f"the same command, --out {shlex.quote(str(folder))} --resume"
+        raise _resumable(stopped, again) from stopped
     console.print(comparison_table(result))
     if tune is not None:
         console.print(tuning_table(result))
@@ -208,7 +259,12 @@ def _load(path: Path, overrides: list[str] | None, seeds: int | None) -> Config:
     return load(path, [*(overrides or []), *extra])
 
 
-def _folder(out: Path | None, name: str) -> Path:
+def _resumable(stopped: Interrupted, command: str) -> Interrupted:
+    return type(stopped)(stopped.signal, f"{stopped}; go on with: {command}")
+
+
+def _folder(out: Path | None, name: str, resume: bool = False) -> Path:
     from bpeq import runs
 
-    return runs.fresh(Path("runs"), name) if out is None else out
+    place = runs.latest if resume else runs.fresh
+    return place(Path("runs"), name) if out is None else out

@@ -122,15 +122,26 @@ def step_scan(
     return run
 
 
-def over_seeds(run: Callable[..., tuple[Any, Metrics]], network: Layer | None = None) -> Any:
+def over_seeds(
+    run: Callable[..., tuple[Any, Metrics]],
+    network: Layer | None = None,
+    placing: jax.sharding.Sharding | None = None,
+) -> Any:
     """`epoch_scan`'s or `step_scan`'s function, jitted for S seeds; `network` as in `each_seed`.
 
-    carry, key and rows get a leading axis S; the data set is shared.
+    carry, key and rows get a leading axis S; the data set is shared. `placing` is where results
+    are put; None leaves it to JAX.
     """
     given = len(signature(run).parameters)
     axes = (0, None, None, 0, 0, None) if given == 7 else (0, 0, None)
 
-    @partial(jax.jit, static_argnums=given - 1, donate_argnums=0, compiler_options=compiling())
+    @partial(
+        jax.jit,
+        static_argnums=given - 1,
+        donate_argnums=0,
+        out_shardings=placing,
+        compiler_options=compiling(),
+    )
     def all_seeds(*args: Any) -> tuple[Any, Metrics]:
         return each_seed(partial(run, count=args[-1]), axes, network)(*args[:-1])
 
