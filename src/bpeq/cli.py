@@ -23,7 +23,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     _signals.watch()
     from typer.exceptions import TyperException
 
-    from bpeq._commands import app
+    from bpeq import _commands, _looks  # noqa: F401  they join the app
+    from bpeq._app import app
 
     arguments = list(sys.argv[1:] if argv is None else argv) or ["--help"]
     try:
