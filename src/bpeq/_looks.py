@@ -80,7 +80,7 @@ def verify(
     from bpeq.cli import DONE, NUMERICAL, say
 
     _signals.begin_saving()
-    with bar("done") as track:
+    with bar("epochs or steps") as track:
         stop = _signals.asked_to_stop
         found = verifying.verify(folder, track("repeat"), stop, files_only=files)
     console.print(f"{folder}: every file is as its run left it", soft_wrap=True, highlight=False)
