@@ -13,13 +13,14 @@ import numpy as np
 import tomli_w
 
 from bpeq import runs, scoring, training, trees
+from bpeq._schema import ConfigError
 from bpeq.config import Config, load
 from bpeq.fidelity import grouped
 from bpeq.looping import Diverged, Interrupted, Progress, Runner
 from bpeq.probe import before_and_after
 from bpeq.problem import Problem, build, seed_keys
-from bpeq.registry import load_study
-from bpeq.types import Params
+from bpeq.registry import load_study, told
+from bpeq.types import DataError, Params
 
 __all__ = ["Diverged", "Interrupted", "Progress", "run", "statistics"]
 
@@ -75,6 +76,17 @@ def run(
         summary["fidelity"] = fidelity
     runs.write_json(folder / "summary.json", summary)
     return summary
+
+
+def _faulty(config: Config, study: Any, error: BaseException) -> BaseException:
+    """What a study raised as it is to be told: its own code's errors in one line."""
+    ours = ConfigError | DataError | Diverged | Interrupted | MemoryError | FileExistsError
+    disk = isinstance(error, OSError) and not isinstance(error, FileNotFoundError)
+    if isinstance(error, ours) or disk or "RESOURCE_EXHAUSTED" in str(error):
+        return error
+    path = study.__code__.co_filename
+    beside = {str(file) for file in Path(path).parent.glob("*.py")}
+    return config.fault("experiment", config.tree["experiment"], f"fails: {told(error, beside)}")
 
 
 def _train(
@@ -183,7 +195,7 @@ def _study(
     plain = config._replace(tree={k: v for k, v in config.tree.items() if k != "experiment"})
     if "training" in config.tree:  # then the rest is a config of its own, also under other rules
         beside = [o for o in config.overrides if not o.startswith(("study.", "experiment"))]
-        plain = load(config.path, beside, study=False)
+        plain = load(config.path, beside, study=False)._replace(source=config.source)
     study = load_study(config.tree["experiment"], config.folder)
     runs.claim(folder)
     _write_config(config, folder)
@@ -191,12 +203,21 @@ def _study(
     with jax.enable_x64(config.tree["precision"] == "float64"):
         environment = runs.environment()
         runs.write_json(folder / "environment.json", environment)
-        metrics = study(plain, runner, **config.tree.get("study", {}))
+        try:
+            found = study(plain, runner, **config.tree.get("study", {}))
+            metrics = {name: statistics(np.atleast_1d(value)) for name, value in found.items()}
+        except (Exception, SystemExit) as error:
+            own = _faulty(config, study, error)
+            if isinstance(own, ConfigError | DataError):  # nothing was run: nothing is left
+                runs.disclaim(folder)
+            if own is error:
+                raise
+            raise own from error
     summary = {
         "name": config.name,
         "config": config.tree,
         "seeds": config.tree["seeds"],
-        "metrics": {name: statistics(np.atleast_1d(value)) for name, value in metrics.items()},
+        "metrics": metrics,
         "seconds": {**runner.clock.spent, "total": time.perf_counter() - began},
         "pictures": sorted(path.name for path in folder.glob("*.png")),
         "environment": environment,
