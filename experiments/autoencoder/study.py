@@ -45,14 +45,24 @@ def run(
       noise: σ of the Gaussian noise on every pixel. code: layers of the encoder.
       smoke: digits in place of MNIST, and five epochs.
     """
-    networks = build_networks(config)
+    data = None if smoke else config.build("data")
+    pixels = None if data is None else (int(np.prod(data.x.shape[1:])),)
+    wanted = dict.fromkeys(("autoencoder", "linear"), (pixels, pixels))
+    networks = build_networks(config, wanted)
+    layers = len(networks["autoencoder"].layer.parts)
+    if code >= layers:
+        raise config.fault("study.code", code, f"must be 1 to {layers - 1}, of {layers} layers")
     if smoke:
         small = [*config.overrides, 'data={name="digits", validation=0}']
         config = load(config.path, [*small, "training.epochs=5"], study=False)
         networks = {name: resized(network, 64) for name, network in networks.items()}
-    data = config.build("data")
+        data = config.build("data")
     images = np.asarray(data.x, np.float32).reshape(len(data.x), -1)
     task = Task(images, np.asarray(data.train[0]), np.asarray(data.test[0]), noise)
+    size = config.tree["training"]["batch_size"]
+    if size > len(task.train):
+        remedy = f"must be 1 to {len(task.train)}, the training set"
+        raise config.fault("training.batch_size", size, remedy)
     keys = seed_keys(config.tree["seed"], config.tree["seeds"])
     encoder = lambda layer: chain(*layer.parts[:code])  # noqa: E731
     width = encoder(networks["autoencoder"].layer).init(keys[0, 0], networks["autoencoder"].shape)

@@ -86,14 +86,18 @@ def run(
       clip_norm: the global norm that clipped gradients keep to.
       smoke: a few networks and initialisations, and 40 updates, for the tests.
     """
+    if not depths:
+        raise config.fault("study.depths", depths, "must be one or more")
     data: Dataset = config.build("data")
-    nets = {name: net.layer for name, net in build_networks(config).items()}
+    if data.task != "classification":
+        raise config.fault("data.name", data.name, "is no classification")
+    classes = (None, (int(data.y.max()) + 1,))
+    built = build_networks(config, dict.fromkeys(config.tree.get("networks", ["relu"]), classes))
+    nets = {name: net.layer for name, net in built.items()}
     for name, net in nets.items():
         if sum(part.name == "repeat" for part in net.parts) != 1:
             layers = config.tree["networks"][name]["layers"]
             raise config.fault(f"networks.{name}.layers", layers, "must have one repeat(block, n)")
-    if data.task != "classification":
-        raise config.fault("data.name", data.name, "is no classification")
     if smoke:
         steps, inits, depths = min(steps, 40), min(inits, 8), depths[:2]
         nets = {name: net for name, net in nets.items() if name in SMOKE}

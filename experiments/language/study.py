@@ -49,7 +49,7 @@ def run(
     """
     if smoke:
         copy_updates, text_updates = max(copy_updates // 5, 1), 5
-    networks, keys = build_networks(config), seed_keys(config.tree["seed"], config.tree["seeds"])
+    networks, keys = read_networks(config), seed_keys(config.tree["seed"], config.tree["seeds"])
     cost = config.build("cost")
     metrics: dict[str, Any] = {}
     curves: dict[str, list[dict[str, Any]]] = {}
@@ -58,7 +58,7 @@ def run(
             config, runner, networks[name], cost, keys, name, copy_updates, copy_batch
         )
         metrics[f"copy_accuracy{ending}"] = found
-    text = corpus()
+    text = corpus(networks["text"].tokens)
     if smoke:
         text = text._replace(held=text.held[:2000])
     with runner.clock("baseline"):
@@ -79,6 +79,19 @@ def run(
     metrics |= {"bits_per_character": bits, "baseline_bits_per_character": baseline}
     draw(curves, baseline, sample).savefig(runner.folder / "language.png", dpi=130)
     return metrics
+
+
+def read_networks(config: Config) -> dict[str, Network]:
+    """The three networks: tokens in, as many numbers for each of them out."""
+    wanted = {}
+    for name in ("copy", "copy_without_attention", "text"):
+        spec = config.tree.get("networks", {}).get(name, {})
+        if spec and "tokens" not in spec:
+            raise config.fault(f"networks.{name}.tokens", None, "is missing")
+        if spec and spec["input"][0] < 2:
+            raise config.fault(f"networks.{name}.input", spec["input"], "must be 2 tokens or more")
+        wanted[name] = ((None,), (None, spec.get("tokens")))
+    return build_networks(config, wanted)
 
 
 def copying(
@@ -129,7 +142,7 @@ def copying(
 class Text(NamedTuple):
     """A text as numbers: nine tenths to learn from, the last tenth held out.
 
-    alphabet: its characters; number i stands for alphabet[i], and one more for any not seen.
+    alphabet: its characters; number i stands for alphabet[i], and one more for all others.
     """
 
     train: Int[np.ndarray, " m"]
@@ -142,16 +155,18 @@ class Text(NamedTuple):
         return len(self.alphabet) + 1
 
 
-def corpus() -> Text:
+def corpus(symbols: int) -> Text:
     """What `help()` knows of Python's syntax: the texts of `pydoc_data.topics`, in their order.
 
-    Each Python version brings its own; the checksum says which this is.
+    Each Python version brings its own; the checksum says which this is. The alphabet is the
+    commonest symbols − 1 characters of what is learned from.
     """
     from pydoc_data.topics import topics
 
     whole = "\n".join(topics.values())
     cut = len(whole) * 9 // 10
-    alphabet = "".join(sorted(set(whole[:cut])))
+    common = Counter(whole[:cut]).most_common(symbols - 1)
+    alphabet = "".join(sorted(character for character, _ in common))
     numbers = np.array([alphabet.find(c) % (len(alphabet) + 1) for c in whole], np.int32)
     digest = hashlib.sha256(whole.encode()).hexdigest()
     return Text(numbers[:cut], numbers[cut:], alphabet, digest)

@@ -16,14 +16,13 @@ from annotated_types import Ge
 from jaxtyping import Array, Float
 from matplotlib.figure import Figure
 
-from bpeq import optimizers
 from bpeq.config import Config
 from bpeq.costs import squared_error
 from bpeq.looping import Runner
-from bpeq.networks import build_networks
+from bpeq.networks import build_networks, build_optimizer
 from bpeq.problem import seed_keys
 from bpeq.rules import backprop
-from bpeq.settings import Count, Positive
+from bpeq.settings import Count
 from bpeq.training import over_seeds, start, step_scan, supervised
 from bpeq.types import Batch, Key, Layer, Params
 
@@ -42,8 +41,6 @@ def run(
     lengths: list[Length] = LENGTHS,
     steps: Count = 3000,
     batch_size: Count = 64,
-    learning_rate: Positive = 0.003,
-    clip_norm: Positive = 1.0,
     tests: Count = 2000,
     smoke: bool = False,
 ) -> dict[str, Any]:
@@ -55,26 +52,21 @@ def run(
 
     Args:
       lengths: of the sequences.
-      steps, batch_size: updates by Adam, and fresh sequences an update.
-      learning_rate: at the first update; it falls to 0 by half a cosine.
-      clip_norm: gradients are first scaled down to this global norm, if they exceed it.
+      steps, batch_size: updates, and fresh sequences an update.
       tests: sequences to measure on.
       smoke: 200 updates on 5 steps, for the tests.
     """
+    if not lengths:
+        raise config.fault("study.lengths", lengths, "must be one or more")
     if smoke:
         lengths, steps, tests = [5], min(steps, 200), min(tests, 500)
-    nets = build_networks(config)
+    named = config.tree.get("networks", ["rnn"])
+    nets = build_networks(config, dict.fromkeys(named, ((None, 2), (1,))))
     keys = seed_keys(config.tree["seed"], config.tree["seeds"])
     metrics: dict[str, Any] = {"mse_trivial": TRIVIAL}
     curves: dict[str, np.ndarray] = {}
     reaches: dict[str, np.ndarray] = {}
-    optimizer = optimizers.with_rates(
-        optimizers.adam(learning_rate),
-        learning_rate=learning_rate,
-        total_steps=steps,
-        schedule=optimizers.cosine(),
-        clip_norm=clip_norm,
-    )
+    optimizer = build_optimizer(config, steps)
     for length in lengths:
         test = adding(jax.random.fold_in(jax.random.key(config.tree["seed"]), 1), tests, length)
         for name, net in nets.items():
