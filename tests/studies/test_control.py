@@ -11,7 +11,7 @@ import numpy as np
 import optax
 import pytest
 
-from bpeq.layers import chain, dense, relu
+from bpeq.layers import chain, dense, relu, tanh
 from bpeq.networks import Network
 from bpeq.registry import load_study
 
@@ -119,6 +119,87 @@ def test_advantages_are_discounted_sums_within_each_episode(study):
     played = study.ppo.Played(None, None, None, None, jnp.asarray(fell), jnp.asarray(ended))
     found = study.ppo.advantages(jnp.asarray(values), jnp.asarray(after), played, 0.9, 0.8)
     np.testing.assert_allclose(found, expected, rtol=1e-12)
+
+
+@pytest.fixture(scope="module")
+def carts(study):
+    """Two networks and five carts in the middle of things: one about to fall, one to be stopped."""
+    actor = Network(chain(dense(6), tanh(), dense(2)), (4,), None)
+    critic = Network(chain(dense(5), tanh(), dense(1)), (4,), None)
+    descent = optax.sgd(1.0)
+    carry = study.ppo.start(actor, critic, descent, 5)(jax.random.key(0))
+    states = carry.states.at[1].set(jnp.array([0, 0, 0.209, 3.0]))
+    return actor, critic, descent, carry._replace(states=states, ages=carry.ages.at[2].set(497))
+
+
+def test_play_goes_on_where_it_was_and_starts_anew_where_it_ended(study, carts):
+    actor, _, _, carry = carts
+    after, played = study.ppo._play(actor, carry, jax.random.key(3), 6)
+    states, ages, lasts = carry.states, carry.ages, carry.lasts
+    for t in range(6):
+        np.testing.assert_array_equal(played.states[t], states)
+        log_p = jax.nn.log_softmax(actor.layer.forward(carry.params["actor"], states)[0])
+        np.testing.assert_allclose(
+            played.log_p[t], log_p[jnp.arange(5), played.actions[t]], rtol=1e-12
+        )
+        led = study.cartpole.step(states, played.actions[t])
+        np.testing.assert_allclose(played.after[t], led, rtol=1e-12)
+        ages, fell = ages + 1, study.cartpole.fallen(led)
+        ended = fell | (ages == 500)
+        np.testing.assert_array_equal(played.fell[t], fell)
+        np.testing.assert_array_equal(played.ended[t], ended)
+        lasts, ages = jnp.where(ended, ages, lasts), jnp.where(ended, 0, ages)
+        following = played.states[t + 1] if t < 5 else after.states
+        assert (np.abs(following[ended]) <= 0.05).all()
+        states = jnp.where(ended[:, None], following, led)
+    assert played.fell[:, 1].any()
+    assert played.ended[:, 2].tolist() == [False, False, True, False, False, False]
+    assert after.lasts[2] == 500
+    np.testing.assert_array_equal(after.lasts, lasts)
+    np.testing.assert_array_equal(after.ages, ages)
+
+
+def test_an_update_descends_the_policys_and_the_critics_cost(study, carts):
+    """In one part, whose order does not matter: the whole step against autodiff."""
+    actor, critic, descent, carry = carts
+    settings = {"discount": 0.9, "trace": 0.8, "clip": 0.2, "entropy": 0.03}
+    step = study.ppo.ppo(actor, critic, descent, steps=6, passes=2, parts=1, **settings)
+    after, metrics = step(carry, None, jax.random.key(7))
+    _, played = study.ppo._play(actor, carry, jax.random.split(jax.random.key(7))[0], 6)
+    value = lambda p, s: critic.layer.forward(p["critic"], s)[0][..., 0]  # noqa: E731
+    values, later = value(carry.params, played.states), value(carry.params, played.after)
+    gain = study.ppo.advantages(values, later, played, 0.9, 0.8)
+    scaled = (gain - gain.mean()) / (gain.std() + 1e-8)
+
+    def costs(params):
+        log_p = jax.nn.log_softmax(actor.layer.forward(params["actor"], played.states)[0])
+        taken = jnp.take_along_axis(log_p, played.actions[..., None], -1)[..., 0]
+        ratio = jnp.exp(taken - played.log_p)
+        kept = jnp.minimum(ratio * scaled, jnp.clip(ratio, 0.8, 1.2) * scaled)
+        policy = -kept.mean() + 0.03 * (jnp.exp(log_p) * log_p).sum(-1).mean()
+        return policy + 0.5 * ((value(params, played.states) - gain - values) ** 2).mean(), policy
+
+    params, said = carry.params, []
+    for _ in range(2):
+        grads, policy = jax.grad(costs, has_aux=True)(params)
+        params = jax.tree.map(jnp.subtract, params, grads)
+        said.append(policy)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12), after.params, params
+    )
+    np.testing.assert_allclose(metrics["loss"], np.mean(said), rtol=1e-9)
+    np.testing.assert_allclose(metrics["return"], after.lasts.mean())
+
+
+def test_an_episodes_return_is_how_many_steps_its_cart_was_up(study):
+    push = lambda states: jnp.ones(len(states), jnp.int32)  # noqa: E731
+    total, path = study.ppo.episodes(push, jax.random.key(0), 4)
+    for cart in range(4):
+        falls = int(np.flatnonzero(study.cartpole.fallen(path[:, cart]))[0])
+        assert total[cart] == falls + 1  # the step that fells it is paid, as Gymnasium does
+        np.testing.assert_array_equal(
+            path[falls:, cart], np.broadcast_to(path[falls, cart], (500 - falls, 4))
+        )
 
 
 # --- tic-tac-toe -------------------------------------------------------------------------------
