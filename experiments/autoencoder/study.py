@@ -10,11 +10,11 @@ import numpy as np
 from jaxtyping import Array, Float
 from matplotlib.figure import Figure
 
-from bpeq import rules, training
+from bpeq import training
 from bpeq.config import Config, load
 from bpeq.layers import chain
 from bpeq.looping import Runner
-from bpeq.networks import Network, build_networks, build_optimizer
+from bpeq.networks import Network, build_networks, learner
 from bpeq.problem import seed_keys
 from bpeq.settings import Count, NonNegative
 from bpeq.types import Batch, Key, Layer, Params
@@ -123,17 +123,13 @@ def fit(
     settings, rows = config.tree["training"], jnp.asarray(task.train)
     size = settings["batch_size"]
     per_epoch = len(rows) // size
-    rule = rules.backprop(network.layer, config.build("cost"))
-    optimizer = build_optimizer(config, settings["epochs"] * per_epoch)
-    update = training.supervised(rule, optimizer)
+    updates = settings["epochs"] * per_epoch
+    carry, update = learner(config, network, config.build("cost"), keys, updates)
     x = jnp.asarray(task.images)
 
     def step(carry: Any, batch: Batch, key: Key) -> tuple[Any, dict[str, Array]]:
         noise_key, rule_key = jax.random.split(key)
         return update(carry, Batch(noisy(noise_key, batch.x, sigma), batch.y), rule_key)
-
-    def first(init_key: Key, key: Key) -> training.Carry:
-        return training.start(rule, optimizer, network.init(init_key), key)
 
     @jax.jit
     @jax.vmap
@@ -148,7 +144,6 @@ def fit(
     def reconstructed_train(params: Params) -> Array:
         return summed(network.layer.forward(params, x[task.train])[0], x[task.train])
 
-    carry = jax.vmap(first)(keys[:, 0], keys[:, 1])
     seeds = jnp.broadcast_to(rows, (len(keys), len(rows)))
     carry, values, _ = runner.repeat(
         training.over_seeds(training.epoch_scan(step, size)),

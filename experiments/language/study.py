@@ -15,10 +15,10 @@ import numpy as np
 from jaxtyping import Array, Int
 from matplotlib.figure import Figure
 
-from bpeq import rules, training
+from bpeq import training
 from bpeq.config import Config
 from bpeq.looping import Runner
-from bpeq.networks import Network, build_networks, build_optimizer
+from bpeq.networks import Network, build_networks, learner
 from bpeq.numerics import log_softmax
 from bpeq.problem import seed_keys
 from bpeq.settings import Count
@@ -270,18 +270,6 @@ def interpolated_bits(train: list[int], held: list[int], symbols: int, order: in
                 p = (seen[k][(*context, whole[i])] + kinds[k][context] * p) / both
         total -= math.log2(p)
     return total / (len(held) - 1)
-
-
-def learner(
-    config: Config, network: Network, cost: Cost, keys: Key, updates: int
-) -> tuple[training.Carry, Any]:
-    """The first carry, seeds on axis 0, and the supervised step of backprop on a network."""
-    rule, optimizer = rules.backprop(network.layer, cost), build_optimizer(config, updates)
-
-    def first(init_key: Key, key: Key) -> training.Carry:
-        return training.start(rule, optimizer, network.init(init_key), key)
-
-    return jax.vmap(first)(keys[:, 0], keys[:, 1]), training.supervised(rule, optimizer)
 
 
 def written(network: Network, params: Params, text: Text, key: Key, length: int) -> str:

@@ -11,7 +11,6 @@ from typing import Annotated, Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from annotated_types import Ge
 from jaxtyping import Array, Float
 from matplotlib.figure import Figure
@@ -19,12 +18,11 @@ from matplotlib.figure import Figure
 from bpeq.config import Config
 from bpeq.costs import squared_error
 from bpeq.looping import Runner
-from bpeq.networks import build_networks, build_optimizer
+from bpeq.networks import build_networks, learner
 from bpeq.problem import seed_keys
-from bpeq.rules import backprop
 from bpeq.settings import Count
-from bpeq.training import over_seeds, start, step_scan, supervised
-from bpeq.types import Batch, Key, Layer, Params
+from bpeq.training import Carry, over_seeds, step_scan
+from bpeq.types import Batch, Key, Layer, Params, Step
 
 Length = Annotated[int, Ge(2)]
 
@@ -66,17 +64,14 @@ def run(
     metrics: dict[str, Any] = {"mse_trivial": TRIVIAL}
     curves: dict[str, np.ndarray] = {}
     reaches: dict[str, np.ndarray] = {}
-    optimizer = build_optimizer(config, steps)
     for length in lengths:
         test = adding(jax.random.fold_in(jax.random.key(config.tree["seed"]), 1), tests, length)
         for name, net in nets.items():
-            place, shape = f"{name}_{length}", (length, *net.shape[1:])
-            params = jax.vmap(lambda key: net.layer.init(key, shape)[0])(keys[:, 0])  # noqa: B023
+            place, own = f"{name}_{length}", net._replace(shape=(length, *net.shape[1:]))
+            carry, step = learner(config, own, squared_error(), keys, steps)
             with runner.clock("evaluate"):
-                back = reaches[place] = jax.device_get(reach(net.layer, params, test))
-            curve = learn(
-                runner, place, net.layer, params, keys, optimizer, test, steps, batch_size
-            )
+                back = reaches[place] = jax.device_get(reach(net.layer, carry.params, test))
+            curve = learn(runner, place, net.layer, carry, step, keys, test, steps, batch_size)
             curves[place], metrics[f"mse_{place}"] = curve, curve[-1]
             metrics[f"reach_{place}"] = back[:, 0] / back[:, -1]
     draw(curves, reaches, list(nets), lengths, steps).savefig(
@@ -106,25 +101,24 @@ def learn(
     runner: Runner,
     place: str,
     net: Layer,
-    params: Params,
+    carry: Carry,
+    step: Step,
     keys: Key,
-    optimizer: optax.GradientTransformation,
     test: Batch,
     steps: int,
     batch_size: int,
 ) -> Float[np.ndarray, "rows seeds"]:
-    """Trains every seed's params, and returns the errors on `test` on the way."""
-    rule, length = backprop(net, squared_error()), test.x.shape[1]
+    """Takes every seed's steps, and returns the errors on `test` on the way."""
+    length = test.x.shape[1]
 
     @jax.jit
     @jax.vmap
     def mse(own: Params) -> Array:
         return jnp.mean((net.forward(own, test.x)[0] - test.y) ** 2)
 
-    step = step_scan(supervised(rule, optimizer), lambda key: adding(key, batch_size, length))
     _, _, rows = runner.repeat(
-        over_seeds(step),
-        jax.vmap(lambda own, key: start(rule, optimizer, own, key))(params, keys[:, 1]),
+        over_seeds(step_scan(step, lambda key: adding(key, batch_size, length))),
+        carry,
         (keys[:, 2],),
         total=steps,
         every=max(steps // 60, 1),

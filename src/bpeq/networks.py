@@ -13,7 +13,9 @@ from jaxtyping import Array
 from bpeq.config import Config
 from bpeq.layers import chain
 from bpeq.optimizers import with_rates
-from bpeq.types import Key, Layer, Params
+from bpeq.rules import backprop
+from bpeq.training import Carry, start, supervised
+from bpeq.types import Cost, Key, Layer, Params, Step
 
 Sizes = tuple[int | None, ...] | None
 """A shape of one example as a study wants it; None stands for any."""
@@ -110,3 +112,19 @@ def build_optimizer(config: Config, updates: int) -> optax.GradientTransformatio
         schedule=config.build("schedule"),
         clip_norm=chosen.get("clip_norm"),
     )
+
+
+def learner(
+    config: Config, network: Network, cost: Cost, keys: Key, updates: int
+) -> tuple[Carry, Step]:
+    """The first carry, seeds on axis 0, and the step of backprop under `build_optimizer`.
+
+    Args:
+      keys: `[seeds, 3]` of `problem.seed_keys`: initial weights are drawn from the first ones.
+    """
+    rule, optimizer = backprop(network.layer, cost), build_optimizer(config, updates)
+
+    def first(init_key: Key, key: Key) -> Carry:
+        return start(rule, optimizer, network.init(init_key), key)
+
+    return jax.vmap(first)(keys[:, 0], keys[:, 1]), supervised(rule, optimizer)
