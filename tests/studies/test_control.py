@@ -237,6 +237,23 @@ def test_perfect_play_never_loses_and_the_judge_sees_who_does(study):
     assert bad["wrong"] > 0.5
 
 
+@pytest.mark.parametrize("second", [False, True])
+def test_the_judge_sees_who_loses_on_one_side_only(study, second):
+    """Perfect on one side, blundering wherever it can on the other."""
+    game = study.tictactoe
+
+    def answer(board):
+        best = game.perfect(board)
+        blunders = [move for move in game.free(board) if move not in best]
+        other = (9 - board.count(0)) % 2 == second
+        return (blunders or best)[0] if other else best[0]
+
+    found = game.judge(np.array([answer(board) for board in game.positions()]), 0, 60)
+    for who in ("perfect", "anyone", "random"):
+        assert 0 < found[f"lost_to_{who}"] < found[f"games_to_{who}"]
+    assert found["lost_to_random"] + found["won_against_random"] <= found["games_to_random"] == 60
+
+
 def test_self_play_descends_the_squared_error_to_what_the_move_is_worth(study):
     game = study.tictactoe
     network = Network(chain(dense(16), relu(), dense(9)), (18,), None)
