@@ -188,6 +188,13 @@ def test_a_network_that_a_study_needs_and_has_not_is_one_line(call, study):
     assert "c.toml:networks.slope: is missing" in said.err[0]
 
 
+@pytest.mark.parametrize("command", [("compare", "--rules", "backprop"), ("fidelity",)])
+def test_a_study_without_data_has_nothing_to_compare(call, study, command):
+    said = call(command[0], study / "c.toml", *command[1:])
+    assert (said.code, len(said.err)) == (2, 1)
+    assert "c.toml:data.name: is missing; only `bpeq run` and `check` need none" in said.err[0]
+
+
 def test_study_settings_without_a_study_are_refused(call, study):
     (study / "c.toml").write_text('[data]\nname = "xor"\n[study]\nsteps = 3\n')
     said = call("run", study / "c.toml", "--out", study / "out")

@@ -40,11 +40,11 @@ def test_both_networks_descend_their_costs_the_generator_through_the_new_critic(
     with jax.numpy_dtype_promotion("standard"):
         descent = optax.sgd(1.0)
         before = study.opponents.start(generator, critic, descent)(jax.random.key(0))
-        step = study.opponents.adversarial(generator, critic, descent, updates=9, noise=0.3)
+        step = study.opponents.adversarial(generator, critic, descent, updates=9, noise=0.25)
         real, key = jax.random.normal(jax.random.key(1), (4, 2)) + 1, jax.random.key(2)
         after, metrics = step(before, real, key)
     keys = jax.random.split(key, 5)
-    z, (blur, other) = generator.examples(keys[1], 4), 0.3 * jax.random.normal(keys[0], (2, 4, 2))
+    z, (blur, other) = generator.examples(keys[1], 4), 0.25 * jax.random.normal(keys[0], (2, 4, 2))
     logits = lambda p, x: critic.layer.forward(p, x)[0][:, 0]  # noqa: E731
     made = lambda p: generator.layer.forward(p, z)[0] + other  # noqa: E731
 
