@@ -412,7 +412,8 @@ def draw_learned(
     table.set_xticks(range(values.shape[1]), ways * len(depths), rotation=55, ha="right")
     for i, depth in enumerate(depths):
         middle = (i + 0.5) * len(ways) - 0.5
-        table.text(middle, -0.75, f"{depth} layers", ha="center", va="bottom", fontsize=10)
+        above = {"transform": table.get_xaxis_transform(), "ha": "center", "va": "bottom"}
+        table.text(middle, 1.01, f"{depth} layers", fontsize=10, **above)
         table.axvline(i * len(ways) - 0.5, color="white", lw=4)
     table.set_title(
         f"test error in percent after {steps} updates (chance is 90)", pad=22, fontsize=11

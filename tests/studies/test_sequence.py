@@ -73,4 +73,5 @@ def test_smoke(call, studies, tmp_path):
     found = json.loads((tmp_path / "out" / "summary.json").read_text())["metrics"]
     for name in ("rnn", "gru", "lstm"):
         assert found[f"mse_{name}_5"]["mean"] < 0.8 / 6
+    assert found["reach_gru_5"]["mean"] < 0.6 < 1.2 < found["reach_rnn_5"]["mean"]
     assert (tmp_path / "out" / "sequence.png").stat().st_size > 10_000
