@@ -122,6 +122,10 @@ def test_mean_field_factor_of_sigmoids_at_the_fixed_point_of_their_variance(stud
     np.testing.assert_allclose(study["mean_field"](nets["sigmoid"], x, 12)[-1], expected, rtol=1e-5)
 
 
+def test_every_seeds_weights_stand_once_for_each_optimizer(study):
+    assert study["each"](2, jnp.arange(3)).tolist() == [[0, 0], [1, 1], [2, 2]]
+
+
 def test_optimizers_side_by_side_are_each_of_them_alone(study, batch):
     net = chain(flatten(), dense(4), sigmoid(), batch_norm(), dense(3))  # no bias before a norm
     rule = backprop(net, softmax_cross_entropy())
