@@ -175,7 +175,7 @@ def principal(images: np.ndarray, count: int) -> Any:
 
 
 def noisy(key: Key, x: Any, sigma: float) -> Array:
-    return x + sigma * jax.random.normal(key, x.shape, jnp.float32)
+    return x + sigma * jax.random.normal(key, x.shape, x.dtype)
 
 
 def summed(found: Any, wanted: Any) -> Any:
