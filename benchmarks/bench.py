@@ -21,7 +21,10 @@ import jax
 
 from benchmarks.timing import QUICK, Effort, Skipped, load, machine, said
 
-GROUPS = ("eqprop",)
+GROUPS = (
+    *("eqprop", "settling", "convolution", "backward", "every_rule", "scaling"),
+    *("compiling", "memory", "xor", "starting", "pytorch"),
+)
 """Modules of this folder: each has RATIOS, the names that it gives, and run(effort) -> Found."""
 HERE = Path(__file__).parent
 
@@ -63,10 +66,7 @@ def measure(chosen: Sequence[str], effort: Effort) -> dict[str, Any]:
     for name in GROUPS:
         group = importlib.import_module(f"benchmarks.{name}")
         result["ratios"] |= dict.fromkeys(group.RATIOS)
-        if name in chosen:
-            reason = _run(name, group, effort, result)
-        else:
-            reason = "not asked for"
+        reason = _run(name, group, effort, result) if name in chosen else "not asked for"
         for ratio in group.RATIOS:
             if result["ratios"][ratio] is None:
                 result["skipped"].setdefault(ratio, reason)
