@@ -11,8 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 from matplotlib.figure import Figure
+from safetensors.numpy import load_file
 
-from bpeq import data, training
+from bpeq import data, runs, training
 from bpeq.config import Config
 from bpeq.looping import Runner
 from bpeq.networks import Network, build_networks, build_optimizer
@@ -105,7 +106,8 @@ def duel(
     generator, critic = pair
     optimizer = build_optimizer(config, updates)
     carry = jax.vmap(adversarial.start(generator, critic, optimizer))(keys[:, 0])
-    shown = []
+    folder = runner.folder / "made"
+    folder.mkdir(exist_ok=True)
 
     @jax.jit
     def make(params: Any) -> Array:
@@ -116,13 +118,16 @@ def duel(
 
     def measure(carry: adversarial.Carry) -> dict[str, Any]:
         made = make(carry.generator)
-        shown.append((int(carry.done[0]), np.asarray(made[:, :SHOWN])))
+        kept = {
+            "made": np.asarray(made[:, :SHOWN])
+        }  # in a file: a run may go on in another process
+        runs.save_arrays(folder / f"{name}-{int(carry.done[0])}.safetensors", kept)
         return judge(made)
 
     with runner.clock("evaluate"):
         before = measure(carry)
     step = adversarial.adversarial(generator, critic, optimizer, updates=updates, noise=noise)
-    _, values, _ = runner.repeat(
+    _, values, rows = runner.repeat(
         training.over_seeds(training.step_scan(step, sample)),
         carry,
         (keys[:, 2],),
@@ -132,6 +137,9 @@ def duel(
         name=name,
         params=lambda carry: (carry.generator, carry.critic),
     )
+    moments = [0, *(row["step"] for row in rows)]
+    made = (load_file(folder / f"{name}-{done}.safetensors")["made"] for done in moments)
+    shown = list(zip(moments, made, strict=True))
     return before, shown, {k: values[f"{name}_{k}"] for k in before}
 
 

@@ -47,9 +47,9 @@ def run(
         ("digits", load(config.folder / digits, seeds), ["eqprop", "backprop"]),
     )
     for name, each, rules in both[:1] if smoke else both:
-        found[name] = comparison.compare(
-            each, rules, runner.folder / name, lambda _: runner.progress or _silent, runner.stop
-        )["rules"]
+        place, shown = runner.folder / name, lambda _: runner.progress or _silent
+        result = comparison.compare(each, rules, place, shown, runner.stop, resume=runner.resume)
+        found[name] = result["rules"]
     metrics = {}
     for name, rows in found.items():
         for row, entry in rows.items():

@@ -29,7 +29,7 @@ def run(config: Config, runner: Runner) -> dict[str, Any]:
     for place, rate in enumerate(RATES):
         at_rate = config.changed(optimizer={"learning_rate": rate})
         ours = runner.folder / f"rate-{rate}"
-        summary = experiment.run(at_rate, ours)
+        summary = experiment.run(at_rate, ours, resume=runner.resume)
         rows = [json.loads(line) for line in (ours / "metrics.jsonl").read_text().splitlines()]
         curve = np.array([row["values"]["test_loss"] for row in rows])
         epochs = [row["epoch"] for row in rows]

@@ -26,15 +26,22 @@ class Run(NamedTuple):
     seeds: Count = 1
     precision: Literal["float32", "float64"] = "float32"
     experiment: str | None = None
+    checkpoint_share: Annotated[float, Interval(ge=0, le=1)] = 0.03  # of a run's time; 1: each row
+    devices: Count | Literal["all"] | None = None  # that share each batch
     folder: str | None = None  # where dotted paths are looked for, if not beside the config
 
 
 class Training(NamedTuple):
-    """[training]: passes over the data, examples an update, epochs between two evaluations."""
+    """[training]: passes over the data, examples an update, epochs between two evaluations.
+
+    unsettled: what is done where a phase ends above its solver's tolerance. Its share is in every
+    row; warn: it is told once, at the first such row; stop: that ends the run like divergence.
+    """
 
     epochs: Count
     batch_size: Count
     evaluate_every: Count = 1
+    unsettled: Literal["record", "warn", "stop"] = "record"
 
 
 class Rates(NamedTuple):
@@ -89,6 +96,9 @@ def settle_sections(tree: Tree, folder: Path) -> Tree:
         done["experiment"], done["study"] = _study(
             done["experiment"], tree.get("study", {}), folder
         )
+        if done.get("devices", 1) != 1:
+            remedy = "a study's own steps run on one device; allowed: 1"
+            raise Fault("devices", done["devices"], remedy)
     elif "study" in tree:
         raise Fault("study", tree["study"], "are settings of an experiment, and none is named")
     if "training" in tree or "experiment" not in done:

@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from bpeq import _signals
+from bpeq import _launch, _signals
 
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EFBIG, errno.EIO)
 DONE, BUG, BAD_INPUT, BAD_DATA, NUMERICAL = 0, 1, 2, 3, 4
@@ -21,15 +21,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     else that goes wrong is a bug of ours, keeps its traceback and returns 1.
     """
     _signals.watch()
+    if _launch.supervised():
+        _launch.settle_in()
     from typer.exceptions import TyperException
 
-    from bpeq._commands import app
+    from bpeq import _commands, _looks  # noqa: F401  they join the app
+    from bpeq._app import app
 
     arguments = list(sys.argv[1:] if argv is None else argv) or ["--help"]
     try:
         with warnings.catch_warnings():
             warnings.showwarning = _one_line(warnings.showwarning)
-            result = app(arguments, prog_name="bpeq", standalone_mode=False)
+            result = app(arguments, prog_name="bpeq", standalone_mode=False, obj=arguments)
         return result if isinstance(result, int) else DONE
     except TyperException as error:
         return say(getattr(error, "format_message", error.__str__)(), BAD_INPUT)
@@ -38,6 +41,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             remedy = "use a smaller network or batch, or fewer seeds"
             return say(f"out of memory: {str(error).splitlines()[0]}; {remedy}", BAD_INPUT)
         code = _code(error)
+        if code == BUG and _launch.supervised() and type(error).__name__ == "JaxRuntimeError":
+            return _launch.alone(error)
         if code == BUG:
             raise
         return say(str(error), code)
@@ -84,4 +89,4 @@ def _one_line(others: Callable[..., Any]) -> Callable[..., Any]:
 
 def script() -> None:
     """The console entry point."""
-    sys.exit(main())
+    sys.exit(_launch.leave(main()))

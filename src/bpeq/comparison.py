@@ -10,8 +10,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from bpeq import experiment, runs, tuning
+from bpeq import experiment, locking, runs, tuning
 from bpeq.accounting import CompiledGradient, compiled_gradient, gradient_costs
+from bpeq.cluster import shared_by
 from bpeq.config import Config
 from bpeq.layers import cut
 from bpeq.loading import saved_params
@@ -32,6 +33,7 @@ def compare(
     progress: Callable[[str], experiment.Progress] | None = None,
     stop: Callable[[], int | None] = lambda: None,
     trials: int | None = None,
+    resume: bool = False,
 ) -> dict[str, Any]:
     """Trains a config under each rule and the null controls, and sets the results side by side.
 
@@ -44,6 +46,7 @@ def compare(
       progress: given a row's name, makes the callback for its run.
       trials: every row, null controls too, is tuned by as many trials on the validation split
         before the run that counts (see `tuning.tune`); None: it runs with the config's settings.
+      resume: rows and trials that the folder holds are taken from there, unfinished ones go on.
 
     Raises:
       ConfigError, DataError, FileExistsError: before anything is trained. Interrupted: after
@@ -56,9 +59,18 @@ def compare(
     for name, each in configs.items():
         shared = next(iter(problems.values())).data if problems else None
         problems[name] = build(each, shared)
+        shared_by(each)
         if trials is not None:
             tuning.check(each, problems[name])
-    runs.claim(folder)
+    with locking.held(folder, resume):
+        return _compared(config, configs, problems, folder, progress, stop, trials, resume)
+
+
+def _compared(
+    config: Config, configs: dict[str, Config], problems: dict[str, Problem], *how: Any
+) -> dict[str, Any]:
+    """`compare`, once all parts are built and the folder is its own."""
+    folder, progress, stop, trials, resume = how
     rows: dict[str, Any] = {}
     tuned: dict[str, Any] = {}
     gradients: dict[str, CompiledGradient] = {}
@@ -69,11 +81,11 @@ def compare(
             if trials is not None:
                 report = progress(f"{name}, tuning") if progress else None
                 tuned[name] = {}
-                args = (trials, folder / "tuning" / inside, report, stop, tuned[name])
+                args = (trials, folder / "tuning" / inside, report, stop, tuned[name], resume)
                 configs[name], _ = tuning.tune(each, problems[name], *args)
                 problems[name] = build(configs[name], problems[name].data)
             report = progress(name) if progress else None
-            row = (configs[name], problems[name], folder / inside, report, stop)
+            row = (configs[name], problems[name], folder / inside, report, stop, resume)
             rows[name], gradients[name] = _row(name, *row)
     except experiment.Interrupted as error:
         stopped = error
@@ -101,7 +113,7 @@ def compare(
 
 
 def _row(
-    name: str, config: Config, problem: Problem, folder: Path, progress: Any, stop: Any
+    name: str, config: Config, problem: Problem, folder: Path, progress: Any, *how: Any
 ) -> tuple[dict[str, Any], CompiledGradient]:
     """One rule or control: its training, fidelity before and after, and the gradient to be timed.
 
@@ -111,8 +123,9 @@ def _row(
     row: dict[str, Any] = {"metrics": {}, "control": control}
     row["note"] = _control_note(name, config) if control else remark(problem.rule)
     summary: dict[str, Any] = {}
+    stop, resume = how
     try:
-        summary = experiment.run(config, folder, progress, stop, problem)
+        summary = experiment.run(config, folder, progress, stop, problem, resume)
         row |= {"metrics": summary["metrics"], "seconds": summary["seconds"]}
         said = {name: statistic["mean"] for name, statistic in summary["metrics"].items()}
     except experiment.Diverged as error:

@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tomli_w
+from jax.sharding import Mesh
 
-from bpeq import runs, scoring, training, trees
+from bpeq import locking, resuming, runs, scoring, sealing, training, trees
+from bpeq.cluster import agreed, shared_by
 from bpeq.config import Config, load
 from bpeq.fidelity import grouped
 from bpeq.looping import Diverged, Interrupted, Progress, Runner
+from bpeq.parallel import across
 from bpeq.probe import before_and_after
 from bpeq.problem import Problem, build, seed_keys
 from bpeq.registry import load_study
-from bpeq.types import Params
+from bpeq.types import Caution, Params
 
 __all__ = ["Diverged", "Interrupted", "Progress", "run", "statistics"]
 
@@ -30,55 +34,85 @@ def run(
     progress: Progress | None = None,
     stop: Callable[[], int | None] = lambda: None,
     problem: Problem | None = None,
+    resume: bool = False,
 ) -> dict[str, Any]:
-    """Trains what a config says into a new run folder, and returns its summary.
+    """Trains what a config says into a run folder, and returns its summary.
 
-    The folder gets `config.toml`, `environment.json`, `metrics.jsonl` as it goes, and at the end
-    `params.safetensors` (every seed's, seeds on axis 0) and `summary.json`.
+    The folder gets `config.toml`, `environment.json`, `metrics.jsonl` and `checkpoints/` as it
+    goes, and at the end `params.safetensors` (every seed's, seeds on axis 0), `summary.json` and
+    `manifest.json`. It is locked against a second writer until then.
 
     Args:
       progress: called when training starts, with an empty row, and after every logged row.
       stop: asked between rows; a signal's number ends the run with what it has.
       problem: the config's parts, where they are built already.
+      resume: a run that the folder holds goes on from its newest good checkpoint, to the very bits
+        that it would have had without the interruption; a finished one is left as it is.
 
     Raises:
       Diverged, Interrupted: after saving. ConfigError, DataError, FileExistsError: before starting.
     """
-    if "experiment" in config.tree:
-        return _study(config, folder, progress, stop)
     began = time.perf_counter()
-    problem = build(config) if problem is None else problem
-    runs.claim(folder)
-    _write_config(config, folder)
-    with jax.enable_x64(config.tree["precision"] == "float64"):
-        environment = runs.environment()
-        runs.write_json(folder / "environment.json", environment)
-        runner = Runner(folder, str(config.path), progress, stop)
-        params, metrics, last = _train(config, problem, runner)
-        runs.save_arrays(folder / "params.safetensors", params)
-        fidelity = before_and_after(config, problem, params) if "fidelity" in config.tree else {}
-    seconds = {**runner.clock.spent, "total": time.perf_counter() - began}
-    summary = {
-        "name": config.name,
+    resume = resume and resuming.begun(config, folder)
+    if resume and resuming.finished(folder) and sealing.sealed(folder):
+        return runs.read_json(folder / "summary.json")
+    if "experiment" in config.tree:
+        work, checksum = _study(config), ""
+    else:
+        problem = build(config) if problem is None else problem
+        work = partial(_training, config, problem, shared_by(config))
+        checksum = problem.data.checksum
+    double = jax.enable_x64(config.tree["precision"] == "float64")
+    with locking.held(folder, resume), double:
+        if resume and resuming.finished(folder):
+            sealing.seal(folder)
+            return runs.read_json(folder / "summary.json")
+        environment = resuming.begin(config, folder, resume, checksum)
+        runner = Runner(
+            folder,
+            str(config.path),
+            progress,
+            agreed(stop),
+            identity=resuming.identity(config),
+            resume=resume,
+            share=config.tree["checkpoint_share"],
+        )
+        runner.clock.born = began
+        found = work(runner)
+        summary = {
+            "name": config.name,
+            "config": config.tree,
+            "seeds": config.tree["seeds"],
+            **found,
+            "seconds": runner.clock.all(),
+            "environment": environment,
+        }
+        runs.write_json(folder / "summary.json", summary)
+        sealing.seal(folder)
+    return summary
+
+
+def _training(
+    config: Config, problem: Problem, mesh: Mesh | None, runner: Runner
+) -> dict[str, Any]:
+    """Trains a config's problem, and saves its parameters; what its summary says of that."""
+    params, metrics, last = _train(config, problem, mesh, runner)
+    runs.save_arrays(runner.folder / "params.safetensors", params)
+    found = {
         "rule": config.tree["rule"]["name"],
-        "config": config.tree,
-        "seeds": config.tree["seeds"],
         "metrics": {name: statistics(values) for name, values in metrics.items()},
-        "seconds": seconds,
         "updates": last["step"],
         "last": last,
         "layers": _layer_sizes(problem, params),
         "data": _about(problem),
-        "environment": environment,
     }
-    if fidelity:
-        summary["fidelity"] = fidelity
-    runs.write_json(folder / "summary.json", summary)
-    return summary
+    if "fidelity" in config.tree:
+        found["fidelity"] = before_and_after(config, problem, params)
+    return found
 
 
 def _train(
-    config: Config, problem: Problem, runner: Runner
+    config: Config, problem: Problem, mesh: Mesh | None, runner: Runner
 ) -> tuple[Params, dict[str, np.ndarray], dict[str, Any]]:
     settings, seeds = config.tree["training"], config.tree["seeds"]
     dtype = jnp.result_type(float)
@@ -87,20 +121,22 @@ def _train(
     y = jnp.asarray(problem.data.y, jnp.int32 if classes else dtype)
     keys = seed_keys(config.tree["seed"], seeds)
     params = jax.vmap(problem.init)(keys[:, 0])
-    rule, optimizer, size = problem.rule, problem.optimizer, settings["batch_size"]
+    rule, put, placing = across(mesh, problem.rule)
+    optimizer, size = problem.optimizer, settings["batch_size"]
     carry = jax.vmap(lambda p, k: training.start(rule, optimizer, p, k, x, size))(
         params, keys[:, 1]
     )
     evaluate = scoring.evaluator(rule, problem.cost, problem.data.task, unit=problem.data.unit)
-    evaluate = jax.jit(training.each_seed(evaluate, (0, None, None, 0), problem.network))
-    rows = jnp.asarray(problem.rows)
+    evaluate = training.each_seed(evaluate, (0, None, None, 0), problem.network)
+    evaluate = jax.jit(evaluate, out_shardings=placing)
+    carry, x, y, keys, rows = put((carry, x, y, keys, jnp.asarray(problem.rows)))
     per_epoch = rows.shape[1] // size
 
     def measure(carry: training.Carry) -> dict[str, Any]:
         found: dict[str, Any] = {}
         for split, chosen in (("validation", problem.validation), ("test", problem.test)):
             if chosen.shape[1]:
-                found |= _named(split, evaluate(carry.params, x, y, jnp.asarray(chosen)))
+                found |= _named(split, evaluate(carry.params, x, y, put(jnp.asarray(chosen))))
         return found
 
     def remedy(values: dict[str, Any]) -> str:
@@ -110,9 +146,19 @@ def _train(
             said += ", or solvers under which every phase settles"
         return said
 
+    def unsettled(trained: dict[str, np.ndarray], when: str) -> str:
+        share = np.max(np.mean(trained.get("unsettled", [0.0]), axis=0))
+        said = f"{100 * share:.3g} % of its phases did not settle"
+        if share > 0 and settings["unsettled"] == "warn" and not told:
+            told.append(when)
+            warnings.warn(f"{config.path}: {when}: {said}", Caution, stacklevel=2)
+        stops = share > 0 and settings["unsettled"] == "stop"
+        return f"{said} (training.unsettled = 'stop')" if stops else ""
+
+    told: list[str] = []
     epochs = training.epoch_scan(training.supervised(rule, optimizer), size)
     carry, values, logged = runner.repeat(
-        training.over_seeds(epochs, problem.network),
+        training.over_seeds(epochs, problem.network, placing),
         carry,
         (x, y, rows, keys[:, 2]),
         total=settings["epochs"],
@@ -122,6 +168,7 @@ def _train(
         unit="epoch",
         params=lambda carry: carry.params,
         remedy=remedy,
+        refuse=unsettled,
     )
     with runner.clock("evaluate"):
         values |= jax.device_get(_named("train", evaluate(carry.params, x, y, rows)))
@@ -162,44 +209,23 @@ def _about(problem: Problem) -> dict[str, Any]:
     }
 
 
-def _write_config(config: Config, folder: Path) -> None:
-    """The resolved config, its data file by its whole path, so that it loads from anywhere."""
-    data = dict(config.tree.get("data", {}))
-    if "path" in data:
-        data["path"] = str(Path(data["path"]).resolve())
-    tree = {**config.tree, "data": data} if data else config.tree
-    runs.write_text(folder / "config.toml", tomli_w.dumps(tree))
-
-
-def _study(
-    config: Config, folder: Path, progress: Progress | None, stop: Callable[[], int | None]
-) -> dict[str, Any]:
+def _study(config: Config) -> Callable[[Runner], dict[str, Any]]:
     """Runs `run(config, runner, **settings)` of the study file that the config names.
 
     It returns metrics, each a number or `[seeds]`; PNG files that it leaves in the folder join the
     report.
     """
-    began = time.perf_counter()
     plain = config._replace(tree={k: v for k, v in config.tree.items() if k != "experiment"})
     if "training" in config.tree:  # then the rest is a config of its own, also under other rules
         beside = [o for o in config.overrides if not o.startswith(("study.", "experiment"))]
         plain = load(config.path, beside, study=False)
     study = load_study(config.tree["experiment"], config.folder)
-    runs.claim(folder)
-    _write_config(config, folder)
-    runner = Runner(folder, str(config.path), progress, stop)
-    with jax.enable_x64(config.tree["precision"] == "float64"):
-        environment = runs.environment()
-        runs.write_json(folder / "environment.json", environment)
+
+    def work(runner: Runner) -> dict[str, Any]:
         metrics = study(plain, runner, **config.tree.get("study", {}))
-    summary = {
-        "name": config.name,
-        "config": config.tree,
-        "seeds": config.tree["seeds"],
-        "metrics": {name: statistics(np.atleast_1d(value)) for name, value in metrics.items()},
-        "seconds": {**runner.clock.spent, "total": time.perf_counter() - began},
-        "pictures": sorted(path.name for path in folder.glob("*.png")),
-        "environment": environment,
-    }
-    runs.write_json(folder / "summary.json", summary)
-    return summary
+        return {
+            "metrics": {name: statistics(np.atleast_1d(value)) for name, value in metrics.items()},
+            "pictures": sorted(path.name for path in runner.folder.glob("*.png")),
+        }
+
+    return work

@@ -16,6 +16,7 @@ import numpy as np
 
 from bpeq.types import DataError
 
+LOCK = ".lock"
 MARKS = ("config.toml", "summary.json", "comparison.json", "metrics.jsonl")
 
 
@@ -27,15 +28,7 @@ def claim(folder: Path) -> Path:
       DataError: it cannot be made or written to.
     """
     try:
-        if folder.exists() and not folder.is_dir():
-            raise FileExistsError(f"{folder} is a file, not a folder")
-        if folder.is_dir() and any(folder.iterdir()):
-            kind = (
-                "already holds a run"
-                if any((folder / m).exists() for m in MARKS)
-                else "is not empty"
-            )
-            raise FileExistsError(f"the folder {folder} {kind}; name a new one")
+        claimable(folder)
         folder.mkdir(parents=True, exist_ok=True)
         probe = folder / ".writable"
         probe.touch()
@@ -49,10 +42,30 @@ def claim(folder: Path) -> Path:
     return folder
 
 
+def claimable(folder: Path) -> None:
+    """Raises FileExistsError where a folder is none, or has more in it than a lock's remains."""
+    if folder.exists() and not folder.is_dir():
+        raise FileExistsError(f"{folder} is a file, not a folder")
+    names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    if LOCK in names:  # a run that was killed before it had written anything
+        names = {name for name in names - {LOCK} if not name.endswith(".part")}
+    if names:
+        kind = "already holds a run" if names & {*MARKS} else "is not empty"
+        raise FileExistsError(f"the folder {folder} {kind}; name a new one")
+
+
 def fresh(parent: Path, name: str) -> Path:
     """The first of parent/name, parent/name-2, … that does not exist."""
     number = 1
     while (parent / (name if number == 1 else f"{name}-{number}")).exists():
+        number += 1
+    return parent / (name if number == 1 else f"{name}-{number}")
+
+
+def latest(parent: Path, name: str) -> Path:
+    """The last of parent/name, parent/name-2, … that exists; the first where none does."""
+    number = 1
+    while (parent / f"{name}-{number + 1}").exists():
         number += 1
     return parent / (name if number == 1 else f"{name}-{number}")
 
@@ -75,6 +88,7 @@ def write_bytes(path: Path, content: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
+        _settle(path.parent)
     except OSError as error:
         temporary.unlink(missing_ok=True)
         raise DataError(f"{path}: cannot write: {error.strerror or error}") from error
@@ -83,15 +97,6 @@ def write_bytes(path: Path, content: bytes) -> None:
 def write_json(path: Path, content: Any) -> None:
     """JSON with NaN and infinities as null, since JSON has none."""
     write_text(path, json.dumps(plain(content), indent=1, allow_nan=False) + "\n")
-
-
-def append_json(path: Path, row: Any) -> None:
-    """One more line of a .jsonl file, flushed at once."""
-    try:
-        with path.open("a") as file:
-            file.write(json.dumps(plain(row), allow_nan=False) + "\n")
-    except OSError as error:
-        raise DataError(f"{path}: cannot write: {error.strerror or error}") from error
 
 
 def read_json(path: Path) -> Any:
@@ -125,6 +130,17 @@ def save_arrays(path: Path, tree: Any) -> None:
     write_bytes(path, save(arrays))
 
 
+def read_arrays(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of a file by their names. Raises DataError where it is absent or corrupt."""
+    from safetensors import SafetensorError
+    from safetensors.numpy import load
+
+    try:
+        return load(path.read_bytes())
+    except (OSError, SafetensorError) as error:
+        raise DataError(f"{path}: cannot read: {error}") from error
+
+
 def load_arrays(path: Path, template: Any) -> Any:
     """The arrays of a file in the structure of `template`, whose shapes and dtypes they must have.
 
@@ -132,13 +148,8 @@ def load_arrays(path: Path, template: Any) -> Any:
       DataError: absent, corrupt, or of another network.
     """
     import jax
-    from safetensors import SafetensorError
-    from safetensors.numpy import load
 
-    try:
-        arrays = load(path.read_bytes())
-    except (OSError, SafetensorError) as error:
-        raise DataError(f"{path}: cannot read: {error}") from error
+    arrays = read_arrays(path)
     wanted = dict(_named(template))
     if set(arrays) != set(wanted):
         odd = sorted(set(arrays) ^ set(wanted))
@@ -168,6 +179,27 @@ def environment() -> dict[str, Any]:
         "matmul_precision": getattr(jax.config, "jax_default_matmul_precision", None) or "default",
         "xla_flags": os.environ.get("XLA_FLAGS", ""),
     }
+
+
+def differences(then: dict[str, Any], now: dict[str, Any]) -> str:
+    """What of an environment has changed, in words; empty where nothing has."""
+    found = []
+    for key in now:
+        old, new = then.get(key), now[key]
+        if isinstance(new, dict) and isinstance(old, dict):
+            found += [f"{k} {old.get(k)} then, {v} now" for k, v in new.items() if old.get(k) != v]
+        elif old != new:
+            found.append(f"{key} {old!r} then, {new!r} now")
+    return ", ".join(found)
+
+
+def _settle(folder: Path) -> None:
+    """A renaming is on the disk once its folder is."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def _named(tree: Any) -> Iterator[tuple[str, Any]]:

@@ -9,7 +9,7 @@ from typing import Any, get_args, get_origin
 import numpy as np
 from annotated_types import Gt, Interval
 
-from bpeq import experiment
+from bpeq import experiment, sealing
 from bpeq._schema import fields
 from bpeq.config import Config, ConfigError
 from bpeq.problem import Problem, build
@@ -30,6 +30,7 @@ def tune(
     progress: experiment.Progress | None = None,
     stop: Callable[[], int | None] = lambda: None,
     record: dict[str, Any] | None = None,
+    resume: bool = False,
 ) -> tuple[Config, dict[str, Any]]:
     """The config with the settings of its best trial, and the record of all trials.
 
@@ -40,6 +41,7 @@ def tune(
 
     Args:
       folder: gets a run folder a trial, by its number; the weights of finished ones are not kept.
+      resume: trials that the folder holds are taken from there.
       record: is filled as trials end, so that whoever gave it has them if tuning is interrupted.
 
     Returns:
@@ -57,7 +59,7 @@ def tune(
     record |= {"metric": metric, "chosen": None, "trials": done}
     for i, settings in enumerate(drawn(config, trials)):
         report = None if progress is None else _part(progress, i, trials)
-        found = _trial(applied(config, settings), problem, folder / str(i), report, stop)
+        found = _trial(applied(config, settings), problem, folder / str(i), report, stop, resume)
         done.append({"settings": settings, metric: found.pop(metric, None), **found})
     scores = [np.inf if each[metric] is None else each[metric] for each in done]
     chosen = record["chosen"] = int(np.argmin(scores))
@@ -118,17 +120,19 @@ def applied(config: Config, settings: dict[str, float]) -> Config:
 
 
 def _trial(
-    config: Config, problem: Problem, folder: Path, progress: Any, stop: Any
+    config: Config, problem: Problem, folder: Path, progress: Any, stop: Any, resume: bool
 ) -> dict[str, Any]:
     """The validation metrics of one training, or why it failed."""
     plain = config._replace(tree={k: v for k, v in config.tree.items() if k != "fidelity"})
     try:
         problem = build(plain, problem.data)
         blind = problem._replace(test=problem.test[:, :0])
-        metrics = experiment.run(plain, folder, progress, stop, blind)["metrics"]
+        metrics = experiment.run(plain, folder, progress, stop, blind, resume)["metrics"]
     except (ConfigError, experiment.Diverged) as error:
         return {"failed": str(error)}
-    (folder / "params.safetensors").unlink()  # of many trials they would fill a disk
+    for path in (folder / "params.safetensors", *folder.glob("checkpoints/*")):
+        path.unlink(missing_ok=True)  # of many trials they would fill a disk
+    sealing.seal(folder)
     means = {name: statistic["mean"] for name, statistic in metrics.items()}
     return {k: v for k, v in means.items() if k.startswith("validation") and np.isfinite(v)}
 

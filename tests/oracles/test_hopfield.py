@@ -293,3 +293,14 @@ def test_hopfield_uses_the_networks_own_parameters(cost):
     ours, _ = hopfield(network).init(jax.random.key(4), (2, 4))
     theirs, _ = network.init(jax.random.key(4), (2, 4))
     assert all(jax.tree.leaves(jax.tree.map(lambda a, b: bool((a == b).all()), ours, theirs)))
+
+
+def test_with_max_pooling_a_sweep_convolves_once_in_each_direction():
+    """The pooling that a state drives is the one by which activity comes back to it."""
+    connection = (layers.conv(3, kernel=3), layers.max_pool(2), layers.hard_sigmoid())
+    system = hopfield(chain(*connection, *connection, layers.flatten(), dense(2)))
+    params, _ = system.init(jax.random.key(0), (8, 8, 1))
+    clamped = system.clamp(params, jnp.ones((2, 8, 8, 1)))
+    state = system.init_state(params, clamped)
+    program = jax.jit(system.sweep).lower(params, clamped, state).compile().as_text()
+    assert program.count(" convolution(") == 2

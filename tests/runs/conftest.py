@@ -4,14 +4,17 @@ import contextlib
 import io
 import re
 import signal
+import warnings
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
+from unittest import mock
 
 import jax
 import pytest
 
 from bpeq import _signals
 from bpeq.cli import main
+from bpeq.types import Caution
 
 
 class Said(NamedTuple):
@@ -37,6 +40,9 @@ def call() -> Call:
             # jax as a user's process has it; optax does not keep to strict promotion.
             users.enter_context(jax.enable_x64(False))
             users.enter_context(jax.numpy_dtype_promotion("standard"))
+            users.enter_context(warnings.catch_warnings())
+            warnings.simplefilter("default", Caution)
+            users.enter_context(mock.patch("os.fsync"))  # a disk's patience is not what is tested
             users.enter_context(contextlib.redirect_stdout(out))
             users.enter_context(contextlib.redirect_stderr(err))
             code = main([str(word) for word in argv])

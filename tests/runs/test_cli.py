@@ -47,7 +47,7 @@ batch_size = 4
 """
 NETWORK = 'layers = ["dense(4)", "tanh", "dense(1)"]'
 DIGITS = CONFIG.replace('"xor"', '"digits"').replace("batch_size = 4", "batch_size = 64")
-TOP = "seed, seeds, precision, experiment, folder"
+TOP = "seed, seeds, precision, experiment, checkpoint_share, devices, folder"
 SECTIONS = (
     "data, cost, system, imperfections, rule, optimizer, schedule, network, networks, solvers, "
     "training, fidelity, rules, controls, study"
@@ -186,7 +186,8 @@ IN_FILE = [
         "epochs = 2",
         "epoch = 2",
         "training.epoch = 2",
-        "unknown key; allowed: epochs, batch_size, evaluate_every; did you mean 'epochs'?",
+        "unknown key; allowed: epochs, batch_size, evaluate_every, unsettled; "
+        "did you mean 'epochs'?",
     ),
     (
         "[training]",
@@ -259,6 +260,13 @@ IN_FILE = [
     ),
     # wrong types and values out of range, where the file has them
     ("seed = 0", "seed = 0.0", "seed = 0.0", SEED),
+    ("seed = 0", "devices = 0", "devices = 0", f"{WHOLE} or 'all'"),
+    (
+        "seed = 0",
+        "devices = 2",
+        "devices = 2",
+        "must be 1 to 1, the cpu devices there are, or 'all'",
+    ),
     ("seed = 0", "seed = 1979-05-27", "seed = datetime.date(1979, 5, 27)", SEED),
     ("beta = 0.2", "beta = 0", "rules.eqprop.beta = 0", f"must be a {BETA}"),
     ("beta = 0.2", "beta = nan", "rules.eqprop.beta = nan", f"must be a finite {BETA}"),

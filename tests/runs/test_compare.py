@@ -490,9 +490,12 @@ def test_a_signal_ends_a_comparison_with_130_and_keeps_what_there_is(call, tmp_p
     said = call(*argv, "--set", "training.epochs=2")
     assert (said.code, said.err) == (
         130,
-        [f"bpeq: stopped after epoch 1 of 2; saved {out}/backprop"],
+        [
+            f"bpeq: stopped after epoch 1 of 2; saved {out}/backprop; "
+            f"go on with: the same command, --out {out} --resume"
+        ],
     )
-    assert {path.name for path in out.iterdir()} == {"backprop"}
+    assert {path.name for path in out.iterdir()} == {".lock", "backprop"}
     assert (out / "backprop" / "params.safetensors").exists()
 
 

@@ -21,6 +21,7 @@ from bpeq._schema import Fault, phrase, settle
 from bpeq.config import Config, ConfigError, load
 from bpeq.settings import Count, NonNegative, complaint
 
+REST = {"unsettled": "record"}  # of [training], by default
 SHIPPED = sorted((Path(__file__).parents[2] / "configs").glob("*.toml"))
 CONFIG = """\
 seeds = 3
@@ -88,7 +89,7 @@ def test_sections_of_rules_name_are_merged_into_the_configs(path):
         "b2": 0.999,
         "eps": 1e-8,
     }
-    assert tree["training"] == {"epochs": 2, "batch_size": 8, "evaluate_every": 1}
+    assert tree["training"] == {"epochs": 2, "batch_size": 8, "evaluate_every": 1, **REST}
 
 
 def test_settings_of_rule_stay_behind_when_another_rule_is_named(path):
@@ -102,7 +103,7 @@ def test_another_optimizer_replaces_the_section_and_other_sections_are_merged(pa
     tree = load(path, ["rule.name=backprop"]).tree
     assert tree["rule"] == {"name": "backprop"}
     assert tree["optimizer"] == {"name": "sgd", "learning_rate": 0.25}  # adam's b1 is gone
-    assert tree["training"] == {"epochs": 7, "batch_size": 8, "evaluate_every": 1}
+    assert tree["training"] == {"epochs": 7, "batch_size": 8, "evaluate_every": 1, **REST}
 
 
 PHASES = """\
@@ -263,7 +264,7 @@ def test_for_controls_is_backprop_with_the_controls_sections_on_top(path):
     assert tree["rule"] == {"name": "backprop"}
     assert tree["cost"] == {"name": "softmax_cross_entropy"}
     assert tree["optimizer"] == {"name": "sgd", "learning_rate": 0.125}
-    assert tree["training"] == {"epochs": 7, "batch_size": 4, "evaluate_every": 1}
+    assert tree["training"] == {"epochs": 7, "batch_size": 4, "evaluate_every": 1, **REST}
     assert config.tree["cost"] == {"name": "squared_error"}
 
 
@@ -283,6 +284,7 @@ def test_defaults_stand_where_a_section_is_absent(tmp_path):
         "seed": 0,
         "seeds": 1,
         "precision": "float32",
+        "checkpoint_share": 0.03,
         "data": {"name": "xor"},
         "cost": {"name": "squared_error"},
         "system": {
@@ -303,7 +305,7 @@ def test_defaults_stand_where_a_section_is_absent(tmp_path):
             "eps": 1e-8,
         },
         "schedule": {"name": "constant"},
-        "training": {"epochs": 1, "batch_size": 4, "evaluate_every": 1},
+        "training": {"epochs": 1, "batch_size": 4, "evaluate_every": 1, **REST},
         "solvers": {},
     }
 

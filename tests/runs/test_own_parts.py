@@ -466,7 +466,7 @@ def test_a_weight_that_no_loss_reads_ends_a_run_with_4_where_it_is_not_finite(ca
     done = call("run", "c.toml", "--out", "out")
     assert done.code == 4
     (line,) = done.err
-    start = "bpeq: c.toml: diverged in epoch 1: the parameter 3.spare is not finite; try a smaller "
+    start = "bpeq: c.toml: diverged in epoch 1 (step 1): the parameter 3.spare is not finite; "
     assert line.startswith(start)
     assert line.endswith("the parameters of epoch 0 are in out/params.safetensors")
 
@@ -476,16 +476,19 @@ def test_a_nan_ends_a_run_with_4_and_the_solvers_are_named_where_there_are_phase
     done = call("run", "c.toml", "--out", "out")
     assert done.code == 4
     (line,) = done.err
-    start = "bpeq: c.toml: diverged in epoch 1: the training loss of seed 0 is nan; try a smaller "
+    start = "bpeq: c.toml: diverged in epoch 1 (step 1): the training loss of seed 0 is nan, "
+    where = "the parameter a is not finite; try a smaller "
     remedy = "optimizer.learning_rate than 0.01, or solvers under which every phase settles; "
-    assert line == start + remedy + "the parameters of epoch 0 are in out/params.safetensors"
+    saved = "the last good checkpoint is out/checkpoints/1-000000000.safetensors, "
+    end = "the parameters of epoch 0 are in out/params.safetensors"
+    assert line == start + where + remedy + saved + end
 
 
 def test_a_rule_whose_gradient_is_nan_ends_with_4(call, own):
     own(("error = gain *", "error = jnp.nan *"))
     done = call("run", "c.toml", "--set", "rule.name=own_parts:rule", "--out", "out")
     assert done.code == 4
-    assert "optimizer.learning_rate than 0.01; the parameters" in done.err[0]
+    assert "optimizer.learning_rate than 0.01; the last good checkpoint" in done.err[0]
 
 
 # --- what works --------------------------------------------------------------------------------

@@ -398,10 +398,11 @@ def test_a_diverging_run_exits_4_and_keeps_what_it_had(call, tmp_path):
     last = rows(tmp_path / "out")[-1]["epoch"]
     assert 1 <= last < 50
     assert len(said.err) == 1
-    assert said.err[0].startswith(f"bpeq: c.toml: diverged in epoch {last + 1}: ")
+    assert said.err[0].startswith(f"bpeq: c.toml: diverged in epoch {last + 1} (step {last + 1}): ")
     assert said.err[0].endswith(
-        "; try a smaller optimizer.learning_rate than 1000000.0; the parameters of epoch "
-        f"{last} are in out/params.safetensors"
+        "; try a smaller optimizer.learning_rate than 1000000.0; the last good checkpoint is "
+        f"out/checkpoints/1-{last:09d}.safetensors, the parameters of epoch {last} are in "
+        "out/params.safetensors"
     )
     weights = load_file(tmp_path / "out" / "params.safetensors")
     assert all(np.isfinite(array).all() for array in weights.values())
@@ -416,7 +417,8 @@ def test_a_signal_ends_the_run_after_the_stretch_and_saves(
     (tmp_path / "c.toml").write_text(XOR)
     monkeypatch.setattr(_signals, "asked_to_stop", lambda: number)
     said = call("run", "c.toml", "--out", "out")
-    assert (said.code, said.err) == (code, ["bpeq: stopped after epoch 2 of 4; saved out"])
+    how = "go on with: bpeq run out --resume"
+    assert (said.code, said.err) == (code, [f"bpeq: stopped after epoch 2 of 4; saved out; {how}"])
     assert [row["epoch"] for row in rows(tmp_path / "out")] == [2]
     assert not (tmp_path / "out" / "summary.json").exists()
     # What was saved is the run of two epochs, in whose last stretch a signal changes nothing.
@@ -451,7 +453,8 @@ def test_ctrl_c_in_a_real_process_saves_and_says_so(tmp_path):
     lines = [line for line in errors.splitlines() if line.startswith("bpeq: ")]
     assert lines == [
         "bpeq: stopping after this stretch and saving; once more ends at once",
-        f"bpeq: stopped after epoch {last} of 10000000; saved {out}",
+        f"bpeq: stopped after epoch {last} of 10000000; saved {out}; "
+        f"go on with: bpeq run {out} --resume",
     ]
     assert "Traceback" not in errors
     assert all(np.isfinite(array).all() for array in load_file(params(out)).values())

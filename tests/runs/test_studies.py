@@ -118,6 +118,7 @@ def test_a_study_that_diverges_exits_4_and_says_where(call, study):
         ("networks.slope.layers.0.features=0", "networks.slope.layers.0.features = 0: must be"),
         ("networks.odd=3", "--set networks.odd = 3: must be a section"),
         ('networks.slope.layers=["conv(2, kernel=3)"]', "networks.slope.layers = "),
+        ("devices=2", "--set devices = 2: a study's own steps run on one device; allowed: 1"),
         ("experiment=no.py", "--set experiment = 'no.py': no such study file"),
     ],
 )

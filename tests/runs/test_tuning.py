@@ -148,7 +148,7 @@ def judged(monkeypatch):
     def with_errors(metric: str, errors: list[Any]) -> list[Any]:
         seen: list[Any] = []
 
-        def run(config, folder, progress, stop, problem):
+        def run(config, folder, progress, stop, problem, resume):
             seen.append((config, folder, problem))
             error = errors[len(seen) - 1]
             assert not folder.exists()
@@ -277,7 +277,8 @@ def test_a_signal_while_tuning_keeps_the_trials_that_have_ended(call, tmp_path, 
     argv = ["compare", tmp_path / "c.toml", "--rules=backprop", "--out", out, "--tune", 3]
     said = call(*argv, "--set", "training.epochs=2")
     line = f"stopped after epoch 1 of 2; saved {out}/tuning/backprop/1"
-    assert (said.code, said.err) == (130, [f"bpeq: {line}"])
+    again = f"go on with: the same command, --out {out} --resume"
+    assert (said.code, said.err) == (130, [f"bpeq: {line}; {again}"])
     found = json.loads((out / "comparison.json").read_text())
     assert (found["rules"], found["paired"], found["interrupted"]) == ({}, [], line)
     record = found["tuning"]["backprop"]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from bpeq import shards
 from bpeq.settings import Fraction, checked
 from bpeq.types import Key, Layer, Params, Shape
 
@@ -43,7 +45,7 @@ def dropout(rate: Fraction) -> Layer:
     def forward(params: Params, x: Array, key: Key | None = None) -> tuple[Array, Any]:
         if key is None or rate == 0.0:
             return x, None
-        mask = jax.random.bernoulli(key, 1.0 - rate, x.shape)
+        mask = shards.drawn(partial(jax.random.bernoulli, key, 1.0 - rate), x.shape)
         return masked(mask, x), mask
 
     def backward(

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from bpeq import trees
+from bpeq import shards, trees
 from bpeq.rules._floor import warn_below_floor
 from bpeq.rules._followed import followed
 from bpeq.rules._means import mean_loss
@@ -136,7 +136,10 @@ def continual_eqprop(
             phases = jax.tree.map(lambda after, old: jnp.concatenate([after, old[None]]), swept, s)
             betas = jnp.stack([b, before])
             part = contrast(system, cost, moved, now.clamped, batch.y, phases, betas, weights)
-            return (jax.tree.map(lambda after: after[0], swept), trees.add(total, part)), info
+            return (
+                jax.tree.map(lambda after: after[0], swept),
+                trees.add(total, shards.mean(part)),
+            ), info
 
         befores = jnp.full((sweeps,), b).at[0].set(0.0)
         (_, grads), infos = jax.lax.scan(one, (rest.state, trees.zeros(params)), befores)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from annotated_types import Ge
 from jaxtyping import Array, Inexact
 
-from bpeq import trees
+from bpeq import shards, trees
 from bpeq.rules._auto_beta import choose, unsettled
 from bpeq.rules._circle import half_circle, turn
 from bpeq.rules._floor import warn_below_floor
@@ -166,7 +166,10 @@ def eqprop(
 
             def measure(b: Array) -> tuple[Params, Array]:
                 made = contrasted(params, batch, rest, sign * b)
-                return made.grads, jnp.mean(made.info.residual) / jnp.mean(made.moved)
+                grads, left, moved = shards.mean(
+                    (made.grads, jnp.mean(made.info.residual), jnp.mean(made.moved))
+                )
+                return grads, left / moved
 
             found = choose(measure, params, _ORDER.get(nudging, points), b)
             b = found.beta
@@ -181,7 +184,7 @@ def eqprop(
 
             later, second = settle_on(rest, made.phases)
             third = settle_on(later, second.phases)[1]
-            cut_short = unsettled(made.grads, second.grads, third.grads)
+            cut_short = unsettled(*shards.mean((made.grads, second.grads, third.grads)))
             info["beta"], info["error_bar"] = b, found.error_bar + cut_short
         loss = mean_loss(cost, rest.output, batch.y)
         return Estimate(made.grads, loss, rest.output, info), state

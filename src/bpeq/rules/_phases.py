@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -63,15 +64,35 @@ def nudged_phases(
     """
     other = system.imperfect and system.imperfect.nudged
 
-    def settle(beta: Array, n: Array, start: State) -> tuple[State, SolveInfo]:
+    def sweep(beta: Array, n: Array, state: State) -> State:
         clamped = free.clamped if other is None else other(free.clamped, n)
         push = nudge(system, cost, params, y, beta)
-        return solver(lambda s: system.sweep(params, clamped, s, push), start)
+        return system.sweep(params, clamped, state, push)
 
-    phases = (betas, jnp.arange(len(betas)))
+    count = len(betas)
     if start is None:
-        return jax.vmap(lambda beta, n: settle(beta, n, free.state))(*phases)
-    return jax.vmap(settle)(*phases, start)
+        start = jax.tree.map(lambda s: jnp.broadcast_to(s, (count, *s.shape)), free.state)
+    apart = partial(_apart, count)
+
+    def step(state: State) -> State:  # all phases as one batch: one loop, which ends with the last
+        return _together(jax.vmap(sweep)(betas, jnp.arange(count), apart(state)))
+
+    state, info = solver(step, _together(start))
+    path = info.trajectory
+    if path is not None:  # [steps, phases · batch, ...] to [phases, steps, batch, ...]
+        path = jax.tree.map(lambda s: s.swapaxes(0, 1), jax.vmap(apart)(path))
+    steps, residual, converged, end = apart((info.steps, info.residual, info.converged, info.end))
+    return apart(state), SolveInfo(steps, residual, converged, path, end)
+
+
+def _together(phases: State) -> State:
+    """`[phases, batch, ...]` as `[phases · batch, ...]`."""
+    return jax.tree.map(lambda s: s.reshape(-1, *s.shape[2:]), phases)
+
+
+def _apart(count: int, states: State) -> State:
+    """`[phases · batch, ...]` as `[phases, batch, ...]`."""
+    return jax.tree.map(lambda s: s.reshape(count, -1, *s.shape[1:]), states)
 
 
 def contrast(

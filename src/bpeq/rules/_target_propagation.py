@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from bpeq import trees
+from bpeq import shards, trees
 from bpeq.layers import Block, cut, dense
 from bpeq.rules._autodiff import autodiff
 from bpeq.rules._floor import warn_below_floor
@@ -155,7 +156,8 @@ def _aims(
         aim = _back(blocks, l, params, above + shifts[0], below).h
         shifts.insert(0, aim - _back(blocks, l, params, above, below).h)
         # Drawn in float32 whatever the params are, so that a float64 reference sees the same.
-        drawn = jax.random.normal(jax.random.fold_in(key, l), below.shape, jnp.float32)
+        draw = partial(jax.random.normal, jax.random.fold_in(key, l), dtype=jnp.float32)
+        drawn = shards.drawn(draw, below.shape)
         noisy.insert(0, below + state["noise"] * drawn.astype(below.dtype))
     return passed, shifts, noisy
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from bpeq import trees
+from bpeq import shards, trees
 from bpeq.rules._floor import warn_below_floor
 from bpeq.rules._followed import followed, follows
 from bpeq.rules._lay_on_both import lay_on_both
@@ -228,5 +229,8 @@ def asymmetry_loss(
 def _signs(key: Key, like: State) -> State:
     leaves, structure = jax.tree.flatten(like)
     keys = jax.random.split(key, len(leaves))
-    drawn = [jax.random.rademacher(k, s.shape, s.dtype) for k, s in zip(keys, leaves, strict=True)]
+    drawn = [
+        shards.drawn(partial(jax.random.rademacher, k, dtype=s.dtype), s.shape)
+        for k, s in zip(keys, leaves, strict=True)
+    ]
     return jax.tree.unflatten(structure, drawn)

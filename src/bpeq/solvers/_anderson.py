@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
-from typing import Annotated, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +17,7 @@ from bpeq.solvers._memory import memory
 from bpeq.types import SolveInfo, Solver, State
 
 Leaves = list[Array]
-"""The part of a state that a sweep reads, each leaf `[batch, ...]`."""
+"""The part of a state that a sweep reads, each leaf `[..., batch]`: its sums vectorise that way."""
 
 GROWTH = 2.0
 """A residual this many times the least so far sends an example back to plain sweeps."""
@@ -27,8 +28,8 @@ class _Carry(NamedTuple):
     swept: Leaves
     residual: Float[Array, " batch"]
     least: Float[Array, " batch"]
-    past: tuple[tuple[Leaves, Leaves], ...]  # (swept, swept − read), the latest first
-    known: Int[Array, " batch"]  # how many of them are an example's own
+    before: tuple[Leaves, Leaves]  # g and f of the sweep before
+    changes: tuple[tuple[Leaves, Leaves], ...]  # Δg and Δf of earlier ones, the latest first
     active: Bool[Array, " batch"]
     steps: Int[Array, " batch"]
     sweeps: Int[Array, ""]
@@ -40,9 +41,9 @@ def anderson(
 ) -> Solver:
     """Anderson acceleration of the sweep, until every example's residual is at most `tolerance`.
 
-    With g = sweep(s), f = g − s and the last m sweeps' g_i, f_i the next state is
+    With g = sweep(s), f = g − s and the changes Δ_i g, Δ_i f of the last m sweeps the next state is
 
-        s ← g + Σ_i a_i (g_i − g),      a = argmin ‖f + Σ_i a_i (f_i − f)‖²
+        s ← g − Σ_i a_i Δ_i g,      a = argmin ‖f − Σ_i a_i Δ_i f‖²
 
     for each example alone, so its result does not depend on its batch mates; one that has settled
     stops moving. Only the units that a sweep reads take part: of 784-512-10 the ten outputs, which
@@ -50,10 +51,10 @@ def anderson(
     that `residual`, as with `fixed_point`, is a certificate: max |sweep(s) − s| at the state that
     is returned. NaN never counts as settled.
 
-    An example takes a plain sweep where a past one shows no descent, ⟨s_i − s, f_i − f⟩ >= 0: there
-    the energy has a saddle, to which least squares would go and sweeps do not; and where its
-    residual has grown to twice the least so far, when it also forgets its past. After half of
-    `max_steps` all go by plain sweeps. Where a system has several stable equilibria, an accelerated
+    An example takes a plain sweep where a past one shows no descent, ⟨Δ_i s, Δ_i f⟩ > 0: there the
+    energy has a saddle, to which least squares would go and sweeps do not; and where its residual
+    has grown to twice the least so far, when it also forgets its past. After half of `max_steps`
+    all go by plain sweeps. Where a system has several stable equilibria, an accelerated
     state can still settle in another one than plain sweeps do, as it would from another start.
 
     Args:
@@ -76,79 +77,81 @@ def anderson(
     def solve(step: Callable[[State], State], state: State) -> tuple[State, SolveInfo]:
         read = memory(step, state)
 
+        def pick(state: State) -> Leaves:
+            return [jnp.moveaxis(leaf, 0, -1) for leaf in read.pick(state)]
+
+        def fill(kept: Leaves) -> State:
+            return read.fill([jnp.moveaxis(leaf, -1, 0) for leaf in kept], state)
+
         def sweep(kept: Leaves) -> Leaves:
-            return read.pick(step(read.fill(kept, state)))
+            return pick(step(fill(kept)))
 
         def go_on(carry: _Carry) -> Array:
             return jnp.any(carry.active) & (carry.sweeps < max_steps)
 
         def move(carry: _Carry) -> _Carry:
-            now = carry.swept, trees.sub(carry.swept, carry.read)
+            f = trees.sub(carry.swept, carry.read)
             grown = ~(carry.residual <= GROWTH * carry.least)
-            mixed = _mixed(now, carry.past, carry.known)
-            sound = jnp.isfinite(trees.max_abs(mixed)) & ~grown & (2 * carry.sweeps <= max_steps)
-            moved = trees.where(sound, mixed, carry.swept)
-            kept = trees.where(carry.active, moved, carry.read)
+            change = trees.sub((carry.swept, f), carry.before)
+            known = _where(grown, trees.zeros(change), change), *carry.changes
+            mixed, sound = _mixed(carry.swept, f, known)
+            sound = sound & ~grown & (2 * carry.sweeps <= max_steps)
+            moved = _where(sound, mixed, carry.swept)
+            kept = _where(carry.active, moved, carry.read)
             swept = sweep(kept)
-            residual = trees.max_abs(trees.sub(swept, kept))
-            least = jnp.where(grown, carry.residual, jnp.minimum(carry.least, carry.residual))
+            residual = _size(trees.sub(swept, kept))
             return _Carry(
                 kept,
                 swept,
                 jnp.where(carry.active, residual, carry.residual),
-                least,
-                (now, *carry.past[:-1]),
-                jnp.where(grown, 1, jnp.minimum(carry.known + 1, window)),
+                jnp.where(grown, carry.residual, jnp.minimum(carry.least, carry.residual)),
+                (carry.swept, f),
+                _where(grown, trees.zeros(known[:-1]), known[:-1]),
                 carry.active & ~(residual <= tolerance),
                 carry.steps + carry.active.astype(jnp.int32),
                 carry.sweeps + 1,
             )
 
-        kept = read.pick(state)
+        kept = pick(state)
         swept = sweep(kept)
-        residual = trees.max_abs(trees.sub(swept, kept))
-        none = jnp.zeros(residual.shape, jnp.int32)
+        residual = _size(trees.sub(swept, kept))
         nothing = trees.zeros(kept)
         start = _Carry(
             kept,
             swept,
             residual,
             residual,
-            ((nothing, nothing),) * window,
-            none,
+            (swept, trees.sub(swept, kept)),  # the first change is none
+            ((nothing, nothing),) * (window - 1),
             ~(residual <= tolerance),
-            none + 1,
+            jnp.ones(residual.shape, jnp.int32),
             jnp.ones((), jnp.int32),
         )
         end = jax.lax.while_loop(go_on, move, start)
-        settled = read.fill(end.read, step(read.fill(end.read, state)))
+        last = fill(end.read)
+        settled = read.fill(read.pick(last), step(last))
         return settled, SolveInfo(end.steps, end.residual, end.residual <= tolerance)
 
     return solve
 
 
 def _mixed(
-    now: tuple[Leaves, Leaves], past: tuple[tuple[Leaves, Leaves], ...], known: Array
-) -> Leaves:
-    """g + Σ_i a_i (g_i − g), a the least squares solution over an example's own past; or g."""
-    g, f = now
-    used = [known > i for i in range(len(past))]
-    gaps = [
-        trees.where(u, trees.sub(f_i, f), trees.zeros(f))
-        for u, (_, f_i) in zip(used, past, strict=True)
-    ]
-    moves = [trees.sub(trees.sub(g_i, g), trees.sub(f_i, f)) for g_i, f_i in past]
-    rows = [[_dot(a, b) for b in gaps] for a in gaps]
+    g: Leaves, f: Leaves, changes: tuple[tuple[Leaves, Leaves], ...]
+) -> tuple[Leaves, Bool[Array, " batch"]]:
+    """g − Σ_i a_i Δ_i g, a the least squares solution; and whether it is finite and descends."""
+    rows = [[_dot(a, b) for _, b in changes] for _, a in changes]
     trace = jnp.stack([jnp.real(row[i]) for i, row in enumerate(rows)]).sum(axis=0)
-    ridge = jnp.finfo(trace.dtype).eps * trace + jnp.finfo(trace.dtype).tiny
-    for i, u in enumerate(used):
-        rows[i][i] = rows[i][i] + jnp.where(u, ridge, jnp.ones_like(ridge)).astype(rows[i][i].dtype)
-    a = _solved(rows, [-_dot(gap, f) for gap in gaps])
-    for u, a_i, (g_i, _) in zip(used, a, past, strict=True):
-        a_i = jnp.where(u, a_i, jnp.zeros_like(a_i))
-        g = [x + _across(a_i, x) * (y - z) for x, y, z in zip(g, g_i, now[0], strict=True)]
-    descends = [~u | (jnp.real(_dot(m, d)) < 0) for u, m, d in zip(used, moves, gaps, strict=True)]
-    return trees.where(jnp.stack(descends).all(axis=0), g, now[0])
+    ridge = jnp.finfo(trace.dtype).eps * trace + jnp.finfo(trace.dtype).tiny  # no change: a = 0
+    for i, row in enumerate(rows):
+        row[i] = row[i] + ridge.astype(row[i].dtype)
+    a = _solved(rows, [_dot(df, f) for _, df in changes])
+    mixed = g
+    for a_i, (dg, _) in zip(a, changes, strict=True):
+        mixed = [x - a_i * d for x, d in zip(mixed, dg, strict=True)]
+    sound = jnp.isfinite(_size(mixed))
+    for dg, df in changes:
+        sound = sound & (jnp.real(_dot(trees.sub(dg, df), df)) <= 0)
+    return mixed, sound
 
 
 def _solved(rows: list[list[Array]], right: list[Array]) -> list[Array]:
@@ -171,9 +174,17 @@ def _solved(rows: list[list[Array]], right: list[Array]) -> list[Array]:
 
 def _dot(a: Leaves, b: Leaves) -> Array:
     """Σ ā b of each example."""
-    parts = [(jnp.conj(x) * y).reshape(len(x), -1).sum(axis=1) for x, y in zip(a, b, strict=True)]
-    return jnp.stack(parts).sum(axis=0)
+    parts = [
+        (jnp.conj(x) * y).reshape(-1, x.shape[-1]).sum(axis=0) for x, y in zip(a, b, strict=True)
+    ]
+    return functools.reduce(jnp.add, parts)
 
 
-def _across(scalars: Array, like: Array) -> Array:
-    return scalars.reshape(scalars.shape + (1,) * (like.ndim - 1))
+def _size(a: Leaves) -> Array:
+    """max |a| of each example; NaN if there is one."""
+    parts = [jnp.abs(x).reshape(-1, x.shape[-1]).max(axis=0) for x in a]
+    return functools.reduce(jnp.maximum, parts)
+
+
+def _where(mask: Array, a: Any, b: Any) -> Any:
+    return jax.tree.map(lambda x, y: jnp.where(mask, x, y), a, b)

@@ -131,6 +131,24 @@ def independent_groups(graph: Graph) -> tuple[tuple[int, ...], ...]:
     )
 
 
+def turns(graph: Graph, schedule: str) -> tuple[tuple[int, ...], ...]:
+    """The groups of states that a sweep updates, one after the other.
+
+    With max-pooling between states the chain's even states go first: what a state drives and what
+    comes back to it then meet in one sweep, and share their pooling and the product below it.
+    """
+    if schedule == "synchronous":
+        return (tuple(range(1, len(graph.states) + 1)),)
+    groups = independent_groups(graph)
+    pooled = any(edge.source > 0 and pools(edge.layer) for edge in graph.edges)
+    return groups[::-1] if pooled else groups
+
+
+def pools(layer: Layer) -> bool:
+    """Whether there is max-pooling inside, whose pull-back depends on what it pooled."""
+    return layer.name == "max_pool" or any(map(pools, layer.parts))
+
+
 def state_shapes(graph: Graph, shape: Shape) -> list[Shape]:
     """One example's shape of every state, the input's first; nothing is computed."""
     shapes = [shape]

@@ -18,9 +18,9 @@ from bpeq.systems._graph import (
     Edge,
     Skips,
     build_graph,
-    independent_groups,
     init_skips,
     state_shapes,
+    turns,
 )
 from bpeq.systems._readout import activation_names, last_block, last_state
 from bpeq.systems._refusals import refuse_connections, refuse_network, why_not_holomorphic
@@ -71,7 +71,8 @@ def hopfield(
         "readout" makes them a function of the last hidden state, no part of E, through which the
         cost nudges that state (cross-entropy); errors pass it by its own weights, untied or not.
       schedule: "alternating" updates the states in turn, in groups that no connection joins: in a
-        chain odd blocks, then even ones. Where every connection is affine each group's update is an
+        chain odd blocks, then even ones, with max-pooling between states the other way round. Where
+        every connection is affine each group's update is an
         exact block minimisation, so E never rises and no 2-cycle exists; the same holds for
         max-pooling below non-negative states. With soft-pooling, layer normalisation or attention
         between states E can rise, and sweeps can cycle.
@@ -124,8 +125,7 @@ def hopfield(
     graph = build_graph(blocks, top, len(network.parts), skips, gain)
     refuse_connections(graph)
     untied, extra = feedback == "untied", [e for e in graph.edges if isinstance(e.at, str)]
-    together = (tuple(range(1, top + 1)),)
-    groups = together if schedule == "synchronous" else independent_groups(graph)
+    groups = turns(graph, schedule)
 
     def init(key: Key, shape: Shape) -> tuple[Params, Shape]:
         params, out = network.init(key, shape)

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from bpeq.layers import Block
-from bpeq.systems._graph import Edge, Graph
+from bpeq.systems._graph import Edge, Graph, pools
 from bpeq.types import Activation, Layer
 
 
@@ -115,7 +115,7 @@ def _refuse_skip(edge: Edge) -> None:
 
 def _refuse_signed_max_pool(place: str, connection: Layer, activation: Activation) -> None:
     """−⟨s, max-pool(z)⟩ is concave in z, which is what makes a sweep descend, for s ≥ 0 only."""
-    if not _pools(connection):
+    if not pools(connection):
         return
     signed = _signed_above_pool(connection)
     if signed:
@@ -134,10 +134,6 @@ def _refuse_signed_max_pool(place: str, connection: Layer, activation: Activatio
         )
 
 
-def _pools(layer: Layer) -> bool:
-    return any(inner.name == "max_pool" for inner in _all(layer))
-
-
 def _signed(layer: Layer) -> str:
     """The first layer inside whose pull-back does not keep signs; empty where there is none."""
     leaves = (inner.name for inner in _all(layer) if not inner.parts)
@@ -147,10 +143,10 @@ def _signed(layer: Layer) -> str:
 def _signed_above_pool(layer: Layer) -> str:
     """The first such layer that stands above a max-pooling, looking into combinators."""
     if layer.name == "repeat":  # stands above itself
-        return _signed(layer) if _pools(layer) else ""
+        return _signed(layer) if pools(layer) else ""
     found = [_signed_above_pool(part) for part in layer.parts]
     if layer.name == "chain":
-        pooled = [_pools(part) for part in layer.parts]
+        pooled = [pools(part) for part in layer.parts]
         start = pooled.index(True) + 1 if any(pooled) else len(pooled)
         found += [_signed(part) for part in layer.parts[start:]]
     return next(filter(None, found), "")

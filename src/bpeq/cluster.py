@@ -1,0 +1,138 @@
+"""The devices and the processes that share a run."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import tempfile
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from bpeq.config import Config, ConfigError
+from bpeq.parallel import data_mesh
+from bpeq.types import DataError
+
+ARRIVAL = 60
+"""Seconds that processes wait for each other at the start, and for a sign of life later."""
+
+
+def check(
+    config: Config,
+    processes: int | None,
+    coordinator: str | None,
+    index: int | None,
+    count: int | None,
+) -> bool:
+    """Whether several processes are asked for, on the command line.
+
+    Raises:
+      ConfigError: options that do not say which, or a config that one process must run.
+    """
+    if processes is not None and processes < 1:
+        raise ConfigError(f"--processes = {processes}: must be a whole number >= 1")
+    if coordinator is None:
+        for option, value in (("--process-id", index), ("--process-count", count)):
+            if value is not None:
+                raise ConfigError(f"{option} = {value}: means nothing without --coordinator")
+    elif coordinator != "auto":
+        if not re.fullmatch(r".+:\d{1,5}", coordinator):
+            raise ConfigError(f"--coordinator = {coordinator}: must be HOST:PORT or auto")
+        if count is None or count < 1:
+            raise ConfigError(f"--process-count = {count}: must be a whole number >= 1")
+        if index is None or not 0 <= index < count:
+            raise ConfigError(f"--process-id = {index}: must be 0 to {count - 1}")
+    several = coordinator is not None or (processes or 1) > 1
+    if several and "experiment" in config.tree:
+        remedy = "a study's own steps run in one process"
+        raise config.fault("experiment", config.tree["experiment"], remedy)
+    return several
+
+
+def join(coordinator: str, index: int | None = None, count: int | None = None) -> None:
+    """Makes this process one of several that share a run: before any device is asked for.
+
+    Args:
+      coordinator: HOST:PORT of the first process; "auto": that, index and count are what the
+        cluster's own environment says (Slurm, Open MPI, Kubernetes, a TPU pod).
+    """
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    jax.config.update("jax_enable_preemption_service", False)  # it would take SIGTERM from us
+    address = None if coordinator == "auto" else coordinator
+    jax.distributed.initialize(
+        address, count, index, initialization_timeout=ARRIVAL, heartbeat_timeout_seconds=ARRIVAL
+    )
+
+
+def first() -> bool:
+    """Whether this process is the one of its run that writes files and speaks."""
+    return not jax.distributed.is_initialized() or jax.process_index() == 0
+
+
+@contextmanager
+def workplace(folder: Path) -> Iterator[Path]:
+    """Where this process writes: the first into the run's folder, others where nothing lasts.
+
+    What the folder holds they take along, so that all go on from the same place.
+
+    Raises:
+      DataError: not all see the same in it.
+    """
+    if jax.process_count() == 1:
+        yield folder
+        return
+    with tempfile.TemporaryDirectory() as scratch:
+        place = folder if first() else Path(scratch) / "run"
+        if not first() and folder.is_dir():
+            shutil.copytree(folder, place)
+        held = sorted((p.name, p.stat().st_size) for p in place.rglob("*.safetensors"))
+        digests = _gathered(zlib.crc32(str(held).encode()))  # they also wait for each other
+        if (digests != digests[0]).any():
+            said = "is not the same to all processes: it must be where all of them can read"
+            raise DataError(f"{folder}: {said}")
+        yield place
+
+
+def agreed(stop: Callable[[], int | None]) -> Callable[[], int | None]:
+    """`stop` as all processes see it: what one was asked, all do, after the same step."""
+    if jax.process_count() == 1:
+        return stop
+
+    def together() -> int | None:
+        return int(_gathered(stop() or 0).max()) or None
+
+    return together
+
+
+def _gathered(number: int) -> np.ndarray:
+    """Every process's number, below 2^32, once all have come to this place."""
+    from jax.experimental.multihost_utils import process_allgather
+
+    return np.asarray(process_allgather(np.uint32(number)))
+
+
+def shared_by(config: Config) -> Mesh | None:
+    """The devices that share each batch of a training; None for one alone.
+
+    Raises:
+      ConfigError: there are not as many, or a batch does not fall into equal parts.
+    """
+    processes = jax.process_count()
+    asked = config.tree.get("devices", "all" if processes > 1 else 1)
+    try:
+        mesh = data_mesh(asked)
+    except ValueError as error:
+        raise config.fault("devices", asked, str(error)) from None
+    if processes > 1 and mesh.size < jax.device_count():
+        remedy = f"must be 'all' or {jax.device_count()}, the devices of {processes} processes"
+        raise config.fault("devices", asked, remedy)
+    size = config.tree["training"]["batch_size"]
+    if size % mesh.size:
+        remedy = f"must be a multiple of {mesh.size}, the devices that share a batch"
+        raise config.fault("training.batch_size", size, remedy)
+    return mesh if mesh.size > 1 else None

@@ -1,0 +1,91 @@
+"""One writer a run folder: an advisory lock that the system lets go of when its process ends."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import socket
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from bpeq import runs
+from bpeq.types import Caution, DataError
+
+_NONE = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)  # a file system without locks
+
+
+class Locked(FileExistsError):
+    """Another process is writing into the folder. Exit code 2."""
+
+
+@contextmanager
+def held(folder: Path, resume: bool = False) -> Iterator[None]:
+    """A folder for one run, made if need be, that nobody else may write into until it is done.
+
+    Args:
+      resume: the folder may hold a run already, whose half-written files are cleared away.
+
+    Raises:
+      Locked: another process has it. FileExistsError: without `resume` it already holds a run, or
+      it is not empty. DataError: it cannot be made or written to. Nothing was touched then.
+    """
+    if not resume or not any((folder / name).exists() for name in (runs.LOCK, "config.toml")):
+        _refuse_if_locked(folder)
+        runs.claim(folder)
+    try:
+        file = (folder / runs.LOCK).open("a+")
+    except OSError as error:
+        raise DataError(f"{folder}: cannot write there: {error.strerror}") from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise Locked(_refusal(folder)) from None
+        except OSError as error:
+            if error.errno not in _NONE:
+                raise DataError(f"{folder / runs.LOCK}: cannot lock: {error.strerror}") from error
+            said = f"{folder}: its file system has no locks: nothing keeps a second writer off"
+            warnings.warn(said, Caution, stacklevel=3)
+        if not resume:
+            runs.claim(folder)  # another may have begun and ended meanwhile
+        _write(file, json.dumps({"pid": os.getpid(), "host": socket.gethostname()}))
+        if resume:
+            for part in folder.rglob("*.part"):
+                part.unlink()
+        try:
+            yield
+        finally:
+            _write(file, "")
+
+
+def _refuse_if_locked(folder: Path) -> None:
+    """So that who writes a run into a folder is named before it is said to hold one."""
+    try:
+        with (folder / runs.LOCK).open() as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise Locked(_refusal(folder)) from None
+    except OSError:
+        return
+
+
+def _refusal(folder: Path) -> str:
+    try:
+        holder = json.loads((folder / runs.LOCK).read_text())
+        who = f"process {holder['pid']} on {holder['host']}"
+    except (OSError, ValueError, KeyError, TypeError):
+        who = "another process"
+    return f"the folder {folder} is being written by {who}"
+
+
+def _write(file: object, text: str) -> None:
+    """In place: the lock belongs to the file, and a new one would not have it."""
+    try:
+        os.ftruncate(file.fileno(), 0)  # type: ignore[attr-defined]
+        os.write(file.fileno(), text.encode())  # type: ignore[attr-defined]
+    except OSError:
+        pass  # a full disk: the lock holds all the same

@@ -1,0 +1,193 @@
+"""One run by two processes over loopback: one device's metrics, and a clear line for a lost one."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import pytest
+
+from bpeq import _launch
+
+CONFIG = """\
+seeds = 2
+precision = "float64"
+data.name = "xor"
+network.layers = ["dense(4)", "tanh", "dense(1)"]
+rule = {name = "eqprop", beta = 0.1}
+solvers.free = {name = "fixed_point", tolerance = 1e-9, max_steps = 100}
+solvers.nudged = {name = "fixed_steps", steps = 5}
+training = {epochs = 20, batch_size = 4, evaluate_every = 10}
+"""
+
+
+@pytest.fixture
+def config(tmp_path) -> Path:
+    path = tmp_path / "c.toml"
+    path.write_text(CONFIG)
+    return path
+
+
+def start(*argv: object) -> subprocess.Popen:
+    environment = os.environ | {
+        "JAX_COMPILATION_CACHE_DIR": str(jax.config.jax_compilation_cache_dir),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "0",
+    }
+    program = [sys.executable, "-c", "from bpeq.cli import script; script()", *map(str, argv)]
+    pipe = subprocess.PIPE
+    return subprocess.Popen(program, env=environment, stdout=pipe, stderr=pipe, text=True)
+
+
+def rows(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def children(parent: int) -> list[int]:
+    found = subprocess.run(["pgrep", "-P", str(parent)], capture_output=True, text=True)
+    return sorted(map(int, found.stdout.split()))
+
+
+def test_two_processes_have_the_metrics_of_one_and_the_first_one_writes(call, config, tmp_path):
+    two = start("run", config, "--processes", 2, "--out", tmp_path / "two")
+    assert call("run", config, "--out", tmp_path / "one").code == 0
+    out, err = two.communicate(timeout=300)
+    assert two.returncode == 0, err
+    assert out.count("report.html") == 1
+    environment = json.loads((tmp_path / "two" / "environment.json").read_text())
+    assert len(environment["devices"]) == 2
+    names = {p.name for p in (tmp_path / "one").iterdir()}
+    assert {p.name for p in (tmp_path / "two").iterdir()} == names
+    one, both = rows(tmp_path / "one"), rows(tmp_path / "two")
+    assert len(one) == len(both) == 2
+    for a, b in zip(one, both, strict=True):
+        for name, values in a["values"].items():
+            assert b["values"][name] == pytest.approx(values, rel=1e-12, abs=1e-12), name
+
+
+def started(config: Path, folder: Path) -> tuple[subprocess.Popen, list[int]]:
+    """A run of two processes that has logged three rows, and would log many more."""
+    longer = ["--set", "training.epochs=2000000", "--set", "training.evaluate_every=1000"]
+    parent = start("run", config, "--processes", 2, "--out", folder, *longer)
+    until = time.monotonic() + 300
+    while not (folder / "metrics.jsonl").exists() or len(rows(folder)) < 3:
+        assert parent.poll() is None
+        assert time.monotonic() < until
+        time.sleep(0.2)
+    return parent, children(parent.pid)
+
+
+def ended(pids: list[int]) -> bool:
+    until = time.monotonic() + 60
+    while time.monotonic() < until:
+        if not any(Path(f"/proc/{pid}").exists() for pid in pids):
+            return True
+        time.sleep(0.1)
+    return False
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("who", [0, 1])
+def test_a_process_that_is_killed_ends_the_run_with_one_line(config, tmp_path, who):
+    parent, pids = started(config, tmp_path / "run")
+    os.kill(pids[who], signal.SIGKILL)
+    _, err = parent.communicate(timeout=60)
+    assert parent.returncode == 3
+    lines = [line for line in err.splitlines() if line.startswith("bpeq: ")]
+    said = f"bpeq: process {who} of 2 was ended by SIGKILL; what was saved is in {tmp_path / 'run'}"
+    assert lines == [said]
+    assert "Traceback" not in err
+    assert ended(pids)
+
+
+@pytest.mark.slow
+def test_what_all_processes_refuse_is_said_once(config, tmp_path):
+    parent = start("run", config, "--processes", 3, "--out", tmp_path / "run")
+    _, err = parent.communicate(timeout=120)
+    assert parent.returncode == 2
+    said = "training.batch_size = 4: must be a multiple of 3, the devices that share a batch"
+    assert err.splitlines() == [f"bpeq: {config}:{said}"]
+
+
+@pytest.mark.slow
+def test_a_signal_stops_all_processes_after_the_same_stretch(config, tmp_path):
+    parent, pids = started(config, tmp_path / "run")
+    parent.send_signal(signal.SIGTERM)
+    _, err = parent.communicate(timeout=120)
+    assert parent.returncode == 143
+    assert "stopped after epoch" in err
+    assert (tmp_path / "run" / "params.safetensors").exists()
+    assert ended(pids)
+
+
+@pytest.mark.slow
+def test_processes_end_with_their_launcher(config, tmp_path):
+    parent, pids = started(config, tmp_path / "run")
+    parent.kill()
+    parent.communicate()
+    assert ended(pids)
+
+
+@pytest.mark.parametrize(
+    ("options", "line"),
+    [
+        (["--processes", 0], "--processes = 0: must be a whole number >= 1"),
+        (["--coordinator", "here"], "--coordinator = here: must be HOST:PORT or auto"),
+        (["--coordinator", "h:1"], "--process-count = None: must be a whole number >= 1"),
+        (
+            ["--coordinator", "h:1", "--process-count", 2, "--process-id", 2],
+            "--process-id = 2: must be 0 to 1",
+        ),
+        (["--process-id", 1], "--process-id = 1: means nothing without --coordinator"),
+    ],
+)
+def test_what_is_wrong_with_the_options_is_one_line_and_nothing_is_written(
+    call, config, tmp_path, options, line
+):
+    said = call("run", config, "--out", tmp_path / "run", *options)
+    assert said.code == 2
+    assert len(said.err) == 1
+    assert line in said.err[0]
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("log", "words"),
+    [
+        ("[Gloo] Rank 1 is connected to 1 peer ranks.", ""),
+        ("bpeq: c.toml: odd\n[Gloo] Rank 1", " (c.toml: odd)"),
+        (
+            "F1 ] fatal: Deadline\nRPC: /x.CoordinationService/RegisterTask\n  @ 0x7f main",
+            " (the others did not arrive in time)",
+        ),
+        (
+            "F1 client.h:80] the JAX distributed service detected fatal errors. This\n @ 0x7f",
+            " (it lost the others)",
+        ),
+        ("Traceback (most recent call last):\n  File\nOSError: no", " (OSError: no)"),
+    ],
+)
+def test_what_a_lost_process_said_last_is_told(tmp_path, log, words):
+    (tmp_path / "log").write_text(log)
+    assert _launch._last_words(tmp_path / "log") == words
+
+
+@pytest.mark.parametrize(
+    ("codes", "who"),
+    [
+        ([None, -signal.SIGKILL], 1),
+        ([_launch.ALONE, -signal.SIGKILL], 1),
+        ([-signal.SIGABRT, -signal.SIGKILL], 1),
+        ([_launch.ALONE, 1], 1),
+        ([-signal.SIGABRT, None], 0),
+        ([None, _launch.ALONE, None], 1),
+    ],
+)
+def test_the_process_that_the_others_lost_is_named(codes, who):
+    assert max(range(len(codes)), key=lambda i: _launch._blame(codes[i])) == who
