@@ -19,6 +19,8 @@ from typing import Any
 
 import jax
 
+from benchmarks.nets import images
+from benchmarks.page import write_page
 from benchmarks.timing import QUICK, Effort, Skipped, load, machine, said
 
 GROUPS = (
@@ -47,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     written = given.out / "bench.json"
     written.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n")
     show(result)
-    said(f"{written}")
+    said(f"{written} and {write_page(result, given.out / 'bench.html').name}")
     return int(bool(result["failed"]))
 
 
@@ -56,6 +58,7 @@ def measure(chosen: Sequence[str], effort: Effort) -> dict[str, Any]:
     start = time.perf_counter()
     result: dict[str, Any] = {
         "machine": machine(),
+        "data": images().name,
         "quick": effort.quick,
         "rows": [],
         "ratios": {},

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 
 from benchmarks import nets
+from benchmarks.eqprop import fidelity
 from benchmarks.timing import (
     Effort,
     Found,
@@ -21,12 +20,11 @@ from benchmarks.timing import (
     timed_rows,
 )
 from bpeq import rules, solvers
-from bpeq.fidelity import gradient_fidelity
 from bpeq.rules import free_phase
 from bpeq.types import LearningRule
 
 RATIOS = ("cnn_sweep_over_floor", "cnn_fixed", "cnn_certified")
-BATCH, MORE, LESS, ROUNDS = 100, 8, 2, 3
+BATCH, JUDGED, MORE, LESS, ROUNDS = 100, 16, 8, 2, 3
 FIXED, CERTIFIED = "eqprop fixed 30 + 10", "eqprop accelerated"
 TOLERANCE = 1e-4
 """Where the accelerated estimate's gradient is no worse than that of 30 + 10 sweeps."""
@@ -54,7 +52,7 @@ def run(effort: Effort) -> Found:
     updates = interleaved(programs, ROUNDS)
     more = {"batch": BATCH, "net": task.name, "trained": task.trained, "test_error": task.error}
     rows += [{**r, "name": f"cnn {r['name']}"} for r in timed_rows(updates, programs, **more)]
-    rows += [fidelity(task, name, made[name]) for name in (FIXED, CERTIFIED)]
+    rows += fidelity(task, {name: made[name] for name in (FIXED, CERTIFIED)}, JUDGED)
     return Found(
         rows,
         {
@@ -106,18 +104,3 @@ def _rates(seconds: Seconds) -> list[float]:
         max(size / seconds[name][i] for name, size in sizes.items())
         for i in range(len(seconds["product forward"]))
     ]
-
-
-def fidelity(task: nets.Task, name: str, rule: LearningRule) -> dict[str, Any]:
-    """Each layer's cosine to implicit differentiation, on 16 examples."""
-    batch = nets.examples(task, 16)
-    found = gradient_fidelity(rule, task.params, batch, key=jax.random.key(4), network=task.network)
-    return {
-        "name": f"cnn gradient of {name}",
-        "examples": 16,
-        "settled": found.settled,
-        "sweeps": found.sweeps,
-        "cosine": {layer: close.cosine for layer, close in found.layers.items()},
-        "reference_settled": found.reference_settled,
-        "reference_residual": found.reference_residual,
-    }
