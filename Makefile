@@ -29,8 +29,8 @@ lint: $(STAMP)
 types: $(STAMP)
 	$(BIN)/mypy
 
-bench: $(STAMP)
-	$(BIN)/python benchmarks/backward.py
+bench: $(STAMP)  ## speed and memory side by side, about six minutes; benchmarks/out/bench.html; set BPEQ_DATA
+	$(BIN)/python -m benchmarks.bench
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .jax_cache

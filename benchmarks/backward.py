@@ -1,18 +1,11 @@
-"""Hand-written backward passes against `jax.grad` of the very same forward, side by side.
+"""Hand-written backward passes against `jax.grad` of the very same forward.
 
-    python benchmarks/backward.py [--repeats 30] [--nets cnn,lstm,gru,transformer]
-
-Every round times each program once, in turn, so that whatever else the machine does falls on all of
-them; a ratio is the median over the rounds of (ours / theirs) within a round: below 1 ours is
-faster. Each program is jitted, and gives the loss and the gradient of all parameters. `plain` is
-what a JAX user would write: for the CNN the same net with `lax.reduce_window` for max-pooling.
+Each program is jitted, and gives the loss and the gradient of all parameters. `plain` is what a JAX
+user would write: for the CNN the same net with `lax.reduce_window` for max-pooling.
 """
 
 from __future__ import annotations
 
-import argparse
-import statistics
-import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -20,11 +13,14 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from benchmarks.nets import mlp
+from benchmarks.timing import Effort, Found, compiled, interleaved, ratio, timed_rows
 from bpeq import costs, layers
 from bpeq.layers import chain, dense, residual
 from bpeq.types import Layer
 
-Program = Callable[[Any, jax.Array, jax.Array], Any]
+RATIOS = ("backprop_over_autodiff",)
+Gradient = Callable[[Any, jax.Array, jax.Array], Any]
 
 
 class Net(NamedTuple):
@@ -37,7 +33,7 @@ class Net(NamedTuple):
 
 
 def nets() -> dict[str, Net]:
-    """The networks that are timed: 28 x 28 images, 50 steps of 64 features, 64 tokens of 128."""
+    """The networks that are timed: 28 × 28 images, 50 steps of 64 features, 64 tokens of 128."""
     key = jax.random.key(0)
     cnn = chain(
         layers.conv(32, kernel=5),
@@ -54,6 +50,7 @@ def nets() -> dict[str, Net]:
         residual(layers.layer_norm(), dense(512), layers.gelu(), dense(128)),
     )
     return {
+        "mlp": Net(mlp(512), jax.random.normal(key, (128, 784)), 10),
         "cnn": Net(cnn, jax.random.normal(key, (100, 28, 28, 1)), 10, plain_cnn),
         "lstm": Net(chain(layers.lstm(128), dense(10)), jax.random.normal(key, (32, 50, 64)), 10),
         "gru": Net(chain(layers.gru(128), dense(10)), jax.random.normal(key, (32, 50, 64)), 10),
@@ -77,7 +74,7 @@ def plain_cnn(params: Any, x: jax.Array) -> jax.Array:
     return x.reshape(x.shape[0], -1) @ params[7]["w"] + params[7]["b"]
 
 
-def programs(net: Net) -> dict[str, Program]:
+def programs(net: Net) -> dict[str, Gradient]:
     """ours, autodiff of the same forward, and plain where there is one."""
     cost = costs.softmax_cross_entropy()
 
@@ -102,33 +99,20 @@ def programs(net: Net) -> dict[str, Program]:
     return found if net.plain is None else {**found, "plain": plain}
 
 
-def measure(net: Net, repeats: int) -> dict[str, list[float]]:
-    """Seconds of every program in every round, after one round to compile and one to warm up."""
-    params, _ = net.network.init(jax.random.key(1), net.x.shape[1:])
-    y = jax.random.randint(jax.random.key(2), net.x.shape[:1], 0, net.classes)
-    compiled = {name: jax.jit(program) for name, program in programs(net).items()}
-    seconds: dict[str, list[float]] = {name: [] for name in compiled}
-    for round_ in range(repeats + 2):
-        for name, program in compiled.items():
-            start = time.perf_counter()
-            jax.block_until_ready(program(params, net.x, y))
-            if round_ >= 2:
-                seconds[name].append(time.perf_counter() - start)
-    return seconds
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--repeats", type=int, default=30)
-    parser.add_argument("--nets", default=",".join(nets()))
-    arguments = parser.parse_args()
-    print(f"{'net':<12} {'program':<9} {'ms':>9} {'ours/it':>8}")
-    for name in arguments.nets.split(","):
-        seconds = measure(nets()[name], arguments.repeats)
-        for program, times in seconds.items():
-            ratio = statistics.median(a / b for a, b in zip(seconds["ours"], times, strict=True))
-            print(f"{name:<12} {program:<9} {1e3 * statistics.median(times):9.2f} {ratio:8.3f}")
-
-
-if __name__ == "__main__":
-    main()
+def run(effort: Effort) -> Found:
+    """A row a net and program; the ratio is the worst net's."""
+    rows: list[dict[str, Any]] = []
+    ratios = {}
+    for name, net in nets().items():
+        if effort.quick and name != "mlp":
+            continue
+        params, _ = net.network.init(jax.random.key(1), net.x.shape[1:])
+        y = jax.random.randint(jax.random.key(2), net.x.shape[:1], 0, net.classes)
+        made = {kind: compiled(f, params, net.x, y) for kind, f in programs(net).items()}
+        seconds = interleaved(made, effort.rounds)
+        ratios[name] = ratio(seconds, "ours", "autodiff")
+        for r in timed_rows(seconds, made, net=name):
+            over = ratio(seconds, "ours", r["name"])
+            rows.append({**r, "name": f"gradient of {name}, {r['name']}", "ours_over_it": over})
+    rows.append({"name": "hand-written over jax.grad", **ratios})
+    return Found(rows, {"backprop_over_autodiff": max(ratios.values())})

@@ -1,0 +1,112 @@
+"""Everything that bpeq says of speed and memory, measured in one run of one process.
+
+    python -m benchmarks.bench [--only eqprop,xor] [--quick] [--out DIR]
+
+It writes bench.json (`machine`, `rows`, `ratios`, and why a ratio is absent under `skipped`) and
+bench.html. Ratios are medians over rounds of two times in the same round; a quiet machine helps
+all the same. About six minutes on two cores; `--quick` is a glance.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from benchmarks.nets import images
+from benchmarks.page import write_page
+from benchmarks.timing import QUICK, Effort, Skipped, load, machine, said
+
+GROUPS = (
+    *("eqprop", "settling", "convolution", "backward", "every_rule", "scaling"),
+    *("compiling", "memory", "xor", "starting", "pytorch"),
+)
+"""Modules of this folder: each has RATIOS, the names that it gives, and run(effort) -> Found."""
+HERE = Path(__file__).parent
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """0; or 1 where a group failed, when the others are written all the same."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--only", default="", help=f"some of {','.join(GROUPS)}")
+    parser.add_argument("--quick", action="store_true", help="small samples, under a minute")
+    parser.add_argument("--out", type=Path, default=HERE / "out", help="where results go")
+    given = parser.parse_args(arguments)
+    chosen = given.only.split(",") if given.only else list(GROUPS)
+    for name in chosen:
+        if name not in GROUPS:
+            parser.error(f"--only {name}: must be some of {', '.join(GROUPS)}")
+    # What is measured is this process's own compiling, not what an earlier one has left.
+    jax.config.update("jax_enable_compilation_cache", False)
+    result = measure(chosen, QUICK if given.quick else Effort())
+    given.out.mkdir(parents=True, exist_ok=True)
+    written = given.out / "bench.json"
+    written.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n")
+    show(result)
+    said(f"{written} and {write_page(result, given.out / 'bench.html').name}")
+    return int(bool(result["failed"]))
+
+
+def measure(chosen: Sequence[str], effort: Effort) -> dict[str, Any]:
+    """All that bench.json has; ratios that were not measured are null, with a reason."""
+    start = time.perf_counter()
+    result: dict[str, Any] = {
+        "machine": machine(),
+        "data": images().name,
+        "quick": effort.quick,
+        "rows": [],
+        "ratios": {},
+        "skipped": {},
+        "failed": [],
+        "seconds": {},
+    }
+    for name in GROUPS:
+        group = importlib.import_module(f"benchmarks.{name}")
+        result["ratios"] |= dict.fromkeys(group.RATIOS)
+        reason = _run(name, group, effort, result) if name in chosen else "not asked for"
+        for ratio in group.RATIOS:
+            if result["ratios"][ratio] is None:
+                result["skipped"].setdefault(ratio, reason)
+    result["machine"]["load_after"] = load()
+    result["seconds"]["total"] = time.perf_counter() - start
+    return result
+
+
+def _run(name: str, group: Any, effort: Effort, result: dict[str, Any]) -> str:
+    """Lays a group's findings into `result`; why some of its ratios may be absent."""
+    start = time.perf_counter()
+    reason = "quick" if effort.quick else "not measured"
+    try:
+        found = group.run(effort)
+    except Skipped as why:
+        reason = str(why)
+        result["rows"].append({"group": name, "name": name, "skipped": reason})
+    except Exception as error:  # the other groups' figures are not lost with this one's
+        reason = f"{type(error).__name__}: {error}"
+        result["failed"].append(f"{name}: {reason}")
+    else:
+        result["rows"] += [{"group": name, **row} for row in found.rows]
+        result["ratios"] |= found.ratios
+        result["skipped"] |= found.skipped
+    result["seconds"][name] = time.perf_counter() - start
+    said(f"{name}: {result['seconds'][name]:.1f} s, load {load()}")
+    return reason
+
+
+def show(result: dict[str, Any]) -> None:
+    """The ratios, a line each."""
+    for name, value in result["ratios"].items():
+        text = f"{value:10.3f}" if value is not None else f"{'—':>10}  {result['skipped'][name]}"
+        print(f"{name:<26}{text}")
+    for line in result["failed"]:
+        print(f"failed: {line}")
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

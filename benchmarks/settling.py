@@ -1,0 +1,149 @@
+"""Sweeps and seconds to a residual: plain sweeps against accelerated ones, example by example."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from benchmarks import nets
+from benchmarks.timing import Effort, Found, Program, compiled, interleaved, row
+from bpeq import solvers, trees
+from bpeq.rules import free_phase, nudged_phases
+from bpeq.types import Batch, SolveInfo, Solver, System
+
+RATIOS = ("sweeps_saved_mlp1", "sweeps_saved_mlp3", "sweeps_saved_cnn")
+TOLERANCE, EXACT, SHARE = 1e-5, 1e-12, 0.99
+SAME = 1e-8
+"""Two equilibria in float64 further apart than this are counted as different ones."""
+
+
+class Net(NamedTuple):
+    """A task, the window that serves it, and the sweeps and float64 examples that it is given."""
+
+    task: Callable[[bool], nets.Task]
+    window: int
+    most: int
+    checked: int
+    reference: int
+
+
+NETS = {
+    "mlp1": Net(nets.reference, 2, 1000, 512, 20_000),
+    "mlp3": Net(nets.deep, 3, 1000, 128, 3000),
+    "cnn": Net(nets.convolutional, 2, 200, 16, 600),
+}
+
+
+def run(effort: Effort) -> Found:
+    """A row for every net and solver; how many examples ended elsewhere stands in it."""
+    rows: list[dict[str, Any]] = []
+    ratios: dict[str, float] = {}
+    skipped = {}
+    for name, net in NETS.items():
+        if effort.quick and name != "mlp1":
+            skipped[f"sweeps_saved_{name}"] = "quick"
+            continue
+        task = net.task(effort.quick)
+        made = plain_and(net)
+        found = measured(task, made, effort.examples, 1 if name == "cnn" else 3)
+        rows += [{**r, "name": f"{name} {r['name']}", "net": task.name} for r in found]
+        rows.append({"name": f"{name} equilibria", **different(task, net)})
+        sums = [sum(r["sweeps_99"]) for r in found]
+        if all(map(math.isfinite, sums)):
+            ratios[f"sweeps_saved_{name}"] = sums[0] / sums[1]
+        else:
+            skipped[f"sweeps_saved_{name}"] = f"less than 99 % settle in {net.most} sweeps"
+    return Found(rows + tolerances(effort), ratios, skipped)
+
+
+def tolerances(effort: Effort) -> list[dict[str, Any]]:
+    """Solvers of the reference net at several tolerances: what the plot shows."""
+    task = nets.reference(effort.quick)
+    rows = []
+    for tolerance in (1e-3, 1e-5) if effort.quick else (1e-3, 1e-4, 1e-5, 1e-6):
+        made = {"plain": solvers.fixed_point(tolerance)}
+        made |= {f"anderson, window {m}": solvers.anderson(tolerance, window=m) for m in (1, 2, 5)}
+        found = measured(task, made, effort.examples, 3)
+        rows += [{**r, "series": r["name"], "tolerance": tolerance} for r in found]
+    return rows
+
+
+def plain_and(net: Net) -> dict[str, Solver]:
+    """Alternating sweeps as they are, and accelerated."""
+    return {
+        "plain": solvers.fixed_point(TOLERANCE, net.most),
+        "anderson": solvers.anderson(TOLERANCE, net.most, window=net.window),
+    }
+
+
+def phases(system: System, solver: Solver, params: Any, batch: Batch) -> tuple[Any, SolveInfo]:
+    """States and info of the free phase and of both nudged ones, phases on axis 0."""
+    rest = free_phase(system, solver, params, batch.x)
+    betas = jnp.asarray([nets.BETA, -nets.BETA], rest.output.dtype)
+    nudged, info = nudged_phases(system, nets.COST, solver, params, rest, batch.y, betas)
+    both = (rest.state, rest.info), (nudged, info)
+    return jax.tree.map(lambda a, b: jnp.concatenate([a[None], b]), *both)
+
+
+def solve(task: nets.Task, solver: Solver, batch: Batch) -> Program:
+    """Three phases of a batch, as one program."""
+    return compiled(lambda p, b: phases(task.system, solver, p, b), task.params, batch)
+
+
+def measured(
+    task: nets.Task, made: dict[str, Solver], count: int, rounds: int
+) -> list[dict[str, Any]]:
+    """A row a solver: sweeps until 99 % of the examples have settled, by phase; and seconds."""
+    batch = nets.examples(task, count)
+    programs = {name: solve(task, solver, batch) for name, solver in made.items()}
+    seconds = interleaved(programs, rounds)
+    rows = []
+    for name, program in programs.items():
+        info = jax.device_get(program.call()[1])
+        counts = np.where(info.converged, info.steps, np.inf)
+        rank = math.ceil(SHARE * counts.shape[1]) - 1
+        how = {
+            "examples": count,
+            "sweeps_99": np.sort(counts, axis=1)[:, rank].tolist(),
+            "sweeps_mean": info.steps.mean(axis=1).tolist(),
+            "sweeps_most": info.steps.max(axis=1).tolist(),
+            "unsettled": int((~info.converged).sum()),
+        }
+        rows.append(row(name, seconds[name], **how))
+    return rows
+
+
+def different(task: nets.Task, net: Net) -> dict[str, Any]:
+    """In float64, settled to 1e-12: how many accelerated phases end elsewhere than plain ones."""
+    with jax.enable_x64(True):
+        params, batch = trees.cast((task.params, nets.examples(task, net.checked)), jnp.float64)
+        states, infos = zip(
+            *(
+                jax.device_get(jax.jit(partial(phases, task.system, solver))(params, batch))
+                for solver in (
+                    solvers.fixed_point(EXACT, net.reference),
+                    solvers.anderson(EXACT, net.reference, window=net.window),
+                )
+            ),
+            strict=True,
+        )
+        gaps = np.zeros(infos[0].steps.shape)
+        for a, b in zip(*map(jax.tree.leaves, states), strict=True):
+            gaps = np.maximum(gaps, np.abs(a - b).reshape(*gaps.shape, -1).max(axis=-1))
+    both = infos[0].converged & infos[1].converged
+    return {
+        "examples": net.checked,
+        "precision": "float64",
+        "phases_settled_by_both": int(both.sum()),
+        "phases": int(both.size),
+        "phases_elsewhere": int((gaps[both] > SAME).sum()),
+        "largest_gap": float(gaps[both].max(initial=0.0)),
+        "unsettled_plain": int((~infos[0].converged).sum()),
+        "unsettled_anderson": int((~infos[1].converged).sum()),
+    }

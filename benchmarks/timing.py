@@ -1,0 +1,122 @@
+"""Interleaved timing: every round calls each program once, so that a busy machine slows all."""
+
+from __future__ import annotations
+
+import os
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+
+from bpeq import runs
+
+Seconds = dict[str, list[float]]
+"""Of every program, a value a round."""
+
+
+class Effort(NamedTuple):
+    """How much is measured: rounds of each program, examples that settle, whether it is a glance.
+
+    quick leaves out the slow rows, and takes small samples of the others.
+    """
+
+    rounds: int = 15
+    examples: int = 1024
+    quick: bool = False
+
+
+QUICK = Effort(rounds=5, examples=256, quick=True)
+
+
+class Found(NamedTuple):
+    """What a group of rows has measured; a ratio may be None, with the reason under `skipped`."""
+
+    rows: list[dict[str, Any]]
+    ratios: dict[str, float]
+    skipped: dict[str, str] = {}  # noqa: RUF012
+
+
+class Skipped(Exception):
+    """Why a group of rows cannot be measured here."""
+
+
+class Program(NamedTuple):
+    """A compiled program of `steps` steps, and what it took to compile: time, and processor time.
+
+    On a busy machine the latter, which all threads share, is what can be compared.
+    """
+
+    call: Callable[[], Any]
+    steps: int = 1
+    compile_seconds: float = 0.0
+    compile_processor_seconds: float = 0.0
+
+
+def compiled(f: Callable[..., Any], *args: Any, steps: int = 1) -> Program:
+    """`f(*args)` as one program, traced and compiled here."""
+    start, busy = time.perf_counter(), time.process_time()
+    ready = jax.jit(f).lower(*args).compile()
+    spent = time.perf_counter() - start, time.process_time() - busy
+    return Program(lambda: ready(*args), steps, *spent)
+
+
+def interleaved(programs: Mapping[str, Program], rounds: int) -> Seconds:
+    """Seconds a step of every program in every round, after one round that warms up."""
+    seconds: Seconds = {name: [] for name in programs}
+    for round_ in range(rounds + 1):
+        for name, program in programs.items():
+            start = time.perf_counter()
+            jax.block_until_ready(program.call())
+            spent = time.perf_counter() - start
+            if round_ > 0:
+                seconds[name].append(spent / program.steps)
+    return seconds
+
+
+def ratio(seconds: Seconds, over: str, under: str) -> float:
+    """The median over rounds of one program's time against another's in the same round."""
+    pairs = zip(seconds[over], seconds[under], strict=True)
+    return statistics.median(a / b for a, b in pairs)
+
+
+def row(name: str, times: Sequence[float], **more: Any) -> dict[str, Any]:
+    """A timed row: median, least and rounds, in seconds."""
+    median = statistics.median(times)
+    return {"name": name, "seconds": median, "least": min(times), "rounds": len(times), **more}
+
+
+def timed_rows(seconds: Seconds, programs: Mapping[str, Program], **more: Any) -> list[dict]:
+    """A row for every program."""
+    return [
+        row(name, times, compile_seconds=programs[name].compile_seconds, **more)
+        for name, times in seconds.items()
+    ]
+
+
+def machine() -> dict[str, Any]:
+    """The environment of every bpeq run, and the processor and how busy it is."""
+    return {**runs.environment(), "processor": _processor(), "load_before": load()}
+
+
+def load() -> list[float]:
+    """Load averages over 1, 5 and 15 minutes; of a quiet machine the first is below 1 or so."""
+    return [round(value, 2) for value in os.getloadavg()] if hasattr(os, "getloadavg") else []
+
+
+def said(text: str) -> None:
+    """Progress, on stderr."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    names = {line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")}
+    return ", ".join(sorted(names)) or platform.processor()
