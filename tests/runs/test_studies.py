@@ -3,8 +3,12 @@
 import base64
 import json
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+
+from bpeq.looping import Runner
 
 STUDY = """
 from typing import Annotated
@@ -96,6 +100,17 @@ def test_check_walks_every_network_of_a_study(call, study):
         "words: whole network",
     ):
         assert row in said.out
+
+
+def test_a_stride_begins_where_the_one_before_ended_and_its_last_turn_is_logged(tmp_path):
+    def turns(carry, first, count):
+        return carry + count, {"turn": jnp.stack([first + jnp.arange(count)] * 2)}  # two seeds
+
+    loop = jax.jit(turns, static_argnums=2)
+    repeat = Runner(tmp_path, "here").repeat
+    carry, values, rows = repeat(loop, jnp.zeros((), int), (), total=5, every=2)
+    assert [(row["step"], row["turn"]) for row in rows] == [(2, 1), (4, 3), (5, 4)]
+    assert (int(carry), values["turn"].tolist()) == (5, [4, 4])
 
 
 def test_a_study_that_diverges_exits_4_and_says_where(call, study):
