@@ -131,7 +131,11 @@ def check_tables(tree: Tree, pairs: Sequence[Pair] = ()) -> None:
     if "experiment" in tree and "training" not in tree:
         for key, value in pairs:
             section = key.partition(".")[0]
-            if section in TABLES and section not in (*tree, "study"):
+            own = key == "rule.name" or section in (
+                *tree,
+                "study",
+            )  # with_rule
+            if section in TABLES and not own:
                 raise Fault(key, value, f"the study reads no [{section}]")
 
 

@@ -3,8 +3,12 @@
 import base64
 import json
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+
+from bpeq.looping import Runner
 
 STUDY = """
 from typing import Annotated
@@ -74,7 +78,7 @@ def test_a_study_logs_its_own_steps_and_its_picture_joins_the_report(call, study
 
 
 def test_a_studys_saved_config_runs_again_from_anywhere(call, study, monkeypatch):
-    call("run", study / "c.toml", "--out", study / "out", "--set", "study.steps=2")
+    call("run", study / "c.toml", "--out", study / "out", "--set", "study.steps=3")
     monkeypatch.chdir("/")
     said = call("run", study / "out" / "config.toml", "--out", study / "again")
     assert (said.code, said.err) == (0, [])
@@ -83,7 +87,7 @@ def test_a_studys_saved_config_runs_again_from_anywhere(call, study, monkeypatch
         for name in ("out", "again")
     )
     assert first == again
-    assert first["gap"]["mean"] == 3 / 4
+    assert first["gap"]["mean"] == 3 / 8  # the last stride is a short one
 
 
 def test_check_walks_every_network_of_a_study(call, study):
@@ -96,6 +100,17 @@ def test_check_walks_every_network_of_a_study(call, study):
         "words: whole network",
     ):
         assert row in said.out
+
+
+def test_a_stride_begins_where_the_one_before_ended_and_its_last_turn_is_logged(tmp_path):
+    def turns(carry, first, count):
+        return carry + count, {"turn": jnp.stack([first + jnp.arange(count)] * 2)}  # two seeds
+
+    loop = jax.jit(turns, static_argnums=2)
+    repeat = Runner(tmp_path, "here").repeat
+    carry, values, rows = repeat(loop, jnp.zeros((), int), (), total=5, every=2)
+    assert [(row["step"], row["turn"]) for row in rows] == [(2, 1), (4, 3), (5, 4)]
+    assert (int(carry), values["turn"].tolist()) == (5, [4, 4])
 
 
 def test_a_study_that_diverges_exits_4_and_says_where(call, study):
