@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from bpeq._commands import ConfigFile, Seeds, Set, app
+from bpeq import _app
+from bpeq._app import ConfigFile, Seeds, Set, app
 
 
 @app.command()
@@ -28,15 +29,13 @@ def sweep(
     from bpeq._schema import ConfigError
     from bpeq._terminal import bar, console
     from bpeq.cli import DONE, say
-    from bpeq.config import load
     from bpeq.report import sweep_table, write_sweep_report
 
-    extra = [*(set_ or ()), *([] if seeds is None else [f"seeds={seeds}"])]
+    checked = _app.load(config, set_, seeds)
     grids = sweeping.read_grids(grid or ())
     if not grids:
         raise ConfigError("--grid: is missing; allowed: key=value,value such as rule.beta=0.1,0.2")
-    checked = load(config, extra)
-    found = sweeping.cells(config, extra, grids)
+    found = sweeping.cells(config, checked.overrides, grids)
     sweeping.check(found)
     folder = Path("runs") / f"{checked.name}-sweep" if out is None else out
     sweeping.claim(folder)

@@ -15,6 +15,7 @@ from rich.table import Column, Table
 from bpeq.energy_contract import EnergyContract
 from bpeq.layers import CheckRow
 from bpeq.locality import COLUMNS, Locality, cells, notes, overall
+from bpeq.verifying import Finding
 
 console = Console()
 
@@ -87,6 +88,15 @@ def audit_tables(found: list[Locality]) -> list[Table | str]:
             weights.add_row(row.weight, *cells(row))
         tables.append(weights)
     return [*tables, *notes(found)]
+
+
+def verified_table(findings: list[Finding]) -> Table:
+    """A row a file: what was compared with a repeat of the run, and the first difference."""
+    table = Table("file", "compared", "", title="a repeat of the run, bit by bit")
+    for each in findings:
+        verdict = escape(each.difference) or "[green]equal[/green]"
+        table.add_row(escape(each.file), each.compared, verdict)
+    return table
 
 
 def _headline(row: dict[str, Any]) -> str:

@@ -45,7 +45,7 @@ class Checkpoints:
     def __init__(self, folder: Path, part: str, identity: dict[str, Any], keys: list[Any]) -> None:
         self.folder, self.part, self.identity = folder, part, identity
         self.keys = {f"key.{i}": packing.data(key) for i, key in enumerate(keys)}
-        self.saved = -1
+        self.saved, self.told = -1, False
 
     def path(self, done: int) -> Path:
         return self.folder / f"{self.part}-{done:09d}.safetensors"
@@ -132,6 +132,7 @@ class Checkpoints:
             then = f"goes on from {self.path(found[0].done).name}" if found else "starts anew"
             said = "; ".join(f"{path}: {why}" for path, why in bad.items())
             warnings.warn(f"{said}: the run {then}", Caution, stacklevel=2)
+            self.told = True
             for path in bad:
                 _remove(path)
         return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from bpeq import packing, runs, trees
 from bpeq.checkpoints import FOLDER, Checkpoints, Point
 from bpeq.journal import Journal, Values, canonical
 from bpeq.timing import Clock
+from bpeq.types import Caution
 
 Progress = Callable[[int, int, dict[str, Any]], None]
 """(done, in all, the row just logged)"""
@@ -178,6 +180,9 @@ class Runner:
         started = packing.to_host(carry)
         found = saved.newest(carry, self._journal) if self.resume else None
         if found is None:
+            if self.resume and self._loops == 1 and not saved.told:
+                said = f"{self.folder}: has no checkpoint yet: the run starts anew"
+                warnings.warn(said, Caution, stacklevel=3)
             return Point(0, started, {}, {}, self._journal.mark(), self._journal.size), [], started
         point, seconds, rows = found
         self.clock.go_on(seconds)

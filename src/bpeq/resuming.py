@@ -72,8 +72,8 @@ def begun(config: Config, folder: Path) -> bool:
         theirs = tomllib.loads((folder / "config.toml").read_text())
     except (OSError, ValueError) as error:
         raise DataError(f"{folder / 'config.toml'}: cannot read: {error}") from error
-    ours = _flat(tomllib.loads(tomli_w.dumps(as_written(config))))
-    old = _flat(theirs)
+    ours = flat(tomllib.loads(tomli_w.dumps(as_written(config))))
+    old = flat(theirs)
     for key in [*ours, *old]:
         if key not in HARMLESS and ours.get(key) != old.get(key):
             had = f"{old[key]!r}" if key in old else "no such setting"
@@ -106,8 +106,8 @@ def reload(folder: Path, overrides: list[str] | None = None) -> Config:
 
 def identity(config: Config) -> dict[str, Any]:
     """What must be the same where a run goes on, and not only look so."""
-    flat = _flat(as_written(config))
-    kept = {key: value for key, value in flat.items() if key not in HARMLESS}
+    settings = flat(as_written(config))
+    kept = {key: value for key, value in settings.items() if key not in HARMLESS}
     text = json.dumps(kept, sort_keys=True, default=str)
     return {
         "config": hashlib.sha256(text.encode()).hexdigest(),
@@ -134,16 +134,16 @@ def revision(folder: Path) -> dict[str, str]:
     return {"git_revision": done.stdout.strip()}
 
 
-def _study(config: Config) -> str | None:
-    path = config.tree.get("experiment")
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest() if path else None
-
-
-def _flat(tree: Any, place: str = "") -> dict[str, Any]:
+def flat(tree: Any, place: str = "") -> dict[str, Any]:
     """Settings by their dotted keys; lists whole."""
     if not isinstance(tree, dict):
         return {place: tree}
     found: dict[str, Any] = {}
     for key, value in tree.items():
-        found |= _flat(value, f"{place}.{key}".lstrip("."))
+        found |= flat(value, f"{place}.{key}".lstrip("."))
     return found
+
+
+def _study(config: Config) -> str | None:
+    path = config.tree.get("experiment")
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest() if path else None

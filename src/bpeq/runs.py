@@ -130,6 +130,17 @@ def save_arrays(path: Path, tree: Any) -> None:
     write_bytes(path, save(arrays))
 
 
+def read_arrays(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of a file by their names. Raises DataError where it is absent or corrupt."""
+    from safetensors import SafetensorError
+    from safetensors.numpy import load
+
+    try:
+        return load(path.read_bytes())
+    except (OSError, SafetensorError) as error:
+        raise DataError(f"{path}: cannot read: {error}") from error
+
+
 def load_arrays(path: Path, template: Any) -> Any:
     """The arrays of a file in the structure of `template`, whose shapes and dtypes they must have.
 
@@ -137,13 +148,8 @@ def load_arrays(path: Path, template: Any) -> Any:
       DataError: absent, corrupt, or of another network.
     """
     import jax
-    from safetensors import SafetensorError
-    from safetensors.numpy import load
 
-    try:
-        arrays = load(path.read_bytes())
-    except (OSError, SafetensorError) as error:
-        raise DataError(f"{path}: cannot read: {error}") from error
+    arrays = read_arrays(path)
     wanted = dict(_named(template))
     if set(arrays) != set(wanted):
         odd = sorted(set(arrays) ^ set(wanted))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
 from pathlib import Path
 
 from bpeq import runs
@@ -12,20 +11,22 @@ from bpeq.types import DataError
 NAME = "manifest.json"
 
 
-def seal(folder: Path, changed: Sequence[Path] | None = None) -> None:
-    """Writes manifest.json over all files below a folder.
+def seal(folder: Path) -> None:
+    """Writes manifest.json over all files below a folder."""
+    _write(folder, {name: checksum(folder / name) for name in _names(folder)})
 
-    Args:
-      changed: files that were written since the folder was sealed; only their checksums, and those
-        of files that are not in the manifest, are taken. None: all are.
+
+def renew(folder: Path, page: Path) -> None:
+    """Takes a report that was written since, with its picture, into a sealed folder's manifest.
+
+    The other entries stay: a file that was changed meanwhile is found all the same.
     """
-    known = {} if changed is None else read(folder)
-    renewed = {path.relative_to(folder).as_posix() for path in changed or ()}
-    files = {
-        name: known[name] if name in known and name not in renewed else checksum(folder / name)
-        for name in _names(folder)
-    }
-    runs.write_json(folder / NAME, {"format": 1, "sha256": files})
+    if not sealed(folder):
+        return
+    pages = {page.name, "learning_curves.png"}
+    known = {name: found for name, found in read(folder).items() if name not in pages}
+    new = {name: checksum(folder / name) for name in pages if (folder / name).exists()}
+    _write(folder, known | new)
 
 
 def sealed(folder: Path) -> bool:
@@ -59,6 +60,10 @@ def faults(folder: Path) -> dict[str, str]:
 def checksum(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _write(folder: Path, sums: dict[str, str]) -> None:
+    runs.write_json(folder / NAME, {"format": 1, "sha256": dict(sorted(sums.items()))})
 
 
 def _names(folder: Path) -> list[str]:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import resource
 import shutil
 import signal
+import socket
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,10 +20,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from bpeq import _signals, packing
+from bpeq import _signals, checkpoints, locking, packing, runs
 from bpeq.journal import Journal
 from bpeq.looping import Runner
-from bpeq.types import Caution
+from bpeq.types import Caution, DataError
 
 POINTS = """\
 seeds = 2
@@ -252,3 +254,234 @@ def test_a_study_killed_at_any_write_and_gone_on_with_loses_and_doubles_nothing(
                 loop.run(folder, resume=True)
             assert loop.run(folder, resume=True) == never, moment
             shutil.rmtree(folder)
+
+
+# --- what a folder is found to hold ------------------------------------------------------------
+
+
+SIMPLE = POINTS + RULES["adam"]
+
+
+@pytest.fixture
+def half(call, monkeypatch) -> Path:
+    """A run that was stopped after two of four epochs, and has two checkpoints."""
+    return stopped(call, monkeypatch, SIMPLE, 2)
+
+
+def goes_on(call, folder: Path, err: list[str]) -> None:
+    """Resumed it says this, and ends as a run that was never stopped."""
+    said = call("run", folder, "--resume")
+    assert (said.code, said.err) == (0, err)
+    same(folder, whole(call, SIMPLE))
+
+
+def newest(folder: Path) -> Path:
+    found = sorted((folder / "checkpoints").glob("*.safetensors"))
+    assert [path.stem for path in found] == ["1-000000001", "1-000000002"]
+    return found[-1]
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[-3] ^= 4
+    path.write_bytes(bytes(content))
+
+
+DAMAGES = {
+    "is damaged: its sha256 is not its manifest's": [
+        flip,
+        lambda path: path.write_bytes(path.read_bytes()[:-9]),
+        lambda path: path.write_bytes(b""),
+    ],
+    "is incomplete: 1-000000002.json is missing": [lambda path: path.with_suffix(".json").unlink()],
+    "is incomplete: 1-000000002.safetensors is missing": [Path.unlink],
+    "its manifest is damaged: JSONDecodeError": [
+        lambda path: path.with_suffix(".json").write_text('{"format": 1, "do')
+    ],
+    "its manifest is damaged: KeyError": [lambda path: path.with_suffix(".json").write_text("{}")],
+}
+
+
+@pytest.mark.parametrize(
+    ("damage", "why"), [(each, why) for why, several in DAMAGES.items() for each in several]
+)
+def test_of_a_damaged_checkpoint_is_told_and_the_one_before_taken(call, half, damage, why):
+    path = newest(half)
+    damage(path)
+    goes_on(call, half, [f"bpeq: {path}: {why}: the run goes on from 1-000000001.safetensors"])
+
+
+def test_where_every_checkpoint_is_damaged_the_run_starts_anew_and_says_so(call, half):
+    for path in (half / "checkpoints").glob("*.safetensors"):
+        flip(path)
+    said = call("run", half, "--resume")
+    assert (said.code, len(said.err)) == (0, 1)
+    assert said.err[0].endswith(": the run starts anew")
+    same(half, whole(call, SIMPLE))
+
+
+def test_a_run_killed_before_its_first_checkpoint_starts_anew_and_says_so(call, half):
+    shutil.rmtree(half / "checkpoints")
+    goes_on(call, half, ["bpeq: out: has no checkpoint yet: the run starts anew"])
+
+
+def test_a_row_half_written_is_cut_off(call, half):
+    with (half / "metrics.jsonl").open("a") as file:
+        file.write('{"epoch": 3, "st')
+    goes_on(call, half, [])
+
+
+@pytest.mark.parametrize("rows", [0, 1])
+def test_changed_rows_are_refused_unless_a_checkpoint_stood_before_them(call, half, rows):
+    lines = (half / "metrics.jsonl").read_text().splitlines(keepends=True)
+    lines[rows] = lines[rows].replace('"epoch": ', '"epoch":  ')
+    (half / "metrics.jsonl").write_text("".join(lines))
+    if rows:
+        why = "out/metrics.jsonl was changed: the run goes on from 1-000000001.safetensors"
+        return goes_on(call, half, [f"bpeq: {newest(half)}: {why}"])
+    before = files(half)
+    said = call("run", half, "--resume")
+    assert (said.code, len(said.err)) == (3, 1)
+    assert said.err[0].startswith("bpeq: out/metrics.jsonl: was changed: its rows are not those")
+    assert {**files(half), ".lock": b""} == before
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        (SIMPLE.replace('"dense(5)"', '"dense(6)"'), "is of another run: its config is not this"),
+        (SIMPLE.replace("seeds = 2", "seeds = 2\nseed = 1"), "is of another run: its config"),
+    ],
+)
+def test_a_checkpoint_of_another_network_or_seed_is_refused(call, half, monkeypatch, text, problem):
+    other = stopped(call, monkeypatch, text, 2, "other")
+    shutil.rmtree(half / "checkpoints")
+    shutil.copytree(other / "checkpoints", half / "checkpoints")
+    shutil.copy(other / "metrics.jsonl", half)
+    before = files(half)
+    said = call("run", half, "--resume")
+    assert (said.code, len(said.err)) == (3, 1)
+    assert said.err[0].startswith(f"bpeq: {newest(half)}: {problem}")
+    assert {**files(half), ".lock": b""} == before
+
+
+def test_leaves_of_another_shape_are_refused_whatever_the_manifest_says(tmp_path):
+    def point(size: int) -> checkpoints.Point:
+        journal = Journal(tmp_path / "metrics.jsonl")
+        return checkpoints.Point(1, {"w": np.zeros(size)}, {}, {}, journal.mark(), 0)
+
+    saved = checkpoints.Checkpoints(tmp_path, "1", {}, [])
+    saved.save(point(3), {})
+    for carry, problem in (
+        ({"w": jnp.zeros(4)}, r"carry.w is float64\[3\], the config makes float64\[4\]"),
+        ({"w": jnp.zeros(3, "float32")}, r"carry.w is float64\[3\], the config makes float32"),
+        ({"v": jnp.zeros(3)}, "holds another network: carry.v, carry.w do not match"),
+    ):
+        with pytest.raises(DataError, match=problem):
+            saved.newest(carry, Journal(tmp_path / "metrics.jsonl"))
+
+
+@pytest.mark.parametrize(
+    ("pair", "line"),
+    [
+        ("optimizer.learning_rate=0.5", "optimizer.learning_rate = 0.5: the run in out has 0.02"),
+        ("training.epochs=5", "training.epochs = 5: the run in out has 4"),
+        ("seeds=3", "seeds = 3: the run in out has 2"),
+        ('network.layers=["dense(3)"]', "network.layers = "),
+    ],
+)
+def test_another_config_is_refused_and_the_key_named(call, half, pair, line):
+    before = files(half)
+    said = call("run", "c.toml", "--out", half, "--resume", "--set", pair)
+    assert (said.code, len(said.err)) == (2, 1)
+    assert said.err[0].startswith(f"bpeq: --set {line}")
+    assert said.err[0].endswith("; go on with its own config, or name a new folder")
+    assert files(half) == before
+
+
+def test_other_data_are_refused(call, half):
+    found = dict(np.load("points.npz"))
+    np.savez("points.npz", x=found["x"] + 1, y=found["y"])
+    said = call("run", half, "--resume")
+    assert (said.code, said.err) == (
+        3,
+        ["bpeq: out: the data are not those that its run began with"],
+    )
+
+
+def test_a_finished_run_is_left_as_it_is(call):
+    folder = whole(call, SIMPLE)
+    before = files(folder)
+    for argv in (["run", folder], ["run", "c.toml", "--out", folder]):
+        said = call(*argv, "--resume")
+        assert (said.code, said.out, said.err) == (
+            0,
+            "whole is finished; nothing was changed\n",
+            [],
+        )
+    assert files(folder) == before
+
+
+def test_without_out_the_last_run_of_that_name_goes_on_and_a_first_one_starts(call, monkeypatch):
+    Path("c.toml").write_text(SIMPLE)
+    Path("runs/c").mkdir(parents=True)
+    (Path("runs/c") / "other").touch()
+    stops_after(monkeypatch, 1)
+    assert call("run", "c.toml").code == 143
+    monkeypatch.setattr(_signals, "asked_to_stop", lambda: None)
+    assert call("run", "c.toml", "--resume").code == 0
+    assert sorted(path.name for path in Path("runs").iterdir()) == ["c", "c-2"]
+    assert call("run", "c.toml", "--out", "new", "--resume").err == []
+    same(Path("new"), Path("runs/c-2"))
+
+
+@pytest.mark.parametrize("argv", [["c.toml", "--out", "mine"], ["mine"]])
+def test_a_folder_without_a_run_is_refused(call, argv):
+    Path("c.toml").write_text(SIMPLE)
+    Path("mine").mkdir()
+    Path("mine/notes.txt").write_text("mine")
+    said = call("run", *argv, "--resume")
+    lines = {"mine": "mine: holds no run", "c.toml": "the folder mine is not empty; name a new one"}
+    assert (said.code, said.err) == (2, [f"bpeq: {lines[argv[0]]}"])
+    assert files(Path("mine")) == {"notes.txt": b"mine"}
+
+
+def test_other_versions_are_told_in_one_line(call, half, monkeypatch):
+    now = runs.environment()
+    monkeypatch.setattr(runs, "environment", lambda: {**now, "cpu_count": 99})
+    said = call("run", half, "--resume")
+    count = now["cpu_count"]
+    assert (said.code, len(said.err)) == (0, 1)
+    assert said.err[0].endswith(f" in its last bits: cpu_count {count} then, 99 now")
+
+
+# --- two writers, full disks -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("more", [[], ["--resume"]])
+def test_a_second_writer_is_refused_and_the_first_one_named(call, half, more):
+    before = files(half)
+    with locking.held(half, resume=True):
+        said = call("run", "c.toml", "--out", half, *more)
+    who = f"process {os.getpid()} on {socket.gethostname()}"
+    assert (said.code, said.err) == (2, [f"bpeq: the folder out is being written by {who}"])
+    assert files(half) == before
+    goes_on(call, half, [])
+
+
+def test_on_a_full_disk_a_run_ends_with_3_and_then_goes_on(call, half):
+    """The size limit lets rows through, but no checkpoint."""
+    before = files(half)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (newest(half).stat().st_size - 1, hard))
+    try:
+        said = call("run", half, "--resume")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    path = "out/checkpoints/1-000000003.safetensors"
+    assert (said.code, said.err) == (3, [f"bpeq: {path}: cannot write: File too large"])
+    assert {k: v for k, v in files(half).items() if k in before and k != "metrics.jsonl"} == {
+        k: v for k, v in before.items() if k != "metrics.jsonl"
+    }
+    assert not list(half.rglob("*.part"))
+    goes_on(call, half, [])
