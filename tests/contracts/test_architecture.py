@@ -34,6 +34,7 @@ FLOORS = [
             "comparison",
             "sweeping",
             "auditing",
+            "verifying",
         ],
     ],
     ["report"],
