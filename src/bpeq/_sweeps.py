@@ -25,18 +25,18 @@ def sweep(
     ] = None,
 ) -> int:
     """Run a config over grids of settings; the same command goes on, or joins in as a worker."""
-    from bpeq import _signals, experiment, runs, sweeping
+    from bpeq import _signals, cells, experiment, runs, sweeping
     from bpeq._schema import ConfigError
     from bpeq._terminal import bar, console
     from bpeq.cli import DONE, say
     from bpeq.report import sweep_table, write_sweep_report
 
     checked = _app.load(config, set_, seeds)
-    grids = sweeping.read_grids(grid or ())
+    grids = cells.read_grids(grid or ())
     if not grids:
         raise ConfigError("--grid: is missing; allowed: key=value,value such as rule.beta=0.1,0.2")
-    found = sweeping.cells(config, checked.overrides, grids)
-    sweeping.check(found)
+    found = cells.cells(config, checked.overrides, grids)
+    cells.check(found)
     folder = Path("runs") / f"{checked.name}-sweep" if out is None else out
     sweeping.claim(folder)
     _signals.begin_saving()

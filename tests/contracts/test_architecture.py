@@ -32,6 +32,7 @@ FLOORS = [
             "microscope",
             "tuning",
             "comparison",
+            "cells",
             "sweeping",
             "auditing",
             "verifying",

@@ -15,7 +15,7 @@ from pathlib import Path
 import jax
 import pytest
 
-from bpeq import sweeping
+from bpeq import cells, sweeping
 
 CONFIG = """\
 data.name = "xor"
@@ -52,7 +52,7 @@ def ends(folder: Path) -> collections.Counter:
     ],
 )
 def test_commas_inside_of_brackets_and_quotes_are_the_values(text, values):
-    assert list(sweeping.read_grids([text]).values()) == [values]
+    assert list(cells.read_grids([text]).values()) == [values]
 
 
 def test_a_failure_loses_that_run_only_and_the_same_command_runs_nothing_twice(
@@ -92,8 +92,8 @@ def test_a_failure_loses_that_run_only_and_the_same_command_runs_nothing_twice(
 
 
 def test_what_another_worker_has_is_left_to_it_until_it_has_gone(config, tmp_path):
-    grid = sweeping.read_grids(["optimizer.learning_rate=0.1,0.2"])
-    found = sweeping.cells(config, [], grid)
+    grid = cells.read_grids(["optimizer.learning_rate=0.1,0.2"])
+    found = cells.cells(config, [], grid)
     folder = tmp_path / "sweep"
     sweeping.claim(folder)
     said = []
