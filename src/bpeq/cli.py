@@ -27,7 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         _launch.settle_in()
     from typer.exceptions import TyperException
 
-    from bpeq import _commands, _looks  # noqa: F401  they join the app
+    from bpeq import _commands, _looks, _sweeps  # noqa: F401  they join the app
     from bpeq._app import app
 
     arguments = list(sys.argv[1:] if argv is None else argv) or ["--help"]
