@@ -1,6 +1,6 @@
 """Everything that bpeq says of speed and memory, measured in one run of one process.
 
-    python -m benchmarks.bench [--only eqprop,xor] [--quick] [--out DIR]
+    python -m benchmarks.bench [--only eqprop,xor] [--quick] [--record] [--out DIR]
 
 It writes bench.json (`machine`, `rows`, `ratios`, and why a ratio is absent under `skipped`) and
 bench.html. Ratios are medians over rounds of two times in the same round, and `ratios_of_least`
@@ -22,6 +22,7 @@ import jax
 
 from benchmarks.nets import images
 from benchmarks.page import write_page
+from benchmarks.record import write_results
 from benchmarks.timing import QUICK, Effort, Ratio, Skipped, load, machine, said
 
 GROUPS = (
@@ -37,6 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", default="", help=f"some of {','.join(GROUPS)}")
     parser.add_argument("--quick", action="store_true", help="small samples, under a minute")
+    parser.add_argument("--record", action="store_true", help="the ratios into RESULTS.md as well")
     parser.add_argument("--out", type=Path, default=HERE / "out", help="where results go")
     given = parser.parse_args(arguments)
     chosen = given.only.split(",") if given.only else list(GROUPS)
@@ -50,6 +52,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     written = given.out / "bench.json"
     written.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n")
     show(result)
+    if given.record:
+        write_results(result, HERE / "RESULTS.md")
     said(f"{written} and {write_page(result, given.out / 'bench.html').name}")
     return int(bool(result["failed"]))
 
@@ -64,6 +68,7 @@ def measure(chosen: Sequence[str], effort: Effort) -> dict[str, Any]:
         "rows": [],
         "ratios": {},
         "ratios_of_least": {},
+        "groups": {},
         "skipped": {},
         "failed": [],
         "seconds": {},
@@ -71,6 +76,7 @@ def measure(chosen: Sequence[str], effort: Effort) -> dict[str, Any]:
     for name in GROUPS:
         group = importlib.import_module(f"benchmarks.{name}")
         result["ratios"] |= dict.fromkeys(group.RATIOS)
+        result["groups"] |= dict.fromkeys(group.RATIOS, name)
         reason = _run(name, group, effort, result) if name in chosen else "not asked for"
         for ratio in group.RATIOS:
             if result["ratios"][ratio] is None:

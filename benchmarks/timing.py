@@ -75,15 +75,15 @@ def compiled(f: Callable[..., Any], *args: Any, steps: int = 1) -> Program:
     return Program(lambda: ready(*args), steps, *spent)
 
 
-def interleaved(programs: Mapping[str, Program], rounds: int) -> Seconds:
-    """Seconds a step of every program in every round, after one round that warms up."""
+def interleaved(programs: Mapping[str, Program], rounds: int, warm: int = 1) -> Seconds:
+    """Seconds a step of every program in every round, after `warm` rounds that warm up."""
     seconds: Seconds = {name: [] for name in programs}
-    for round_ in range(rounds + 1):
+    for round_ in range(rounds + warm):
         for name, program in programs.items():
             start = time.perf_counter()
             jax.block_until_ready(program.call())
             spent = time.perf_counter() - start
-            if round_ > 0:
+            if round_ >= warm:
                 seconds[name].append(spent / program.steps)
     return seconds
 

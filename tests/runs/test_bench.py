@@ -5,7 +5,8 @@ import json
 import jax
 import pytest
 from benchmarks import bench, memory, timing
-from benchmarks.page import GOALS
+from benchmarks.goals import GOALS
+from benchmarks.record import write_results
 
 NAMES = [
     *("eqprop_fixed_b128", "eqprop_certified_b128", "eqprop_fixed_b20", "eqprop_fixed_b1024"),
@@ -37,6 +38,13 @@ def test_every_ratio_is_a_key_measured_or_with_a_reason(result):
     absent = {name for name, value in found["ratios"].items() if value is None}
     assert absent == set(found["skipped"]) == set(NAMES) - {"memory_1000_over_10"}
     assert all(name in page for name in NAMES)
+
+
+def test_a_record_has_a_line_for_every_ratio(result, tmp_path):
+    found, _ = result
+    text = write_results(found, tmp_path / "RESULTS.md").read_text()
+    assert [name for name in NAMES if f"| `{name}` |" in text] == NAMES
+    assert "`--only memory`" in text
 
 
 def test_eps_memory_does_not_grow_and_bptts_does(result):
