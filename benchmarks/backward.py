@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from benchmarks.nets import mlp
-from benchmarks.timing import Effort, Found, compiled, interleaved, ratio, timed_rows
+from benchmarks.timing import Effort, Found, Ratio, compiled, interleaved, ratio, timed_rows
 from bpeq import costs, layers
 from bpeq.layers import chain, dense, residual
 from bpeq.types import Layer
@@ -102,7 +102,7 @@ def programs(net: Net) -> dict[str, Gradient]:
 def run(effort: Effort) -> Found:
     """A row a net and program; the ratio is the worst net's."""
     rows: list[dict[str, Any]] = []
-    ratios = {}
+    ratios: dict[str, Ratio] = {}
     for name, net in nets().items():
         if effort.quick and name != "mlp":
             continue
@@ -112,7 +112,7 @@ def run(effort: Effort) -> Found:
         seconds = interleaved(made, effort.rounds)
         ratios[name] = ratio(seconds, "ours", "autodiff")
         for r in timed_rows(seconds, made, net=name):
-            over = ratio(seconds, "ours", r["name"])
+            over = ratio(seconds, "ours", r["name"]).median
             rows.append({**r, "name": f"gradient of {name}, {r['name']}", "ours_over_it": over})
-    rows.append({"name": "hand-written over jax.grad", **ratios})
+    rows.append({"name": "hand-written over jax.grad", **{k: r.median for k, r in ratios.items()}})
     return Found(rows, {"backprop_over_autodiff": max(ratios.values())})

@@ -7,7 +7,17 @@ from typing import Any
 import jax
 
 from benchmarks import nets
-from benchmarks.timing import Effort, Found, Program, compiled, interleaved, ratio, row, timed_rows
+from benchmarks.timing import (
+    Effort,
+    Found,
+    Program,
+    Ratio,
+    compiled,
+    interleaved,
+    ratio,
+    row,
+    timed_rows,
+)
 from bpeq import rules, solvers
 from bpeq.fidelity import exact_gradient, judge
 from bpeq.types import LearningRule
@@ -26,17 +36,17 @@ TOLERANCE = 1e-5
 SQUARE = 1024
 
 
-def certified(task: nets.Task) -> LearningRule:
+def certified(task: nets.Task, **settings: Any) -> LearningRule:
     """Both phases until each example's residual is 1e-5; the others are counted."""
     settle = solvers.anderson(TOLERANCE, window=2)
-    return nets.eqprop(task.system, settle, settle)
+    return nets.eqprop(task.system, settle, settle, **settings)
 
 
 def run(effort: Effort) -> Found:
     """Rows a batch size, and the ratios."""
     task = nets.reference(effort.quick)
     rows: list[dict[str, Any]] = []
-    ratios = {}
+    ratios: dict[str, float | Ratio] = {}
     for batch, count in COUNTS.items():
         made = {
             "backprop": rules.autodiff(task.network, nets.COST),
@@ -61,7 +71,7 @@ def run(effort: Effort) -> Found:
             seconds["floor"] = floor(seconds, batch)
             rows.append(row("floor of a step's two products", seconds["floor"], batch=batch))
             ratios["roofline_b1024"] = ratio(seconds, "eqprop certified", "floor")
-    rows += fidelity(task, judged(task), effort.examples)
+    rows += fidelity(task, judged(task, effort.quick), effort.examples)
     return Found(rows, ratios)
 
 
@@ -90,13 +100,15 @@ def floor(seconds: dict[str, list[float]], batch: int) -> list[float]:
     return [2 * flops / max(rate) for rate in rates]
 
 
-def judged(task: nets.Task) -> dict[str, LearningRule]:
-    """The estimates whose gradients are set against the exact one."""
-    return {
+def judged(task: nets.Task, quick: bool) -> dict[str, LearningRule]:
+    """The estimates that are timed, and certified ones at other β, to tell bias from the solver."""
+    made = {
         "eqprop fixed 30 + 10": nets.fixed(task.system),
         "eqprop certified": certified(task),
         "eqprop one-sided": nets.fixed(task.system, nudging="one-sided"),
     }
+    others: tuple[Any, ...] = () if quick else (0.03, 0.01, "auto")
+    return made | {f"eqprop certified, β {b}": certified(task, beta=b) for b in others}
 
 
 def fidelity(

@@ -22,7 +22,7 @@ def run(effort: Effort) -> Found:
     seconds = interleaved(programs, max(3, effort.rounds // 2))
     rows = timed_rows(seconds, programs, batch=BATCH, net=task.name)
     for r in rows:
-        over = ratio(seconds, r["name"], "autodiff")
+        over = ratio(seconds, r["name"], "autodiff").median
         r |= {"updates_a_second": 1 / r["seconds"], "over_autodiff": over}
     return Found(rows, {})
 

@@ -33,11 +33,21 @@ class Effort(NamedTuple):
 QUICK = Effort(rounds=5, examples=256, quick=True)
 
 
+class Ratio(NamedTuple):
+    """One time over another: the median of the rounds, and the least time over the least.
+
+    Where the two differ much, the machine was too busy for either.
+    """
+
+    median: float
+    least: float
+
+
 class Found(NamedTuple):
-    """What a group of rows has measured; a ratio may be None, with the reason under `skipped`."""
+    """What a group of rows has measured; why a ratio is not among them stands under `skipped`."""
 
     rows: list[dict[str, Any]]
-    ratios: dict[str, float]
+    ratios: dict[str, float | Ratio]
     skipped: dict[str, str] = {}  # noqa: RUF012
 
 
@@ -65,23 +75,24 @@ def compiled(f: Callable[..., Any], *args: Any, steps: int = 1) -> Program:
     return Program(lambda: ready(*args), steps, *spent)
 
 
-def interleaved(programs: Mapping[str, Program], rounds: int) -> Seconds:
-    """Seconds a step of every program in every round, after one round that warms up."""
+def interleaved(programs: Mapping[str, Program], rounds: int, warm: int = 1) -> Seconds:
+    """Seconds a step of every program in every round, after `warm` rounds that warm up."""
     seconds: Seconds = {name: [] for name in programs}
-    for round_ in range(rounds + 1):
+    for round_ in range(rounds + warm):
         for name, program in programs.items():
             start = time.perf_counter()
             jax.block_until_ready(program.call())
             spent = time.perf_counter() - start
-            if round_ > 0:
+            if round_ >= warm:
                 seconds[name].append(spent / program.steps)
     return seconds
 
 
-def ratio(seconds: Seconds, over: str, under: str) -> float:
-    """The median over rounds of one program's time against another's in the same round."""
+def ratio(seconds: Seconds, over: str, under: str) -> Ratio:
+    """One program's time over another's in the same round."""
     pairs = zip(seconds[over], seconds[under], strict=True)
-    return statistics.median(a / b for a, b in pairs)
+    least = min(seconds[over]) / min(seconds[under])
+    return Ratio(statistics.median(a / b for a, b in pairs), least)
 
 
 def row(name: str, times: Sequence[float], **more: Any) -> dict[str, Any]:

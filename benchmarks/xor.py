@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from benchmarks.timing import Effort, Found, Program, compiled, interleaved, row
+from benchmarks.timing import Effort, Found, Program, compiled, interleaved, ratio, row
 from bpeq import costs, data, rules, training
 from bpeq.layers import chain, dense, sigmoid
 
@@ -39,8 +39,7 @@ def run(effort: Effort) -> Found:
         row("xor NumPy", seconds["NumPy"], scaled_from=TIMED, **more),
         {"name": "xor final losses", "bpeq": losses.tolist(), "NumPy": loop()},
     ]
-    pairs = zip(seconds["NumPy"], seconds["bpeq"], strict=True)
-    return Found(rows, {"numpy_over_xor_50": float(np.median([a / b for a, b in pairs]))})
+    return Found(rows, {"numpy_over_xor_50": ratio(seconds, "NumPy", "bpeq")})
 
 
 def ours(epochs: int) -> tuple[Program, Any]:

@@ -1,0 +1,48 @@
+"""RESULTS.md: a run's ratios as a table, each with its command, the machine and the date."""
+
+from __future__ import annotations
+
+import datetime
+from pathlib import Path
+from typing import Any
+
+from benchmarks.goals import GOALS
+from bpeq.report._numbers import plain
+
+
+def write_results(result: dict[str, Any], path: Path) -> Path:
+    """Writes the table to `path`, in place of an earlier one."""
+    machine, today = result["machine"], datetime.date.today().isoformat()
+    where = (
+        f"{machine['processor']}, {machine['cpu_count']} cores, jax {machine['versions']['jax']}, "
+        f"{machine['backend']}, {result['data']}, {today}; load average "
+        f"{_first(machine['load_before'])} before and {_first(machine['load_after'])} after, which "
+        "the benchmark itself is a part of."
+    )
+    lines = [
+        "# Speed and memory, as measured",
+        "",
+        "Each figure is a ratio within one run, the median over rounds of two times in the same "
+        "round; in brackets the least time over the least. All of them: `make bench`, in "
+        f"{result['seconds']['total'] / 60:.0f} minutes.",
+        where,
+        "",
+        "| ratio | of what | `python -m benchmarks.bench` | read | wanted |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for name, (what, goal) in GOALS.items():
+        group = result["groups"][name]
+        lines.append(f"| `{name}` | {what} | `--only {group}` | {_read(result, name)} | {goal} |")
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return path
+
+
+def _read(result: dict[str, Any], name: str) -> str:
+    value, least = result["ratios"][name], result["ratios_of_least"].get(name)
+    if value is None:
+        return f"not measured: {result['skipped'][name]}"
+    return plain(value) + ("" if least is None else f" [{plain(least)}]")
+
+
+def _first(load: list[float]) -> str:
+    return str(load[0]) if load else "unknown"
