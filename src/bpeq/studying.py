@@ -33,7 +33,7 @@ def study_work(config: Config) -> Callable[[Runner], dict[str, Any]]:
     def work(runner: Runner) -> dict[str, Any]:
         try:
             metrics = study(plain, runner, **config.tree.get("study", {}))
-            found = {k: np.atleast_1d(np.asarray(v, np.float64)) for k, v in metrics.items()}
+            found = _metrics(metrics)
         except (Exception, SystemExit) as error:
             own = _faulty(config, study, error)
             if isinstance(own, ConfigError | DataError):
@@ -45,6 +45,17 @@ def study_work(config: Config) -> Callable[[Runner], dict[str, Any]]:
         return {"metrics": found, "pictures": pictures}
 
     return work
+
+
+def _metrics(returned: Any) -> dict[str, np.ndarray]:
+    """Each metric as `[seeds]`; a number is one seed's."""
+    if not isinstance(returned, dict):
+        raise TypeError(f"run returned {type(returned).__name__}, not metrics by their names")
+    found = {k: np.atleast_1d(np.asarray(v, np.float64)) for k, v in returned.items()}
+    for name, values in found.items():
+        if values.ndim > 1 or not values.size:
+            raise TypeError(f"metric {name} has shape {values.shape}, not a number or [seeds]")
+    return found
 
 
 def _faulty(config: Config, study: Any, error: BaseException) -> BaseException:
