@@ -49,15 +49,14 @@ def free_phase(
     clamped = system.clamp(params, x)
     start = system.init_state(params, clamped) if start is None else start
     none = x[:0]
-    one = _one_by_one(system, params, clamped, none, len(x))
+    take = _taker(system, params, clamped, none, len(x))
 
     def some(rows: Array) -> Callable[[State], State]:
-        assert one is not None
-        return lambda state: one(
-            rows, state, lambda clamped, s, _: system.sweep(params, clamped, s)
-        )
+        assert take is not None
+        own = take(rows)
+        return lambda s: system.sweep(params, own, s)
 
-    step = Sweep(lambda s: system.sweep(params, clamped, s), one and some)
+    step = Sweep(lambda s: system.sweep(params, clamped, s), take and some)
     state, info = solver(step, start)
     return Free(clamped, state, info, system.readout.forward(params, state)[0], none)
 
@@ -65,12 +64,16 @@ def free_phase(
 def nudge(
     system: System, cost: Cost, params: Params, y: Array, beta: Array
 ) -> Callable[[State], State]:
-    """The push −β ∂C/∂s on a state, the readout's pull-back of the cost's slope there."""
+    """The push −β ∂C/∂s on a state, the readout's pull-back of the cost's slope there.
+
+    β is a number, or `[batch]`, one for each example.
+    """
 
     def push(state: State) -> State:
         output, residuals = system.readout.forward(params, state)
         error = cost.error(output, y)
-        return system.readout.backward(params, params, residuals, -beta * error)[1]
+        scale = beta.reshape(beta.shape + (1,) * (error.ndim - beta.ndim)) if beta.ndim else beta
+        return system.readout.backward(params, params, residuals, -scale * error)[1]
 
     return push
 
@@ -91,33 +94,31 @@ def nudged_phases(
     times the readout's pull-back of ∂C/∂output, taken at the state as it then is. An imperfect
     device may have another clamped part for each phase.
     """
+    count, batch = len(betas), len(y)
+    apart = partial(_apart, count)
+    if start is None:
+        start = jax.tree.map(lambda s: jnp.broadcast_to(s, (count, *s.shape)), free.state)
     other = system.imperfect and system.imperfect.nudged
+    take = None if other else _taker(system, params, free.clamped, free.none, batch)
+
+    def some(rows: Array) -> Callable[[State], State]:
+        assert take is not None
+        own, push = (
+            take(rows % batch),
+            nudge(system, cost, params, y[rows % batch], betas[rows // batch]),
+        )
+        return lambda s: system.sweep(params, own, s, push)
 
     def sweep(beta: Array, n: Array, state: State) -> State:
         clamped = free.clamped if other is None else other(free.clamped, n)
-        push = nudge(system, cost, params, y, beta)
-        return system.sweep(params, clamped, state, push)
+        return system.sweep(params, clamped, state, nudge(system, cost, params, y, beta))
 
-    count = len(betas)
-    if start is None:
-        start = jax.tree.map(lambda s: jnp.broadcast_to(s, (count, *s.shape)), free.state)
-    apart = partial(_apart, count)
-
-    def step(state: State) -> State:  # all phases as one batch: one loop, which ends with the last
+    def each(state: State) -> State:
         return _together(jax.vmap(sweep)(betas, jnp.arange(count), apart(state)))
 
-    one = None if other else _one_by_one(system, params, free.clamped, free.none, len(y))
-
-    def some(rows: Array) -> Callable[[State], State]:
-        assert one is not None
-
-        def of(clamped: Any, state: State, row: Array) -> State:
-            push = nudge(system, cost, params, y[row % len(y)][None], betas[row // len(y)])
-            return system.sweep(params, clamped, state, push)
-
-        return lambda state: one(rows, state, of)
-
-    state, info = solver(Sweep(step, one and some), _together(start))
+    # All phases are one batch, in one loop, which ends with the last.
+    step = Sweep(each if take is None else some(jnp.arange(count * batch)), take and some)
+    state, info = solver(step, _together(start))
     path = info.trajectory
     if path is not None:  # [steps, phases · batch, ...] to [phases, steps, batch, ...]
         path = jax.tree.map(lambda s: s.swapaxes(0, 1), jax.vmap(apart)(path))
@@ -125,39 +126,33 @@ def nudged_phases(
     return apart(state), SolveInfo(steps, residual, converged, path, end)
 
 
-def _one_by_one(
+def _taker(
     system: System, params: Params, clamped: Any, none: Array | None, batch: int
-) -> Callable[..., State] | None:
-    """(rows, states, f) -> f(its clamped part, its state, its row), each row a batch of its own.
+) -> Callable[[Array], Any] | None:
+    """rows -> what is clamped of those examples; None where that cannot be told.
 
-    Rows count through the batch again for every phase. None where what is clamped cannot be taken
-    apart: which of its leaves are per example is told by clamping one example more.
+    Which axis of a leaf is the batch shows in clamping one example more.
     """
     if none is None:
         return None
     more = jax.ShapeDtypeStruct((batch + 1, *none.shape[1:]), none.dtype)
-    longer = jax.eval_shape(system.clamp, params, more)
-    pairs = list(zip(jax.tree.leaves(clamped), jax.tree.leaves(longer), strict=True))
-    axes = [None if a.shape == b.shape else 0 for a, b in pairs]
-    if any(
-        axis == 0 and b.shape != (batch + 1, *a.shape[1:])
-        for axis, (a, b) in zip(axes, pairs, strict=True)
-    ):
-        return None
+    leaves, structure = jax.tree.flatten(clamped)
+    longer = jax.tree.leaves(jax.eval_shape(system.clamp, params, more))
+    axes: list[int | None] = []
+    for a, b in zip(leaves, longer, strict=True):
+        differ = [i for i, (m, n) in enumerate(zip(a.shape, b.shape, strict=True)) if m != n]
+        if len(differ) > 1 or any(b.shape[i] != batch + 1 for i in differ):
+            return None
+        axes.append(differ[0] if differ else None)
 
-    def run(rows: Array, states: State, f: Callable[..., State]) -> State:
-        leaves, structure = jax.tree.flatten(clamped)
-        own = [a if axis is None else a[rows % batch] for a, axis in zip(leaves, axes, strict=True)]
+    def take(rows: Array) -> Any:
+        own = [
+            a if axis is None else jnp.take(a, rows, axis=axis)
+            for a, axis in zip(leaves, axes, strict=True)
+        ]
+        return jax.tree.unflatten(structure, own)
 
-        def alone(own: list[Any], state: State, row: Array) -> State:
-            mine = [a if axis is None else a[None] for a, axis in zip(own, axes, strict=True)]
-            given = jax.tree.unflatten(structure, mine)
-            after = f(given, jax.tree.map(lambda s: s[None], state), row)
-            return jax.tree.map(lambda s: s[0], after)
-
-        return jax.vmap(alone, in_axes=(axes, 0, 0))(own, states, rows)
-
-    return run
+    return take
 
 
 def _together(phases: State) -> State:
