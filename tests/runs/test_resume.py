@@ -371,8 +371,11 @@ def test_leaves_of_another_shape_are_refused_whatever_the_manifest_says(tmp_path
         journal = Journal(tmp_path / "metrics.jsonl")
         return checkpoints.Point(1, {"w": np.zeros(size)}, {}, {}, journal.mark(), 0)
 
-    saved = checkpoints.Checkpoints(tmp_path, "1", {}, [])
+    saved = checkpoints.Checkpoints(tmp_path, "1", {}, [jax.random.key(1)])
     saved.save(point(3), {})
+    other = checkpoints.Checkpoints(tmp_path, "1", {}, [jax.random.key(2)])
+    with pytest.raises(DataError, match="is of a run with other random keys"):
+        other.newest({"w": jnp.zeros(3)}, Journal(tmp_path / "metrics.jsonl"))
     for carry, problem in (
         ({"w": jnp.zeros(4)}, r"carry.w is float64\[3\], the config makes float64\[4\]"),
         ({"w": jnp.zeros(3, "float32")}, r"carry.w is float64\[3\], the config makes float32"),
