@@ -35,7 +35,7 @@ def run(
         checked = _app.load(config, set_, seeds)
         folder = _app.folder(out, checked.name, resume)
     ended = resume and resuming.begun(checked, folder) and resuming.finished(folder)
-    if ended and (folder / "report.html").exists():
+    if ended and sealing.sealed(folder, "report.html"):
         console.print(f"{folder} is finished; nothing was changed", soft_wrap=True, highlight=False)
         return
     _signals.begin_saving()
