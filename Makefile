@@ -30,7 +30,7 @@ types: $(STAMP)
 	$(BIN)/mypy
 
 bench: $(STAMP)
-	$(BIN)/python benchmarks/backward.py
+	$(BIN)/python benchmarks/backward.py && $(BIN)/python benchmarks/checkpoints.py
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .jax_cache

@@ -34,6 +34,7 @@ FLOORS = [
             "comparison",
             "cells",
             "sweeping",
+            "searching",
             "auditing",
             "verifying",
         ],
