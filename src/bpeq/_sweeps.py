@@ -23,9 +23,12 @@ def sweep(
     out: Annotated[
         Path | None, typer.Option("--out", help="the sweep's folder; runs/NAME-sweep if not given")
     ] = None,
+    search: Annotated[
+        int | None, typer.Option("--search", help="trials that optuna chooses, in place of all")
+    ] = None,
 ) -> int:
     """Run a config over grids of settings; the same command goes on, or joins in as a worker."""
-    from bpeq import _signals, cells, experiment, runs, sweeping
+    from bpeq import _signals, cells, experiment, runs, searching, sweeping
     from bpeq._schema import ConfigError
     from bpeq._terminal import bar, console
     from bpeq.cli import DONE, say
@@ -35,13 +38,17 @@ def sweep(
     grids = cells.read_grids(grid or ())
     if not grids:
         raise ConfigError("--grid: is missing; allowed: key=value,value such as rule.beta=0.1,0.2")
-    found = cells.cells(config, checked.overrides, grids)
-    cells.check(found)
+    if search is None:
+        grid_runs = cells.cells(config, checked.overrides, grids)
+        cells.check(grid_runs)
+    else:
+        metric = searching.check(checked, grids, search)
     folder = Path("runs") / f"{checked.name}-sweep" if out is None else out
     sweeping.claim(folder)
     _signals.begin_saving()
 
     def so_far() -> dict:
+        found = grid_runs if search is None else searching.tried(checked, grids, folder)
         result = sweeping.result(checked, found, grids, folder)
         runs.write_json(folder / "sweep.json", result)
         return result
@@ -49,7 +56,11 @@ def sweep(
     so_far()
     try:
         with bar("runs") as track:
-            sweeping.work(found, folder, track(f"{checked.name}, sweep"), _signals.asked_to_stop)
+            how = (track(f"{checked.name}, sweep"), _signals.asked_to_stop)
+            if search is None:
+                sweeping.work(grid_runs, folder, *how)
+            else:
+                searching.search(checked, grids, search, folder, metric, *how)
     except experiment.Interrupted as stopped:
         so_far()
         said = f"{stopped}; the same command goes on"
@@ -61,5 +72,5 @@ def sweep(
     if not failed:
         return DONE
     first = failed[0]
-    said = f"{len(failed)} of {len(found)} runs failed; the first, {first['run']}: "
+    said = f"{len(failed)} of {len(result['runs'])} runs failed; the first, {first['run']}: "
     return say(f"{folder}: {said}{first['failed']}", first["code"])

@@ -44,6 +44,7 @@ FLOORS = [
             "comparison",
             "cells",
             "sweeping",
+            "searching",
             "auditing",
             "verifying",
         ],

@@ -15,7 +15,8 @@ from pathlib import Path
 import jax
 import pytest
 
-from bpeq import cells, sweeping
+from bpeq import cells, searching, sweeping
+from bpeq.config import ConfigError
 
 CONFIG = """\
 data.name = "xor"
@@ -135,6 +136,56 @@ def test_what_is_wrong_with_a_grid_is_one_line_and_nothing_is_written(
     assert len(said.err) == 1
     assert line in said.err[0]
     assert not (tmp_path / "sweep").exists()
+
+
+def test_a_search_without_optuna_is_one_line(call, config, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    said = call("sweep", config, *RATES, "--search", 3, "--out", tmp_path / "sweep")
+    assert said.code == 2
+    assert said.err == [
+        "bpeq: --search = 3: needs optuna, which is not installed: pip install 'bpeq[search]'"
+    ]
+    assert not (tmp_path / "sweep").exists()
+
+
+@pytest.mark.parametrize(
+    ("texts", "space"),
+    [
+        (["0.1", "0.2"], ["0.1", "0.2"]),
+        (["1e-4..1e-1:log"], (1e-4, 0.1, True)),
+        (["4..16"], (4, 16, False)),
+        (["-1.5..2"], (-1.5, 2.0, False)),
+    ],
+)
+def test_a_range_is_two_numbers_of_one_kind(texts, space):
+    assert searching._space("key", texts) == space
+
+
+@pytest.mark.parametrize("text", ["2..1", "0..1:log", "a..b", "1..1"])
+def test_a_range_that_means_nothing_is_refused(text):
+    with pytest.raises(ConfigError, match=r"must be LOW\.\.HIGH with LOW < HIGH"):
+        searching._space("rule.beta", [text])
+
+
+def test_a_search_runs_its_trials_and_the_same_command_runs_no_more(call, config, tmp_path):
+    pytest.importorskip("optuna", reason="an extra: pip install 'bpeq[search]'")
+    options = [
+        "--search",
+        3,
+        "--grid",
+        "optimizer.learning_rate=1e-2..1:log",
+        *RATES[:1],
+        "seed=0..9",
+    ]
+    for _ in range(2):
+        said = call("sweep", config, *options, "--out", tmp_path / "sweep")
+        assert said.code == 0, said
+        sweep = json.loads((tmp_path / "sweep" / "sweep.json").read_text())
+        assert [row["state"] for row in sweep["runs"]] == ["finished"] * 3
+        assert len(ends(tmp_path / "sweep")) == 3
+    for row in sweep["runs"]:
+        assert 1e-2 <= row["settings"]["optimizer.learning_rate"] <= 1
+        assert row["settings"]["seed"] in range(10)
 
 
 def test_a_folder_that_holds_something_else_is_refused(call, config, tmp_path):
