@@ -73,8 +73,8 @@ def measure(chosen: Sequence[str], effort: Effort) -> dict[str, Any]:
         "failed": [],
         "seconds": {},
     }
-    for name in GROUPS:
-        group = importlib.import_module(f"benchmarks.{name}")
+    groups = {name: importlib.import_module(f"benchmarks.{name}") for name in GROUPS}
+    for name, group in groups.items():
         result["ratios"] |= dict.fromkeys(group.RATIOS)
         result["groups"] |= dict.fromkeys(group.RATIOS, name)
         reason = _run(name, group, effort, result) if name in chosen else "not asked for"
