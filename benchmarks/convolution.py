@@ -78,8 +78,10 @@ def accelerated(task: nets.Task) -> LearningRule:
 
 
 def alone(task: nets.Task, rule: LearningRule) -> Program:
-    """One update outside of any scan: within one XLA takes 50 times as long for jax.grad's own
-    convolutions, so that a ratio to that would say nothing of EP."""
+    """One update outside of any scan, which slows jax.grad's own convolutions down many times.
+
+    A ratio to the update within a scan would say nothing of EP; it has a row all the same.
+    """
     optimizer, key = optax.sgd(nets.RATE), jax.random.key(1)
     step = training.supervised(rule, optimizer)
     carry = training.start(rule, optimizer, task.params, key)
