@@ -17,6 +17,7 @@ import json
 import shutil
 import subprocess
 import sys
+import time
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -65,9 +66,7 @@ def rewrite(name: str, folder: Path) -> None:
     """Puts a run's table and pictures into the study's folder."""
     written = folder / "summary.json"
     summary = json.loads(written.read_text())
-    date = subprocess.run(
-        ["date", "-r", str(written), "+%Y-%m-%d"], capture_output=True, text=True, check=True
-    ).stdout.strip()
+    date = time.strftime("%Y-%m-%d", time.localtime(written.stat().st_mtime))
     readme = HERE / name / "README.md"
     text = readme.read_text()
     before, _, rest = text.partition(BEGIN)

@@ -10,11 +10,11 @@ import numpy as np
 from jaxtyping import Array, Float
 from matplotlib.figure import Figure
 
-from bpeq import rules, training
+from bpeq import training
 from bpeq.config import Config, load
 from bpeq.layers import chain
 from bpeq.looping import Runner
-from bpeq.networks import Network, build_networks, build_optimizer
+from bpeq.networks import Network, build_networks, learner
 from bpeq.problem import seed_keys
 from bpeq.settings import Count, NonNegative
 from bpeq.types import Batch, Key, Layer, Params
@@ -45,14 +45,24 @@ def run(
       noise: σ of the Gaussian noise on every pixel. code: layers of the encoder.
       smoke: digits in place of MNIST, and five epochs.
     """
-    networks = build_networks(config)
+    data = None if smoke else config.build("data")
+    pixels = None if data is None else (int(np.prod(data.x.shape[1:])),)
+    wanted = dict.fromkeys(("autoencoder", "linear"), (pixels, pixels))
+    networks = build_networks(config, wanted)
+    layers = len(networks["autoencoder"].layer.parts)
+    if code >= layers:
+        raise config.fault("study.code", code, f"must be 1 to {layers - 1}, of {layers} layers")
     if smoke:
         small = [*config.overrides, 'data={name="digits", validation=0}']
         config = load(config.path, [*small, "training.epochs=5"], study=False)
         networks = {name: resized(network, 64) for name, network in networks.items()}
-    data = config.build("data")
+        data = config.build("data")
     images = np.asarray(data.x, np.float32).reshape(len(data.x), -1)
     task = Task(images, np.asarray(data.train[0]), np.asarray(data.test[0]), noise)
+    size = config.tree["training"]["batch_size"]
+    if size > len(task.train):
+        remedy = f"must be 1 to {len(task.train)}, the training set"
+        raise config.fault("training.batch_size", size, remedy)
     keys = seed_keys(config.tree["seed"], config.tree["seeds"])
     encoder = lambda layer: chain(*layer.parts[:code])  # noqa: E731
     width = encoder(networks["autoencoder"].layer).init(keys[0, 0], networks["autoencoder"].shape)
@@ -113,17 +123,13 @@ def fit(
     settings, rows = config.tree["training"], jnp.asarray(task.train)
     size = settings["batch_size"]
     per_epoch = len(rows) // size
-    rule = rules.backprop(network.layer, config.build("cost"))
-    optimizer = build_optimizer(config, settings["epochs"] * per_epoch)
-    update = training.supervised(rule, optimizer)
+    updates = settings["epochs"] * per_epoch
+    carry, update = learner(config, network, config.build("cost"), keys, updates)
     x = jnp.asarray(task.images)
 
     def step(carry: Any, batch: Batch, key: Key) -> tuple[Any, dict[str, Array]]:
         noise_key, rule_key = jax.random.split(key)
         return update(carry, Batch(noisy(noise_key, batch.x, sigma), batch.y), rule_key)
-
-    def first(init_key: Key, key: Key) -> training.Carry:
-        return training.start(rule, optimizer, network.init(init_key), key)
 
     @jax.jit
     @jax.vmap
@@ -138,7 +144,6 @@ def fit(
     def reconstructed_train(params: Params) -> Array:
         return summed(network.layer.forward(params, x[task.train])[0], x[task.train])
 
-    carry = jax.vmap(first)(keys[:, 0], keys[:, 1])
     seeds = jnp.broadcast_to(rows, (len(keys), len(rows)))
     carry, values, _ = runner.repeat(
         training.over_seeds(training.epoch_scan(step, size)),
@@ -170,7 +175,7 @@ def principal(images: np.ndarray, count: int) -> Any:
 
 
 def noisy(key: Key, x: Any, sigma: float) -> Array:
-    return x + sigma * jax.random.normal(key, x.shape, jnp.float32)
+    return x + sigma * jax.random.normal(key, x.shape, x.dtype)
 
 
 def summed(found: Any, wanted: Any) -> Any:

@@ -14,13 +14,14 @@ from matplotlib.figure import Figure
 from bpeq import training
 from bpeq.config import Config
 from bpeq.looping import Runner
-from bpeq.networks import build_networks, build_optimizer
+from bpeq.networks import Network, build_networks, build_optimizer
 from bpeq.problem import seed_keys
 from bpeq.settings import Count, Fraction
 
 from . import cartpole, ppo, tictactoe
 
 EPISODES, RANDOM_GAMES = 100, 1000
+NETWORKS = {"actor": ((4,), (2,)), "critic": ((4,), (1,)), "tictactoe": ((18,), (9,))}
 SEARCHED = 100  # linear policies of the null control
 OURS, CONTROL, GREEN, GREY = "#0072b2", "#d55e00", "#00785a", "#444444"
 OPPONENTS = {
@@ -62,11 +63,14 @@ def run(
     if smoke:
         iterations, turns = max(iterations // 5, 1), max(turns // 10, 1)
     strides = 4 if smoke else 30
+    networks = build_networks(config, NETWORKS)
     keys = seed_keys(config.tree["seed"], config.tree["seeds"])
     rows, path, metrics = balance(
-        config, runner, keys, iterations, carts, moves, passes, parts, strides
+        config, runner, networks, keys, iterations, carts, moves, passes, parts, strides
     )
-    played, worth, found = self_play(config, runner, keys, turns, games, explore, strides)
+    played, worth, found = self_play(
+        config, runner, networks["tictactoe"], keys, turns, games, explore, strides
+    )
     at_random = metrics["mean_return_random"].mean()
     draw(runner.folder, rows, path, played, worth, carts * moves, at_random)
     return metrics | found
@@ -75,6 +79,7 @@ def run(
 def balance(
     config: Config,
     runner: Runner,
+    networks: dict[str, Network],
     keys: Array,
     iterations: int,
     carts: int,
@@ -84,7 +89,6 @@ def balance(
     strides: int,
 ) -> tuple[list[dict[str, Any]], tuple[np.ndarray, np.ndarray], dict[str, np.ndarray]]:
     """The rows of the training, one episode of 4 coordinates before and after it, and metrics."""
-    networks = build_networks(config)
     actor, critic = networks["actor"], networks["critic"]
     optimizer = build_optimizer(config, iterations * passes * parts)
     carry = jax.vmap(ppo.start(actor, critic, optimizer, carts))(keys[:, 0])
@@ -148,6 +152,7 @@ def _nulls(key: Array) -> tuple[Array, Array]:
 def self_play(
     config: Config,
     runner: Runner,
+    network: Network,
     keys: Array,
     turns: int,
     games: int,
@@ -155,7 +160,7 @@ def self_play(
     strides: int,
 ) -> tuple[list[dict[str, Any]], np.ndarray, dict[str, np.ndarray]]:
     """The rows of the training, what the squares of `SHOWN` are worth to seed 0, and metrics."""
-    network, optimizer = build_networks(config)["tictactoe"], build_optimizer(config, turns)
+    optimizer = build_optimizer(config, turns)
     boards = jnp.asarray(tictactoe.positions())
 
     @jax.jit

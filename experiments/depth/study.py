@@ -86,14 +86,18 @@ def run(
       clip_norm: the global norm that clipped gradients keep to.
       smoke: a few networks and initialisations, and 40 updates, for the tests.
     """
+    if not depths:
+        raise config.fault("study.depths", depths, "must be one or more")
     data: Dataset = config.build("data")
-    nets = {name: net.layer for name, net in build_networks(config).items()}
+    if data.task != "classification":
+        raise config.fault("data.name", data.name, "is no classification")
+    classes = (None, (int(data.y.max()) + 1,))
+    built = build_networks(config, dict.fromkeys(config.tree.get("networks", ["relu"]), classes))
+    nets = {name: net.layer for name, net in built.items()}
     for name, net in nets.items():
         if sum(part.name == "repeat" for part in net.parts) != 1:
             layers = config.tree["networks"][name]["layers"]
             raise config.fault(f"networks.{name}.layers", layers, "must have one repeat(block, n)")
-    if data.task != "classification":
-        raise config.fault("data.name", data.name, "is no classification")
     if smoke:
         steps, inits, depths = min(steps, 40), min(inits, 8), depths[:2]
         nets = {name: net for name, net in nets.items() if name in SMOKE}
@@ -408,7 +412,8 @@ def draw_learned(
     table.set_xticks(range(values.shape[1]), ways * len(depths), rotation=55, ha="right")
     for i, depth in enumerate(depths):
         middle = (i + 0.5) * len(ways) - 0.5
-        table.text(middle, -0.75, f"{depth} layers", ha="center", va="bottom", fontsize=10)
+        above = {"transform": table.get_xaxis_transform(), "ha": "center", "va": "bottom"}
+        table.text(middle, 1.01, f"{depth} layers", fontsize=10, **above)
         table.axvline(i * len(ways) - 0.5, color="white", lw=4)
     table.set_title(
         f"test error in percent after {steps} updates (chance is 90)", pad=22, fontsize=11

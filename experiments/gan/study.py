@@ -25,6 +25,12 @@ from . import adversarial
 
 RADIUS, SIGMA, MODES = 2.0, 0.05, 8
 SAMPLES, SHOWN = 10_000, 1000
+NETWORKS = {
+    "ring_generator": (None, (2,)),
+    "ring_critic": ((2,), (1,)),
+    "digits_generator": (None, (64,)),
+    "digits_critic": ((64,), (1,)),
+}
 DUE = 0.25  # a mode is found once it gets this share of the samples that it is due
 STRIDES = 20
 OURS, REAL = "#0072b2", "#d55e00"
@@ -56,7 +62,8 @@ def run(
     """
     if smoke:
         updates, digits_updates = max(updates // 6, 1), max(digits_updates // 20, 1)
-    networks, keys = build_networks(config), seed_keys(config.tree["seed"], config.tree["seeds"])
+    networks = build_networks(config, NETWORKS)
+    keys = seed_keys(config.tree["seed"], config.tree["seeds"])
     pair = networks["ring_generator"], networks["ring_critic"]
     metrics: dict[str, Any] = {}
     pictures = {}

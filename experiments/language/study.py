@@ -15,10 +15,10 @@ import numpy as np
 from jaxtyping import Array, Int
 from matplotlib.figure import Figure
 
-from bpeq import rules, training
+from bpeq import training
 from bpeq.config import Config
 from bpeq.looping import Runner
-from bpeq.networks import Network, build_networks, build_optimizer
+from bpeq.networks import Network, build_networks, learner
 from bpeq.numerics import log_softmax
 from bpeq.problem import seed_keys
 from bpeq.settings import Count
@@ -49,7 +49,7 @@ def run(
     """
     if smoke:
         copy_updates, text_updates = max(copy_updates // 5, 1), 5
-    networks, keys = build_networks(config), seed_keys(config.tree["seed"], config.tree["seeds"])
+    networks, keys = read_networks(config), seed_keys(config.tree["seed"], config.tree["seeds"])
     cost = config.build("cost")
     metrics: dict[str, Any] = {}
     curves: dict[str, list[dict[str, Any]]] = {}
@@ -58,7 +58,7 @@ def run(
             config, runner, networks[name], cost, keys, name, copy_updates, copy_batch
         )
         metrics[f"copy_accuracy{ending}"] = found
-    text = corpus()
+    text = corpus(networks["text"].tokens)
     if smoke:
         text = text._replace(held=text.held[:2000])
     with runner.clock("baseline"):
@@ -79,6 +79,19 @@ def run(
     metrics |= {"bits_per_character": bits, "baseline_bits_per_character": baseline}
     draw(curves, baseline, sample).savefig(runner.folder / "language.png", dpi=130)
     return metrics
+
+
+def read_networks(config: Config) -> dict[str, Network]:
+    """The three networks: tokens in, as many numbers for each of them out."""
+    wanted = {}
+    for name in ("copy", "copy_without_attention", "text"):
+        spec = config.tree.get("networks", {}).get(name, {})
+        if spec and "tokens" not in spec:
+            raise config.fault(f"networks.{name}.tokens", None, "is missing")
+        if spec and spec["input"][0] < 2:
+            raise config.fault(f"networks.{name}.input", spec["input"], "must be 2 tokens or more")
+        wanted[name] = ((None,), (None, spec.get("tokens")))
+    return build_networks(config, wanted)
 
 
 def copying(
@@ -129,7 +142,7 @@ def copying(
 class Text(NamedTuple):
     """A text as numbers: nine tenths to learn from, the last tenth held out.
 
-    alphabet: its characters; number i stands for alphabet[i], and one more for any not seen.
+    alphabet: its characters; number i stands for alphabet[i], and one more for all others.
     """
 
     train: Int[np.ndarray, " m"]
@@ -142,16 +155,18 @@ class Text(NamedTuple):
         return len(self.alphabet) + 1
 
 
-def corpus() -> Text:
+def corpus(symbols: int) -> Text:
     """What `help()` knows of Python's syntax: the texts of `pydoc_data.topics`, in their order.
 
-    Each Python version brings its own; the checksum says which this is.
+    Each Python version brings its own; the checksum says which this is. The alphabet is the
+    commonest symbols − 1 characters of what is learned from.
     """
     from pydoc_data.topics import topics
 
     whole = "\n".join(topics.values())
     cut = len(whole) * 9 // 10
-    alphabet = "".join(sorted(set(whole[:cut])))
+    common = Counter(whole[:cut]).most_common(symbols - 1)
+    alphabet = "".join(sorted(character for character, _ in common))
     numbers = np.array([alphabet.find(c) % (len(alphabet) + 1) for c in whole], np.int32)
     digest = hashlib.sha256(whole.encode()).hexdigest()
     return Text(numbers[:cut], numbers[cut:], alphabet, digest)
@@ -255,18 +270,6 @@ def interpolated_bits(train: list[int], held: list[int], symbols: int, order: in
                 p = (seen[k][(*context, whole[i])] + kinds[k][context] * p) / both
         total -= math.log2(p)
     return total / (len(held) - 1)
-
-
-def learner(
-    config: Config, network: Network, cost: Cost, keys: Key, updates: int
-) -> tuple[training.Carry, Any]:
-    """The first carry, seeds on axis 0, and the supervised step of backprop on a network."""
-    rule, optimizer = rules.backprop(network.layer, cost), build_optimizer(config, updates)
-
-    def first(init_key: Key, key: Key) -> training.Carry:
-        return training.start(rule, optimizer, network.init(init_key), key)
-
-    return jax.vmap(first)(keys[:, 0], keys[:, 1]), training.supervised(rule, optimizer)
 
 
 def written(network: Network, params: Params, text: Text, key: Key, length: int) -> str:

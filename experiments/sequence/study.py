@@ -11,21 +11,18 @@ from typing import Annotated, Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from annotated_types import Ge
 from jaxtyping import Array, Float
 from matplotlib.figure import Figure
 
-from bpeq import optimizers
 from bpeq.config import Config
 from bpeq.costs import squared_error
 from bpeq.looping import Runner
-from bpeq.networks import build_networks
+from bpeq.networks import build_networks, learner
 from bpeq.problem import seed_keys
-from bpeq.rules import backprop
-from bpeq.settings import Count, Positive
-from bpeq.training import over_seeds, start, step_scan, supervised
-from bpeq.types import Batch, Key, Layer, Params
+from bpeq.settings import Count
+from bpeq.training import Carry, over_seeds, step_scan
+from bpeq.types import Batch, Key, Layer, Params, Step
 
 Length = Annotated[int, Ge(2)]
 
@@ -42,8 +39,6 @@ def run(
     lengths: list[Length] = LENGTHS,
     steps: Count = 3000,
     batch_size: Count = 64,
-    learning_rate: Positive = 0.003,
-    clip_norm: Positive = 1.0,
     tests: Count = 2000,
     smoke: bool = False,
 ) -> dict[str, Any]:
@@ -55,36 +50,28 @@ def run(
 
     Args:
       lengths: of the sequences.
-      steps, batch_size: updates by Adam, and fresh sequences an update.
-      learning_rate: at the first update; it falls to 0 by half a cosine.
-      clip_norm: gradients are first scaled down to this global norm, if they exceed it.
+      steps, batch_size: updates, and fresh sequences an update.
       tests: sequences to measure on.
       smoke: 200 updates on 5 steps, for the tests.
     """
+    if not lengths:
+        raise config.fault("study.lengths", lengths, "must be one or more")
     if smoke:
         lengths, steps, tests = [5], min(steps, 200), min(tests, 500)
-    nets = build_networks(config)
+    named = config.tree.get("networks", ["rnn"])
+    nets = build_networks(config, dict.fromkeys(named, ((None, 2), (1,))))
     keys = seed_keys(config.tree["seed"], config.tree["seeds"])
     metrics: dict[str, Any] = {"mse_trivial": TRIVIAL}
     curves: dict[str, np.ndarray] = {}
     reaches: dict[str, np.ndarray] = {}
-    optimizer = optimizers.with_rates(
-        optimizers.adam(learning_rate),
-        learning_rate=learning_rate,
-        total_steps=steps,
-        schedule=optimizers.cosine(),
-        clip_norm=clip_norm,
-    )
     for length in lengths:
         test = adding(jax.random.fold_in(jax.random.key(config.tree["seed"]), 1), tests, length)
         for name, net in nets.items():
-            place, shape = f"{name}_{length}", (length, *net.shape[1:])
-            params = jax.vmap(lambda key: net.layer.init(key, shape)[0])(keys[:, 0])  # noqa: B023
+            place, own = f"{name}_{length}", net._replace(shape=(length, *net.shape[1:]))
+            carry, step = learner(config, own, squared_error(), keys, steps)
             with runner.clock("evaluate"):
-                back = reaches[place] = jax.device_get(reach(net.layer, params, test))
-            curve = learn(
-                runner, place, net.layer, params, keys, optimizer, test, steps, batch_size
-            )
+                back = reaches[place] = jax.device_get(reach(net.layer, carry.params, test))
+            curve = learn(runner, place, net.layer, carry, step, keys, test, steps, batch_size)
             curves[place], metrics[f"mse_{place}"] = curve, curve[-1]
             metrics[f"reach_{place}"] = back[:, 0] / back[:, -1]
     draw(curves, reaches, list(nets), lengths, steps).savefig(
@@ -114,25 +101,24 @@ def learn(
     runner: Runner,
     place: str,
     net: Layer,
-    params: Params,
+    carry: Carry,
+    step: Step,
     keys: Key,
-    optimizer: optax.GradientTransformation,
     test: Batch,
     steps: int,
     batch_size: int,
 ) -> Float[np.ndarray, "rows seeds"]:
-    """Trains every seed's params, and returns the errors on `test` on the way."""
-    rule, length = backprop(net, squared_error()), test.x.shape[1]
+    """Takes every seed's steps, and returns the errors on `test` on the way."""
+    length = test.x.shape[1]
 
     @jax.jit
     @jax.vmap
     def mse(own: Params) -> Array:
         return jnp.mean((net.forward(own, test.x)[0] - test.y) ** 2)
 
-    step = step_scan(supervised(rule, optimizer), lambda key: adding(key, batch_size, length))
     _, _, rows = runner.repeat(
-        over_seeds(step),
-        jax.vmap(lambda own, key: start(rule, optimizer, own, key))(params, keys[:, 1]),
+        over_seeds(step_scan(step, lambda key: adding(key, batch_size, length))),
+        carry,
         (keys[:, 2],),
         total=steps,
         every=max(steps // 60, 1),

@@ -37,14 +37,15 @@ def run(
       digits: the config of the CNN on digits, beside this one.
       smoke: two epochs of digits in place of MNIST, and no other CNN.
     """
-    first, seeds = config, [f"seeds={config.tree['seeds']}"]
+    first = config
+    same = [f"{key}={config.tree[key]}" for key in ("seed", "seeds", "precision")]
     if smoke:
         small = [*config.overrides, 'data={name="digits"}', "training.epochs=2"]
         first = load(config.path, small, study=False)
     found = {}
     both = (
         ("mnist", first, ["backprop", "feedback_alignment"]),
-        ("digits", load(config.folder / digits, seeds), ["eqprop", "backprop"]),
+        ("digits", load(config.folder / digits, same), ["eqprop", "backprop"]),
     )
     for name, each, rules in both[:1] if smoke else both:
         place, shown = runner.folder / name, lambda _: runner.progress or _silent

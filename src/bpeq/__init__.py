@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from bpeq.imperfections import imperfect
     from bpeq.loading import load_run
     from bpeq.locality import audit_locality
+    from bpeq.parallel import data_parallel
     from bpeq.side_by_side import compare_rules
     from bpeq.training import train
 
@@ -24,6 +25,7 @@ _MODULES = ("costs", "data", "layers", "optimizers", "rules", "solvers", "system
 _FUNCTIONS = {
     "compare_rules": "bpeq.side_by_side",
     "train": "bpeq.training",
+    "data_parallel": "bpeq.parallel",
     "load_run": "bpeq.loading",
     "gradient_fidelity": "bpeq.fidelity",
     "audit_locality": "bpeq.locality",
@@ -37,6 +39,7 @@ __all__ = [
     "compare_rules",
     "costs",
     "data",
+    "data_parallel",
     "gradient_fidelity",
     "imperfect",
     "layers",

@@ -28,6 +28,14 @@ Resume = Annotated[
     bool, typer.Option("--resume", help="go on with what --out holds; of a run CONFIG may be it")
 ]
 Seeds = Annotated[int | None, typer.Option("--seeds", help="initialisations trained side by side")]
+Processes = Annotated[
+    int | None, typer.Option("--processes", help="processes on this machine that share each batch")
+]
+Coordinator = Annotated[
+    str | None, typer.Option("--coordinator", help="HOST:PORT of process 0, or auto: a cluster's")
+]
+ProcessId = Annotated[int | None, typer.Option("--process-id", help="which process this is")]
+ProcessCount = Annotated[int | None, typer.Option("--process-count", help="of how many")]
 
 
 def names(rules: str) -> list[str]:

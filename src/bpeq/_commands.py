@@ -9,19 +9,21 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from bpeq import _app
-from bpeq._app import ConfigFile, Out, Resume, Seeds, Set, app
+from bpeq._app import (
+    ConfigFile,
+    Coordinator,
+    Out,
+    ProcessCount,
+    Processes,
+    ProcessId,
+    Resume,
+    Seeds,
+    Set,
+    app,
+)
 
 if TYPE_CHECKING:
     from bpeq.looping import Interrupted
-
-Processes = Annotated[
-    int | None, typer.Option("--processes", help="processes on this machine that share each batch")
-]
-Coordinator = Annotated[
-    str | None, typer.Option("--coordinator", help="HOST:PORT of process 0, or auto: a cluster's")
-]
-ProcessId = Annotated[int | None, typer.Option("--process-id", help="which process this is")]
-ProcessCount = Annotated[int | None, typer.Option("--process-count", help="of how many")]
 
 
 @app.command()

@@ -119,12 +119,24 @@ def chosen_rule(file: Tree, pairs: Sequence[Pair]) -> Any:
     return named[-1]
 
 
-def check_tables(tree: Tree) -> None:
-    """Every section is a table."""
+def check_tables(tree: Tree, pairs: Sequence[Pair] = ()) -> None:
+    """Every section is a table, and what is laid over a study's config is for one that it reads.
+
+    That is a section which the config has, and where one is [training], any that a run has.
+    """
     for name in TABLES:
         if not isinstance(tree.get(name, {}), dict):
             hint = f"; did you mean {name}.name?" if isinstance(tree[name], str) else ""
             raise Fault(name, tree[name], f"must be a section{hint}")
+    if "experiment" in tree and "training" not in tree:
+        for key, value in pairs:
+            section = key.partition(".")[0]
+            own = key == "rule.name" or section in (
+                *tree,
+                "study",
+            )  # with_rule
+            if section in TABLES and not own:
+                raise Fault(key, value, f"the study reads no [{section}]")
 
 
 def read_pair(text: str) -> Pair:

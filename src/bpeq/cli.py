@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -21,11 +22,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     else that goes wrong is a bug of ours, keeps its traceback and returns 1.
     """
     _signals.watch()
+    _keep_programs()
     if _launch.supervised():
         _launch.settle_in()
     from typer.exceptions import TyperException
 
-    from bpeq import _commands, _looks  # noqa: F401  they join the app
+    from bpeq import _commands, _looks, _sweeps  # noqa: F401  they join the app
     from bpeq._app import app
 
     arguments = list(sys.argv[1:] if argv is None else argv) or ["--help"]
@@ -46,6 +48,23 @@ def main(argv: Sequence[str] | None = None) -> int:
         if code == BUG:
             raise
         return say(str(error), code)
+
+
+def _keep_programs() -> None:
+    """Compiled programs outlive the process, so that the next run of their kind starts at once.
+
+    They are in the user's cache, unless the environment names another folder, or none at all.
+    """
+    from platformdirs import user_cache_path
+
+    folder = user_cache_path("bpeq") / "programs"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return  # no home to write to: every run compiles afresh
+    if os.access(folder, os.W_OK):
+        os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(folder))
+        os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 
 
 def _code(error: Exception) -> int:

@@ -17,7 +17,7 @@ from bpeq.config import Config
 from bpeq.layers import cut
 from bpeq.loading import saved_params
 from bpeq.probe import before_and_after, first_examples
-from bpeq.problem import Problem, build, seed_keys
+from bpeq.problem import Problem, build, build_data, seed_keys
 from bpeq.side_by_side import function_of, functions_note, remark
 
 CONTROLS = {
@@ -53,12 +53,12 @@ def compare(
         saving; comparison.json has the rows and trials that were finished, without costs, and says
         so under `interrupted`. It is not written where there are none.
     """
+    data = build_data(config)
     configs = {name: config.with_rule(name) for name in rules}
     configs |= _controls(config.for_controls())
     problems: dict[str, Problem] = {}
     for name, each in configs.items():
-        shared = next(iter(problems.values())).data if problems else None
-        problems[name] = build(each, shared)
+        problems[name] = build(each, data)
         shared_by(each)
         if trials is not None:
             tuning.check(each, problems[name])

@@ -179,7 +179,7 @@ def load(
         for key, value in pairs:
             if key.partition(".")[0] in ("rules", "controls"):
                 put(file, key, value)
-        check_tables(file)
+        check_tables(file, pairs)
         source = source._replace(rule=chosen_rule(file, pairs), controls=controls)
         tree = _assembled(source, pairs)
         _check_others(source)

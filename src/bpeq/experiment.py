@@ -16,13 +16,13 @@ from jax.sharding import Mesh
 
 from bpeq import locking, resuming, runs, scoring, sealing, training, trees
 from bpeq.cluster import agreed, shared_by
-from bpeq.config import Config, load
+from bpeq.config import Config
 from bpeq.fidelity import grouped
 from bpeq.looping import Diverged, Interrupted, Progress, Runner
 from bpeq.parallel import across
 from bpeq.probe import before_and_after
 from bpeq.problem import Problem, build, seed_keys
-from bpeq.registry import load_study
+from bpeq.studying import study_work
 from bpeq.types import Caution, Params
 
 __all__ = ["Diverged", "Interrupted", "Progress", "run", "statistics"]
@@ -57,7 +57,7 @@ def run(
     if resume and resuming.finished(folder) and sealing.sealed(folder):
         return runs.read_json(folder / "summary.json")
     if "experiment" in config.tree:
-        work, checksum = _study(config), ""
+        work, checksum = study_work(config), ""
     else:
         problem = build(config) if problem is None else problem
         work = partial(_training, config, problem, shared_by(config))
@@ -79,6 +79,7 @@ def run(
         )
         runner.clock.born = began
         found = work(runner)
+        found["metrics"] = {k: statistics(v) for k, v in found["metrics"].items()}
         summary = {
             "name": config.name,
             "config": config.tree,
@@ -100,7 +101,7 @@ def _training(
     runs.save_arrays(runner.folder / "params.safetensors", params)
     found = {
         "rule": config.tree["rule"]["name"],
-        "metrics": {name: statistics(values) for name, values in metrics.items()},
+        "metrics": metrics,
         "updates": last["step"],
         "last": last,
         "layers": _layer_sizes(problem, params),
@@ -207,25 +208,3 @@ def _about(problem: Problem) -> dict[str, Any]:
         "splits": len(data.train),
         "checksum": data.checksum,
     }
-
-
-def _study(config: Config) -> Callable[[Runner], dict[str, Any]]:
-    """Runs `run(config, runner, **settings)` of the study file that the config names.
-
-    It returns metrics, each a number or `[seeds]`; PNG files that it leaves in the folder join the
-    report.
-    """
-    plain = config._replace(tree={k: v for k, v in config.tree.items() if k != "experiment"})
-    if "training" in config.tree:  # then the rest is a config of its own, also under other rules
-        beside = [o for o in config.overrides if not o.startswith(("study.", "experiment"))]
-        plain = load(config.path, beside, study=False)
-    study = load_study(config.tree["experiment"], config.folder)
-
-    def work(runner: Runner) -> dict[str, Any]:
-        metrics = study(plain, runner, **config.tree.get("study", {}))
-        return {
-            "metrics": {name: statistics(np.atleast_1d(value)) for name, value in metrics.items()},
-            "pictures": sorted(path.name for path in runner.folder.glob("*.png")),
-        }
-
-    return work

@@ -57,7 +57,7 @@ def build(config: Config, data: Dataset | None = None) -> Problem:
       ConfigError: parts that do not fit each other or the data. DataError: the data are at fault.
     """
     with jax.enable_x64(config.tree["precision"] == "float64"):
-        data = config.build("data") if data is None else data
+        data = build_data(config) if data is None else data
         network, cost = config.build_network(), config.build("cost")
         rule_factory = resolve("rules", config.tree["rule"]["name"], config.folder)
         wired: dict[str, Any] = {}
@@ -101,6 +101,18 @@ def build(config: Config, data: Dataset | None = None) -> Problem:
             _for_seeds(data.validation, config.tree["seeds"]),
             _for_seeds(data.test, config.tree["seeds"]),
         )
+
+
+def build_data(config: Config) -> Dataset:
+    """The config's data set.
+
+    Raises:
+      ConfigError: it has none, as where a study makes its own. DataError: the data are at fault.
+    """
+    if "data" not in config.tree:
+        raise config.fault("data.name", None, "is missing; only `bpeq run` and `check` need none")
+    with jax.enable_x64(config.tree["precision"] == "float64"):
+        return config.build("data")
 
 
 def _check_optimizer(config: Config, rule: LearningRule) -> None:

@@ -116,11 +116,12 @@ def _executed(path: Path, _changed: int) -> Factory:
     sys.modules[spec.name] = module  # where get_type_hints and dataclasses look
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ValueError(f"cannot be run: {told(error)}") from error
     run = getattr(module, "run", None)
     if not inspect.isfunction(run) or len(inspect.signature(run).parameters) < 2:
         raise ValueError("has no function run(config, runner, ...)")
+    _check_readable("its run", run)
     return run
 
 
@@ -160,15 +161,19 @@ def _import(name: str, folder: Path | None) -> Factory:
         own = [n for n, made in vars(module).items() if inspect.isroutine(made)]
         near = nearest(own, attribute)
         raise ValueError(f"the module {module_name!r} has no factory {attribute!r}{near}")
+    _check_readable(repr(name), factory)
+    return factory
+
+
+def _check_readable(name: str, factory: Factory) -> None:
     try:
         inspect.signature(factory)
         get_type_hints(factory, include_extras=True)
     except Exception as error:
-        raise ValueError(f"the signature of {name!r} cannot be read: {error}") from error
-    return factory
+        raise ValueError(f"the signature of {name} cannot be read: {error}") from error
 
 
-def told(error: Exception, files: Collection[str] = ()) -> str:
+def told(error: BaseException, files: Collection[str] = ()) -> str:
     """An error of a user's code in one line: `mine.py, line 3: KeyError: 'a'`.
 
     Args:

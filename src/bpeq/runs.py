@@ -54,6 +54,16 @@ def claimable(folder: Path) -> None:
         raise FileExistsError(f"the folder {folder} {kind}; name a new one")
 
 
+def disclaim(folder: Path) -> None:
+    """Takes a claim back: a folder goes in which no step has been logged and nothing else is."""
+    if (folder / "metrics.jsonl").exists():
+        return
+    for name in ("config.toml", "environment.json", LOCK):
+        (folder / name).unlink(missing_ok=True)
+    if not any(folder.iterdir()):
+        folder.rmdir()
+
+
 def fresh(parent: Path, name: str) -> Path:
     """The first of parent/name, parent/name-2, … that does not exist."""
     number = 1

@@ -13,7 +13,8 @@ import numpy as np
 import optax
 from jaxtyping import Array, Int
 
-from bpeq.types import Batch, Key, Layer, LearningRule, Params, SolveInfo, Step
+from bpeq.settling import settling
+from bpeq.types import Batch, Key, Layer, LearningRule, Params, Step
 
 Metrics = dict[str, Array]
 
@@ -42,7 +43,7 @@ def supervised(rule: LearningRule, optimizer: optax.GradientTransformation) -> S
             params = rule.absorb(params, estimate.info)
         return Carry(params, optimizer_state, state), {
             "loss": estimate.loss,
-            **_settling(estimate.info),
+            **settling(estimate.info),
         }
 
     return step
@@ -256,14 +257,3 @@ def _check_labels(rule: LearningRule, params: Params, batch: Batch) -> None:
             f"train: labels from {y.min()} to {y.max()}: must be 0 to {output.shape[-1] - 1}, the "
             f"network has {output.shape[-1]} outputs"
         )
-
-
-def _settling(info: dict[str, Any]) -> Metrics:
-    solves = {name: part for name, part in info.items() if isinstance(part, SolveInfo)}
-    if not solves:
-        return {}
-    metrics = {f"sweeps_{name}": s.steps.mean() for name, s in solves.items()}
-    phases = [s.steps.size // s.steps.shape[-1] * s.steps.mean() for s in solves.values()]
-    unsettled = jnp.concatenate([~s.converged.reshape(-1) for s in solves.values()])
-    measured = {name: info[name] for name in ("beta", "error_bar") if name in info}
-    return {"sweeps": jnp.stack(phases).sum(), **metrics, "unsettled": unsettled.mean()} | measured

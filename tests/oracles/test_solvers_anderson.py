@@ -7,7 +7,7 @@ import pytest
 
 from bpeq import costs, layers, rules, solvers, systems, trees
 from bpeq.layers import chain, dense
-from bpeq.rules._phases import nudge
+from bpeq.rules._phases import free_phase, nudge, nudged_phases
 from bpeq.solvers import anderson, fixed_point, fixed_steps
 from bpeq.solvers._memory import memory
 from bpeq.types import Batch
@@ -195,3 +195,78 @@ def test_anderson_compiles_once_for_all_numbers_of_sweeps():
         program = jax.jit(lambda s, most=most: solvers.anderson(1e-6, most)(lambda s: 0.9 * s, s))
         sizes.append(len(program.lower(jnp.ones((4, 3))).as_text()))
     assert abs(sizes[0] - sizes[1]) < 10
+
+
+def recorder(seen):
+    """A solver that keeps the step it is given, and takes one sweep."""
+
+    def solve(step, state):
+        seen.append((step, state))
+        return fixed_steps(1)(step, state)
+
+    return solve
+
+
+SYSTEMS = {
+    "hopfield": lambda: systems.hopfield(chain(dense(5), layers.tanh(), dense(3))),
+    "synchronous": lambda: systems.hopfield(
+        chain(dense(5), layers.tanh(), dense(3)), schedule="synchronous", skips={(0, 2): dense(3)}
+    ),
+    "readout": lambda: systems.hopfield(chain(dense(5), layers.tanh(), dense(3)), output="readout"),
+    "predictive": lambda: systems.predictive(chain(dense(5), layers.tanh(), dense(3))),
+}
+
+
+@pytest.mark.parametrize("name", ["hopfield", "synchronous", "readout", "predictive"])
+def test_a_step_on_some_rows_is_the_step_there(name):
+    """In a free phase, and in nudged ones, whose rows count through the batch once a phase."""
+    system, seen, batch = SYSTEMS[name](), [], 7
+    cost = costs.softmax_cross_entropy() if name == "readout" else costs.squared_error()
+    params, _ = system.init(jax.random.key(1), (4,))
+    x, y = jax.random.normal(jax.random.key(2), (batch, 4)), jnp.arange(batch) % 3
+    rest = free_phase(system, recorder(seen), params, x)
+    betas = jnp.array([0.3, -0.2])
+    nudged_phases(system, cost, recorder(seen), params, rest, y, betas)
+    for (step, state), rows in zip(seen, ([2, 0, 6], [13, 3, 8, 7]), strict=True):
+        chosen = jnp.array(rows)
+        moved = step.some(chosen)(jax.tree.map(lambda s, c=chosen: s[c], state))
+        for ours, whole in zip(jax.tree.leaves(moved), jax.tree.leaves(step(state)), strict=True):
+            np.testing.assert_allclose(ours, whole[chosen], atol=1e-14)
+
+
+@pytest.mark.parametrize("name", ["one", "deep"])
+def test_unsettled_examples_that_go_on_alone_end_where_they_would_in_the_batch(name):
+    sigma = layers.shifted_sigmoid
+    widths = (40, 3) if name == "one" else (30, 20, 3)
+    network = chain(*(p for n in widths for p in (dense(n, scale=2.0), sigma())))
+    system, cost = systems.hopfield(network), costs.squared_error()
+    params, _ = system.init(jax.random.key(1), (6,))
+    x, y = jax.random.normal(jax.random.key(2), (320, 6)), jnp.arange(320) % 3
+    solver = anderson(1e-11)
+
+    def together(step, state):
+        return solver(lambda s: step(s), state)
+
+    rest, whole = (free_phase(system, s, params, x) for s in (solver, together))
+    assert float(trees.max_abs(trees.sub(rest.state, whole.state)).max()) < 1e-9
+    assert int(whole.info.steps.max()) > int(jnp.quantile(whole.info.steps, 0.9)) + 2
+    np.testing.assert_array_equal(rest.info.steps, whole.info.steps)
+    assert rest.info.converged.all()
+    betas = jnp.array([0.1, -0.1])
+    (state, info), (same, _) = (
+        nudged_phases(system, cost, s, params, rest, y, betas) for s in (solver, together)
+    )
+    assert info.converged.all()
+    for ours, theirs in zip(state, same, strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-9)
+
+
+def test_examples_that_never_settle_are_all_returned_as_they_are():
+    """More than fit the smaller batches."""
+    system = systems.hopfield(chain(dense(4), layers.tanh(), dense(2)), schedule="synchronous")
+    params, _ = system.init(jax.random.key(1), (3,))
+    x = jax.random.normal(jax.random.key(2), (256, 3))
+    rest = free_phase(system, anderson(1e-300, 9), params, x)
+    assert not rest.info.converged.any()
+    assert (rest.info.steps == 9).all()
+    assert np.isfinite(rest.info.residual).all()

@@ -47,7 +47,7 @@ def call() -> Call:
             users.enter_context(contextlib.redirect_stderr(err))
             code = main([str(word) for word in argv])
         lines = [line for line in err.getvalue().splitlines() if line.strip()]
-        messages = [line for line in lines if not re.search(r"\d/\d+ (epochs|steps)", line)]
+        messages = [line for line in lines if not re.search(r"\d/\d+ (epochs|steps|runs)", line)]
         return Said(code, out.getvalue(), messages, bar=messages != lines)
 
     return call

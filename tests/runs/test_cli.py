@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import os
 import struct
 import sys
 import warnings
@@ -11,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bpeq import registry
+from bpeq import cli, registry
 from bpeq.registry import KINDS
 
 CONFIG = """\
@@ -1084,3 +1085,19 @@ def test_two_modules_of_one_name_are_told_apart(tmp_path):
             registry.resolve("layers", f"{name}:make", tmp_path / "b")
     finally:
         sys.modules.pop(name, None)
+
+
+def test_compiled_programs_are_kept_in_the_users_cache(tmp_path, monkeypatch):
+    """Unless the environment names a place of its own."""
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    cli._keep_programs()
+    assert os.environ["JAX_COMPILATION_CACHE_DIR"] == str(tmp_path / "bpeq" / "programs")
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "mine")
+    cli._keep_programs()
+    assert os.environ["JAX_COMPILATION_CACHE_DIR"] == "mine"
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    cli._keep_programs()
+    assert "JAX_COMPILATION_CACHE_DIR" not in os.environ

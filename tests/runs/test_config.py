@@ -328,8 +328,8 @@ VARIANTS = [
 @pytest.mark.parametrize("overrides", VARIANTS, ids=" ".join)
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
 def test_a_resolved_config_resolves_to_itself(tmp_path, path, overrides):
-    if "network" not in load(path).tree:  # a study's, which has several
-        overrides = [o for o in overrides if not o.startswith(("network", "optimizer"))]
+    if "network" not in load(path).tree:  # a study's, which reads no more than it has
+        overrides = [o for o in overrides if o.startswith(("precision", "seed"))]
     tree = load(path, overrides).tree
     again = tmp_path / "config.toml"
     again.write_text(tomli_w.dumps(tree))

@@ -104,6 +104,33 @@ def test_a_process_that_is_killed_ends_the_run_with_one_line(config, tmp_path, w
     assert lines == [said]
     assert "Traceback" not in err
     assert ended(pids)
+    assert list((tmp_path / "run" / "checkpoints").glob("*.safetensors"))
+
+
+@pytest.mark.slow
+def test_a_run_whose_process_was_killed_goes_on_as_if_nothing_had_happened(config, tmp_path):
+    """In two processes, and in the end to the very rows of one that was never interrupted."""
+    length = ["--set", "training.epochs=20000", "--set", "training.evaluate_every=1000"]
+    whole = start("run", config, "--processes", 2, "--out", tmp_path / "whole", *length)
+    whole.communicate(timeout=300)
+    parent = start("run", config, "--processes", 2, "--out", tmp_path / "run", *length)
+    until = time.monotonic() + 300
+    while not (tmp_path / "run" / "metrics.jsonl").exists() or len(rows(tmp_path / "run")) < 5:
+        assert time.monotonic() < until
+        time.sleep(0.05)
+    os.kill(children(parent.pid)[1], signal.SIGKILL)
+    _, err = parent.communicate(timeout=60)
+    assert parent.returncode == 3, err
+    again = start("run", config, "--processes", 2, "--out", tmp_path / "run", "--resume", *length)
+    _, err = again.communicate(timeout=300)
+    assert again.returncode == 0, err
+    timed = ("seconds",)
+    a, b = (
+        [{k: v for k, v in r.items() if k not in timed} for r in rows(tmp_path / name)]
+        for name in ("whole", "run")
+    )
+    assert a == b
+    assert len(a) == 20
 
 
 @pytest.mark.slow

@@ -191,6 +191,7 @@ class Loop:
                 measure=lambda carry: {"w": carry[0][:2]},
                 name=name,
             )
+            assert {v.dtype.name for row in logged for v in row["values"].values()} == {"float32"}
             ends.append([_bytes((carry, values)), [_bytes(row["values"]) for row in logged]])
             ends[-1].append([{k: v for k, v in r.items() if k not in OURS} for r in logged])
         return str(ends), rows(folder)
@@ -485,3 +486,61 @@ def test_on_a_full_disk_a_run_ends_with_3_and_then_goes_on(call, half):
     }
     assert not list(half.rglob("*.part"))
     goes_on(call, half, [])
+
+
+# --- runs inside a run -------------------------------------------------------------------------
+
+
+STUDY = """\
+from bpeq import experiment
+
+def run(config, runner):
+    found = {}
+    for name in ("one", "two"):
+        given = {"stop": runner.stop, "resume": runner.resume}
+        summary = experiment.run(config, runner.folder / name, **given)
+        found[name] = summary["metrics"]["test_loss"]["values"]
+    return found
+"""
+
+
+def test_a_study_goes_on_in_the_run_inside_it_and_runs_none_twice(call, monkeypatch):
+    Path("study.py").write_text(STUDY)
+    Path("c.toml").write_text(f'experiment = "study.py"\n{SIMPLE}')
+    assert call("run", "c.toml", "--out", "never").code == 0
+    stops_after(monkeypatch, 4 + 2)
+    said = call("run", "c.toml", "--out", "out")
+    how = "saved out/two; go on with: bpeq run out --resume"
+    assert (said.code, said.err) == (143, [f"bpeq: stopped after epoch 2 of 4; {how}"])
+    first = files(Path("out/one"))
+    monkeypatch.setattr(_signals, "asked_to_stop", lambda: None)
+    said = call("run", "out", "--resume")
+    assert (said.code, said.err) == (0, [])
+    assert files(Path("out/one")) == first
+    for name in ("one", "two"):
+        same(Path("out", name), Path("never", name))
+    ours, theirs = (json.loads((Path(f) / "summary.json").read_text()) for f in ("out", "never"))
+    assert (ours["name"], ours["metrics"]) == ("c", theirs["metrics"])
+
+
+def test_a_comparison_goes_on_with_the_rows_that_it_has_not(call, monkeypatch):
+    Path("c.toml").write_text(SIMPLE)
+    argv = ["compare", "c.toml", "--rules=backprop", "--set", "training.epochs=2", "--out"]
+    monkeypatch.setattr("bpeq.report.write_comparison_report", _page)
+    assert call(*argv, "never").code == 0
+    stops_after(monkeypatch, 2 + 1)
+    said = call(*argv, "out")
+    how = "go on with: the same command, --out out --resume"
+    assert (said.code, said.err) == (
+        143,
+        [f"bpeq: stopped after epoch 1 of 2; saved out/linear_readout; {how}"],
+    )
+    first = files(Path("out/backprop"))
+    monkeypatch.setattr(_signals, "asked_to_stop", lambda: None)
+    said = call(*argv, "out", "--resume")
+    assert (said.code, said.err) == (0, [])
+    assert files(Path("out/backprop")) == first
+    found = [json.loads((Path(f) / "comparison.json").read_text()) for f in ("out", "never")]
+    metrics = [{k: row["metrics"] for k, row in each["rules"].items()} for each in found]
+    assert metrics[0] == metrics[1]
+    assert "interrupted" not in found[0]

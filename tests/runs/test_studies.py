@@ -3,8 +3,12 @@
 import base64
 import json
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+
+from bpeq.looping import Runner
 
 STUDY = """
 from typing import Annotated
@@ -20,7 +24,7 @@ from bpeq.training import over_seeds, step_scan
 
 
 def run(config, runner, *, steps: Annotated[int, Ge(1)] = 4, rate: float = 0.5, blow: bool = False):
-    net = build_networks(config)["slope"]
+    net = build_networks(config, {"slope": ((None,), (1,))})["slope"]
     keys = seed_keys(config.tree["seed"], config.tree["seeds"])
 
     def step(w, x, key):
@@ -74,7 +78,7 @@ def test_a_study_logs_its_own_steps_and_its_picture_joins_the_report(call, study
 
 
 def test_a_studys_saved_config_runs_again_from_anywhere(call, study, monkeypatch):
-    call("run", study / "c.toml", "--out", study / "out", "--set", "study.steps=2")
+    call("run", study / "c.toml", "--out", study / "out", "--set", "study.steps=3")
     monkeypatch.chdir("/")
     said = call("run", study / "out" / "config.toml", "--out", study / "again")
     assert (said.code, said.err) == (0, [])
@@ -83,7 +87,7 @@ def test_a_studys_saved_config_runs_again_from_anywhere(call, study, monkeypatch
         for name in ("out", "again")
     )
     assert first == again
-    assert first["gap"]["mean"] == 3 / 4
+    assert first["gap"]["mean"] == 3 / 8  # the last stride is a short one
 
 
 def test_check_walks_every_network_of_a_study(call, study):
@@ -96,6 +100,17 @@ def test_check_walks_every_network_of_a_study(call, study):
         "words: whole network",
     ):
         assert row in said.out
+
+
+def test_a_stride_begins_where_the_one_before_ended_and_its_last_turn_is_logged(tmp_path):
+    def turns(carry, first, count):
+        return carry + count, {"turn": jnp.stack([first + jnp.arange(count)] * 2)}  # two seeds
+
+    loop = jax.jit(turns, static_argnums=2)
+    repeat = Runner(tmp_path, "here").repeat
+    carry, values, rows = repeat(loop, jnp.zeros((), int), (), total=5, every=2)
+    assert [(row["step"], row["turn"]) for row in rows] == [(2, 1), (4, 3), (5, 4)]
+    assert (int(carry), values["turn"].tolist()) == (5, [4, 4])
 
 
 def test_a_study_that_diverges_exits_4_and_says_where(call, study):
@@ -119,6 +134,10 @@ def test_a_study_that_diverges_exits_4_and_says_where(call, study):
         ("networks.odd=3", "--set networks.odd = 3: must be a section"),
         ('networks.slope.layers=["conv(2, kernel=3)"]', "networks.slope.layers = "),
         ("devices=2", "--set devices = 2: a study's own steps run on one device; allowed: 1"),
+        ('networks.slope.layers=["dense(2)"]', "the study's slope must give 1, not 2"),
+        ("networks.slope.input=[4, 3]", "the study's slope must take any, not 4 × 3"),
+        ("optimizer.learning_rate=1", "--set optimizer.learning_rate = 1: the study reads no ["),
+        ("training.epochs=2", "--set training.epochs = 2: the study reads no [training]"),
         ("experiment=no.py", "--set experiment = 'no.py': no such study file"),
     ],
 )
@@ -127,7 +146,7 @@ def test_what_is_wrong_with_a_study_is_one_line(call, study, change, line):
     assert said.code == 2
     assert len(said.err) == 1
     assert line in said.err[0]
-    assert not (study / "out" / "summary.json").exists()
+    assert not (study / "out").exists()
 
 
 @pytest.mark.parametrize(
@@ -135,6 +154,12 @@ def test_what_is_wrong_with_a_study_is_one_line(call, study, change, line):
     [
         ("1 / 0", "cannot be run: study.py, line 1: ZeroDivisionError: division by zero"),
         ("def run(config):\n    return {}", "has no function run(config, runner, ...)"),
+        ("raise SystemExit(0)", "cannot be run: study.py, line 1: SystemExit: 0"),
+        ("def run(config, runner, a: Nowhere = 1): ...", "NameError: name 'Nowhere' is not"),
+        (
+            "def run(config, runner, a: 'Nowhere' = 1): ...",
+            "the signature of its run cannot be read: name 'Nowhere' is not defined",
+        ),
         ("import nowhere_to_be_found", "cannot be run: study.py, line 1: ModuleNotFoundError"),
     ],
 )
@@ -144,6 +169,48 @@ def test_a_study_file_that_cannot_be_run_is_one_line(call, study, code, line):
     assert said.code == 2
     assert len(said.err) == 1
     assert line in said.err[0]
+
+
+@pytest.mark.parametrize(
+    ("body", "line"),
+    [
+        ("return {'a': [1][3]}", "fails: study.py, line 2: IndexError: list index out of range"),
+        ("open(runner.folder / 'no')", "fails: study.py, line 2: FileNotFoundError"),
+        ("raise SystemExit(0)", "fails: study.py, line 2: SystemExit: 0"),
+        ("return {'a': 'word'}", "fails: ValueError: could not convert string"),
+        ("return 3", "fails: TypeError: run returned int, not metrics by their names"),
+        ("return {'a': [[1.0]]}", "fails: TypeError: metric a has shape (1, 1), not a number"),
+    ],
+)
+def test_a_study_that_fails_is_one_line_and_leaves_nothing(call, study, body, line):
+    (study / "study.py").write_text(f"def run(config, runner):\n    {body}\n")
+    said = call("run", study / "c.toml", "--out", study / "out")
+    assert said.code == 2
+    assert len(said.err) == 1
+    assert line in said.err[0]
+    assert not (study / "out").exists()
+
+
+def test_what_a_study_has_logged_stays_when_it_fails(call, study):
+    (study / "study.py").write_text(STUDY.replace("    Figure()", "    rows[9]\n    Figure()"))
+    said = call("run", study / "c.toml", "--out", study / "out")
+    assert said.code == 2
+    assert (study / "out" / "metrics.jsonl").exists()
+    assert (study / "out" / "config.toml").exists()
+
+
+def test_a_network_that_a_study_needs_and_has_not_is_one_line(call, study):
+    (study / "c.toml").write_text(CONFIG.replace("networks.slope", "networks.slop"))
+    said = call("run", study / "c.toml", "--out", study / "out")
+    assert (said.code, len(said.err)) == (2, 1)
+    assert "c.toml:networks.slope: is missing" in said.err[0]
+
+
+@pytest.mark.parametrize("command", [("compare", "--rules", "backprop"), ("fidelity",)])
+def test_a_study_without_data_has_nothing_to_compare(call, study, command):
+    said = call(command[0], study / "c.toml", *command[1:])
+    assert (said.code, len(said.err)) == (2, 1)
+    assert "c.toml:data.name: is missing; only `bpeq run` and `check` need none" in said.err[0]
 
 
 def test_study_settings_without_a_study_are_refused(call, study):

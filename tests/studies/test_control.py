@@ -11,7 +11,7 @@ import numpy as np
 import optax
 import pytest
 
-from bpeq.layers import chain, dense, relu
+from bpeq.layers import chain, dense, relu, tanh
 from bpeq.networks import Network
 from bpeq.registry import load_study
 
@@ -121,6 +121,87 @@ def test_advantages_are_discounted_sums_within_each_episode(study):
     np.testing.assert_allclose(found, expected, rtol=1e-12)
 
 
+@pytest.fixture(scope="module")
+def carts(study):
+    """Two networks and five carts in the middle of things: one about to fall, one to be stopped."""
+    actor = Network(chain(dense(6), tanh(), dense(2)), (4,), None)
+    critic = Network(chain(dense(5), tanh(), dense(1)), (4,), None)
+    descent = optax.sgd(1.0)
+    carry = study.ppo.start(actor, critic, descent, 5)(jax.random.key(0))
+    states = carry.states.at[1].set(jnp.array([0, 0, 0.209, 3.0]))
+    return actor, critic, descent, carry._replace(states=states, ages=carry.ages.at[2].set(497))
+
+
+def test_play_goes_on_where_it_was_and_starts_anew_where_it_ended(study, carts):
+    actor, _, _, carry = carts
+    after, played = study.ppo._play(actor, carry, jax.random.key(3), 6)
+    states, ages, lasts = carry.states, carry.ages, carry.lasts
+    for t in range(6):
+        np.testing.assert_array_equal(played.states[t], states)
+        log_p = jax.nn.log_softmax(actor.layer.forward(carry.params["actor"], states)[0])
+        np.testing.assert_allclose(
+            played.log_p[t], log_p[jnp.arange(5), played.actions[t]], rtol=1e-12
+        )
+        led = study.cartpole.step(states, played.actions[t])
+        np.testing.assert_allclose(played.after[t], led, rtol=1e-12)
+        ages, fell = ages + 1, study.cartpole.fallen(led)
+        ended = fell | (ages == 500)
+        np.testing.assert_array_equal(played.fell[t], fell)
+        np.testing.assert_array_equal(played.ended[t], ended)
+        lasts, ages = jnp.where(ended, ages, lasts), jnp.where(ended, 0, ages)
+        following = played.states[t + 1] if t < 5 else after.states
+        assert (np.abs(following[ended]) <= 0.05).all()
+        states = jnp.where(ended[:, None], following, led)
+    assert played.fell[:, 1].any()
+    assert played.ended[:, 2].tolist() == [False, False, True, False, False, False]
+    assert after.lasts[2] == 500
+    np.testing.assert_array_equal(after.lasts, lasts)
+    np.testing.assert_array_equal(after.ages, ages)
+
+
+def test_an_update_descends_the_policys_and_the_critics_cost(study, carts):
+    """In one part, whose order does not matter: the whole step against autodiff."""
+    actor, critic, descent, carry = carts
+    settings = {"discount": 0.9, "trace": 0.8, "clip": 0.2, "entropy": 0.03}
+    step = study.ppo.ppo(actor, critic, descent, steps=6, passes=2, parts=1, **settings)
+    after, metrics = step(carry, None, jax.random.key(7))
+    _, played = study.ppo._play(actor, carry, jax.random.split(jax.random.key(7))[0], 6)
+    value = lambda p, s: critic.layer.forward(p["critic"], s)[0][..., 0]  # noqa: E731
+    values, later = value(carry.params, played.states), value(carry.params, played.after)
+    gain = study.ppo.advantages(values, later, played, 0.9, 0.8)
+    scaled = (gain - gain.mean()) / (gain.std() + 1e-8)
+
+    def costs(params):
+        log_p = jax.nn.log_softmax(actor.layer.forward(params["actor"], played.states)[0])
+        taken = jnp.take_along_axis(log_p, played.actions[..., None], -1)[..., 0]
+        ratio = jnp.exp(taken - played.log_p)
+        kept = jnp.minimum(ratio * scaled, jnp.clip(ratio, 0.8, 1.2) * scaled)
+        policy = -kept.mean() + 0.03 * (jnp.exp(log_p) * log_p).sum(-1).mean()
+        return policy + 0.5 * ((value(params, played.states) - gain - values) ** 2).mean(), policy
+
+    params, said = carry.params, []
+    for _ in range(2):
+        grads, policy = jax.grad(costs, has_aux=True)(params)
+        params = jax.tree.map(jnp.subtract, params, grads)
+        said.append(policy)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12), after.params, params
+    )
+    np.testing.assert_allclose(metrics["loss"], np.mean(said), rtol=1e-9)
+    np.testing.assert_allclose(metrics["return"], after.lasts.mean())
+
+
+def test_an_episodes_return_is_how_many_steps_its_cart_was_up(study):
+    push = lambda states: jnp.ones(len(states), jnp.int32)  # noqa: E731
+    total, path = study.ppo.episodes(push, jax.random.key(0), 4)
+    for cart in range(4):
+        falls = int(np.flatnonzero(study.cartpole.fallen(path[:, cart]))[0])
+        assert total[cart] == falls + 1  # the step that fells it is paid, as Gymnasium does
+        np.testing.assert_array_equal(
+            path[falls:, cart], np.broadcast_to(path[falls, cart], (500 - falls, 4))
+        )
+
+
 # --- tic-tac-toe -------------------------------------------------------------------------------
 
 
@@ -154,6 +235,23 @@ def test_perfect_play_never_loses_and_the_judge_sees_who_does(study):
     bad = game.judge(np.array(worst), 0, 50)
     assert bad["lost_to_perfect"] == bad["games_to_perfect"] > 0
     assert bad["wrong"] > 0.5
+
+
+@pytest.mark.parametrize("second", [False, True])
+def test_the_judge_sees_who_loses_on_one_side_only(study, second):
+    """Perfect on one side, blundering wherever it can on the other."""
+    game = study.tictactoe
+
+    def answer(board):
+        best = game.perfect(board)
+        blunders = [move for move in game.free(board) if move not in best]
+        other = (9 - board.count(0)) % 2 == second
+        return (blunders or best)[0] if other else best[0]
+
+    found = game.judge(np.array([answer(board) for board in game.positions()]), 0, 60)
+    for who in ("perfect", "anyone", "random"):
+        assert 0 < found[f"lost_to_{who}"] < found[f"games_to_{who}"]
+    assert found["lost_to_random"] + found["won_against_random"] <= found["games_to_random"] == 60
 
 
 def test_self_play_descends_the_squared_error_to_what_the_move_is_worth(study):

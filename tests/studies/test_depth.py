@@ -73,6 +73,11 @@ def test_errors_are_the_gradients_with_respect_to_every_blocks_output(study, bat
     )
 
 
+def test_a_factor_is_what_one_layer_multiplies_the_error_by(study):
+    norms = np.array([[8.0, 4.0, 2.0, 1.0], [1.0, 3.0, 9.0, 27.0]])  # the layer at the input first
+    np.testing.assert_allclose(study["factor"](norms), [2, 1 / 3], rtol=1e-12)
+
+
 @pytest.mark.parametrize("scale", [1e-30, 1e30])
 def test_norms_neither_underflow_nor_overflow(study, scale):
     a = jnp.array([3.0, 4.0], jnp.float32) * jnp.float32(scale)
@@ -93,6 +98,14 @@ def test_mean_field_factors_in_closed_form(study, nets, name, expected):
     np.testing.assert_allclose(study["mean_field"](nets[name], x, 5), [expected] * 4, rtol=1e-3)
 
 
+def test_mean_field_factors_of_skips_fall_as_the_state_grows(study, nets):
+    """√(1 + g E[φ′²] / q) with g E[φ′²] = 1; q grows by g var φ = 1 − 1/π a block."""
+    x = jax.random.uniform(jax.random.key(0), (8, 28, 28, 1))
+    q = 2 * np.var(x, axis=0).mean() + (1 - 1 / math.pi) * np.arange(4)
+    found = study["mean_field"](nets["relu_residual_batch_norm"], x, 5)
+    np.testing.assert_allclose(found, np.sqrt(1 + 1 / q), rtol=1e-3)
+
+
 def test_mean_field_factor_of_sigmoids_at_the_fixed_point_of_their_variance(study, nets):
     logistic = lambda z: 1 / (1 + math.exp(-z))  # noqa: E731
 
@@ -107,6 +120,10 @@ def test_mean_field_factor_of_sigmoids_at_the_fixed_point_of_their_variance(stud
     assert round(expected, 3) == 0.236
     x = jax.random.uniform(jax.random.key(0), (8, 28, 28, 1))
     np.testing.assert_allclose(study["mean_field"](nets["sigmoid"], x, 12)[-1], expected, rtol=1e-5)
+
+
+def test_every_seeds_weights_stand_once_for_each_optimizer(study):
+    assert study["each"](2, jnp.arange(3)).tolist() == [[0, 0], [1, 1], [2, 2]]
 
 
 def test_optimizers_side_by_side_are_each_of_them_alone(study, batch):

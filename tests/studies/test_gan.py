@@ -40,16 +40,17 @@ def test_both_networks_descend_their_costs_the_generator_through_the_new_critic(
     with jax.numpy_dtype_promotion("standard"):
         descent = optax.sgd(1.0)
         before = study.opponents.start(generator, critic, descent)(jax.random.key(0))
-        step = study.opponents.adversarial(generator, critic, descent, updates=9, noise=0.0)
+        step = study.opponents.adversarial(generator, critic, descent, updates=9, noise=0.25)
         real, key = jax.random.normal(jax.random.key(1), (4, 2)) + 1, jax.random.key(2)
         after, metrics = step(before, real, key)
-    z = generator.examples(jax.random.split(key, 5)[1], 4)
+    keys = jax.random.split(key, 5)
+    z, (blur, other) = generator.examples(keys[1], 4), 0.25 * jax.random.normal(keys[0], (2, 4, 2))
     logits = lambda p, x: critic.layer.forward(p, x)[0][:, 0]  # noqa: E731
-    made = lambda p: generator.layer.forward(p, z)[0]  # noqa: E731
+    made = lambda p: generator.layer.forward(p, z)[0] + other  # noqa: E731
 
     def critics(p):
         fake = logits(p, made(before.generator))
-        gain = jnp.log(jax.nn.sigmoid(logits(p, real))) + jnp.log(jax.nn.sigmoid(-fake))
+        gain = jnp.log(jax.nn.sigmoid(logits(p, real + blur))) + jnp.log(jax.nn.sigmoid(-fake))
         return -gain.mean()
 
     def generators(p):
@@ -66,6 +67,31 @@ def test_both_networks_descend_their_costs_the_generator_through_the_new_critic(
         )
     np.testing.assert_allclose(2 * metrics["loss"], critics(before.critic), rtol=1e-12)
     np.testing.assert_allclose(metrics["generator_loss"], generators(before.generator), rtol=1e-12)
+
+
+def test_the_noise_that_the_critic_sees_falls_to_nothing_by_half_the_run(study):
+    generator = Network(chain(dense(2)), (3,), None)
+    critic = Network(chain(dense(6), tanh(), dense(1)), (2,), None)
+    descent, key = optax.sgd(1.0), jax.random.key(2)
+    real = jax.random.normal(jax.random.key(1), (4, 2))
+
+    def update(noise, done):
+        step = study.opponents.adversarial(generator, critic, descent, updates=8, noise=noise)
+        return step(before._replace(done=jnp.asarray(done)), real, key)[0]
+
+    with jax.numpy_dtype_promotion("standard"):
+        before = study.opponents.start(generator, critic, descent)(jax.random.key(0))
+        quiet, early, late = update(0.0, 0), update(0.5, 1), (update(0.5, 4), update(0.5, 7))
+        same = update(0.375, 0)
+    for a, b in ((late[0], quiet), (late[1], quiet), (early, same)):
+        for net in ("critic", "generator"):
+            jax.tree.map(
+                lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-12),
+                getattr(a, net),
+                getattr(b, net),
+            )
+    assert np.abs(early.critic[0]["w"] - quiet.critic[0]["w"]).max() > 1e-3
+    assert (early.done, late[0].done) == (2, 5)
 
 
 def test_the_rings_judge_counts_modes_and_good_samples(study):

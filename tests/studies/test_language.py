@@ -31,6 +31,38 @@ def test_held_out_bits_count_every_character_but_the_first_once(study, length):
     np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
+def test_the_last_tenth_is_held_out_and_the_alphabet_is_not_of_it(study, monkeypatch):
+    """Also under a Python whose text has more characters than the net has symbols."""
+    monkeypatch.setattr("pydoc_data.topics.topics", {"a": "abcabbaaa", "b": "cd abcabz"})
+    text = study["corpus"](9)  # 19 characters with the newline between: 17 and 2
+    assert text.alphabet == "\n abcd"
+    assert "".join((text.alphabet + "?")[i] for i in text.train) == "abcabbaaa\ncd abca"
+    assert "".join((text.alphabet + "?")[i] for i in text.held) == "b?"
+    assert (text.symbols, text.checksum[:4]) == (7, "be03")
+    few = study["corpus"](4)
+    assert (few.alphabet, few.symbols) == ("abc", 4)
+    assert few.train.tolist() == [0, 1, 2, 0, 1, 1, 0, 0, 0, 3, 2, 3, 3, 0, 1, 2, 0]
+
+
+def test_interpolated_bits_against_a_model_that_counts_afresh_for_every_character(study):
+    rng = np.random.default_rng(0)
+    train, held = "".join(rng.choice(list("aab c"), 300)), "".join(rng.choice(list("abcd"), 40))
+
+    def p(context, character):
+        if context is None:
+            return 1 / 6
+        found = [train[i + len(context)] for i in range(len(train) - len(context))
+                 if train[i : i + len(context)] == context]  # fmt: skip
+        below = p(context[1:] if context else None, character)
+        kinds = len(set(found))
+        return (found.count(character) + kinds * below) / (len(found) + kinds) if found else below
+
+    whole = train + held
+    bits = [-math.log2(p(whole[i - 4 : i], whole[i])) for i in range(301, len(whole))]
+    found = study["interpolated_bits"]([ord(c) for c in train], [ord(c) for c in held], 6)
+    np.testing.assert_allclose(found, np.mean(bits), rtol=1e-12)
+
+
 def test_interpolated_bits_by_hand(study):
     """Witten and Bell on `abab`, then a and b: orders 1 and 2, alphabet of 2."""
     unigram = lambda n: (n + 2 * 0.5) / (4 + 2)  # noqa: E731

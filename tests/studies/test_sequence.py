@@ -8,7 +8,11 @@ import numpy as np
 import pytest
 
 from bpeq.layers import chain, dense, lstm
+from bpeq.looping import Runner
+from bpeq.problem import seed_keys
 from bpeq.registry import load_study
+from bpeq.training import Carry
+from bpeq.types import Layer
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +47,24 @@ def test_reach_is_the_gradient_with_respect_to_each_steps_input(study):
         np.testing.assert_allclose(found[seed], expected, rtol=1e-9)
 
 
+def test_the_error_on_the_way_is_the_mean_square_on_the_test_sequences(study, tmp_path):
+    """Of a net that always says its one weight, which no step moves."""
+    test, keys = study["adding"](jax.random.key(0), 300, 6), seed_keys(0, 2)
+    forward = lambda w, x, key=None: (jnp.full((len(x), 1), w), ())  # noqa: E731
+    net, carry = Layer("constant", None, forward, None), Carry(jnp.array([1.0, 0.25]), (), ())
+    lengths = []
+
+    def step(carry, batch, key):
+        lengths.append(batch.x.shape)
+        return carry, {"loss": jnp.zeros(())}
+
+    runner = Runner(tmp_path, "here")
+    curve = study["learn"](runner, "constant_6", net, carry, step, keys, test, 60, 4)
+    expected = [np.mean((np.asarray(test.y) - w) ** 2) for w in (1.0, 0.25)]
+    np.testing.assert_allclose(curve, np.broadcast_to(expected, (60, 2)), rtol=1e-12)
+    assert set(lengths) == {(4, 6, 2)}
+
+
 def test_smoke(call, studies, tmp_path):
     """Five steps, 200 updates: every net is already better than always answering 1."""
     config = studies.parent / "configs" / "sequence.toml"
@@ -51,4 +73,5 @@ def test_smoke(call, studies, tmp_path):
     found = json.loads((tmp_path / "out" / "summary.json").read_text())["metrics"]
     for name in ("rnn", "gru", "lstm"):
         assert found[f"mse_{name}_5"]["mean"] < 0.8 / 6
+    assert found["reach_gru_5"]["mean"] < 0.6 < 1.2 < found["reach_rnn_5"]["mean"]
     assert (tmp_path / "out" / "sequence.png").stat().st_size > 10_000

@@ -11,6 +11,7 @@ from bpeq.report._comparison import write_comparison_report
 from bpeq.report._fidelity import write_fidelity_report
 from bpeq.report._fidelity_table import fidelity_table
 from bpeq.report._run import write_run_report
+from bpeq.report._sweep import sweep_table, write_sweep_report
 from bpeq.report._tables import comparison_table, run_table
 from bpeq.report._tuning import tuning_table
 
@@ -18,19 +19,21 @@ __all__ = [
     "comparison_table",
     "fidelity_table",
     "run_table",
+    "sweep_table",
     "tuning_table",
     "write_comparison_report",
     "write_fidelity_report",
     "write_report",
     "write_run_report",
+    "write_sweep_report",
 ]
 
 
 def write_report(folder: Path) -> Path:
-    """Writes the report that suits a folder: a comparison's, a fidelity result's, or a run's.
+    """Writes the report that suits a folder: of a comparison, a fidelity result, a sweep or a run.
 
     A folder with comparison.json is a comparison; one with fidelity.json a fidelity result; one
-    with summary.json or metrics.jsonl a run.
+    with sweep.json a sweep; one with summary.json or metrics.jsonl a run.
 
     Args:
       folder: where the files are, and where the report goes.
@@ -49,9 +52,11 @@ def write_report(folder: Path) -> Path:
         return write_comparison_report(folder)
     if (folder / "fidelity.json").exists():
         return write_fidelity_report(folder)
+    if (folder / "sweep.json").exists():
+        return write_sweep_report(folder)
     if any((folder / name).exists() for name in ("summary.json", "metrics.jsonl")):
         return write_run_report(folder)
     raise ValueError(
         f"{folder}: no run and no comparison: holds none of "
-        "comparison.json, fidelity.json, summary.json, metrics.jsonl"
+        "comparison.json, fidelity.json, sweep.json, summary.json, metrics.jsonl"
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from functools import partial
 from typing import Annotated, Any, NamedTuple
 
 import jax
@@ -21,6 +22,10 @@ Leaves = list[Array]
 
 GROWTH = 2.0
 """A residual this many times the least so far sends an example back to plain sweeps."""
+
+
+PARTS, LEAST = (4, 16), 16
+"""Once a quarter of a batch is unsettled, and a 16th, it goes on alone, if that is 16 examples."""
 
 
 class _Carry(NamedTuple):
@@ -51,6 +56,9 @@ def anderson(
     that `residual`, as with `fixed_point`, is a certificate: max |sweep(s) − s| at the state that
     is returned. NaN never counts as settled.
 
+    A step that can be had for some of its examples, as the rules' can, is run on ever fewer: once a
+    quarter of the batch is left unsettled, and again a sixteenth, these go on alone.
+
     An example takes a plain sweep where a past one shows no descent, ⟨Δ_i s, Δ_i f⟩ > 0: there the
     energy has a saddle, to which least squares would go and sweeps do not; and where its residual
     has grown to twice the least so far, when it also forgets its past. After half of `max_steps`
@@ -80,16 +88,10 @@ def anderson(
         def pick(state: State) -> Leaves:
             return [jnp.moveaxis(leaf, 0, -1) for leaf in read.pick(state)]
 
-        def fill(kept: Leaves) -> State:
-            return read.fill([jnp.moveaxis(leaf, -1, 0) for leaf in kept], state)
+        def fill(kept: Leaves, rest: State = state) -> State:
+            return read.fill([jnp.moveaxis(leaf, -1, 0) for leaf in kept], rest)
 
-        def sweep(kept: Leaves) -> Leaves:
-            return pick(step(fill(kept)))
-
-        def go_on(carry: _Carry) -> Array:
-            return jnp.any(carry.active) & (carry.sweeps < max_steps)
-
-        def move(carry: _Carry) -> _Carry:
+        def move(step: Callable[[State], State], rest: State, carry: _Carry) -> _Carry:
             f = trees.sub(carry.swept, carry.read)
             grown = ~(carry.residual <= GROWTH * carry.least)
             change = trees.sub((carry.swept, f), carry.before)
@@ -98,7 +100,7 @@ def anderson(
             sound = sound & ~grown & (2 * carry.sweeps <= max_steps)
             moved = _where(sound, mixed, carry.swept)
             kept = _where(carry.active, moved, carry.read)
-            swept = sweep(kept)
+            swept = pick(step(fill(kept, rest)))
             residual = _size(trees.sub(swept, kept))
             return _Carry(
                 kept,
@@ -112,8 +114,16 @@ def anderson(
                 carry.sweeps + 1,
             )
 
+        def run(step: Callable[[State], State], rest: State, carry: _Carry, few: int) -> _Carry:
+            """Until no more than `few` are active."""
+
+            def go_on(carry: _Carry) -> Array:
+                return (jnp.sum(carry.active) > few) & (carry.sweeps < max_steps)
+
+            return jax.lax.while_loop(go_on, partial(move, step, rest), carry)
+
         kept = pick(state)
-        swept = sweep(kept)
+        swept = pick(step(state))
         residual = _size(trees.sub(swept, kept))
         nothing = trees.zeros(kept)
         start = _Carry(
@@ -127,12 +137,28 @@ def anderson(
             jnp.ones(residual.shape, jnp.int32),
             jnp.ones((), jnp.int32),
         )
-        end = jax.lax.while_loop(go_on, move, start)
+        some = getattr(step, "some", None)
+        sizes = [n for n in (len(residual) // part for part in PARTS) if some and n >= LEAST]
+        end = run(step, state, start, max(sizes, default=0))
+        while some and sizes:
+            rows = jnp.argsort(~end.active)[: sizes.pop(0)]  # stable: the active, then others
+            rest = jax.tree.map(lambda s, rows=rows: s[rows], state)
+            part = run(some(rows), rest, _taken(end, rows), max(sizes, default=0))
+            end = _put(end, rows, part)
         last = fill(end.read)
         settled = read.fill(read.pick(last), step(last))
         return settled, SolveInfo(end.steps, end.residual, end.residual <= tolerance)
 
     return solve
+
+
+def _taken(carry: _Carry, rows: Array) -> _Carry:
+    """Some examples' part, the batch being every array's last axis."""
+    return jax.tree.map(lambda a: a[..., rows] if a.ndim else a, carry)
+
+
+def _put(carry: _Carry, rows: Array, part: _Carry) -> _Carry:
+    return jax.tree.map(lambda a, b: a.at[..., rows].set(b) if a.ndim else b, carry, part)
 
 
 def _mixed(

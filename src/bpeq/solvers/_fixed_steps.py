@@ -10,7 +10,7 @@ from jaxtyping import Array
 
 from bpeq import trees
 from bpeq.settings import Count, Fraction, NonNegative, checked
-from bpeq.solvers._memory import memory
+from bpeq.solvers._memory import carries_all, memory
 from bpeq.types import SolveInfo, Solver, State
 
 
@@ -40,28 +40,27 @@ def fixed_steps(
     """
 
     def solve(step: Callable[[State], State], state: State) -> tuple[State, SolveInfo]:
-        def move(state: State) -> State:
-            return damp(damping, state, step(state))
-
-        trajectory = None
-        if record:
-
-            def one(state: State, _: None) -> tuple[State, State]:
-                moved = move(state)
-                return moved, moved
-
-            before, trajectory = jax.lax.scan(one, state, length=steps - 1)
-        else:
-            before = _swept(move, state, steps - 1)
+        if record or carries_all():
+            return in_one_loop(step, state)
+        before = _swept(lambda s: damp(damping, s, step(s)), state, steps - 1)
         swept = step(before)
         residual = trees.max_abs(trees.sub(swept, before))
-        state = damp(damping, before, swept)
-        if record:
-            trajectory = jax.tree.map(
-                lambda earlier, last: jnp.concatenate([earlier, last[None]]), trajectory, state
-            )
+        return damp(damping, before, swept), info(residual, None)
+
+    def in_one_loop(step: Callable[[State], State], state: State) -> tuple[State, SolveInfo]:
+        def one(carry: tuple[State, Array], _: None) -> tuple[tuple[State, Array], State | None]:
+            swept = step(carry[0])
+            residual = trees.max_abs(trees.sub(swept, carry[0]))
+            moved = damp(damping, carry[0], swept)
+            return (moved, residual), (moved if record else None)
+
+        start = (state, jnp.full_like(trees.max_abs(trees.zeros(state)), jnp.inf))
+        (state, residual), trajectory = jax.lax.scan(one, start, length=steps)
+        return state, info(residual, trajectory)
+
+    def info(residual: Array, trajectory: State | None) -> SolveInfo:
         counts = jnp.full(residual.shape, steps, jnp.int32)
-        return state, SolveInfo(counts, residual, residual <= tolerance, trajectory)
+        return SolveInfo(counts, residual, residual <= tolerance, trajectory)
 
     return solve
 

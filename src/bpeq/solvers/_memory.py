@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import NamedTuple
 
 import jax
@@ -10,6 +12,23 @@ from jax.extend.core import Literal
 from jaxtyping import Array
 
 from bpeq.types import State
+
+_WHOLE = ContextVar("whole", default=False)
+
+
+@contextmanager
+def carrying_all() -> Iterator[None]:
+    """Loops traced in here carry whole states, so that a program can be read by their names."""
+    token = _WHOLE.set(True)
+    try:
+        yield
+    finally:
+        _WHOLE.reset(token)
+
+
+def carries_all() -> bool:
+    """Whether loops are traced to carry whole states."""
+    return _WHOLE.get()
 
 
 class Memory(NamedTuple):
@@ -41,7 +60,7 @@ def memory(step: Callable[[State], State], state: State) -> Memory:
     for equation in reversed(program.eqns):
         if not live.isdisjoint(equation.outvars):
             live.update(v for v in equation.invars if not isinstance(v, Literal))
-    read = [v in live for v in program.invars]
+    read = [carries_all() or v in live for v in program.invars]
 
     def pick(state: State) -> list[Array]:
         return [leaf for leaf, is_read in zip(jax.tree.leaves(state), read, strict=True) if is_read]

@@ -1,0 +1,65 @@
+"""The command `sweep`: thin, as all commands are."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from bpeq import _app
+from bpeq._app import ConfigFile, Seeds, Set, app
+
+
+@app.command()
+def sweep(
+    config: ConfigFile,
+    grid: Annotated[
+        list[str] | None,
+        typer.Option("--grid", metavar="KEY=VALUE,...", help="values that a setting takes in turn"),
+    ] = None,
+    set_: Set = None,
+    seeds: Seeds = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="the sweep's folder; runs/NAME-sweep if not given")
+    ] = None,
+) -> int:
+    """Run a config over grids of settings; the same command goes on, or joins in as a worker."""
+    from bpeq import _signals, cells, experiment, runs, sweeping
+    from bpeq._schema import ConfigError
+    from bpeq._terminal import bar, console
+    from bpeq.cli import DONE, say
+    from bpeq.report import sweep_table, write_sweep_report
+
+    checked = _app.load(config, set_, seeds)
+    grids = cells.read_grids(grid or ())
+    if not grids:
+        raise ConfigError("--grid: is missing; allowed: key=value,value such as rule.beta=0.1,0.2")
+    found = cells.cells(config, checked.overrides, grids)
+    cells.check(found)
+    folder = Path("runs") / f"{checked.name}-sweep" if out is None else out
+    sweeping.claim(folder)
+    _signals.begin_saving()
+
+    def so_far() -> dict:
+        result = sweeping.result(checked, found, grids, folder)
+        runs.write_json(folder / "sweep.json", result)
+        return result
+
+    so_far()
+    try:
+        with bar("runs") as track:
+            sweeping.work(found, folder, track(f"{checked.name}, sweep"), _signals.asked_to_stop)
+    except experiment.Interrupted as stopped:
+        so_far()
+        said = f"{stopped}; the same command goes on"
+        raise experiment.Interrupted(stopped.signal, said) from stopped
+    result = so_far()
+    console.print(sweep_table(result))
+    console.print(f"{write_sweep_report(folder)}", soft_wrap=True, highlight=False)
+    failed = [row for row in result["runs"] if row["state"] == "failed"]
+    if not failed:
+        return DONE
+    first = failed[0]
+    said = f"{len(failed)} of {len(found)} runs failed; the first, {first['run']}: "
+    return say(f"{folder}: {said}{first['failed']}", first["code"])

@@ -1,0 +1,176 @@
+"""Sweeps: many runs of one config, each named by what it computes, shared by any workers.
+
+A folder of run folders is all there is: whoever starts the same sweep on it takes what nobody has.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import socket
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from bpeq import experiment, resuming, runs, sealing
+from bpeq.cells import Cell, Grid
+from bpeq.config import Config, ConfigError
+from bpeq.types import DataError
+
+CLAIMS, LOG = ".claims", "sweep.log"
+_WAIT = 0.5
+"""Seconds between two looks at runs that other workers have."""
+
+Progress = Callable[[int, int, dict[str, Any]], None]
+
+
+def claim(folder: Path) -> None:
+    """Makes a sweep's folder, or takes part in the one that is there.
+
+    Raises:
+      FileExistsError: it holds something else. DataError: it cannot be made or written to.
+    """
+    if not (folder / CLAIMS).is_dir():
+        runs.claim(folder)
+    try:
+        (folder / CLAIMS).mkdir(exist_ok=True)
+    except OSError as error:
+        raise DataError(f"{folder}: cannot write there: {error.strerror}") from error
+
+
+def work(
+    found: Sequence[Cell],
+    folder: Path,
+    progress: Progress | None = None,
+    stop: Callable[[], int | None] = lambda: None,
+) -> None:
+    """Runs whatever nobody has run and nobody is running, until all have ended.
+
+    A run that a dead worker left is taken up where its last checkpoint is. One that fails is put on
+    record and lost; the others go on. A record of failure is removed by deleting it.
+
+    Raises:
+      DataError: the disk is at fault, which other runs would meet too. Interrupted: after saving.
+    """
+    claim(folder)
+    left = list(found)
+    while left:
+        busy = []
+        for each in left:
+            done = len([c for c in found if ended(folder, c)])
+            with _claimed(folder, each) as mine:
+                if not mine:
+                    busy.append(each)
+                elif not ended(folder, each):
+                    _run(each, folder, _part(progress, each, done, len(found)), stop)
+        left = busy
+        if busy:
+            done = len([c for c in found if ended(folder, c)])
+            _show(progress, done, len(found), f"waiting for {len(busy)} that others run")
+            if (signal := stop()) is not None:
+                raise experiment.Interrupted(signal, f"stopped, {done} of {len(found)} runs done")
+            time.sleep(_WAIT)
+    _show(progress, len(found), len(found), "")
+
+
+def ended(folder: Path, each: Cell) -> bool:
+    """Whether a run came to its end, or is on record as failed."""
+    place = folder / each.name
+    return (resuming.finished(place) and sealing.sealed(place)) or failure(folder, each) is not None
+
+
+def failure(folder: Path, each: Cell) -> dict[str, Any] | None:
+    """The record of a run that failed: `code`, the exit code, and `said`."""
+    path = folder / f"{each.name}.failed.json"
+    return runs.read_json(path) if path.exists() else None
+
+
+def result(config: Config, found: Sequence[Cell], grid: Grid, folder: Path) -> dict[str, Any]:
+    """What sweep.json holds, as far as runs have ended."""
+    rows = []
+    for each in found:
+        row: dict[str, Any] = {"run": each.name, "settings": each.settings, "state": "waiting"}
+        failed = failure(folder, each)
+        if failed is not None:
+            row |= {"state": "failed", "failed": failed["said"], "code": failed["code"]}
+        elif ended(folder, each):
+            summary = runs.read_json(folder / each.name / "summary.json")
+            row |= {"state": "finished", "metrics": summary["metrics"]}
+            row["seconds"] = summary["seconds"]
+        rows.append(row)
+    return {
+        "name": config.name,
+        "rule": config.tree["rule"]["name"],
+        "seeds": config.tree["seeds"],
+        "grid": grid,
+        "runs": rows,
+    }
+
+
+def _run(each: Cell, folder: Path, progress: Any, stop: Any) -> None:
+    """One run, from where it stands; how it ended goes to the log, and a failure on record."""
+    place = folder / each.name
+    _log(folder, each, "resumed" if (place / "config.toml").exists() else "started")
+    try:
+        experiment.run(each.config, place, progress, stop, resume=True)
+    except (experiment.Interrupted, DataError) as error:
+        _log(folder, each, "stopped", str(error))
+        raise
+    except (experiment.Diverged, ConfigError, FileExistsError) as error:
+        code = 4 if isinstance(error, experiment.Diverged) else 2
+        _fail(folder, each, code, str(error))
+    except Exception as error:  # a part of the user's own, memory, a bug: this run's, not all runs'
+        _fail(folder, each, 1, f"{type(error).__name__}: {error}")
+    else:
+        _log(folder, each, "finished")
+    jax.clear_caches()  # of programs that no other run can use
+
+
+def _fail(folder: Path, each: Cell, code: int, said: str) -> None:
+    said = " ".join(said.split())
+    runs.write_json(folder / f"{each.name}.failed.json", {"code": code, "said": said})
+    _log(folder, each, "failed", said)
+
+
+def _log(folder: Path, each: Cell, event: str, said: str = "") -> None:
+    """One line in one write, whoever else writes there."""
+    worker = f"{socket.gethostname()}:{os.getpid()}"
+    row = {"time": time.time(), "run": each.name, "event": event, "worker": worker, "said": said}
+    try:
+        with (folder / LOG).open("a") as file:
+            file.write(json.dumps(row) + "\n")
+    except OSError as error:
+        raise DataError(f"{folder / LOG}: cannot write: {error.strerror or error}") from error
+
+
+@contextmanager
+def _claimed(folder: Path, each: Cell) -> Iterator[bool]:
+    """Whether a run is this worker's; the system lets go of a claim when its process ends."""
+    try:
+        file = (folder / CLAIMS / each.name).open("a")
+    except OSError as error:
+        raise DataError(f"{folder / CLAIMS}: cannot write: {error.strerror or error}") from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+        else:
+            yield True
+
+
+def _part(progress: Progress | None, each: Cell, done: int, total: int) -> Progress | None:
+    def report(turns: int, of: int, row: dict[str, Any]) -> None:
+        _show(progress, done, total, f"{each.said} {turns}/{of}")
+
+    return None if progress is None else report
+
+
+def _show(progress: Progress | None, done: int, total: int, said: str) -> None:
+    if progress is not None:
+        progress(done, total, {"said": said})

@@ -1,0 +1,191 @@
+"""Sweeps: every run once, whoever runs it and whoever is killed; a failure loses that run only."""
+
+from __future__ import annotations
+
+import collections
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import pytest
+
+from bpeq import cells, sweeping
+
+CONFIG = """\
+data.name = "xor"
+network.layers = ["dense(4)", "tanh", "dense(1)"]
+rule = {name = "backprop"}
+optimizer = {name = "sgd", learning_rate = 0.1}
+training = {epochs = 4, batch_size = 4, evaluate_every = 2}
+"""
+RATES = ("--grid", "optimizer.learning_rate=0.1,0.2,1e30")
+
+
+@pytest.fixture
+def config(tmp_path) -> Path:
+    path = tmp_path / "c.toml"
+    path.write_text(CONFIG)
+    return path
+
+
+def log(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "sweep.log").read_text().splitlines()]
+
+
+def ends(folder: Path) -> collections.Counter:
+    """How often each run came to its end."""
+    return collections.Counter(row["run"] for row in log(folder) if row["event"] == "finished")
+
+
+@pytest.mark.parametrize(
+    ("text", "values"),
+    [
+        ("rule.beta=0.1,0.2", ["0.1", "0.2"]),
+        ("network.layers.0=dense(4, bias=false),'a,b'", ["dense(4, bias=false)", "'a,b'"]),
+        ("optimizer.layer_rates=[1.0, 2.0],[3.0, 4.0]", ["[1.0, 2.0]", "[3.0, 4.0]"]),
+    ],
+)
+def test_commas_inside_of_brackets_and_quotes_are_the_values(text, values):
+    assert list(cells.read_grids([text]).values()) == [values]
+
+
+def test_a_failure_loses_that_run_only_and_the_same_command_runs_nothing_twice(
+    call, config, tmp_path
+):
+    folder = tmp_path / "sweep"
+    said = call("sweep", config, *RATES, "--seeds", 2, "--out", folder)
+    assert said.code == 4
+    assert len(said.err) == 1
+    assert "1 of 3 runs failed" in said.err[0]
+    assert "diverged" in said.err[0]
+    sweep = json.loads((folder / "sweep.json").read_text())
+    states = {row["settings"]["optimizer.learning_rate"]: row["state"] for row in sweep["runs"]}
+    assert states == {0.1: "finished", 0.2: "finished", 1e30: "failed"}
+    for row in sweep["runs"][:2]:
+        summary = json.loads((folder / row["run"] / "summary.json").read_text())
+        assert summary["metrics"] == row["metrics"]
+        assert len(row["metrics"]["test_error"]["values"]) == 2
+    with (folder / "sweep.csv").open() as file:
+        table = list(csv.DictReader(file))
+    assert [row["optimizer.learning_rate"] for row in table] == ["0.1", "0.2", "1e+30"]
+    mean = sweep["runs"][0]["metrics"]["test_loss"]["mean"]
+    assert float(table[0]["test_loss_mean"]) == mean
+    assert {p.name for p in folder.iterdir()} >= {"report.html", "sweep.png"}
+    assert len(log(folder)) == 6  # each started and ended
+    before = [row["run"] for row in log(folder)]
+    again = call("sweep", config, *RATES, "--seeds", 2, "--out", folder)
+    assert again.code == 4
+    assert [row["run"] for row in log(folder)] == before
+    # a longer grid runs what is new; a record of failure that was deleted gives another try
+    (folder / f"{sweep['runs'][2]['run']}.failed.json").unlink()
+    more = call("sweep", config, RATES[0], f"{RATES[1]},0.3", "--seeds", 2, "--out", folder)
+    assert more.code == 4
+    assert len(log(folder)) == 10
+    assert set(ends(folder).values()) == {1}
+    assert len(ends(folder)) == 3
+
+
+def test_what_another_worker_has_is_left_to_it_until_it_has_gone(config, tmp_path):
+    grid = cells.read_grids(["optimizer.learning_rate=0.1,0.2"])
+    found = cells.cells(config, [], grid)
+    folder = tmp_path / "sweep"
+    sweeping.claim(folder)
+    said = []
+
+    def progress(done, total, row):
+        said.append(row["said"])
+        if "waiting" in row["said"]:
+            other.close()  # as the system does when a process ends
+
+    other = sweeping._claimed(folder, found[0])
+    assert other.__enter__()
+    other.close = lambda: other.__exit__(None, None, None)
+    sweeping.work(found, folder, progress)
+    assert "waiting for 1 that others run" in said
+    assert [row["run"] for row in log(folder)] == [found[1].name] * 2 + [found[0].name] * 2
+
+
+@pytest.mark.parametrize(
+    ("options", "line"),
+    [
+        ((), "--grid: is missing; allowed: key=value,value such as rule.beta=0.1,0.2"),
+        (("--grid", "seed"), "--grid seed: must be key=value,value such as"),
+        (("--grid", "seed=1,,2"), "--grid seed=1,,2: must be key=value,value such as"),
+        (("--grid", "seed=1,1"), "--grid seed = 1,1: must be different values"),
+        (("--grid", "seed=1", "--grid", "seed=2"), "--grid seed = 2: is there twice"),
+        (("--grid", "sed=1,2"), "--grid sed = 1: unknown key; allowed: seed"),
+        (("--grid", "seed=1,-2"), "--grid seed = -2: must be a whole number >= 0"),
+        (("--grid", "training.batch_size=4,5"), "--grid training.batch_size = 5: must be 1 to 4"),
+        (("--grid", "seed=1,2", "--set", "seeds=0"), "--set seeds = 0: must be a whole number"),
+        (("--grid", "training.epochs=1,9", "--set", "checkpoint_share=2"), "checkpoint_share = 2:"),
+        (("--grid", "checkpoint_share=0.1,0.2"), "are the same run"),
+    ],
+)
+def test_what_is_wrong_with_a_grid_is_one_line_and_nothing_is_written(
+    call, config, tmp_path, options, line
+):
+    said = call("sweep", config, "--out", tmp_path / "sweep", *options)
+    assert said.code == 2
+    assert len(said.err) == 1
+    assert line in said.err[0]
+    assert not (tmp_path / "sweep").exists()
+
+
+def test_a_folder_that_holds_something_else_is_refused(call, config, tmp_path):
+    said = call("sweep", config, *RATES, "--out", tmp_path)
+    assert said.code == 2
+    assert "is not empty" in said.err[0]
+    assert {p.name for p in tmp_path.iterdir()} == {"c.toml"}
+
+
+@pytest.mark.slow
+def test_24_runs_on_two_workers_of_which_one_is_killed_and_started_again(config, tmp_path):
+    """All 24 complete, none runs twice to its end, and the one that was cut short goes on."""
+    folder = tmp_path / "sweep"
+    environment = os.environ | {
+        "JAX_COMPILATION_CACHE_DIR": str(jax.config.jax_compilation_cache_dir),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "0",
+    }
+    grids = ["optimizer.learning_rate=0.1,0.2,0.3,0.4,0.5,0.6", "seed=0,1,2,3"]
+    length = ["training.epochs=20000", "training.evaluate_every=100", "checkpoint_share=1.0"]
+    options = [*(f"--grid={g}" for g in grids), *(f"--set={s}" for s in length)]
+    program = [sys.executable, "-c", "from bpeq.cli import script; script()", "sweep", str(config)]
+
+    def worker() -> subprocess.Popen:
+        pipe = subprocess.PIPE
+        argv = [*program, *options, "--out", str(folder)]
+        return subprocess.Popen(argv, env=environment, stdout=pipe, stderr=pipe, text=True)
+
+    first, second = worker(), worker()
+    until = time.monotonic() + 600
+
+    def begun() -> list[str]:
+        rows = log(folder) if (folder / "sweep.log").exists() else []
+        return [r["run"] for r in rows if r["worker"].endswith(f":{first.pid}")]
+
+    while len(begun()) < 5 or not list((folder / begun()[-1]).glob("checkpoints/*")):
+        assert time.monotonic() < until
+        assert first.poll() is None
+        time.sleep(0.02)
+    os.kill(first.pid, signal.SIGKILL)
+    first.communicate()
+    third = worker()
+    for each in (second, third):
+        _, err = each.communicate(timeout=900)
+        assert each.returncode == 0, err
+    sweep = json.loads((folder / "sweep.json").read_text())
+    assert [row["state"] for row in sweep["runs"]] == ["finished"] * 24
+    assert len({row["run"] for row in sweep["runs"]}) == 24
+    assert ends(folder) == {row["run"]: 1 for row in sweep["runs"]}
+    events = collections.Counter(row["event"] for row in log(folder))
+    assert events["finished"] == events["started"] == 24
+    assert events["resumed"] == 1
+    workers = {row["worker"] for row in log(folder) if row["event"] == "finished"}
+    assert len(workers) >= 2
