@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
+import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -47,10 +48,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             parser.error(f"--only {name}: must be some of {', '.join(GROUPS)}")
     # What is measured is this process's own compiling, not what an earlier one has left.
     jax.config.update("jax_enable_compilation_cache", False)
-    result = measure(chosen, QUICK if given.quick else Effort())
+    result = finite(measure(chosen, QUICK if given.quick else Effort()))
     given.out.mkdir(parents=True, exist_ok=True)
     written = given.out / "bench.json"
-    written.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n")
+    written.write_text(json.dumps(result, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
     show(result)
     if given.record:
         write_results(result, HERE / "RESULTS.md")
@@ -73,8 +74,8 @@ def measure(chosen: Sequence[str], effort: Effort) -> dict[str, Any]:
         "failed": [],
         "seconds": {},
     }
-    for name in GROUPS:
-        group = importlib.import_module(f"benchmarks.{name}")
+    groups = {name: importlib.import_module(f"benchmarks.{name}") for name in GROUPS}
+    for name, group in groups.items():
         result["ratios"] |= dict.fromkeys(group.RATIOS)
         result["groups"] |= dict.fromkeys(group.RATIOS, name)
         reason = _run(name, group, effort, result) if name in chosen else "not asked for"
@@ -109,6 +110,15 @@ def _run(name: str, group: Any, effort: Effort, result: dict[str, Any]) -> str:
     result["seconds"][name] = time.perf_counter() - start
     said(f"{name}: {result['seconds'][name]:.1f} s, load {load()}")
     return reason
+
+
+def finite(value: Any) -> Any:
+    """The same with null for what JSON has no number for."""
+    if isinstance(value, dict):
+        return {key: finite(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def show(result: dict[str, Any]) -> None:

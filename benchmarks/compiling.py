@@ -19,7 +19,7 @@ def run(effort: Effort) -> Found:
     task = nets.reference(effort.quick)
     times: dict[str, list[float]] = {name: [] for name in makers(task)}
     busy: dict[str, list[float]] = {name: [] for name in makers(task)}
-    for _ in range(2 if effort.quick else 3):
+    for _ in range(1 if effort.quick else 3):
         for name, make in makers(task).items():  # new values each time: jit knows none of them
             program = nets.steps(task, make(), BATCH, COUNT)
             times[name].append(program.compile_seconds)

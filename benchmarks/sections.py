@@ -46,7 +46,8 @@ def gradients(rows: Rows) -> Section | None:
 def solving(rows: Rows) -> Section | None:
     """Sweeps and seconds to a residual."""
     own = [r for r in rows if r["group"] == "settling"]
-    curves = [{**r, "sweeps": sum(r["sweeps_99"])} for r in own if "tolerance" in r]
+    settled = [r for r in own if "tolerance" in r and None not in r["sweeps_99"]]
+    curves = [{**r, "sweeps": sum(r["sweeps_99"])} for r in settled]
     words = "Free, +β and −β phase of 784-512-10 together"
     figures = [
         lines(curves, "tolerance", "sweeps", 1, "sweeps", "residual", f"{words}, to 99 % settled."),
@@ -56,7 +57,7 @@ def solving(rows: Rows) -> Section | None:
         [
             Cell(r["name"]),
             Cell(str(r["examples"])),
-            Cell(" + ".join(f"{n:g}" for n in r["sweeps_99"])),
+            Cell(" + ".join(_count(n) for n in r["sweeps_99"])),
             Cell(" + ".join(plain(n) for n in r["sweeps_mean"])),
             Cell(str(r["unsettled"])),
             Cell(duration(r["seconds"])),
@@ -137,6 +138,10 @@ def starting(rows: Rows) -> Section | None:
     xor = [r for r in rows if r["group"] == "xor" and "seconds" in r]
     notes = [f"{r['name']}, {r['seeds']} seeds × {r['epochs']:,} epochs: {_told(r)}" for r in xor]
     return _section("Compiling and starting; XOR", "", figures, notes=notes)
+
+
+def _count(sweeps: int | None) -> str:
+    return "not reached" if sweeps is None else str(sweeps)
 
 
 def _told(r: dict[str, Any]) -> str:
