@@ -158,6 +158,7 @@ def jumped(
         def away(params: Params, batch: Batch, betas: Array) -> Array:
             rest = free_phase(system, _SETTLE, params, batch.x)
             nudged = system if respond is None else respond(system, params, rest)
+            rest = rest if respond is None else rest._replace(none=None)
             return jax.lax.map(lambda beta: one(params, batch, rest, nudged, beta), betas)
 
         def one(params: Params, batch: Batch, rest: Free, nudged: System, beta: Array) -> Array:

@@ -41,7 +41,8 @@ def _hash(state: State) -> tuple[UInt[Array, " batch"], UInt[Array, " batch"]]:
     bits = []
     for leaf in jax.tree.leaves(jax.lax.stop_gradient(state)):
         for part in (leaf.real, leaf.imag) if jnp.iscomplexobj(leaf) else (leaf,):
-            word = jax.lax.bitcast_convert_type(part, jnp.uint32)
+            whole = part if part.dtype.itemsize >= 4 else part.astype(jnp.float32)
+            word = jax.lax.bitcast_convert_type(whole, jnp.uint32)
             bits.append(word.reshape(leaf.shape[0], -1))
     flat = jnp.concatenate(bits, axis=1)
     flat = flat ^ (flat >> 16)  # else two signs turned round would cancel

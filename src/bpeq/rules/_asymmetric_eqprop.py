@@ -111,7 +111,7 @@ def asymmetric_eqprop(
             cost,
             settle_nudged,
             params,
-            rest,
+            rest._replace(none=None),  # the push knows every example's s⁰: no batch but this one
             batch.y,
             state["beta"],
             nudging,

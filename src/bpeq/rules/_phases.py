@@ -18,7 +18,8 @@ from bpeq.types import Cost, Params, SolveInfo, Solver, State, System
 class Free(NamedTuple):
     """A settled free phase: what x clamps, the equilibrium s⁰, how it was reached, its output.
 
-    none: x of no examples, for its shape and dtype.
+    none: x of no examples, for its shape and dtype; None where the nudged sweep knows more of each
+      example than what is clamped, so that it serves this batch only.
     """
 
     clamped: Any

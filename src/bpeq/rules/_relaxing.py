@@ -5,18 +5,25 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array
 
+from bpeq import trees
 from bpeq.rules._phases import free_phase
 from bpeq.rules._start import Start, begun, remembering
 from bpeq.solvers import fixed_point
 from bpeq.types import Batch, Estimate, Key, LearningRule, Params, Solver, State, System
 
 _NOISE = 0x6E6F6973  # the noise's part of an estimate's key; rules draw from the rest
-_ADDED: dict[str, tuple[Any, Any]] = {"evaluation": (Solver | None, None), "start": (Start, "own")}
+Relaxation = Literal["same", "bfloat16", "float16"]
+_ADDED: dict[str, tuple[Any, Any]] = {
+    "evaluation": (Solver | None, None),
+    "start": (Start, "own"),
+    "relaxation": (Relaxation, "same"),
+}
 _DOC = """
     As every rule that relaxes, it also takes
 
@@ -27,6 +34,10 @@ _DOC = """
         two are for training, whose loop brings the memory; a first visit, a batch of another size
         and inference start at the system's own. To a solver that settles it is a matter of sweeps,
         not of the result, where the equilibrium is the only one.
+      relaxation: what sweeps compute in. "bfloat16" and "float16" halve what they move, where the
+        hardware has them; weights, states between sweeps and the contrast stay as they are. A phase
+        then settles on the grid of that type, 2⁻⁸ and 2⁻¹¹ apart, and β must be large against it:
+        `bpeq fidelity` tells what is left of the gradient. Not with complex β.
 """
 
 
@@ -44,10 +55,16 @@ def relaxing(factory: Callable[..., LearningRule]) -> Callable[..., LearningRule
 
     @functools.wraps(factory)
     def build(
-        *args: Any, evaluation: Solver | None = None, start: Start = "own", **kwargs: Any
+        *args: Any,
+        evaluation: Solver | None = None,
+        start: Start = "own",
+        relaxation: Relaxation = "same",
+        **kwargs: Any,
     ) -> LearningRule:
         given = signature.bind(*args, **kwargs).arguments
         system = begun(given["system"], start, factory.__name__)
+        if relaxation != "same":
+            system = _coarse(system, relaxation, factory.__name__)
 
         def on(system: System, **changed: Any) -> LearningRule:
             return factory(**{**given, **changed, "system": system})
@@ -71,6 +88,41 @@ def relaxing(factory: Callable[..., LearningRule]) -> Callable[..., LearningRule
     build.__annotations__ = {**factory.__annotations__, **{n: h for n, (h, _) in _ADDED.items()}}
     build.__doc__ = (factory.__doc__ or "").rstrip() + "\n" + _DOC + "    "
     return build
+
+
+def _coarse(system: System, relaxation: Relaxation, name: str) -> System:
+    """The system with sweeps, and they alone, in a shorter floating type.
+
+    Raises:
+      ValueError: when traced, states are complex.
+    """
+
+    def shortened(sweep: Callable[..., State]) -> Callable[..., State]:
+        def short(
+            params: Params, clamped: Any, state: State, push: Any = None, hold: bool = False
+        ) -> State:
+            if any(jnp.iscomplexobj(s) for s in jax.tree.leaves(state)):
+                raise ValueError(
+                    f"{name}: relaxation = {relaxation!r}: states at a complex beta have no such "
+                    "type; allowed here: 'same'"
+                )
+
+            def back(short: State) -> State:
+                return jax.tree.map(lambda a, s: a.astype(s.dtype), short, state)
+
+            def pushed(short: State) -> State:
+                return trees.cast(push(back(short)), relaxation)
+
+            inside = trees.cast((params, clamped, state), relaxation)
+            return back(sweep(*inside, None if push is None else pushed, hold))
+
+        return short
+
+    reverse, imperfect = system.reverse and shortened(system.reverse), system.imperfect
+    if imperfect is not None and imperfect.keyed is not None:
+        keyed = imperfect.keyed
+        imperfect = imperfect._replace(keyed=lambda key: _coarse(keyed(key), relaxation, name))
+    return system._replace(sweep=shortened(system.sweep), reverse=reverse, imperfect=imperfect)
 
 
 def _keyed(system: System, key: Key) -> System:
