@@ -24,16 +24,8 @@ FLOORS = [
     [
         *["rehearsal", "problem", "networks", "probe", "checking", "showing", "runs"],
         *["packing", "timing", "journal", "locking", "sealing", "checkpoints", "looping"],
-        *[
-            "resuming",
-            "experiment",
-            "loading",
-            "grids",
-            "microscope",
-            "tuning",
-            "comparison",
-            "auditing",
-        ],
+        *["resuming", "experiment", "loading", "grids", "microscope", "tuning", "comparison"],
+        *["auditing", "verifying"],
     ],
     ["report"],
     ["_signals", "_terminal", "_app", "_commands", "_looks", "cli"],
