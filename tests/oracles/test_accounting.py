@@ -134,15 +134,14 @@ def relaxing() -> tuple[Any, ...]:
 
 
 def test_eqprop_to_a_residual_costs_the_sweeps_that_it_made():
-    """As with a fixed number of sweeps, but free and nudged phases end with their slowest example,
-    and the nudged ones share their first sweep's products: they start at one state."""
+    """As with a fixed number of sweeps, but a phase's loop ends with its slowest example."""
     rule, *args = relaxing()
     info = jax.jit(rule.estimate)(*args)[0].info
     batch, first, second = 6, 5 * 4, 4 * 3
     free, nudged = int(info["free"].steps.max()), int(info["nudged"].steps.max())
     assert int(info["free"].steps.min()) < free
     contrast = first + 2 * second + 4  # as test_compare counts it
-    expected = batch * (first + (free + 2 * nudged - 1) * 2 * second + contrast)
+    expected = batch * (first + (free + 2 * nudged) * 2 * second + contrast)
     assert count_macs(rule.estimate, *args) == expected
 
 
