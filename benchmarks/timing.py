@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import jax
 
 from bpeq import runs
+from bpeq.training import compiling
 
 Seconds = dict[str, list[float]]
 """Of every program, a value a round."""
@@ -70,7 +71,7 @@ class Program(NamedTuple):
 def compiled(f: Callable[..., Any], *args: Any, steps: int = 1) -> Program:
     """`f(*args)` as one program, traced and compiled here."""
     start, busy = time.perf_counter(), time.process_time()
-    ready = jax.jit(f).lower(*args).compile()
+    ready = jax.jit(f, compiler_options=compiling()).lower(*args).compile()  # as training does
     spent = time.perf_counter() - start, time.process_time() - busy
     return Program(lambda: ready(*args), steps, *spent)
 
