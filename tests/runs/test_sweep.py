@@ -163,7 +163,7 @@ def test_a_range_is_two_numbers_of_one_kind(texts, space):
 
 @pytest.mark.parametrize("text", ["2..1", "0..1:log", "a..b", "1..1"])
 def test_a_range_that_means_nothing_is_refused(text):
-    with pytest.raises(ConfigError, match="must be LOW..HIGH with LOW < HIGH"):
+    with pytest.raises(ConfigError, match=r"must be LOW\.\.HIGH with LOW < HIGH"):
         searching._space("rule.beta", [text])
 
 
