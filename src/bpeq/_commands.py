@@ -52,7 +52,7 @@ def run(
         folder = _app.folder(out, checked.name, resume)
     several = cluster.check(checked, processes, coordinator, process_id, process_count)
     ended = resume and resuming.begun(checked, folder) and resuming.finished(folder)
-    if ended and (folder / "report.html").exists():
+    if ended and sealing.sealed(folder, "report.html"):
         console.print(f"{folder} is finished; nothing was changed", soft_wrap=True, highlight=False)
         return 0
     _signals.begin_saving()

@@ -82,7 +82,11 @@ class Checkpoints:
         except OSError as error:
             raise DataError(f"{self.folder}: cannot write: {error.strerror or error}") from error
         runs.write_bytes(path, content)
-        runs.write_json(path.with_suffix(".json"), manifest)
+        try:
+            runs.write_json(path.with_suffix(".json"), manifest)
+        except DataError:
+            path.unlink(missing_ok=True)  # half a checkpoint only fills the disk
+            raise
         self.saved = point.done
         self._keep(2)
         return path

@@ -54,8 +54,8 @@ def held(folder: Path, resume: bool = False) -> Iterator[None]:
             runs.claim(folder)  # another may have begun and ended meanwhile
         _write(file, json.dumps({"pid": os.getpid(), "host": socket.gethostname()}))
         if resume:
-            for part in folder.rglob("*.part"):
-                part.unlink()
+            for part in (folder / runs.PROBE, *folder.rglob("*.part")):
+                part.unlink(missing_ok=True)
         try:
             yield
         finally:

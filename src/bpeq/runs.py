@@ -16,7 +16,7 @@ import numpy as np
 
 from bpeq.types import DataError
 
-LOCK = ".lock"
+LOCK, PROBE = ".lock", ".writable"
 MARKS = ("config.toml", "summary.json", "comparison.json", "metrics.jsonl")
 
 
@@ -30,7 +30,7 @@ def claim(folder: Path) -> Path:
     try:
         claimable(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / ".writable"
+        probe = folder / PROBE
         probe.touch()
         probe.unlink()
     except (PermissionError, NotADirectoryError) as error:
@@ -46,7 +46,7 @@ def claimable(folder: Path) -> None:
     """Raises FileExistsError where a folder is none, or has more in it than a lock's remains."""
     if folder.exists() and not folder.is_dir():
         raise FileExistsError(f"{folder} is a file, not a folder")
-    names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    names = {path.name for path in folder.iterdir()} - {PROBE} if folder.is_dir() else set()
     if LOCK in names:  # a run that was killed before it had written anything
         names = {name for name in names - {LOCK} if not name.endswith(".part")}
     if names:

@@ -29,8 +29,9 @@ def renew(folder: Path, page: Path) -> None:
     _write(folder, known | new)
 
 
-def sealed(folder: Path) -> bool:
-    return (folder / NAME).exists()
+def sealed(folder: Path, name: str = "") -> bool:
+    """Whether a folder has a manifest, in which there is that file."""
+    return (folder / NAME).exists() and (not name or name in read(folder))
 
 
 def read(folder: Path) -> dict[str, str]:

@@ -10,7 +10,7 @@ import shutil
 import signal
 import socket
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +63,8 @@ RULES = {
     "chosen beta": f'{SETTLE}[rule]\nname = "eqprop"\nbeta = "auto"\n',
     "kept states": f'{SETTLE}[rule]\nname = "eqprop"\nstart = "kept"\n',
 }
+SIMPLE = POINTS + RULES["adam"]
+SHORT = SIMPLE.replace("epochs = 4", "epochs = 2")
 
 
 @pytest.fixture(autouse=True)
@@ -257,10 +259,32 @@ def test_a_study_killed_at_any_write_and_gone_on_with_loses_and_doubles_nothing(
             shutil.rmtree(folder)
 
 
+def test_a_run_killed_at_its_first_and_last_writes_is_whole_once_gone_on_with(call, monkeypatch):
+    killed_and_gone_on_with(call, monkeypatch, lambda count: (2, 5, count - 5, count - 1))
+
+
+@pytest.mark.slow
+def test_a_run_killed_at_any_write_is_whole_once_gone_on_with(call, monkeypatch):
+    killed_and_gone_on_with(call, monkeypatch, lambda count: range(1, count + 1))
+
+
+def killed_and_gone_on_with(call, monkeypatch, moments: Callable[[int], Iterable[int]]) -> None:
+    """From before config.toml to after the report: `moments` of those when it touches the disk."""
+    with killed_at(monkeypatch, -1) as count:
+        never = whole(call, SHORT)
+    assert count[0] > 15
+    for moment in moments(count[0]):
+        with pytest.raises(Killed), killed_at(monkeypatch, moment):
+            call("run", "c.toml", "--out", "out")
+        said = call("run", "c.toml", "--out", "out", "--resume")
+        assert (said.code, len(said.err) <= 1) == (0, True), (moment, said.err)
+        same(Path("out"), never)
+        assert set(files(Path("out"))) == set(files(never)), moment
+        assert call("verify", "out", "--files").code == 0
+        shutil.rmtree("out")
+
+
 # --- what a folder is found to hold ------------------------------------------------------------
-
-
-SIMPLE = POINTS + RULES["adam"]
 
 
 @pytest.fixture
@@ -371,8 +395,11 @@ def test_leaves_of_another_shape_are_refused_whatever_the_manifest_says(tmp_path
         journal = Journal(tmp_path / "metrics.jsonl")
         return checkpoints.Point(1, {"w": np.zeros(size)}, {}, {}, journal.mark(), 0)
 
-    saved = checkpoints.Checkpoints(tmp_path, "1", {}, [])
+    saved = checkpoints.Checkpoints(tmp_path, "1", {}, [jax.random.key(1)])
     saved.save(point(3), {})
+    other = checkpoints.Checkpoints(tmp_path, "1", {}, [jax.random.key(2)])
+    with pytest.raises(DataError, match="is of a run with other random keys"):
+        other.newest({"w": jnp.zeros(3)}, Journal(tmp_path / "metrics.jsonl"))
     for carry, problem in (
         ({"w": jnp.zeros(4)}, r"carry.w is float64\[3\], the config makes float64\[4\]"),
         ({"w": jnp.zeros(3, "float32")}, r"carry.w is float64\[3\], the config makes float32"),
