@@ -21,6 +21,7 @@ from bpeq.types import Batch, Cost, Estimate, Layer, Solver, System
 
 COST, NETWORK = costs.squared_error(), chain(dense(4), tanh(), dense(3))
 HOPFIELD = systems.hopfield(NETWORK)
+UNTIED = systems.hopfield(NETWORK, feedback="untied")  # has an asymmetry to measure
 SETTLE, BRIEF = solvers.fixed_point(1e-9, 100), solvers.fixed_steps(4)
 KEY = jax.random.key(3)
 QUICK = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
@@ -61,8 +62,8 @@ CASES = {
     "eqprop carried": (lambda: eqprop(start="carried"), NETWORK),
     "eqprop kept": (lambda: eqprop(start="kept"), NETWORK),
     "vector_field_eqprop homeostasis": (
-        lambda: rules.vector_field_eqprop(HOPFIELD, COST, BRIEF, BRIEF, homeostasis=0.1),
-        NETWORK,
+        lambda: rules.vector_field_eqprop(UNTIED, COST, BRIEF, BRIEF, homeostasis=0.1),
+        UNTIED,
     ),
     "backprop normed": (lambda: rules.backprop(NORMED, COST), NORMED),
     "autodiff normed": (lambda: rules.autodiff(NORMED, COST), NORMED),
