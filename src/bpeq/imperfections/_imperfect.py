@@ -64,8 +64,9 @@ def imperfect(
     a noisy state keeps a trace of ξ below its levels and at its limits, inward, of some 256 units
     of round-off (3e-5 in float32, 6e-14 in float64, for limits of 1): it does what a counter would.
     Examples of the same input and start draw the same ξ, copies of one batch too: no result depends
-    on an example's batch mates, its place among them or its shard. Noise has no fixed point: a
-    solver to a residual below it runs to its last sweep and says that it has not settled.
+    on an example's batch mates or its place among them; but a batch cut otherwise, as several
+    devices cut it, has other last bits, and so another draw. Noise has no fixed point: a solver to
+    a residual below it runs to its last sweep and says that it has not settled.
 
     A rule on a network (backprop) settles no states: of a rule only its weights can be wrapped, as
     a device would hold them: of `kolen_pollack` W and B, not the B − W that it stores. What is
