@@ -65,15 +65,11 @@ def fixed_point(
             after = measure(state, carry.active, carry.steps, carry.sweeps)
             return after._replace(residual=jnp.where(carry.active, after.residual, carry.residual))
 
-        everyone = jnp.ones_like(_unsettled(state), dtype=bool)
-        nobody = jnp.zeros(everyone.shape, jnp.int32)
+        batch = len(jax.tree.leaves(state)[0])
+        everyone, nobody = jnp.ones(batch, bool), jnp.zeros(batch, jnp.int32)
         # Measured before the loop: a loop that trusts its initial residual can run zero steps.
         start = measure(state, everyone, nobody, jnp.zeros((), jnp.int32))
         end = jax.lax.while_loop(go_on, move, start)
         return end.state, SolveInfo(end.steps, end.residual, end.residual <= tolerance)
 
     return solve
-
-
-def _unsettled(state: State) -> Float[Array, " batch"]:
-    return trees.max_abs(jax.tree.map(jnp.zeros_like, state))

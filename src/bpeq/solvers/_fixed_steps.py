@@ -54,7 +54,9 @@ def fixed_steps(
             moved = damp(damping, carry[0], swept)
             return (moved, residual), (moved if record else None)
 
-        start = (state, jnp.full_like(trees.max_abs(trees.zeros(state)), jnp.inf))
+        leaves = jax.tree.leaves(state)
+        real = jnp.finfo(jnp.result_type(*leaves)).dtype
+        start = (state, jnp.full(len(leaves[0]), jnp.inf, real))
         (state, residual), trajectory = jax.lax.scan(one, start, length=steps)
         return state, info(residual, trajectory)
 
