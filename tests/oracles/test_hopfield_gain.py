@@ -199,6 +199,7 @@ def test_eps_updates_match_bptts_with_a_gain():
     assert abs(found.slope - 1) < 0.05
 
 
+@pytest.mark.slow
 def test_the_curvature_with_a_gain_is_that_of_the_energys_hessian():
     system = hopfield(net(), gain=0.5)
     params, x, *_ = at(system, batch=1)

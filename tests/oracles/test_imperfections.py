@@ -169,6 +169,7 @@ def exact_of(system, params, batch):
     return estimate(reference, params, batch).grads
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["hopfield", "resistive"])
 def test_eps_error_under_noise_grows_as_noise_over_beta(name):
     system, params, batch = problem(name)

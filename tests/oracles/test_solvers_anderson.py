@@ -183,7 +183,8 @@ def test_eqprop_by_anderson_gives_the_gradient_of_plain_sweeps():
         for nudging in ("centered", "holomorphic"):
             rule = rules.eqprop(system, cost, solver, solver, beta=0.1, nudging=nudging)
             trained, state = rule.init(jax.random.key(3), params)
-            found.append(rule.estimate(trained, batch, state, jax.random.key(4))[0].grads)
+            estimate = jax.jit(rule.estimate)(trained, batch, state, jax.random.key(4))[0]
+            found.append(estimate.grads)
     for plain, quick in ((found[0], found[2]), (found[1], found[3])):
         for ours, theirs in zip(jax.tree.leaves(quick), jax.tree.leaves(plain), strict=True):
             np.testing.assert_allclose(ours, theirs, atol=1e-9)
@@ -247,14 +248,17 @@ def test_unsettled_examples_that_go_on_alone_end_where_they_would_in_the_batch(n
     def together(step, state):
         return solver(lambda s: step(s), state)
 
-    rest, whole = (free_phase(system, s, params, x) for s in (solver, together))
+    rest, whole = (
+        jax.jit(lambda x, s=s: free_phase(system, s, params, x))(x) for s in (solver, together)
+    )
     assert float(trees.max_abs(trees.sub(rest.state, whole.state)).max()) < 1e-9
     assert int(whole.info.steps.max()) > int(jnp.quantile(whole.info.steps, 0.9)) + 2
     np.testing.assert_array_equal(rest.info.steps, whole.info.steps)
     assert rest.info.converged.all()
     betas = jnp.array([0.1, -0.1])
     (state, info), (same, _) = (
-        nudged_phases(system, cost, s, params, rest, y, betas) for s in (solver, together)
+        jax.jit(lambda y, s=s: nudged_phases(system, cost, s, params, rest, y, betas))(y)
+        for s in (solver, together)
     )
     assert info.converged.all()
     for ours, theirs in zip(state, same, strict=True):
@@ -266,7 +270,7 @@ def test_examples_that_never_settle_are_all_returned_as_they_are():
     system = systems.hopfield(chain(dense(4), layers.tanh(), dense(2)), schedule="synchronous")
     params, _ = system.init(jax.random.key(1), (3,))
     x = jax.random.normal(jax.random.key(2), (256, 3))
-    rest = free_phase(system, anderson(1e-300, 9), params, x)
+    rest = jax.jit(lambda x: free_phase(system, anderson(1e-300, 9), params, x))(x)
     assert not rest.info.converged.any()
     assert (rest.info.steps == 9).all()
     assert np.isfinite(rest.info.residual).all()

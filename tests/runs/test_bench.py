@@ -23,7 +23,7 @@ def result(tmp_path_factory):
     cached = jax.config.jax_enable_compilation_cache
     with pytest.MonkeyPatch.context() as patch, jax.enable_x64(False):
         patch.delenv("BPEQ_DATA", raising=False)
-        patch.setattr(memory, "SWEEPS", (2, 10))
+        patch.setattr(memory, "SWEEPS", (10, 40))
         with jax.numpy_dtype_promotion("standard"):
             assert bench.main(["--only", "memory", "--quick", "--out", str(out)]) == 0
     jax.config.update("jax_enable_compilation_cache", cached)

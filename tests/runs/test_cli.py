@@ -59,6 +59,7 @@ RULES, DATA, LAYERS, SYSTEMS = (
 COSTS, OPTIMIZERS, SCHEDULES, SOLVERS = (
     ", ".join(KINDS[kind]) for kind in ("costs", "optimizers", "schedules", "solvers")
 )
+EQPROP = "beta, nudging, points, turns, start, relaxation"
 OWN = "cost, system, imperfections, optimizer, schedule, network, solvers, training"
 INITS = (
     "'zeros' | 'normal' | 'uniform' | 'fan_in_uniform' | 'glorot_uniform' | 'glorot_normal' | "
@@ -151,13 +152,13 @@ IN_FILE = [
         'name = "eqprop"',
         'name = "eqprop"\nbta = 0.1',
         "rule.bta = 0.1",
-        "unknown key; allowed: beta, nudging, points, turns, start; did you mean 'beta'?",
+        f"unknown key; allowed: {EQPROP}; did you mean 'beta'?",
     ),
     (
         "beta = 0.2",
         "bta = 0.2",
         "rules.eqprop.bta = 0.2",
-        f"unknown key; allowed: beta, nudging, points, turns, start, {OWN}; did you mean 'beta'?",
+        f"unknown key; allowed: {EQPROP}, {OWN}; did you mean 'beta'?",
     ),
     (
         "steps = 4",
@@ -282,7 +283,7 @@ IN_FILE = [
         "beta = 0.2",
         'data.name = "digits"',
         "rules.eqprop.data = {'name': 'digits'}",
-        f"unknown key; allowed: beta, nudging, points, turns, start, {OWN}",
+        f"unknown key; allowed: {EQPROP}, {OWN}",
     ),
     ('name = "eqprop"', 'name = ["eqprop"]', "rule.name = ['eqprop']", f"allowed: {RULES}"),
     ('name = "xor"', "name = {a = 1}", "data.name = {'a': 1}", f"allowed: {DATA}"),
@@ -684,8 +685,7 @@ COMMANDS = [
     ),
     (
         ["compare", "c.toml", "--rules", "backprop", "--set", "rule.bta=1"],
-        "--set rule.bta = 1: unknown key; allowed: beta, nudging, points, turns, start; "
-        "did you mean 'beta'?",
+        f"--set rule.bta = 1: unknown key; allowed: {EQPROP}; did you mean 'beta'?",
     ),
     (["check"], "Missing argument 'CONFIG'."),
     (["check", "no.toml"], "no.toml: cannot read the config: No such file or directory"),
@@ -984,6 +984,7 @@ def test_show_rule_gives_ranges_defaults_and_docstring(call):
         "  points         a whole number >= 2, default 4",
         "  turns          a whole number >= 2, default 2",
         "  start          'own' | 'zeros' | 'feedforward' | 'carried' | 'kept', default 'own'",
+        "  relaxation     'same' | 'bfloat16' | 'float16', default 'same'",
         "  wired from the rest of the config: system (System), cost (Cost), free (Solver), "
         "nudged (Solver), evaluation (Solver)",
     ]

@@ -76,7 +76,7 @@ def path(tmp_path) -> Path:
 
 def test_rule_wins_over_rules_name_and_what_it_leaves_open_comes_from_there(path):
     tree = load(path).tree
-    rest = {"points": 4, "turns": 2, "start": "own"}
+    rest = {"points": 4, "turns": 2, "start": "own", "relaxation": "same"}
     assert tree["rule"] == {"name": "eqprop", "beta": 0.3, "nudging": "one-sided", **rest}
 
 
@@ -94,7 +94,8 @@ def test_sections_of_rules_name_are_merged_into_the_configs(path):
 
 def test_settings_of_rule_stay_behind_when_another_rule_is_named(path):
     tree = load(path, ["rule.name=recurrent_backprop"]).tree
-    own = {"method": "fixed-point", "tolerance": 1e-6, "terms": 1000, "start": "own"}
+    own = {"method": "fixed-point", "tolerance": 1e-6, "terms": 1000}
+    own |= {"start": "own", "relaxation": "same"}
     assert tree["rule"] == {"name": "recurrent_backprop", **own}
     assert tree["optimizer"]["learning_rate"] == 0.01
 

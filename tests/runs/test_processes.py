@@ -54,6 +54,7 @@ def children(parent: int) -> list[int]:
     return sorted(map(int, found.stdout.split()))
 
 
+@pytest.mark.slow
 def test_two_processes_have_the_metrics_of_one_and_the_first_one_writes(call, config, tmp_path):
     two = start("run", config, "--processes", 2, "--out", tmp_path / "two")
     assert call("run", config, "--out", tmp_path / "one").code == 0

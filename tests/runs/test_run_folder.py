@@ -149,7 +149,7 @@ def test_summary_has_the_keys_that_scripts_read(finished):
 def test_config_toml_is_the_summarys_config_and_loads_again(finished):
     config = bpeq.load_run(finished).config
     assert config.tree == summary(finished)["config"]
-    rest = {"points": 4, "turns": 2, "start": "own"}
+    rest = {"points": 4, "turns": 2, "start": "own", "relaxation": "same"}
     assert config.tree["rule"] == {"name": "eqprop", "beta": 0.2, "nudging": "centered", **rest}
 
 

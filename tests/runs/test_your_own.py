@@ -82,6 +82,7 @@ def test_the_energy_has_a_dict_state_and_a_skip_and_about_twelve_lines():
     assert len([line for line in body if line.strip()]) <= 13
 
 
+@pytest.mark.slow
 def test_the_energy_learns_from_a_config_what_its_frozen_control_cannot(ran):
     pairs = list(zip(errors(ran("energy")), errors(ran("frozen")), strict=True))
     assert len(pairs) == 2
@@ -122,6 +123,7 @@ def test_fidelity_names_the_weights_and_the_states_by_the_users_keys(ran):
     assert set(found["rules"]["eqprop"]["nudge"]["amplitude"]) == {"hidden", "output"}
 
 
+@pytest.mark.slow
 def test_own_energy_and_own_rule_stand_beside_the_built_in_ones_and_the_controls(ran):
     rows = ran("compared")["rules"]
     own = ["eqprop", "recurrent_backprop", "mine:only_mistakes"]
