@@ -977,7 +977,7 @@ def test_show_lists_every_rule_with_its_first_line(call):
 def test_show_rule_gives_ranges_defaults_and_docstring(call):
     said = call("show", "rule", "eqprop")
     lines = said.out.splitlines()
-    assert lines[:7] == [
+    assert lines[:8] == [
         "eqprop",
         "  beta           a number > 0 or 'auto', default 0.1",
         f"  nudging        {NUDGINGS}, default 'centered'",
