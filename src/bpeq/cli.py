@@ -57,11 +57,11 @@ def _keep_programs() -> None:
     """
     from platformdirs import user_cache_path
 
-    folder = user_cache_path("bpeq") / "programs"
     try:
+        folder = user_cache_path("bpeq") / "programs"
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError:
-        return  # no home to write to: every run compiles afresh
+    except (OSError, RuntimeError):
+        return  # no home, or none to write to: every run compiles afresh
     if os.access(folder, os.W_OK):
         os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(folder))
         os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
@@ -91,12 +91,17 @@ def say(message: str, code: int) -> int:
 
 
 def _one_line(others: Callable[..., Any]) -> Callable[..., Any]:
-    """Our own warnings as one plain line, each once; others' as they are."""
+    """Our own warnings as one plain line, each once; others' as they are.
+
+    A program that a killed run left half written in the cache is compiled afresh: nobody's worry.
+    """
     from bpeq.types import Caution
 
     seen: set[str] = set()
 
     def show(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
+        if "persistent compilation cache entry" in str(message):
+            return
         if not issubclass(category, Caution):
             others(message, category, *place, **more)
         elif str(message) not in seen:

@@ -203,6 +203,7 @@ def nudge_amplitude(
         dtype = rest.output.dtype
         betas = jnp.asarray([beta], dtype)
         device = system if respond is None else respond(system, params, rest)
+        rest = rest if respond is None else rest._replace(none=None)
         states, info = nudged_phases(device, cost, nudged, params, rest, batch.y, betas)
         moved = jax.tree.map(lambda s, s0: jnp.abs(s[0] - s0), states, rest.state)
         moved = [leaf.reshape(leaf.shape[0], -1).max(axis=1) for leaf in jax.tree.leaves(moved)]

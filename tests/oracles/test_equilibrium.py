@@ -10,7 +10,7 @@ from bpeq.costs import squared_error
 from bpeq.equilibrium import curvature, jumped, nudge_amplitude
 from bpeq.layers import chain, dense, linear, tanh
 from bpeq.rules._asymmetric_eqprop import transposed
-from bpeq.solvers import fixed_point
+from bpeq.solvers import anderson, fixed_point
 from bpeq.systems import from_energy, from_field, hopfield
 from bpeq.types import Batch
 
@@ -128,6 +128,9 @@ def test_the_nudge_of_asymmetric_ep_moves_the_states_by_the_adjoints_response():
     for respond, matrix in ((None, m), (transposed, m.T)):
         found = nudge_amplitude(*args, respond)
         size = np.abs(np.linalg.solve(matrix + p, pull)).max()
+        np.testing.assert_allclose(found.amplitude, [size], rtol=1e-8)
+        many = Batch(jnp.repeat(batch.x, 64, axis=0), jnp.repeat(batch.y, 64, axis=0))
+        found = nudge_amplitude(*args[:3], many, beta, SETTLE, anderson(1e-12), respond)
         np.testing.assert_allclose(found.amplitude, [size], rtol=1e-8)
 
 

@@ -10,6 +10,7 @@ import warnings
 from pathlib import Path
 
 import numpy as np
+import platformdirs
 import pytest
 
 from bpeq import cli, registry
@@ -1102,3 +1103,24 @@ def test_compiled_programs_are_kept_in_the_users_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     cli._keep_programs()
     assert "JAX_COMPILATION_CACHE_DIR" not in os.environ
+
+
+def test_a_user_without_a_home_compiles_afresh(monkeypatch):
+    def homeless(name):
+        raise RuntimeError("could not determine the home directory")
+
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
+    monkeypatch.setattr(platformdirs, "user_cache_path", homeless)
+    cli._keep_programs()
+    assert "JAX_COMPILATION_CACHE_DIR" not in os.environ
+
+
+def test_a_half_written_program_in_the_cache_is_passed_over_in_silence(capfd):
+    """JAX warns of it in every later run, compiles afresh, and leaves it there."""
+    shown = []
+    show = cli._one_line(lambda *args, **more: shown.append(str(args[0])))
+    at = (UserWarning, "compiler.py", 1)
+    show(UserWarning("Error reading persistent compilation cache entry for 'jit_f': x"), *at)
+    show(UserWarning("another"), *at)
+    assert shown == ["another"]
+    assert capfd.readouterr().err == ""
