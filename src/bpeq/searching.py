@@ -9,6 +9,7 @@ from typing import Any
 
 from bpeq import cells, runs, sweeping
 from bpeq.cells import Cell, Grid
+from bpeq.cluster import shared_by
 from bpeq.config import Config, ConfigError
 from bpeq.problem import build
 
@@ -34,6 +35,7 @@ def check(config: Config, grid: Grid, trials: int) -> str:
     if "experiment" in config.tree:
         raise ConfigError(f"--search = {trials}: a study has no validation split to search by")
     problem = build(config)
+    shared_by(config)
     if problem.validation.shape[1] == 0:
         raise ConfigError(f"--search = {trials}: the data leave no validation split to search by")
     return "validation_rmse" if problem.data.task == "regression" else "validation_error"
