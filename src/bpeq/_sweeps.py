@@ -47,10 +47,13 @@ def sweep(
     sweeping.claim(folder)
     _signals.begin_saving()
 
-    def so_far() -> dict:
-        found = grid_runs if search is None else searching.tried(checked, grids, folder)
-        result = sweeping.result(checked, found, grids, folder)
-        runs.write_json(folder / "sweep.json", result)
+    def so_far(last: bool = False) -> dict:
+        with sweeping.alone(folder):
+            found = grid_runs if search is None else searching.tried(checked, grids, folder)
+            result = sweeping.result(checked, found, grids, folder)
+            runs.write_json(folder / "sweep.json", result)
+            if last:
+                write_sweep_report(folder)
         return result
 
     so_far()
@@ -65,9 +68,9 @@ def sweep(
         so_far()
         said = f"{stopped}; the same command goes on"
         raise experiment.Interrupted(stopped.signal, said) from stopped
-    result = so_far()
+    result = so_far(last=True)
     console.print(sweep_table(result))
-    console.print(f"{write_sweep_report(folder)}", soft_wrap=True, highlight=False)
+    console.print(f"{folder / 'report.html'}", soft_wrap=True, highlight=False)
     failed = [row for row in result["runs"] if row["state"] == "failed"]
     if not failed:
         return DONE

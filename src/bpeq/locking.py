@@ -34,7 +34,7 @@ def held(folder: Path, resume: bool = False) -> Iterator[None]:
       it is not empty. DataError: it cannot be made or written to. Nothing was touched then.
     """
     if not resume or not any((folder / name).exists() for name in (runs.LOCK, "config.toml")):
-        _refuse_if_locked(folder)
+        refuse_if_held(folder)
         runs.claim(folder)
     try:
         file = (folder / runs.LOCK).open("a+")
@@ -62,8 +62,8 @@ def held(folder: Path, resume: bool = False) -> Iterator[None]:
             _write(file, "")
 
 
-def _refuse_if_locked(folder: Path) -> None:
-    """So that who writes a run into a folder is named before it is said to hold one."""
+def refuse_if_held(folder: Path) -> None:
+    """Raises Locked, which names who is writing into a folder, before it is said to hold a run."""
     try:
         with (folder / runs.LOCK).open() as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)

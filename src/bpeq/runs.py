@@ -32,7 +32,7 @@ def claim(folder: Path) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         probe = folder / PROBE
         probe.touch()
-        probe.unlink()
+        probe.unlink(missing_ok=True)  # another process may look at the same time
     except (PermissionError, NotADirectoryError) as error:
         raise DataError(f"{folder}: cannot write there: {error.strerror}") from error
     except FileExistsError:

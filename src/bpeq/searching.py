@@ -9,6 +9,7 @@ from typing import Any
 
 from bpeq import cells, runs, sweeping
 from bpeq.cells import Cell, Grid
+from bpeq.cluster import shared_by
 from bpeq.config import Config, ConfigError
 from bpeq.problem import build
 
@@ -34,6 +35,7 @@ def check(config: Config, grid: Grid, trials: int) -> str:
     if "experiment" in config.tree:
         raise ConfigError(f"--search = {trials}: a study has no validation split to search by")
     problem = build(config)
+    shared_by(config)
     if problem.validation.shape[1] == 0:
         raise ConfigError(f"--search = {trials}: the data leave no validation split to search by")
     return "validation_rmse" if problem.data.task == "regression" else "validation_error"
@@ -66,7 +68,7 @@ def search(
     study = _study(folder, config.tree["seed"])
     while (done := len(_ended(study))) < trials:
         trial = study.ask()
-        chosen = {key: _suggest(trial, key, _space(key, texts)) for key, texts in grid.items()}
+        chosen = {key: _suggest(trial, key, texts) for key, texts in grid.items()}
         each = cells.cell(config.path, config.overrides, chosen)
         sweeping.work([each], folder, _counting(progress, done, trials), stop)
         if sweeping.failure(folder, each) is not None:
@@ -121,12 +123,17 @@ def _space(key: str, texts: Sequence[str]) -> Any:
     return low, high, log
 
 
-def _suggest(trial: Any, key: str, space: Any) -> str:
-    if isinstance(space, list):
-        return trial.suggest_categorical(key, space)
-    low, high, log = space
-    suggest = trial.suggest_int if isinstance(low, int) else trial.suggest_float
-    return _text(suggest(key, low, high, log=log))
+def _suggest(trial: Any, key: str, texts: Sequence[str]) -> str:
+    space = _space(key, texts)
+    try:
+        if isinstance(space, list):
+            return trial.suggest_categorical(key, space)
+        low, high, log = space
+        suggest = trial.suggest_int if isinstance(low, int) else trial.suggest_float
+        return _text(suggest(key, low, high, log=log))
+    except ValueError as error:  # optuna keeps to the lists and kinds that it began with
+        remedy = "the search in this folder began with other values; go on with those, or name "
+        raise ConfigError(f"--grid {key} = {','.join(texts)}: {remedy}a new folder") from error
 
 
 def _text(value: Any) -> str:

@@ -17,7 +17,7 @@ from typing import Any
 
 import jax
 
-from bpeq import experiment, resuming, runs, sealing
+from bpeq import experiment, locking, resuming, runs, sealing
 from bpeq.cells import Cell, Grid
 from bpeq.config import Config, ConfigError
 from bpeq.types import DataError
@@ -35,8 +35,12 @@ def claim(folder: Path) -> None:
     Raises:
       FileExistsError: it holds something else. DataError: it cannot be made or written to.
     """
-    if not (folder / CLAIMS).is_dir():
-        runs.claim(folder)
+    try:
+        if not (folder / CLAIMS).is_dir():
+            runs.claim(folder)
+    except FileExistsError:  # or another worker has made it between these two lines
+        if not (folder / CLAIMS).is_dir():
+            raise
     try:
         (folder / CLAIMS).mkdir(exist_ok=True)
     except OSError as error:
@@ -64,10 +68,9 @@ def work(
         for each in left:
             done = len([c for c in found if ended(folder, c)])
             with _claimed(folder, each) as mine:
-                if not mine:
+                report = _part(progress, each, done, len(found))
+                if not mine or not (ended(folder, each) or _run(each, folder, report, stop)):
                     busy.append(each)
-                elif not ended(folder, each):
-                    _run(each, folder, _part(progress, each, done, len(found)), stop)
         left = busy
         if busy:
             done = len([c for c in found if ended(folder, c)])
@@ -112,15 +115,27 @@ def result(config: Config, found: Sequence[Cell], grid: Grid, folder: Path) -> d
     }
 
 
-def _run(each: Cell, folder: Path, progress: Any, stop: Any) -> None:
-    """One run, from where it stands; how it ended goes to the log, and a failure on record."""
+def _run(each: Cell, folder: Path, progress: Any, stop: Any) -> bool:
+    """One run, from where it stands; how it ended goes to the log, and a failure on record.
+
+    False where a process outside of the sweep writes into its folder: then nothing is done.
+    """
     place = folder / each.name
+    try:
+        locking.refuse_if_held(place)
+    except locking.Locked:
+        return False
     _log(folder, each, "resumed" if (place / "config.toml").exists() else "started")
     try:
         experiment.run(each.config, place, progress, stop, resume=True)
-    except (experiment.Interrupted, DataError) as error:
+    except experiment.Interrupted as error:
         _log(folder, each, "stopped", str(error))
         raise
+    except DataError as error:
+        if isinstance(error.__cause__, OSError):  # the disk, which other runs would meet too
+            _log(folder, each, "stopped", str(error))
+            raise
+        _fail(folder, each, 3, str(error))
     except (experiment.Diverged, ConfigError, FileExistsError) as error:
         code = 4 if isinstance(error, experiment.Diverged) else 2
         _fail(folder, each, code, str(error))
@@ -129,6 +144,7 @@ def _run(each: Cell, folder: Path, progress: Any, stop: Any) -> None:
     else:
         _log(folder, each, "finished")
     jax.clear_caches()  # of programs that no other run can use
+    return True
 
 
 def _fail(folder: Path, each: Cell, code: int, said: str) -> None:
@@ -149,19 +165,35 @@ def _log(folder: Path, each: Cell, event: str, said: str = "") -> None:
 
 
 @contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """While one worker writes what the sweep shows so far, the others wait for their turn."""
+    with _locked(folder / CLAIMS / "shown", fcntl.LOCK_EX):
+        yield
+
+
+@contextmanager
 def _claimed(folder: Path, each: Cell) -> Iterator[bool]:
     """Whether a run is this worker's; the system lets go of a claim when its process ends."""
+    with _locked(folder / CLAIMS / each.name, fcntl.LOCK_EX | fcntl.LOCK_NB) as mine:
+        yield mine
+
+
+@contextmanager
+def _locked(path: Path, how: int) -> Iterator[bool]:
     try:
-        file = (folder / CLAIMS / each.name).open("a")
+        file = path.open("a")
     except OSError as error:
-        raise DataError(f"{folder / CLAIMS}: cannot write: {error.strerror or error}") from error
+        raise DataError(f"{path.parent}: cannot write: {error.strerror or error}") from error
     with file:
+        mine = True
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, how)
         except BlockingIOError:
-            yield False
-        else:
-            yield True
+            mine = False
+        except OSError as error:  # without locks two workers would write into one run
+            said = f"cannot lock, which a sweep's workers need: {error.strerror or error}"
+            raise DataError(f"{path}: {said}") from error
+        yield mine
 
 
 def _part(progress: Progress | None, each: Cell, done: int, total: int) -> Progress | None:

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import collections
 import csv
+import errno
 import json
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import jax
 import pytest
 
-from bpeq import cells, searching, sweeping
+from bpeq import cells, locking, runs, searching, sweeping
 from bpeq.config import ConfigError
+from bpeq.types import DataError
 
 CONFIG = """\
 data.name = "xor"
@@ -112,6 +115,89 @@ def test_what_another_worker_has_is_left_to_it_until_it_has_gone(config, tmp_pat
     assert [row["run"] for row in log(folder)] == [found[1].name] * 2 + [found[0].name] * 2
 
 
+def test_a_worker_that_comes_second_to_an_empty_folder_joins_in(tmp_path, monkeypatch):
+    """Another one makes the sweep's folder after this one has looked, and before it makes it."""
+    claim = runs.claim
+
+    def late(folder):
+        monkeypatch.undo()
+        sweeping.claim(folder)
+        return claim(folder)
+
+    monkeypatch.setattr(runs, "claim", late)
+    sweeping.claim(tmp_path / "sweep")
+    assert {p.name for p in (tmp_path / "sweep").iterdir()} == {sweeping.CLAIMS}
+
+
+def test_workers_write_what_a_sweep_shows_one_after_the_other(tmp_path):
+    """Both would write the same temporary file, and one would rename the other's away."""
+    sweeping.claim(tmp_path / "sweep")
+    inside = []
+
+    def worker():
+        with sweeping.alone(tmp_path / "sweep"):
+            inside.append("second")
+
+    second = threading.Thread(target=worker)
+    with sweeping.alone(tmp_path / "sweep"):
+        second.start()
+        second.join(0.2)
+        inside.append("first")
+    second.join()
+    assert inside == ["first", "second"]
+
+
+def test_a_run_that_a_process_outside_of_the_sweep_writes_is_waited_for(config, tmp_path):
+    found = cells.cells(config, [], cells.read_grids(["seed=1"]))
+    folder, said = tmp_path / "sweep", []
+    sweeping.claim(folder)
+    outside = locking.held(folder / found[0].name)
+    outside.__enter__()
+
+    def progress(done, total, row):
+        said.append(row["said"])
+        if said.count("waiting for 1 that others run") == 1 and "waiting" in row["said"]:
+            outside.__exit__(None, None, None)
+
+    sweeping.work(found, folder, progress)
+    assert [row["event"] for row in log(folder)] == ["started", "finished"]
+    assert sweeping.failure(folder, found[0]) is None
+
+
+def test_a_damaged_run_is_lost_and_a_disk_at_fault_stops_all(config, tmp_path, monkeypatch):
+    found = cells.cells(config, [], cells.read_grids(["seed=1,2"]))
+    folder = tmp_path / "sweep"
+    sweeping.claim(folder)
+    (folder / found[0].name).mkdir()
+    (folder / found[0].name / "config.toml").write_text("seed = ")
+    sweeping.work(found, folder)
+    failed = sweeping.failure(folder, found[0])
+    assert failed is not None
+    assert failed["code"] == 3
+    assert f"{found[0].name}/config.toml: cannot read" in failed["said"]
+    assert dict(ends(folder)) == {found[1].name: 1}
+
+    def full(*args, **more):
+        raise DataError("metrics.jsonl: cannot write") from OSError(28, "No space left on device")
+
+    monkeypatch.setattr("bpeq.experiment.run", full)
+    more = cells.cells(config, [], cells.read_grids(["seed=3"]))
+    with pytest.raises(DataError, match="cannot write"):
+        sweeping.work(more, folder)
+    assert sweeping.failure(folder, more[0]) is None
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS])
+def test_a_file_system_without_locks_is_one_line(call, config, tmp_path, monkeypatch, number):
+    def flock(*args):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    said = call("sweep", config, *RATES, "--out", tmp_path / "sweep")
+    assert (said.code, len(said.err)) == (3, 1)
+    assert ".claims/shown: cannot lock, which a sweep's workers need" in said.err[0]
+
+
 @pytest.mark.parametrize(
     ("options", "line"),
     [
@@ -126,6 +212,8 @@ def test_what_another_worker_has_is_left_to_it_until_it_has_gone(config, tmp_pat
         (("--grid", "seed=1,2", "--set", "seeds=0"), "--set seeds = 0: must be a whole number"),
         (("--grid", "training.epochs=1,9", "--set", "checkpoint_share=2"), "checkpoint_share = 2:"),
         (("--grid", "checkpoint_share=0.1,0.2"), "are the same run"),
+        (("--grid", "devices=1,99"), "--grid devices = 99: must be 1 to "),
+        (("--grid", "seed=1,2", "--set", "devices=99"), "--set devices = 99: must be 1 to "),
     ],
 )
 def test_what_is_wrong_with_a_grid_is_one_line_and_nothing_is_written(
@@ -165,6 +253,15 @@ def test_a_range_is_two_numbers_of_one_kind(texts, space):
 def test_a_range_that_means_nothing_is_refused(text):
     with pytest.raises(ConfigError, match=r"must be LOW\.\.HIGH with LOW < HIGH"):
         searching._space("rule.beta", [text])
+
+
+def test_a_search_with_other_lists_than_the_folders_is_one_line():
+    class Trial:
+        def suggest_categorical(self, key, texts):
+            raise ValueError("CategoricalDistribution does not support dynamic value space.")
+
+    with pytest.raises(ConfigError, match=r"--grid seed = 1,2: the search in this folder began"):
+        searching._suggest(Trial(), "seed", ["1", "2"])
 
 
 def test_a_search_runs_its_trials_and_the_same_command_runs_no_more(call, config, tmp_path):
