@@ -399,7 +399,12 @@ SHIPPED = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", SHIPPED)
+ALWAYS = ("hopfield tanh", "convolutions", "resistive, relu", "predictive")
+
+
+@pytest.mark.parametrize(
+    "name", [n if n in ALWAYS else pytest.param(n, marks=pytest.mark.slow) for n in SHIPPED]
+)
 def test_shipped_systems_keep_the_contract(name):
     system, params, x = SHIPPED[name]()
     cost = softmax_cross_entropy() if name == "convolutions" else squared_error()

@@ -110,6 +110,7 @@ def test_energy_never_rises_along_alternating_sweeps_with_a_gain(gain, name):
     assert (found[0] - found[-1]).min() > 1e-2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("output", ["state", "readout"])
 def test_force_denergy_and_dforce_are_derivatives_of_the_energy_with_a_gain(output):
     system = skipped(output=output, gain=0.3)

@@ -122,7 +122,9 @@ SYSTEMS = {
 }
 
 
-@pytest.mark.parametrize("which", SYSTEMS)
+@pytest.mark.parametrize(
+    "which", [n if n != "image" else pytest.param(n, marks=pytest.mark.slow) for n in SYSTEMS]
+)
 def test_force_denergy_and_dforce_are_derivatives_of_the_energy_with_skips(which):
     system, shape = SYSTEMS[which]()
     params, x, clamped = at_rest(system, shape)
