@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from bpeq import resuming
 from bpeq._overrides import read_pair
+from bpeq.cluster import shared_by
 from bpeq.config import Config, ConfigError, load
 from bpeq.problem import build
 
@@ -91,6 +92,7 @@ def check(found: Sequence[Cell]) -> None:
             data = json.dumps([each.config.tree.get("data"), each.config.tree["precision"]])
             try:
                 known[data] = build(each.config, known.get(data)).data
+                shared_by(each.config)
             except ConfigError as error:
                 raise _named(error, each.settings) from None
 
