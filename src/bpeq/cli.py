@@ -12,10 +12,8 @@ from typing import Any
 
 from bpeq import _launch, _signals
 
-_DISK = tuple(
-    getattr(errno, name)
-    for name in "ENOSPC EDQUOT EROFS EACCES EPERM EFBIG EIO EISDIR ENOTDIR ENAMETOOLONG ELOOP".split()
-)
+_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG}
+_DISK |= {errno.EIO, errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP}
 DONE, BUG, BAD_INPUT, BAD_DATA, NUMERICAL = 0, 1, 2, 3, 4
 
 
