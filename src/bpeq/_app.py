@@ -48,10 +48,13 @@ def names(rules: str) -> list[str]:
 
 
 def load(path: Path, overrides: list[str] | None, seeds: int | None) -> Config:
-    from bpeq.config import load
+    from bpeq.config import ConfigError, load
 
     extra = [] if seeds is None else [f"seeds={seeds}"]
-    return load(path, [*(overrides or []), *extra])
+    config = load(path, [*(overrides or []), *extra])
+    if not config.name.strip("."):
+        raise ConfigError(f"{path}: its name must be more than dots: it names the run's folder")
+    return config
 
 
 def folder(out: Path | None, name: str, resume: bool = False) -> Path:

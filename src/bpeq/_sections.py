@@ -110,6 +110,7 @@ def settle_sections(tree: Tree, folder: Path) -> Tree:
             if isinstance(values, list) and len(set(values)) < len(values):
                 raise Fault(f"fidelity.{key}", values, "must be a list of different entries")
     done["solvers"] = _solvers(tree.get("solvers", {}), done["rule"]["name"], folder)
+    _check_bounded(done)
     return done
 
 
@@ -144,6 +145,26 @@ def _solvers(given: Tree, rule: str, folder: Path) -> Tree:
             raise Fault(f"solvers.{key}", value, "must be a section")
         done[key] = _section("solvers", f"solvers.{key}", value, folder)
     return done
+
+
+def _check_bounded(done: Tree) -> None:
+    """E − βC has no minimum in a linear output once β reaches 1: E curves by 1 there, as C does.
+
+    What hidden units can take up of β on the way is known only when they have settled.
+    """
+    rule, system, layers = done["rule"], done["system"], done.get("network", {}).get("layers", [])
+    beta, nudging = rule.get("beta"), rule.get("nudging", "one-sided")
+    given = (
+        rule["name"] in ("eqprop", "vector_field_eqprop", "asymmetric_eqprop"),
+        nudging != "one-sided",
+        isinstance(beta, int | float) and beta >= 1,
+        done["cost"]["name"] == "squared_error",
+        system["name"] in ("hopfield", "predictive") and system.get("output") == "state",
+        bool(layers) and layers[-1]["name"] in ("dense", "conv"),
+    )
+    if all(given):
+        remedy = "a linear output, pushed away from its target, is not bounded from 1 on"
+        raise Fault("rule.beta", beta, f"must be < 1 with nudging = {nudging!r}: {remedy}")
 
 
 def _check_nudgings(names: list[str]) -> None:

@@ -123,7 +123,11 @@ class Checkpoints:
                 bad[path], edited = f"{journal.path} was changed", True
                 continue
             point = self._point(manifest, arrays, carry)
-            rows = [canonical(r, point.values) for r in journal.rows(point.start)]
+            try:
+                rows = [canonical(r, point.values) for r in journal.rows(point.start)]
+            except (ValueError, KeyError, TypeError) as error:
+                bad[path] = f"its manifest is damaged: {type(error).__name__} in {journal.path}"
+                continue
             self.saved = point.done
             found = point, manifest["seconds"], rows
             self._tell_environment(manifest)
@@ -160,15 +164,23 @@ class Checkpoints:
         try:
             text, content = path.with_suffix(".json").read_text(), path.read_bytes()
             manifest = json.loads(text)
-            if manifest.pop("own_sha256") != _sum(manifest):
+            if manifest.pop("own_sha256", None) != _sum(manifest):
                 raise _Damaged("its manifest is damaged: its own_sha256 is that of another")
+            for key, kind in _KINDS.items():
+                if not isinstance(manifest[key], kind):
+                    raise _Damaged(f"its manifest is damaged: its {key} is no {kind.__name__}")
+            if (manifest["format"], self.path(manifest["done"])) != (1, path):
+                raise _Damaged("its manifest is damaged: it is of another checkpoint")
             if hashlib.sha256(content).hexdigest() != manifest["sha256"]:
                 raise _Damaged("is damaged: its sha256 is not its manifest's")
             arrays = load(content)
             told = manifest["arrays"].items()
             arrays = {n: packing.unpacked(arrays[n], kind, shape) for n, (kind, shape) in told}
-            if not {"bytes", "sha256", "start"} <= set(manifest["metrics"]):
+            size, start = (manifest["metrics"][key] for key in ("bytes", "start"))
+            if {type(size), type(start)} != {int} or not 0 <= start <= size:
                 raise _Damaged("its manifest is damaged: it has no place in metrics.jsonl")
+            if not all(isinstance(spent, int | float) for spent in manifest["seconds"].values()):
+                raise _Damaged("its manifest is damaged: its seconds are no numbers")
             return manifest, arrays
         except FileNotFoundError as error:
             raise _Damaged(f"is incomplete: {Path(error.filename).name} is missing") from error
@@ -222,6 +234,11 @@ class Checkpoints:
                 Caution,
                 stacklevel=2,
             )
+
+
+_KINDS = {"format": int, "part": str, "done": int, "row": dict, "metrics": dict, "seconds": dict}
+_KINDS |= {"sha256": str, "arrays": dict, "environment": dict}
+"""What a manifest must have, in which form, beside its identity."""
 
 
 class _Damaged(Exception):

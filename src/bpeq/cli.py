@@ -5,13 +5,15 @@ from __future__ import annotations
 import errno
 import os
 import sys
+import traceback
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from bpeq import _launch, _signals
 
-_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EFBIG, errno.EIO)
+_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG}
+_DISK |= {errno.EIO, errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP}
 DONE, BUG, BAD_INPUT, BAD_DATA, NUMERICAL = 0, 1, 2, 3, 4
 
 
@@ -39,6 +41,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except TyperException as error:
         return say(getattr(error, "format_message", error.__str__)(), BAD_INPUT)
     except Exception as error:
+        if (said := _environment(error)) is not None:
+            return say(said, BAD_INPUT)
         if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
             remedy = "use a smaller network or batch, or fewer seeds"
             return say(f"out of memory: {str(error).splitlines()[0]}; {remedy}", BAD_INPUT)
@@ -47,6 +51,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _launch.alone(error)
         if code == BUG:
             raise
+        if isinstance(error, OSError) and error.filename is not None:
+            return say(f"{error.filename}: {error.strerror}", code)
         return say(str(error), code)
 
 
@@ -65,6 +71,16 @@ def _keep_programs() -> None:
     if os.access(folder, os.W_OK):
         os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(folder))
         os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
+
+
+def _environment(error: Exception) -> str | None:
+    """What to say where jax could not even be imported, for a variable that it reads then."""
+    places = traceback.extract_tb(error.__traceback__)
+    if "jax" in sys.modules or not any("/jax/" in place.filename for place in places):
+        return None
+    found = {k: v for k, v in os.environ.items() if k.startswith("JAX_")}
+    named = [f"{k} = {v}" for k, v in found.items() if k.lower() in str(error).lower()]
+    return f"{', '.join(named) or 'jax cannot be imported'}: {error}"
 
 
 def _code(error: Exception) -> int:

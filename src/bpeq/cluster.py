@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import tempfile
@@ -12,12 +13,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
 from bpeq.config import Config, ConfigError
 from bpeq.parallel import data_mesh
-from bpeq.types import DataError
+from bpeq.types import DataError, Params
 
 ARRIVAL = 60
 """Seconds that processes wait for each other at the start, and for a sign of life later."""
@@ -37,14 +39,18 @@ def check(
     """
     if processes is not None and processes < 1:
         raise ConfigError(f"--processes = {processes}: must be a whole number >= 1")
+    if None not in (processes, coordinator):
+        said = "means processes of this machine alone; leave out --coordinator"
+        raise ConfigError(f"--processes = {processes}: {said}")
     if coordinator is None:
         for option, value in (("--process-id", index), ("--process-count", count)):
             if value is not None:
                 raise ConfigError(f"{option} = {value}: means nothing without --coordinator")
     elif coordinator != "auto":
-        port = re.fullmatch(r".+:(\d{1,5})", coordinator)
+        port = re.fullmatch(r"\S+:(\d{1,5})", coordinator)
         if port is None or not 0 < int(port[1]) < 2**16:
-            raise ConfigError(f"--coordinator = {coordinator}: must be HOST:PORT or auto")
+            said = "must be HOST:PORT or auto, the port 1 to 65535"
+            raise ConfigError(f"--coordinator = {coordinator}: {said}")
         if count is None or count < 1:
             raise ConfigError(f"--process-count = {count}: must be a whole number >= 1")
         if index is None or not 0 <= index < count:
@@ -53,6 +59,8 @@ def check(
     if several and "experiment" in config.tree:
         remedy = "a study's own steps run in one process"
         raise config.fault("experiment", config.tree["experiment"], remedy)
+    if several:  # before any is started: each has one device or more
+        _check_batch(config, processes or count or 1)
     return several
 
 
@@ -71,6 +79,51 @@ def join(coordinator: str, index: int | None = None, count: int | None = None) -
     )
 
 
+def ready(config: Config) -> None:
+    """What a config computes with is there.
+
+    Raises:
+      ConfigError: JAX has no device, or none that computes in the config's precision.
+    """
+    try:
+        kind = jax.devices()[0].platform
+    except (RuntimeError, AssertionError) as error:  # the latter for a kind of which none is there
+        asked = os.environ.get("JAX_PLATFORMS", "")
+        said = str(error).partition("\n")[0] or "there is no such device"
+        raise ConfigError(
+            f"JAX_PLATFORMS = {asked}: {said}; allowed: what this machine has, such as cpu"
+        ) from None
+    precision = config.tree["precision"]
+    if precision == "float64":
+        try:
+            with jax.enable_x64(True):
+                found = jax.block_until_ready(jnp.ones(()) + 1).dtype.name
+        except jax.errors.JaxRuntimeError:
+            found = "nothing"
+        if found != precision:
+            remedy = f"its {kind} devices have none; allowed: 'float32'"
+            raise config.fault("precision", precision, remedy)
+
+
+def check_memory(config: Config, params: Params, rows: int) -> None:
+    """There is room for all seeds' weights and their gradients, and for their training rows.
+
+    A system that promises more memory than it has would end the process without a word.
+
+    Raises:
+      ConfigError: there is not.
+    """
+    leaves = jax.tree.leaves(params)
+    one = 2 * sum(leaf.size * getattr(leaf.dtype, "itemsize", 4) for leaf in leaves) + 8 * rows
+    seeds = config.tree["seeds"]
+    told = jax.devices()[0].memory_stats() or {}
+    there = told.get("bytes_limit") or os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if seeds * one > there:
+        key, value = ("network.layers", None) if one > there else ("seeds", seeds)
+        said = f"weights and gradients take {seeds * one / 1e9:.3g} GB of {there / 1e9:.3g} GB"
+        raise config.fault(key, value, f"{said}; use a smaller network, or fewer seeds")
+
+
 def first() -> bool:
     """Whether this process is the one of its run that writes files and speaks."""
     return not jax.distributed.is_initialized() or jax.process_index() == 0
@@ -85,7 +138,7 @@ def workplace(folder: Path) -> Iterator[Path]:
     Raises:
       DataError: not all see the same in it.
     """
-    if jax.process_count() == 1:
+    if not jax.distributed.is_initialized() or jax.process_count() == 1:
         yield folder
         return
     with tempfile.TemporaryDirectory() as scratch:
@@ -150,8 +203,12 @@ def shared_by(config: Config) -> Mesh | None:
     if processes > 1 and mesh.size < jax.device_count():
         remedy = f"must be 'all' or {jax.device_count()}, the devices of {processes} processes"
         raise config.fault("devices", asked, remedy)
-    size = config.tree["training"]["batch_size"]
-    if size % mesh.size:
-        remedy = f"must be a multiple of {mesh.size}, the devices that share a batch"
-        raise config.fault("training.batch_size", size, remedy)
+    _check_batch(config, mesh.size)
     return mesh if mesh.size > 1 else None
+
+
+def _check_batch(config: Config, devices: int) -> None:
+    size = config.tree["training"]["batch_size"]
+    if size % devices:
+        remedy = f"must be a multiple of {devices}, the devices that share a batch"
+        raise config.fault("training.batch_size", size, remedy)

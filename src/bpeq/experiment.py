@@ -15,7 +15,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from bpeq import locking, resuming, runs, scoring, sealing, training, trees
-from bpeq.cluster import agreed, alike, shared_by
+from bpeq.cluster import agreed, alike, ready, shared_by
 from bpeq.config import Config
 from bpeq.fidelity import grouped
 from bpeq.looping import Diverged, Interrupted, Progress, Runner
@@ -55,8 +55,9 @@ def run(
     began = time.perf_counter()
     resume = resume and resuming.begun(config, folder)
     if resume and resuming.finished(folder) and sealing.sealed(folder):
-        return runs.read_json(folder / "summary.json")
+        return resuming.summary(folder)
     if "experiment" in config.tree:
+        ready(config)
         work, checksum = study_work(config), ""
     else:
         problem = build(config) if problem is None else problem
@@ -67,7 +68,7 @@ def run(
     with locking.held(folder, resume), double:
         if resume and resuming.finished(folder):
             sealing.seal(folder)
-            return runs.read_json(folder / "summary.json")
+            return resuming.summary(folder)
         environment = resuming.begin(config, folder, resume, checksum)
         runner = Runner(
             folder,

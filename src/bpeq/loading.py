@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from bpeq import runs, trees
+from bpeq import resuming, runs, trees
 from bpeq.config import Config, ConfigError, load
 from bpeq.data import Dataset
 from bpeq.problem import Problem, build
@@ -43,7 +43,7 @@ def load_run(folder: Path | str, seed: int = 0) -> LoadedRun:
       ValueError: the run had fewer seeds.
     """
     folder = Path(folder)
-    summary = runs.read_json(folder / "summary.json")
+    summary = resuming.summary(folder)
     config = load(folder / "config.toml")
     problem = build(config)
     seeds = config.tree["seeds"]

@@ -13,6 +13,7 @@ import optax
 
 from bpeq import rehearsal, trees
 from bpeq._schema import wires
+from bpeq.cluster import check_memory, ready
 from bpeq.config import Config, ConfigError
 from bpeq.data import Dataset
 from bpeq.optimizers import with_rates
@@ -56,6 +57,7 @@ def build(config: Config, data: Dataset | None = None) -> Problem:
     Raises:
       ConfigError: parts that do not fit each other or the data. DataError: the data are at fault.
     """
+    ready(config)
     with jax.enable_x64(config.tree["precision"] == "float64"):
         data = build_data(config) if data is None else data
         network, cost = config.build_network(), config.build("cost")
@@ -240,6 +242,7 @@ def _check_fit(config: Config, data: Dataset, network: Layer | None, init: Any) 
             remedy += '; is a "flatten" missing?'
         raise config.fault("system.name" if own else f"network.layers.{last}", None, remedy)
     _check_task(config, data)
+    check_memory(config, params, data.train.shape[1])
     first = params[: len(inner)] if isinstance(params, tuple) else None
     return None if trees.difference(first, inner) else network
 

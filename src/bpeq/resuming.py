@@ -12,7 +12,7 @@ from typing import Any
 
 import tomli_w
 
-from bpeq import runs
+from bpeq import checkpoints, runs
 from bpeq.config import Config, ConfigError, load
 from bpeq.types import Caution, DataError
 
@@ -64,15 +64,19 @@ def begun(config: Config, folder: Path) -> bool:
 
     Raises:
       ConfigError: it holds another config's run; names the first key that differs.
-      FileExistsError: it holds something else. DataError: its config cannot be read.
+      FileExistsError: it holds something else. DataError: its config cannot be read, or there can
+        be no checkpoints.
     """
     if not (folder / "config.toml").exists():
         runs.claimable(folder)
         return False
     try:
         theirs = tomllib.loads((folder / "config.toml").read_text())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"{folder / 'config.toml'}: cannot read: {error}") from error
+    kept = folder / checkpoints.FOLDER
+    if kept.exists() and not kept.is_dir():
+        raise DataError(f"{kept}: must be a folder; its run cannot go on")
     ours = flat(tomllib.loads(tomli_w.dumps(as_written(config))))
     old = flat(theirs)
     for key in [*ours, *old]:
@@ -89,6 +93,11 @@ def begun(config: Config, folder: Path) -> bool:
 def finished(folder: Path) -> bool:
     """Whether a folder's run came to its end."""
     return (folder / "summary.json").exists()
+
+
+def summary(folder: Path) -> dict[str, Any]:
+    """A finished run's summary. Raises DataError where it cannot be read or lacks its figures."""
+    return runs.read_json(folder / "summary.json", "metrics", "seconds")
 
 
 def reload(folder: Path, overrides: list[str] | None = None) -> Config:

@@ -109,14 +109,27 @@ def write_json(path: Path, content: Any) -> None:
     write_text(path, json.dumps(plain(content), indent=1, allow_nan=False) + "\n")
 
 
-def read_json(path: Path) -> Any:
-    """Raises DataError where the file is absent or is not JSON."""
+def read_json(path: Path, *parts: str) -> dict[str, Any]:
+    """A JSON object.
+
+    Args:
+      parts: keys that it must have, each with an object of its own.
+
+    Raises:
+      DataError: the file is absent, is not JSON, or holds something else.
+    """
     try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+        found = json.loads(path.read_text())
+    except (OSError, ValueError, RecursionError) as error:
         raise DataError(
             f"{path}: cannot read: {getattr(error, 'strerror', '') or error}"
         ) from error
+    if not isinstance(found, dict):
+        raise DataError(f"{path}: is damaged: it is no JSON object")
+    for part in parts:
+        if not isinstance(found.get(part), dict):
+            raise DataError(f"{path}: is damaged: it has no {part}")
+    return found
 
 
 def plain(value: Any) -> Any:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from bpeq import runs
 from bpeq.types import DataError
 
 NAME = "manifest.json"
+VOUCHED = ("config.toml", "environment.json", "metrics.jsonl", "params.safetensors", "summary.json")
+"""What a manifest must name where it is there: nobody may make it vouch for less."""
 
 
 def seal(folder: Path) -> None:
@@ -35,26 +37,37 @@ def sealed(folder: Path, name: str = "") -> bool:
 
 
 def read(folder: Path) -> dict[str, str]:
-    """Each file's checksum, by its path in the folder. Raises DataError if it cannot be read."""
-    manifest = runs.read_json(folder / NAME)
-    files = manifest.get("sha256") if isinstance(manifest, dict) else None
+    """Each file's checksum, by its path in the folder.
+
+    Raises:
+      DataError: it cannot be read, or names what is not in the folder.
+    """
+    files = runs.read_json(folder / NAME).get("sha256")
     if not isinstance(files, dict) or not all(isinstance(v, str) for v in files.values()):
         raise DataError(f"{folder / NAME}: is damaged: it has no checksums")
+    for path in map(PurePosixPath, files):
+        if path.is_absolute() or ".." in path.parts or "\0" in str(path):
+            raise DataError(f"{folder / NAME}: is damaged: {str(path)!r} is no file of its folder")
     return files
 
 
 def faults(folder: Path) -> dict[str, str]:
     """What is wrong with each file that is not as it was when the folder was sealed."""
-    found = {}
-    for name, expected in read(folder).items():
+    found, known = {}, read(folder)
+    for name, expected in known.items():
         path = folder / name
         try:
-            if checksum(path) != expected:
+            if path.exists() and not path.is_file():  # such as a pipe, which would never end
+                found[name] = "is no file"
+            elif checksum(path) != expected:
                 found[name] = "was changed"
         except FileNotFoundError:
             found[name] = "is missing"
         except OSError as error:
             found[name] = f"cannot be read: {error.strerror}"
+    for name in VOUCHED:
+        if name not in known and (folder / name).exists():
+            found[name] = f"is not in {NAME}"
     return found
 
 

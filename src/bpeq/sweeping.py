@@ -88,9 +88,18 @@ def ended(folder: Path, each: Cell) -> bool:
 
 
 def failure(folder: Path, each: Cell) -> dict[str, Any] | None:
-    """The record of a run that failed: `code`, the exit code, and `said`."""
+    """The record of a run that failed: `code`, the exit code, and `said`.
+
+    Raises:
+      DataError: it is damaged.
+    """
     path = folder / f"{each.name}.failed.json"
-    return runs.read_json(path) if path.exists() else None
+    if not path.exists():
+        return None
+    found = runs.read_json(path)
+    if type(found.get("code")) is not int or not isinstance(found.get("said"), str):
+        raise DataError(f"{path}: is damaged: it has no code and what was said")
+    return found
 
 
 def result(config: Config, found: Sequence[Cell], grid: Grid, folder: Path) -> dict[str, Any]:
@@ -102,7 +111,7 @@ def result(config: Config, found: Sequence[Cell], grid: Grid, folder: Path) -> d
         if failed is not None:
             row |= {"state": "failed", "failed": failed["said"], "code": failed["code"]}
         elif ended(folder, each):
-            summary = runs.read_json(folder / each.name / "summary.json")
+            summary = resuming.summary(folder / each.name)
             row |= {"state": "finished", "metrics": summary["metrics"]}
             row["seconds"] = summary["seconds"]
         rows.append(row)

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from bpeq import experiment, resuming, runs, sealing
+from bpeq.checkpoints import FOLDER
 from bpeq.config import ConfigError
 from bpeq.looping import Interrupted, Progress
 from bpeq.types import Caution, DataError
@@ -59,6 +60,7 @@ def verify(
         raise DataError(f"{folder}: is not as its run left it: {said}")
     if files_only:
         return []
+    _check_readable(folder)
     _tell_environment(folder)
     with tempfile.TemporaryDirectory(prefix="bpeq-verify-") as place:
         again = Path(place) / "again"
@@ -68,6 +70,15 @@ def verify(
             said = f"{folder}: was not verified: the repeat was stopped; the folder is as it was"
             raise Interrupted(error.signal, said) from error
         return list(_compare(folder, again))
+
+
+def _check_readable(folder: Path) -> None:
+    """What is compared can be, which is known before the repeat, and so said at once."""
+    resuming.summary(folder)
+    for path in folder.rglob("metrics.jsonl"):
+        _read_rows(path)
+    for path in (p for p in folder.rglob("*.safetensors") if p.parent.name != FOLDER):
+        runs.read_arrays(path)
 
 
 def _tell_environment(folder: Path) -> None:
@@ -80,10 +91,10 @@ def _tell_environment(folder: Path) -> None:
 
 def _compare(folder: Path, again: Path) -> Iterator[Finding]:
     for name, compare in (("metrics.jsonl", _rows), ("*.safetensors", _params)):
-        for path in sorted(p for p in again.rglob(name) if p.parent.name != "checkpoints"):
+        for path in sorted(p for p in again.rglob(name) if p.parent.name != FOLDER):
             inside = path.relative_to(again)
             yield Finding(str(inside), *compare(folder / inside, path))
-    ours, theirs = (runs.read_json(f / "summary.json")["metrics"] for f in (folder, again))
+    ours, theirs = (resuming.summary(each)["metrics"] for each in (folder, again))
     ours, theirs = ({k: v for k, v in m.items() if "seconds" not in k} for m in (ours, theirs))
     yield Finding("summary.json", f"{len(ours)} metrics", _first(ours, theirs))
 
@@ -101,7 +112,7 @@ def _rows(path: Path, again: Path) -> tuple[str, str]:
 def _read_rows(path: Path) -> list[dict[str, Any]]:
     try:
         rows = [json.loads(line) for line in path.read_text().splitlines()]
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"{path}: cannot read: {error}") from error
     flat = (resuming.flat(row) for row in rows)
     return [{k: v for k, v in row.items() if "seconds" not in k} for row in flat]

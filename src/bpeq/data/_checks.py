@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import stat
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -23,6 +26,20 @@ def data_error(message: str) -> DataError:
     from bpeq.types import DataError
 
     return DataError(message)
+
+
+def refuse_endless(path: str | Path) -> None:
+    """What is no file's name, or opens without end: a pipe that nobody writes to, a device.
+
+    Raises:
+      DataError: the path is such. OSError: there is none.
+    """
+    try:
+        mode = os.stat(path or "\0").st_mode
+    except ValueError:
+        raise data_error(f"{str(path)!r}: is no file's name") from None
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+        raise data_error(f"{path}: is a pipe or a device, not a file")
 
 
 def named(source: str, array: str) -> Name:

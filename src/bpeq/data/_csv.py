@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import csv as files
+import os
 import re
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from bpeq.data._checks import Name, data_error
+from bpeq.data._checks import Name, data_error, refuse_endless
 from bpeq.data._table import TEST, VALIDATION, Choices, Classes, Part, TaskChoice, table
 from bpeq.data._types import Dataset
 from bpeq.settings import Count, Fraction, checked
@@ -80,7 +80,8 @@ def csv(
 def _read(path: str) -> Sheet:
     rows, lines = [], []
     try:
-        with open(Path(path).expanduser(), newline="", encoding="utf-8-sig") as file:
+        refuse_endless(home := os.path.expanduser(path))
+        with open(home, newline="", encoding="utf-8-sig") as file:
             reader = files.reader(file, strict=True)
             for cells in reader:
                 if cells:

@@ -13,7 +13,7 @@ from typing import BinaryIO, cast
 import numpy as np
 from jaxtyping import UInt8
 
-from bpeq.data._checks import data_error
+from bpeq.data._checks import data_error, refuse_endless
 
 _BYTES = 0x08  # the type code of unsigned bytes, the only one that image files use
 _AXES = 8  # more dimensions than any such file has
@@ -44,6 +44,7 @@ def read_idx(
     path = Path(path)
     opener = gzip.open if path.suffix == ".gz" else open
     try:
+        refuse_endless(path)
         with opener(path, "rb") as file:
             return _read(cast(BinaryIO, file), path, dimensions, md5)
     except FileNotFoundError:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import os
 from typing import BinaryIO
 
 import numpy as np
 
-from bpeq.data._checks import data_error, named
+from bpeq.data._checks import data_error, named, refuse_endless
 from bpeq.data._table import TEST, VALIDATION, Choices, Classes, Part, TaskChoice, table
 from bpeq.data._types import Dataset
 from bpeq.settings import Count, Fraction, checked
@@ -57,7 +57,8 @@ def npz(
 
 def _load(path: str) -> dict[str, np.ndarray]:
     try:
-        with open(Path(path).expanduser(), "rb") as file:
+        refuse_endless(home := os.path.expanduser(path))
+        with open(home, "rb") as file:
             return _arrays(path, file)
     except FileNotFoundError:
         raise data_error(f"{path}: no such file") from None

@@ -63,9 +63,6 @@ def write_run_report(folder: Path) -> Path:
         found = _last(run.history)
     panels = curves.run_panels(run.history)
     title = str(run.summary.get("name") or folder.resolve().name)
-    if panels:
-        subject = title_of({**run.summary, "name": title})
-        canvas.png(panels[:4], folder / "learning_curves.png", subject)
     sections = [
         _pictures(run),
         _curves(panels),
@@ -85,6 +82,9 @@ def write_run_report(folder: Path) -> Path:
             *folded(run.config, run.environment, run.summary.get("data")),
         ],
     )
+    if panels:  # what is wrong with the files has been found by now
+        subject = title_of({**run.summary, "name": title})
+        canvas.png(panels[:4], folder / "learning_curves.png", subject)
     return write(page, folder / "report.html")
 
 
@@ -138,7 +138,8 @@ def _curves(panels: list[canvas.Panel]) -> Section | None:
 def _pictures(run: Run) -> Section | None:
     """What a study drew."""
     named = run.summary.get("pictures")
-    drawn = [picture(run.folder / Path(str(n)).name) for n in named] if named else []
+    listed = named if isinstance(named, list) else []
+    drawn = [picture(run.folder / Path(str(name)).name) for name in listed]
     return Section("Pictures", pictures=drawn) if drawn else None
 
 

@@ -17,6 +17,7 @@ from bpeq.report._page import Cell, Group, Page, Section, Tile, folded, write
 from bpeq.report._read import config_text, mapping, read_json
 from bpeq.report._rows import unit_after
 from bpeq.report._tables import blank, title_of, words
+from bpeq.types import DataError
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -40,8 +41,10 @@ class Row(NamedTuple):
 
 def sweep_rows(sweep: dict[str, Any]) -> list[Row]:
     """`runs` of sweep.json. Raises DataError where an entry is not as it must be."""
-    found = []
-    for i, entry in enumerate(sweep.get("runs") or []):
+    found, listed = [], sweep.get("runs") or []
+    if not isinstance(listed, list):
+        raise DataError("runs: must be a list")
+    for i, entry in enumerate(listed):
         row = mapping(entry, f"runs.{i}")
         settings = mapping(row.get("settings"), f"runs.{i}.settings")
         known = stats(row.get("metrics"), f"runs.{i}.metrics")
