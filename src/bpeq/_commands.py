@@ -52,7 +52,8 @@ def run(
         folder = _app.folder(out, checked.name, resume)
     several = cluster.check(checked, processes, coordinator, process_id, process_count)
     ended = resume and resuming.begun(checked, folder) and resuming.finished(folder)
-    if ended and sealing.sealed(folder, "report.html"):
+    page = "report.html"
+    if ended and (folder / page).exists() and sealing.sealed(folder, page):
         console.print(f"{folder} is finished; nothing was changed", soft_wrap=True, highlight=False)
         return 0
     _signals.begin_saving()

@@ -339,8 +339,8 @@ DAMAGES = {
         edit('"epoch": 2', '"epoch": 4'),
         edit('"start": 0', '"start": 8'),
         edit('"train": ', '"trait": '),
+        lambda path: path.with_suffix(".json").write_text("{}"),
     ],
-    "its manifest is damaged: KeyError": [lambda path: path.with_suffix(".json").write_text("{}")],
 }
 
 
@@ -448,7 +448,7 @@ def test_another_config_is_refused_and_the_key_named(call, half, pair, line):
 def test_an_environment_that_is_no_object_is_one_line(call, half, content):
     (half / "environment.json").write_text(content)
     said = call("run", half, "--resume")
-    line = f"bpeq: {half}/environment.json: is damaged: it is no object"
+    line = f"bpeq: {half}/environment.json: is damaged: it is no JSON object"
     assert (said.code, said.err) == (3, [line])
 
 
