@@ -52,8 +52,8 @@ def run(
         folder = _app.folder(out, checked.name, resume)
     several = cluster.check(checked, processes, coordinator, process_id, process_count)
     ended = resume and resuming.begun(checked, folder) and resuming.finished(folder)
-    page = "report.html"
-    if ended and (folder / page).exists() and sealing.sealed(folder, page):
+    report = "report.html"
+    if ended and (folder / report).exists() and sealing.sealed(folder, report):
         console.print(f"{folder} is finished; nothing was changed", soft_wrap=True, highlight=False)
         return 0
     _signals.begin_saving()

@@ -77,9 +77,14 @@ def join(coordinator: str, index: int | None = None, count: int | None = None) -
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     jax.config.update("jax_enable_preemption_service", False)  # it would take SIGTERM from us
     address = None if coordinator == "auto" else coordinator
-    waits = {"initialization_timeout": ARRIVAL, "heartbeat_timeout_seconds": ARRIVAL}
     try:
-        jax.distributed.initialize(address, count, index, **waits)
+        jax.distributed.initialize(
+            address,
+            count,
+            index,
+            initialization_timeout=ARRIVAL,
+            heartbeat_timeout_seconds=ARRIVAL,
+        )
     except ValueError as error:
         remedy = "the environment does not say it (see docs/devices.md); give HOST:PORT"
         raise ConfigError(f"--coordinator = {coordinator}: {remedy}") from error
