@@ -50,6 +50,8 @@ def run(
     else:
         checked = _app.load(config, set_, seeds)
         folder = _app.folder(out, checked.name, resume)
+    if coordinator is not None and not _launch.supervised():
+        _check_alone(processes)
     several = cluster.check(checked, processes, coordinator, process_id, process_count)
     ended = resume and resuming.begun(checked, folder) and resuming.finished(folder)
     report = "report.html"
@@ -139,6 +141,14 @@ def fidelity(
         result = microscope.measure(checked, names, folder, trained, track("fidelity"))
     console.print(fidelity_table(result))
     console.print(f"{write_fidelity_report(folder)}", soft_wrap=True, highlight=False)
+
+
+def _check_alone(processes: int | None) -> None:
+    from bpeq._schema import ConfigError
+
+    if processes is not None:  # as given by hand; those that we start have both
+        said = "means processes of this machine alone; leave out --coordinator"
+        raise ConfigError(f"--processes = {processes}: {said}")
 
 
 def _check_trials(tune: int | None) -> None:

@@ -39,9 +39,6 @@ def check(
     """
     if processes is not None and processes < 1:
         raise ConfigError(f"--processes = {processes}: must be a whole number >= 1")
-    if None not in (processes, coordinator):
-        said = "means processes of this machine alone; leave out --coordinator"
-        raise ConfigError(f"--processes = {processes}: {said}")
     if coordinator is None:
         for option, value in (("--process-id", index), ("--process-count", count)):
             if value is not None:
@@ -127,7 +124,7 @@ def check_memory(config: Config, params: Params, rows: int) -> None:
     leaves = jax.tree.leaves(params)
     one = 2 * sum(leaf.size * getattr(leaf.dtype, "itemsize", 4) for leaf in leaves) + 8 * rows
     seeds = config.tree["seeds"]
-    told = jax.devices()[0].memory_stats() or {}
+    told = jax.local_devices()[0].memory_stats() or {}
     there = told.get("bytes_limit") or os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     if seeds * one > there:
         key, value = ("network.layers", None) if one > there else ("seeds", seeds)
