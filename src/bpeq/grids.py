@@ -165,7 +165,8 @@ def _nudgings(look: Look, key: str) -> list[str]:
     if key == "points":
         return [f"holomorphic-{n}" for n in settings["points"]]
     assert look.problem.system is not None
-    smooth = [] if look.problem.system.not_holomorphic else ["holomorphic-4"]
+    short = look.config.tree["rule"].get("relaxation", "same") != "same"
+    smooth = [] if short or look.problem.system.not_holomorphic else ["holomorphic-4"]
     return settings.get("nudgings") or ["one-sided", "centered", *smooth]
 
 

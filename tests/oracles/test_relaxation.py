@@ -8,6 +8,7 @@ import pytest
 from bpeq import costs, fidelity, layers, rules, systems, trees
 from bpeq.imperfections import imperfect
 from bpeq.layers import chain, dense
+from bpeq.rules._relaxing import _coarse
 from bpeq.solvers import fixed_steps
 from bpeq.types import Batch
 
@@ -70,14 +71,11 @@ def test_the_microscope_sees_what_a_short_type_costs():
     assert found["same"] < found["float16"] < found["bfloat16"]
 
 
-def test_complex_phases_have_no_shorter_type():
-    net = chain(dense(4), layers.tanh(), dense(2))
-    system = systems.hopfield(net)
-    params, _ = system.init(jax.random.key(1), (5,))
-    rule = rules.eqprop(system, COST, nudging="holomorphic", relaxation="float16")
-    trained, state = rule.init(jax.random.key(0), params)
-    with pytest.raises(ValueError, match="relaxation = 'float16': states at a complex beta"):
-        rule.estimate(trained, Batch(BATCH.x, BATCH.y % 2), state, jax.random.key(3))
+@pytest.mark.parametrize("nudging", ["holomorphic", "online"])
+def test_complex_phases_have_no_shorter_type(nudging):
+    system = systems.hopfield(chain(dense(4), layers.tanh(), dense(2)))
+    with pytest.raises(ValueError, match="with relaxation = 'float16' no state can be complex"):
+        rules.eqprop(system, COST, nudging=nudging, relaxation="float16")
 
 
 def test_a_noisy_device_sweeps_in_the_shorter_type_too():
@@ -86,3 +84,23 @@ def test_a_noisy_device_sweeps_in_the_shorter_type_too():
     params, state = rule.init(jax.random.key(0), PARAMS)
     output = rule.estimate(params, BATCH, state, jax.random.key(3))[0].output
     np.testing.assert_array_equal(output, output.astype(jnp.bfloat16).astype(jnp.float64))
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_a_held_output_is_on_no_grid(dtype):
+    """It is what the phase was given; the hidden units settle on the short type's grid."""
+    clamped = SYSTEM.clamp(PARAMS, BATCH.x)
+    state = SYSTEM.forward(PARAMS, clamped)
+    swept = _coarse(SYSTEM, dtype).sweep(PARAMS, clamped, state, hold=True)
+    np.testing.assert_array_equal(swept[-1], state[-1])
+    assert bool((state[-1].astype(dtype).astype(float) != state[-1]).all())
+    np.testing.assert_array_equal(swept[0], swept[0].astype(dtype).astype(float))
+
+
+def test_the_reference_of_a_short_type_is_the_exact_gradient():
+    found = []
+    for relaxation in ("same", "bfloat16"):
+        rule = rules.eqprop(SYSTEM, COST, relaxation=relaxation).reference
+        found.append(rule.estimate(PARAMS, BATCH, (), jax.random.key(0))[0].grads)
+    for ours, theirs in zip(*map(jax.tree.leaves, found), strict=True):
+        np.testing.assert_array_equal(ours, theirs)

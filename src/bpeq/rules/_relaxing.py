@@ -8,14 +8,23 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 import jax
-import jax.numpy as jnp
 from jaxtyping import Array
 
 from bpeq import trees
 from bpeq.rules._phases import free_phase
 from bpeq.rules._start import Start, begun, remembering
 from bpeq.solvers import fixed_point
-from bpeq.types import Batch, Estimate, Key, LearningRule, Params, Solver, State, System
+from bpeq.types import (
+    Batch,
+    Estimate,
+    Imperfect,
+    Key,
+    LearningRule,
+    Params,
+    Solver,
+    State,
+    System,
+)
 
 _NOISE = 0x6E6F6973  # the noise's part of an estimate's key; rules draw from the rest
 Relaxation = Literal["same", "bfloat16", "float16"]
@@ -64,7 +73,7 @@ def relaxing(factory: Callable[..., LearningRule]) -> Callable[..., LearningRule
         given = signature.bind(*args, **kwargs).arguments
         system = begun(given["system"], start, factory.__name__)
         if relaxation != "same":
-            system = _coarse(system, relaxation, factory.__name__)
+            system = _coarse(system, relaxation)
 
         def on(system: System, **changed: Any) -> LearningRule:
             return factory(**{**given, **changed, "system": system})
@@ -90,23 +99,13 @@ def relaxing(factory: Callable[..., LearningRule]) -> Callable[..., LearningRule
     return build
 
 
-def _coarse(system: System, relaxation: Relaxation, name: str) -> System:
-    """The system with sweeps, and they alone, in a shorter floating type.
-
-    Raises:
-      ValueError: when traced, states are complex.
-    """
+def _coarse(system: System, relaxation: Relaxation) -> System:
+    """The system with sweeps, and they alone, in a shorter floating type."""
 
     def shortened(sweep: Callable[..., State]) -> Callable[..., State]:
         def short(
             params: Params, clamped: Any, state: State, push: Any = None, hold: bool = False
         ) -> State:
-            if any(jnp.iscomplexobj(s) for s in jax.tree.leaves(state)):
-                raise ValueError(
-                    f"{name}: relaxation = {relaxation!r}: states at a complex beta have no such "
-                    "type; allowed here: 'same'"
-                )
-
             def back(short: State) -> State:
                 return jax.tree.map(lambda a, s: a.astype(s.dtype), short, state)
 
@@ -114,15 +113,26 @@ def _coarse(system: System, relaxation: Relaxation, name: str) -> System:
                 return trees.cast(push(back(short)), relaxation)
 
             inside = trees.cast((params, clamped, state), relaxation)
-            return back(sweep(*inside, None if push is None else pushed, hold))
+            swept = back(sweep(*inside, None if push is None else pushed, hold))
+            if hold and system.write is not None:  # what is held is on no coarser grid
+                swept = system.write(swept, system.readout.forward(params, state)[0])
+            return swept
 
         return short
 
-    reverse, imperfect = system.reverse and shortened(system.reverse), system.imperfect
-    if imperfect is not None and imperfect.keyed is not None:
-        keyed = imperfect.keyed
-        imperfect = imperfect._replace(keyed=lambda key: _coarse(keyed(key), relaxation, name))
-    return system._replace(sweep=shortened(system.sweep), reverse=reverse, imperfect=imperfect)
+    def keyed(key: Key) -> System:
+        assert imperfect.keyed is not None
+        return _coarse(imperfect.keyed(key), relaxation)
+
+    # Exact references are of the system whose sweeps are not short.
+    imperfect = system.imperfect or Imperfect(system, None, None)
+    real = f"with relaxation = {relaxation!r} no state can be complex; allowed here: 'same'"
+    return system._replace(
+        not_holomorphic=system.not_holomorphic or real,
+        sweep=shortened(system.sweep),
+        reverse=system.reverse and shortened(system.reverse),
+        imperfect=imperfect._replace(keyed=imperfect.keyed and keyed),
+    )
 
 
 def _keyed(system: System, key: Key) -> System:
