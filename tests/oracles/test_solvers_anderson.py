@@ -146,6 +146,20 @@ def test_an_unsettled_example_takes_plain_sweeps_in_the_second_half():
     np.testing.assert_array_equal(np.diff(path[-18:-1]), 1.0)
 
 
+def test_a_residual_that_has_doubled_sends_an_example_back_to_a_plain_sweep():
+    """f = 1 − s/10 up to s = 5, and −50 beyond: the secant through 0 and 1 leads to 10."""
+    seen = []
+
+    def step(s):
+        seen.append(s)
+        return s + jnp.where(s <= 5.0, 1.0 - 0.1 * s, -50.0)
+
+    with jax.disable_jit():
+        anderson(1e-9, 8, window=1)(step, jnp.zeros((1, 1)))
+    path = [float(s[0, 0]) for s in seen if not isinstance(s, jax.core.Tracer)]
+    np.testing.assert_allclose(path[:4], [0.0, 1.0, 10.0, -40.0], atol=1e-9)
+
+
 def test_complex_states_are_accelerated_too():
     rate = jnp.array([[0.5 + 0.6j]])
     state, info = anderson(1e-10)(lambda s: rate * s + 1.0, jnp.zeros((1, 1), complex))
@@ -158,6 +172,19 @@ def test_a_sweep_of_one_hidden_layer_reads_only_the_outputs():
     for step in (sweep(None), sweep(push)):
         assert [leaf.shape for leaf in memory(step, start).pick(start)] == [(16, 3)]
     assert memory(lambda s: (s[1], s[0]), (jnp.zeros(1), jnp.zeros(1))).whole
+
+
+def test_a_sweep_that_reads_nothing_is_settled_by_its_second_evaluation():
+    """A single layer, whose units wait for no others."""
+    system = systems.hopfield(chain(dense(4), layers.tanh(), dense(2)), output="readout")
+    params, _ = system.init(jax.random.key(1), (3,))
+    clamped = system.clamp(params, jnp.ones((5, 3)))
+    for solver in (anderson(1e-12), fixed_point(1e-12), fixed_steps(2)):
+        start = system.init_state(params, clamped)
+        state, info = solver(lambda s: system.sweep(params, clamped, s), start)
+        np.testing.assert_allclose(state[0], jnp.tanh(clamped.drives[0]), atol=1e-15)
+        assert info.converged.all()
+        assert info.steps.tolist() == [2] * 5
 
 
 @pytest.mark.parametrize("name", NETS)
@@ -173,21 +200,25 @@ def test_fixed_steps_that_carry_less_are_plain_iteration(name, steps):
     np.testing.assert_allclose(info.residual, trees.max_abs(trees.sub(after, before)), atol=1e-14)
 
 
-def test_eqprop_by_anderson_gives_the_gradient_of_plain_sweeps():
+@pytest.mark.parametrize("name", ["centered", "holomorphic", "asymmetric"])
+def test_a_rule_by_anderson_gives_the_gradient_of_plain_sweeps(name):
+    """On a batch whose last examples go on alone, if the rule's nudge can be taken apart."""
     network = chain(dense(12), layers.shifted_sigmoid(), dense(3), layers.shifted_sigmoid())
-    system, cost = systems.hopfield(network), costs.squared_error()
+    cost, feedback = costs.squared_error(), "untied" if name == "asymmetric" else "tied"
+    system = systems.hopfield(network, feedback=feedback)
     params, _ = system.init(jax.random.key(1), (6,))
-    batch = Batch(jax.random.uniform(jax.random.key(2), (8, 6)), jnp.arange(8) % 3)
+    batch = Batch(jax.random.uniform(jax.random.key(2), (64, 6)), jnp.arange(64) % 3)
     found = []
     for solver in (fixed_point(1e-12, 5000), anderson(1e-12)):
-        for nudging in ("centered", "holomorphic"):
-            rule = rules.eqprop(system, cost, solver, solver, beta=0.1, nudging=nudging)
-            trained, state = rule.init(jax.random.key(3), params)
-            estimate = jax.jit(rule.estimate)(trained, batch, state, jax.random.key(4))[0]
-            found.append(estimate.grads)
-    for plain, quick in ((found[0], found[2]), (found[1], found[3])):
-        for ours, theirs in zip(jax.tree.leaves(quick), jax.tree.leaves(plain), strict=True):
-            np.testing.assert_allclose(ours, theirs, atol=1e-9)
+        if name == "asymmetric":
+            rule = rules.asymmetric_eqprop(system, cost, solver, solver)
+        else:
+            rule = rules.eqprop(system, cost, solver, solver, beta=0.1, nudging=name)
+        trained, state = rule.init(jax.random.key(3), params)
+        estimate = jax.jit(rule.estimate)(trained, batch, state, jax.random.key(4))[0]
+        found.append(estimate.grads)
+    for plain, quick in zip(*map(jax.tree.leaves, found), strict=True):
+        np.testing.assert_allclose(quick, plain, atol=1e-9)
 
 
 def test_anderson_compiles_once_for_all_numbers_of_sweeps():
@@ -233,6 +264,14 @@ def test_a_step_on_some_rows_is_the_step_there(name):
         moved = step.some(chosen)(jax.tree.map(lambda s, c=chosen: s[c], state))
         for ours, whole in zip(jax.tree.leaves(moved), jax.tree.leaves(step(state)), strict=True):
             np.testing.assert_allclose(ours, whole[chosen], atol=1e-14)
+    step, state = seen[1]  # all phases of one batch: each as it would be by itself
+    parts = [
+        jax.tree.map(lambda s, n=n: s[n * batch :][:batch], (state, step(state))) for n in (0, 1)
+    ]
+    for beta, (own, whole) in zip(betas, parts, strict=True):
+        alone = system.sweep(params, rest.clamped, own, nudge(system, cost, params, y, beta))
+        for ours, theirs in zip(jax.tree.leaves(alone), jax.tree.leaves(whole), strict=True):
+            np.testing.assert_allclose(ours, theirs, atol=1e-14)
 
 
 @pytest.mark.parametrize("name", ["one", "deep"])
@@ -274,3 +313,46 @@ def test_examples_that_never_settle_are_all_returned_as_they_are():
     assert not rest.info.converged.any()
     assert (rest.info.steps == 9).all()
     assert np.isfinite(rest.info.residual).all()
+
+
+EXTRAS = {
+    "a number": (lambda x: 2.0, True),
+    "nothing of an example": (lambda x: jnp.ones(len(x[0])), True),
+    "another number of axes": (lambda x: jnp.ones((1,) * (1 + len(x) % 2)), False),
+    "all pairs": (lambda x: x @ x.T, False),
+    "a list": (lambda x: [1.0] * len(x), False),
+    "an even batch": (lambda x: x.reshape(-1, 2, x.shape[1]).sum(axis=1), False),
+}
+
+
+@pytest.mark.parametrize("extra", EXTRAS)
+def test_what_a_users_clamp_gives_is_taken_apart_only_where_its_examples_can_be_told(extra):
+    """The drive's batch is its last axis here, of as many examples as it has features."""
+    own = systems.hopfield(chain(dense(6), layers.tanh(), dense(3)))
+    more, apart = EXTRAS[extra]
+
+    def clamp(params, x):
+        clamped = own.clamp(params, x)
+        return [clamped._replace(drives=(clamped.drives[0].T, None)), more(x)]
+
+    def back(clamped):
+        return clamped[0]._replace(drives=(clamped[0].drives[0].T, None))
+
+    system = own._replace(
+        clamp=clamp,
+        init_state=lambda params, clamped: own.init_state(params, back(clamped)),
+        sweep=lambda params, clamped, *rest: own.sweep(params, back(clamped), *rest),
+    )
+    params, _ = system.init(jax.random.key(1), (4,))
+    x, seen = jax.random.normal(jax.random.key(2), (6, 4)), []
+    rest = free_phase(system, recorder(seen), params, x)
+    nudged_phases(
+        system, costs.squared_error(), recorder(seen), params, rest, x[:, :3], jnp.array([0.3, -1])
+    )
+    for (step, state), rows in zip(seen, ([2, 0, 5], [11, 3, 8]), strict=True):
+        assert (step.some is not None) == apart
+        if apart:
+            chosen = jnp.array(rows)
+            moved = step.some(chosen)(jax.tree.map(lambda s, c=chosen: s[c], state))
+            for ours, whole in zip(moved, step(state), strict=True):
+                np.testing.assert_allclose(ours, whole[chosen], atol=1e-14)

@@ -138,11 +138,16 @@ def _taker(
         return None
     more = jax.ShapeDtypeStruct((batch + 1, *none.shape[1:]), none.dtype)
     leaves, structure = jax.tree.flatten(clamped)
-    longer = jax.tree.leaves(jax.eval_shape(system.clamp, params, more))
+    try:
+        longer, other = jax.tree.flatten(jax.eval_shape(system.clamp, params, more))
+    except Exception:  # a clamp of a user's own may take no batch of another size
+        return None
+    if str(other) != str(structure):
+        return None
     axes: list[int | None] = []
     for a, b in zip(leaves, longer, strict=True):
-        differ = [i for i, (m, n) in enumerate(zip(a.shape, b.shape, strict=True)) if m != n]
-        if len(differ) > 1 or any(b.shape[i] != batch + 1 for i in differ):
+        differ = [i for i, (m, n) in enumerate(zip(jnp.shape(a), b.shape, strict=False)) if m != n]
+        if jnp.ndim(a) != b.ndim or len(differ) > 1 or any(b.shape[i] != batch + 1 for i in differ):
             return None
         axes.append(differ[0] if differ else None)
 

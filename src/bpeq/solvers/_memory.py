@@ -46,7 +46,8 @@ def memory(step: Callable[[State], State], state: State) -> Memory:
     of 784-512-10 only the ten outputs are read: s′ depends on nothing else.
 
     pick(state): the leaves that are read. fill(picked, rest): a state with those, and the others of
-    `rest`. whole: all are read.
+    `rest`. whole: all are read, or none is, as of a single layer: then all count as read, since a
+    solver has no residual but that of what it carries.
 
     Example:
       >>> import jax.numpy as jnp
@@ -60,7 +61,8 @@ def memory(step: Callable[[State], State], state: State) -> Memory:
     for equation in reversed(program.eqns):
         if not live.isdisjoint(equation.outvars):
             live.update(v for v in equation.invars if not isinstance(v, Literal))
-    read = [carries_all() or v in live for v in program.invars]
+    everything = carries_all() or live.isdisjoint(program.invars)
+    read = [everything or v in live for v in program.invars]
 
     def pick(state: State) -> list[Array]:
         return [leaf for leaf, is_read in zip(jax.tree.leaves(state), read, strict=True) if is_read]
