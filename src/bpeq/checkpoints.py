@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 import warnings
@@ -83,7 +84,7 @@ class Checkpoints:
             raise DataError(f"{self.folder}: cannot write: {error.strerror or error}") from error
         runs.write_bytes(path, content)
         try:
-            runs.write_json(path.with_suffix(".json"), manifest)
+            runs.write_json(path.with_suffix(".json"), manifest | {"own_sha256": _sum(manifest)})
         except DataError:
             path.unlink(missing_ok=True)  # half a checkpoint only fills the disk
             raise
@@ -143,7 +144,9 @@ class Checkpoints:
 
     def _all(self) -> list[Path]:
         """Newest first; also those of which only one of the two files is there."""
-        places = {p.with_suffix(".safetensors") for p in self.folder.glob(f"{self.part}-*")}
+        places = {
+            p.with_suffix(".safetensors") for p in self.folder.glob(f"{glob.escape(self.part)}-*")
+        }
         mine = [p for p in places if p.stem[len(self.part) + 1 :].isdigit()]
         return sorted(mine, key=lambda p: int(p.stem[len(self.part) + 1 :]), reverse=True)
 
@@ -157,6 +160,8 @@ class Checkpoints:
         try:
             text, content = path.with_suffix(".json").read_text(), path.read_bytes()
             manifest = json.loads(text)
+            if manifest.pop("own_sha256") != _sum(manifest):
+                raise _Damaged("its manifest is damaged: its own_sha256 is that of another")
             if hashlib.sha256(content).hexdigest() != manifest["sha256"]:
                 raise _Damaged("is damaged: its sha256 is not its manifest's")
             arrays = load(content)
@@ -221,6 +226,11 @@ class Checkpoints:
 
 class _Damaged(Exception):
     """A checkpoint that cannot be used; says why."""
+
+
+def _sum(manifest: dict[str, Any]) -> str:
+    """Of a manifest as it is read back: what vouches for the arrays must not be damaged itself."""
+    return hashlib.sha256(json.dumps(runs.plain(manifest), sort_keys=True).encode()).hexdigest()
 
 
 def _remove(path: Path) -> None:

@@ -62,6 +62,8 @@ def compare(
         shared_by(each)
         if trials is not None:
             tuning.check(each, problems[name])
+    if resume and (folder / "config.toml").exists():
+        raise FileExistsError(f"the folder {folder} already holds a run; name a new one")
     with locking.held(folder, resume):
         return _compared(config, configs, problems, folder, progress, stop, trials, resume)
 

@@ -23,7 +23,7 @@ HARMLESS = ("checkpoint_share", "training.unsettled")
 def begin(config: Config, folder: Path, resume: bool, checksum: str = "") -> dict[str, Any]:
     """Writes config.toml and environment.json into a new run's folder, which is locked.
 
-    A run that is taken up keeps those it has.
+    A run that is taken up keeps the environment it has, and its config but for harmless settings.
 
     Args:
       checksum: of the data; empty where a study makes its own.
@@ -34,11 +34,12 @@ def begin(config: Config, folder: Path, resume: bool, checksum: str = "") -> dic
     Raises:
       DataError: a run that is taken up had other data.
     """
-    if not (resume and (folder / "config.toml").exists()):
-        runs.write_text(folder / "config.toml", tomli_w.dumps(as_written(config)))
+    path, text = folder / "config.toml", tomli_w.dumps(as_written(config))
+    if not (resume and path.exists() and path.read_text() == text):
+        runs.write_text(path, text)
     path = folder / "environment.json"
     if resume and path.exists():
-        before = runs.read_json(path)
+        before = _environment(path)
         if before.get("data_checksum", "") != checksum:
             raise DataError(f"{folder}: the data are not those that its run began with")
         if before.get("study_sha256") != _study(config):
@@ -100,7 +101,7 @@ def reload(folder: Path, overrides: list[str] | None = None) -> Config:
         raise ConfigError(f"{folder}: holds no run")
     config = load(folder / "config.toml", overrides or ())
     path = folder / "environment.json"
-    name = runs.read_json(path).get("name") if path.exists() else None
+    name = _environment(path).get("name") if path.exists() else None
     return config._replace(name=name) if isinstance(name, str) else config
 
 
@@ -141,6 +142,13 @@ def flat(tree: Any, place: str = "") -> dict[str, Any]:
     found: dict[str, Any] = {}
     for key, value in tree.items():
         found |= flat(value, f"{place}.{key}".lstrip("."))
+    return found
+
+
+def _environment(path: Path) -> dict[str, Any]:
+    found = runs.read_json(path)
+    if not isinstance(found, dict):
+        raise DataError(f"{path}: is damaged: it is no object")
     return found
 
 

@@ -93,6 +93,8 @@ def test_a_run_that_was_stopped_for_it_stops_again_until_it_may_go_on(call):
     said = call("run", "stop", "--resume", "--set", "training.unsettled=record")
     assert (said.code, said.err) == (0, [])
     assert len(rows("stop")) == 4
+    assert 'unsettled = "record"' in Path("stop/config.toml").read_text()
+    assert call("verify", "stop").code == 0  # whose repeat is not stopped either
 
 
 @pytest.mark.parametrize("policy", ["warn", "stop"])

@@ -306,6 +306,17 @@ def newest(folder: Path) -> Path:
     return found[-1]
 
 
+def edit(old: str, new: str) -> Any:
+    """Damages a manifest that stays JSON."""
+
+    def damage(path: Path) -> None:
+        text = path.with_suffix(".json").read_text()
+        assert old in text
+        path.with_suffix(".json").write_text(text.replace(old, new))
+
+    return damage
+
+
 def flip(path: Path) -> None:
     content = bytearray(path.read_bytes())
     content[-3] ^= 4
@@ -322,6 +333,12 @@ DAMAGES = {
     "is incomplete: 1-000000002.safetensors is missing": [Path.unlink],
     "its manifest is damaged: JSONDecodeError": [
         lambda path: path.with_suffix(".json").write_text('{"format": 1, "do')
+    ],
+    "its manifest is damaged: its own_sha256 is that of another": [
+        edit('"done": 2', '"done": 3'),
+        edit('"epoch": 2', '"epoch": 4'),
+        edit('"start": 0', '"start": 8'),
+        edit('"train": ', '"trait": '),
     ],
     "its manifest is damaged: KeyError": [lambda path: path.with_suffix(".json").write_text("{}")],
 }
@@ -424,6 +441,22 @@ def test_another_config_is_refused_and_the_key_named(call, half, pair, line):
     assert (said.code, len(said.err)) == (2, 1)
     assert said.err[0].startswith(f"bpeq: --set {line}")
     assert said.err[0].endswith("; go on with its own config, or name a new folder")
+    assert files(half) == before
+
+
+@pytest.mark.parametrize("content", ["[]", "3", "null"])
+def test_an_environment_that_is_no_object_is_one_line(call, half, content):
+    (half / "environment.json").write_text(content)
+    said = call("run", half, "--resume")
+    line = f"bpeq: {half}/environment.json: is damaged: it is no object"
+    assert (said.code, said.err) == (3, [line])
+
+
+def test_a_comparison_does_not_go_on_in_a_runs_folder(call, half):
+    before = files(half)
+    said = call("compare", "c.toml", "--rules", "backprop", "--out", half, "--resume")
+    line = f"bpeq: the folder {half} already holds a run; name a new one"
+    assert (said.code, said.err) == (2, [line])
     assert files(half) == before
 
 
