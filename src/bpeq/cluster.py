@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import tempfile
@@ -41,7 +42,8 @@ def check(
             if value is not None:
                 raise ConfigError(f"{option} = {value}: means nothing without --coordinator")
     elif coordinator != "auto":
-        if not re.fullmatch(r".+:\d{1,5}", coordinator):
+        port = re.fullmatch(r".+:(\d{1,5})", coordinator)
+        if port is None or not 0 < int(port[1]) < 2**16:
             raise ConfigError(f"--coordinator = {coordinator}: must be HOST:PORT or auto")
         if count is None or count < 1:
             raise ConfigError(f"--process-count = {count}: must be a whole number >= 1")
@@ -90,12 +92,29 @@ def workplace(folder: Path) -> Iterator[Path]:
         place = folder if first() else Path(scratch) / "run"
         if not first() and folder.is_dir():
             shutil.copytree(folder, place)
-        held = sorted((p.name, p.stat().st_size) for p in place.rglob("*.safetensors"))
+        files = (p for p in place.rglob("*") if p.suffix in (".safetensors", ".json", ".jsonl"))
+        held = sorted((p.name, p.stat().st_size) for p in files)
         digests = _gathered(zlib.crc32(str(held).encode()))  # they also wait for each other
         if (digests != digests[0]).any():
             said = "is not the same to all processes: it must be where all of them can read"
             raise DataError(f"{folder}: {said}")
         yield place
+
+
+def alike(config: Config, checksum: str) -> None:
+    """That all processes compute the same: they would not see it if weights drifted apart.
+
+    Raises:
+      ConfigError: one has other settings, but for where its data are. DataError: it has other data.
+    """
+    if jax.process_count() == 1:
+        return
+    data = {key: v for key, v in config.tree["data"].items() if key != "path"}
+    settings = json.dumps({**config.tree, "data": data}, sort_keys=True, default=str)
+    for what, text, kind in (("settings", settings, ConfigError), ("data", checksum, DataError)):
+        digests = _gathered(zlib.crc32(text.encode()))
+        if (digests != digests[0]).any():
+            raise kind(f"{config.path}: the {what} are not the same in all processes")
 
 
 def agreed(stop: Callable[[], int | None]) -> Callable[[], int | None]:

@@ -15,7 +15,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from bpeq import locking, resuming, runs, scoring, sealing, training, trees
-from bpeq.cluster import agreed, shared_by
+from bpeq.cluster import agreed, alike, shared_by
 from bpeq.config import Config
 from bpeq.fidelity import grouped
 from bpeq.looping import Diverged, Interrupted, Progress, Runner
@@ -62,6 +62,7 @@ def run(
         problem = build(config) if problem is None else problem
         work = partial(_training, config, problem, shared_by(config))
         checksum = problem.data.checksum
+        alike(config, checksum)
     double = jax.enable_x64(config.tree["precision"] == "float64")
     with locking.held(folder, resume), double:
         if resume and resuming.finished(folder):

@@ -68,7 +68,7 @@ def search(
     study = _study(folder, config.tree["seed"])
     while (done := len(_ended(study))) < trials:
         trial = study.ask()
-        chosen = {key: _suggest(trial, key, _space(key, texts)) for key, texts in grid.items()}
+        chosen = {key: _suggest(trial, key, texts) for key, texts in grid.items()}
         each = cells.cell(config.path, config.overrides, chosen)
         sweeping.work([each], folder, _counting(progress, done, trials), stop)
         if sweeping.failure(folder, each) is not None:
@@ -123,12 +123,17 @@ def _space(key: str, texts: Sequence[str]) -> Any:
     return low, high, log
 
 
-def _suggest(trial: Any, key: str, space: Any) -> str:
-    if isinstance(space, list):
-        return trial.suggest_categorical(key, space)
-    low, high, log = space
-    suggest = trial.suggest_int if isinstance(low, int) else trial.suggest_float
-    return _text(suggest(key, low, high, log=log))
+def _suggest(trial: Any, key: str, texts: Sequence[str]) -> str:
+    space = _space(key, texts)
+    try:
+        if isinstance(space, list):
+            return trial.suggest_categorical(key, space)
+        low, high, log = space
+        suggest = trial.suggest_int if isinstance(low, int) else trial.suggest_float
+        return _text(suggest(key, low, high, log=log))
+    except ValueError as error:  # optuna keeps to the lists and kinds that it began with
+        remedy = "the search in this folder began with other values; go on with those, or name "
+        raise ConfigError(f"--grid {key} = {','.join(texts)}: {remedy}a new folder") from error
 
 
 def _text(value: Any) -> str:

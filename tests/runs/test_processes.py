@@ -11,9 +11,12 @@ import time
 from pathlib import Path
 
 import jax
+import numpy as np
 import pytest
 
-from bpeq import _launch
+from bpeq import _launch, cluster
+from bpeq.config import ConfigError, load
+from bpeq.types import DataError
 
 CONFIG = """\
 seeds = 2
@@ -166,6 +169,7 @@ def test_processes_end_with_their_launcher(config, tmp_path):
     [
         (["--processes", 0], "--processes = 0: must be a whole number >= 1"),
         (["--coordinator", "here"], "--coordinator = here: must be HOST:PORT or auto"),
+        (["--coordinator", "h:65536"], "--coordinator = h:65536: must be HOST:PORT or auto"),
         (["--coordinator", "h:1"], "--process-count = None: must be a whole number >= 1"),
         (
             ["--coordinator", "h:1", "--process-count", 2, "--process-id", 2],
@@ -182,6 +186,30 @@ def test_what_is_wrong_with_the_options_is_one_line_and_nothing_is_written(
     assert len(said.err) == 1
     assert line in said.err[0]
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "said"),
+    [
+        (("seed=1", "a"), ("seed=2", "a"), "c.toml: the settings are not the same in all proc"),
+        (("seed=1", "a"), ("seed=1", "b"), "c.toml: the data are not the same in all processes"),
+        (("seed=1", "a"), ("seed=1", "a"), ""),
+    ],
+)
+def test_processes_that_would_not_compute_the_same_are_refused(
+    config, monkeypatch, one, other, said
+):
+    """Each hands in a digest of what it has; the second process is played by a second call."""
+    handed: list[int] = []
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(cluster, "_gathered", lambda n: handed.append(n) or np.array([n, n]))
+    cluster.alike(load(config, [one[0]]), one[1])
+    there = iter(handed)
+    monkeypatch.setattr(cluster, "_gathered", lambda n: np.array([next(there), n]))
+    if not said:
+        return cluster.alike(load(config, [other[0]]), other[1])
+    with pytest.raises((ConfigError, DataError), match=said):
+        cluster.alike(load(config, [other[0]]), other[1])
 
 
 @pytest.mark.parametrize(

@@ -255,6 +255,15 @@ def test_a_range_that_means_nothing_is_refused(text):
         searching._space("rule.beta", [text])
 
 
+def test_a_search_with_other_lists_than_the_folders_is_one_line():
+    class Trial:
+        def suggest_categorical(self, key, texts):
+            raise ValueError("CategoricalDistribution does not support dynamic value space.")
+
+    with pytest.raises(ConfigError, match=r"--grid seed = 1,2: the search in this folder began"):
+        searching._suggest(Trial(), "seed", ["1", "2"])
+
+
 def test_a_search_runs_its_trials_and_the_same_command_runs_no_more(call, config, tmp_path):
     pytest.importorskip("optuna", reason="an extra: pip install 'bpeq[search]'")
     options = [
