@@ -158,6 +158,8 @@ def _agreed(before: State, after: State) -> State:
     def agree(old: Array, new: Array) -> Array:
         if new is old or not jnp.issubdtype(new.dtype, jnp.inexact):
             return new
-        return old + shards.mean(new - old)
+        bounded = jnp.isfinite(old)  # a state may start at infinity, from which nothing is apart
+        change = shards.mean(jnp.where(bounded, new - old, new))
+        return jnp.where(bounded, old + change, change)
 
     return jax.tree.map(agree, before, after)
