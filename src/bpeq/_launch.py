@@ -26,6 +26,7 @@ LOST, SAID, ALONE = 3, (2, 3, 4, 130, 143), 75
 """Exit codes: of a run that lost a process; after a line of its own; of one whose peer is lost."""
 
 _NATIVE = {
+    "Failed to add port to server": "the coordinator's port is taken",
     "CoordinationService/RegisterTask": "the others did not arrive in time",
     "the JAX distributed service detected fatal errors": "it lost the others",
 }

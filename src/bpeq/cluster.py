@@ -62,13 +62,19 @@ def join(coordinator: str, index: int | None = None, count: int | None = None) -
     Args:
       coordinator: HOST:PORT of the first process; "auto": that, index and count are what the
         cluster's own environment says (Slurm, Open MPI, Kubernetes, a TPU pod).
+
+    Raises:
+      ConfigError: that says nothing.
     """
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     jax.config.update("jax_enable_preemption_service", False)  # it would take SIGTERM from us
     address = None if coordinator == "auto" else coordinator
-    jax.distributed.initialize(
-        address, count, index, initialization_timeout=ARRIVAL, heartbeat_timeout_seconds=ARRIVAL
-    )
+    waits = {"initialization_timeout": ARRIVAL, "heartbeat_timeout_seconds": ARRIVAL}
+    try:
+        jax.distributed.initialize(address, count, index, **waits)
+    except ValueError as error:
+        remedy = "the environment does not say it (see docs/devices.md); give HOST:PORT"
+        raise ConfigError(f"--coordinator = {coordinator}: {remedy}") from error
 
 
 def first() -> bool:

@@ -188,6 +188,16 @@ def test_what_is_wrong_with_the_options_is_one_line_and_nothing_is_written(
     assert not (tmp_path / "run").exists()
 
 
+def test_auto_outside_of_a_cluster_is_one_line(monkeypatch):
+    def initialize(*args: object, **more: object) -> None:
+        raise ValueError("coordinator_address should be defined.")
+
+    monkeypatch.setattr(jax.config, "update", lambda *setting: None)
+    monkeypatch.setattr(jax.distributed, "initialize", initialize)
+    with pytest.raises(ConfigError, match="--coordinator = auto: the environment does not say it"):
+        cluster.join("auto")
+
+
 @pytest.mark.parametrize(
     ("one", "other", "said"),
     [
@@ -216,6 +226,10 @@ def test_processes_that_would_not_compute_the_same_are_refused(
     ("log", "words"),
     [
         ("[Gloo] Rank 1 is connected to 1 peer ranks.", ""),
+        (
+            "E1 add_port.cc:83] Failed to add port to server: No",
+            " (the coordinator's port is taken)",
+        ),
         ("bpeq: c.toml: odd\n[Gloo] Rank 1", " (c.toml: odd)"),
         (
             "F1 ] fatal: Deadline\nRPC: /x.CoordinationService/RegisterTask\n  @ 0x7f main",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -214,6 +215,28 @@ def test_report_writes_the_page_anew(call, finished, tmp_path, monkeypatch):
     said = call("report", folder)
     assert (said.code, said.err, said.out) == (0, [], f"{folder}/report.html\n")
     assert (folder / "report.html").read_text().startswith("<!")
+
+
+@pytest.mark.parametrize("name", ["report.html", "learning_curves.png"])
+def test_a_report_that_does_not_fit_on_the_disk_is_named_and_the_old_one_stays(
+    call, finished, tmp_path, monkeypatch, name
+):
+    monkeypatch.undo()  # with its pictures
+    folder = copy(finished, tmp_path / "copy")
+    (folder / name).write_text("old")
+    replace = Path.replace
+
+    def full(self: Path, target: Path) -> Path:
+        if target.name == name:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return replace(self, target)
+
+    monkeypatch.setattr(Path, "replace", full)
+    said = call("report", folder)
+    line = f"bpeq: {folder / name}: cannot write: No space left on device"
+    assert (said.code, said.err) == (3, [line])
+    assert (folder / name).read_text() == "old"
+    assert not list(folder.glob("*.part"))
 
 
 def test_a_study_is_run_instead_of_training(call, tmp_path):

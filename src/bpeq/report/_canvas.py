@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from bpeq import runs
 from bpeq.report import _colours as colours
 
 if TYPE_CHECKING:
@@ -83,7 +84,9 @@ def png(panels: Sequence[Panel], path: Path, title: str) -> Path:
                     color=colours.MUTED, linespacing=1.3, parse_math=False,
                 )  # fmt: skip
             top -= height
-        figure.savefig(path, dpi=150, format="png", metadata={"Software": "bpeq"})
+        buffer = io.BytesIO()
+        figure.savefig(buffer, dpi=150, format="png", metadata={"Software": "bpeq"})
+    runs.write_bytes(path, buffer.getvalue())
     return path
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import csv
+import io
 from collections.abc import Sequence
 from pathlib import Path
 
+from bpeq import runs
 from bpeq.report._metrics import ordered
 from bpeq.report._rows import Row
 
@@ -24,18 +26,19 @@ def write_csv(found: Sequence[Row], path: Path) -> None:
     near = [(end, part) for end in ends for part in ("relative_error", "cosine")]
     head = ["rule", "control", "seeds"]
     head += [f"{name}_{part}" for name in metrics for part in ("mean", "std")]
-    with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file)
-        head += [f"cost_{name}" for name in costs]
-        writer.writerow(head + [f"{end}_{part}" for end, part in near])
-        for row in found:
-            seeds = max((len(stat.values) for stat in row.stats.values()), default=0)
-            line: list[str | int | float] = [row.name, str(row.control).lower(), seeds]
-            for name in metrics:
-                stat = row.stats.get(name)
-                line += ["", ""] if stat is None else [stat.mean, stat.std]
-            line += [row.cost.get(name, "") for name in costs]
-            for end, part in near:
-                known = row.fidelity.get(end)
-                line.append("" if known is None else getattr(known.total, part))
-            writer.writerow(line)
+    text = io.StringIO()
+    writer = csv.writer(text)
+    head += [f"cost_{name}" for name in costs]
+    writer.writerow(head + [f"{end}_{part}" for end, part in near])
+    for row in found:
+        seeds = max((len(stat.values) for stat in row.stats.values()), default=0)
+        line: list[str | int | float] = [row.name, str(row.control).lower(), seeds]
+        for name in metrics:
+            stat = row.stats.get(name)
+            line += ["", ""] if stat is None else [stat.mean, stat.std]
+        line += [row.cost.get(name, "") for name in costs]
+        for end, part in near:
+            known = row.fidelity.get(end)
+            line.append("" if known is None else getattr(known.total, part))
+        writer.writerow(line)
+    runs.write_text(path, text.getvalue())

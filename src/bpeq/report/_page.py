@@ -9,6 +9,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from bpeq import runs
 from bpeq.report import _colours as colours
 from bpeq.report._canvas import Panel, svg
 from bpeq.report._metrics import Metric, Stat
@@ -103,7 +104,7 @@ def write(page: Page, path: Path) -> Path:
     style = colours.stylesheet() + here.joinpath("page.css").read_text(encoding="utf-8")
     template = environment.from_string(here.joinpath("page.html.j2").read_text(encoding="utf-8"))
     text = template.render(page=page, style=Markup(style), figure=figure)
-    path.write_text(text, encoding="utf-8")
+    runs.write_text(path, text)
     return path
 
 

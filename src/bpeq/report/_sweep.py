@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from bpeq import runs
 from bpeq.report import _canvas as canvas
 from bpeq.report import _colours as colours
 from bpeq.report._metrics import Metric, Stat, metric, ordered, primary, spread, stats
@@ -106,15 +108,16 @@ def write_csv(rows: Sequence[Row], path: Path) -> None:
     """A line a run: its name, state and settings; METRIC_mean and METRIC_std, empty where none."""
     keys, names = _keys(rows), _names(rows)
     head = [f"{name}_{part}" for name in names for part in ("mean", "std")]
-    with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["run", "state", *keys, *head])
-        for row in rows:
-            line = [row.run, row.state, *(row.settings.get(key, "") for key in keys)]
-            for name in names:
-                stat = row.stats.get(name)
-                line += ["", ""] if stat is None else [stat.mean, stat.std]
-            writer.writerow(line)
+    text = io.StringIO()
+    writer = csv.writer(text)
+    writer.writerow(["run", "state", *keys, *head])
+    for row in rows:
+        line = [row.run, row.state, *(row.settings.get(key, "") for key in keys)]
+        for name in names:
+            stat = row.stats.get(name)
+            line += ["", ""] if stat is None else [stat.mean, stat.std]
+        writer.writerow(line)
+    runs.write_text(path, text.getvalue())
 
 
 def best(rows: Sequence[Row]) -> Row | None:
