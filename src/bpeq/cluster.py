@@ -10,6 +10,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -69,7 +70,7 @@ def join(coordinator: str, index: int | None = None, count: int | None = None) -
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     jax.config.update("jax_enable_preemption_service", False)  # it would take SIGTERM from us
     address = None if coordinator == "auto" else coordinator
-    waits = {"initialization_timeout": ARRIVAL, "heartbeat_timeout_seconds": ARRIVAL}
+    waits: Any = {"initialization_timeout": ARRIVAL, "heartbeat_timeout_seconds": ARRIVAL}
     try:
         jax.distributed.initialize(address, count, index, **waits)
     except ValueError as error:
