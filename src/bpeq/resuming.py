@@ -39,7 +39,7 @@ def begin(config: Config, folder: Path, resume: bool, checksum: str = "") -> dic
         runs.write_text(path, text)
     path = folder / "environment.json"
     if resume and path.exists():
-        before = runs.read_json(path)
+        before = _environment(path)
         if before.get("data_checksum", "") != checksum:
             raise DataError(f"{folder}: the data are not those that its run began with")
         if before.get("study_sha256") != _study(config):
@@ -110,7 +110,7 @@ def reload(folder: Path, overrides: list[str] | None = None) -> Config:
         raise ConfigError(f"{folder}: holds no run")
     config = load(folder / "config.toml", overrides or ())
     path = folder / "environment.json"
-    name = runs.read_json(path).get("name") if path.exists() else None
+    name = _environment(path).get("name") if path.exists() else None
     return config._replace(name=name) if isinstance(name, str) else config
 
 
@@ -151,6 +151,13 @@ def flat(tree: Any, place: str = "") -> dict[str, Any]:
     found: dict[str, Any] = {}
     for key, value in tree.items():
         found |= flat(value, f"{place}.{key}".lstrip("."))
+    return found
+
+
+def _environment(path: Path) -> dict[str, Any]:
+    found = runs.read_json(path)
+    if not isinstance(found, dict):
+        raise DataError(f"{path}: is damaged: it is no object")
     return found
 
 

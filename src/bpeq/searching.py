@@ -65,9 +65,11 @@ def search(
     """
     import optuna
 
-    study = _study(folder, config.tree["seed"])
+    study, seed = _study(folder), config.tree["seed"]
     while (done := len(_ended(study))) < trials:
         trial = study.ask()
+        # by the trial's number, or workers that start together would all draw the same
+        study.sampler = optuna.samplers.TPESampler(seed=seed + trial.number)
         chosen = {key: _suggest(trial, key, texts) for key, texts in grid.items()}
         each = cells.cell(config.path, config.overrides, chosen)
         sweeping.work([each], folder, _counting(progress, done, trials), stop)
@@ -81,14 +83,14 @@ def search(
 def tried(config: Config, grid: Grid, folder: Path) -> list[Cell]:
     """The runs of all trials that have ended, in their order, each once."""
     found = {}
-    for trial in _ended(_study(folder, 0)):
+    for trial in _ended(_study(folder)):
         chosen = {key: _text(trial.params[key]) for key in grid if key in trial.params}
         each = cells.cell(config.path, config.overrides, chosen)
         found[each.name] = each
     return list(found.values())
 
 
-def _study(folder: Path, seed: int) -> Any:
+def _study(folder: Path) -> Any:
     import optuna
     from optuna.storages.journal import (  # type: ignore[import-not-found,unused-ignore]
         JournalFileBackend,
@@ -96,11 +98,9 @@ def _study(folder: Path, seed: int) -> Any:
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     storage = optuna.storages.JournalStorage(JournalFileBackend(str(folder / STORAGE)))
-    study = optuna.create_study(
+    return optuna.create_study(
         storage=storage, study_name="sweep", direction="minimize", load_if_exists=True
     )
-    study.sampler = optuna.samplers.TPESampler(seed=seed + len(study.trials))
-    return study
 
 
 def _ended(study: Any) -> list[Any]:

@@ -18,7 +18,7 @@ import jax
 import pytest
 
 from bpeq import cells, locking, runs, searching, sweeping
-from bpeq.config import ConfigError
+from bpeq.config import ConfigError, load
 from bpeq.types import DataError
 
 CONFIG = """\
@@ -283,6 +283,24 @@ def test_a_search_runs_its_trials_and_the_same_command_runs_no_more(call, config
     for row in sweep["runs"]:
         assert 1e-2 <= row["settings"]["optimizer.learning_rate"] <= 1
         assert row["settings"]["seed"] in range(10)
+
+
+def test_workers_of_a_search_draw_each_a_trial_of_its_own(config, tmp_path, monkeypatch):
+    """The second begins while the first has its first trial, of which nobody knows the end."""
+    pytest.importorskip("optuna", reason="an extra: pip install 'bpeq[search]'")
+    checked, grid = load(config), cells.read_grids(["optimizer.learning_rate=0.1..1.0"])
+    drawn: list[float] = []
+
+    def work(found, folder, *how):
+        drawn.append(found[0].settings["optimizer.learning_rate"])
+        if len(drawn) < 3:
+            searching.search(checked, grid, 1, folder, "validation_error")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sweeping, "work", work)
+    with pytest.raises(KeyboardInterrupt):
+        searching.search(checked, grid, 1, tmp_path, "validation_error")
+    assert len(set(drawn)) == 3
 
 
 def test_a_folder_that_holds_something_else_is_refused(call, config, tmp_path):

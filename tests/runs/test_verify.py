@@ -120,6 +120,15 @@ def test_a_manifest_that_is_missing_or_damaged_ends_with_3(call, run, content, l
     assert said.err[0].startswith(f"bpeq: {line}")
 
 
+@pytest.mark.parametrize("name", ["metrics.jsonl", "params.safetensors"])
+def test_a_result_that_the_manifest_has_not_is_vouched_for_by_nothing(call, run, name):
+    manifest = json.loads((run / "manifest.json").read_text())
+    del manifest["sha256"][name]
+    (run / "manifest.json").write_text(json.dumps(manifest))
+    line = f"bpeq: run: is not as its run left it: {name} is not in manifest.json"
+    assert call("verify", run, "--files")[::2] == (3, [line])
+
+
 def forge(run: Path, what: str) -> str:
     """Changes one figure and the manifest with it; what verify must then say."""
     if what == "metrics.jsonl":
