@@ -303,7 +303,8 @@ TABLE: dict[str, list[Bad]] = {
         Bad(f"sweep c.toml {GRID} --out done", 2, "the folder done already holds a run"),
         Bad("compare c.toml --rules eqprop --out done", 2, "the folder done already holds a run"),
         Bad("fidelity c.toml --out done", 2, "the folder done already holds a run"),
-        Bad("report done", 3, "done/report.html: cannot write: Is a directory", folder_for("done/report.html")),
+        Bad("report done", 3, "done/report.html: cannot write: Is a directory",
+            folder_for("done/report.html")),
     ],
     "run --resume": [
         Bad("run nowhere --resume", 2, "nowhere: cannot read the config: No such file or dir"),
