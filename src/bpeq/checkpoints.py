@@ -167,7 +167,7 @@ class Checkpoints:
             arrays = load(content)
             told = manifest["arrays"].items()
             arrays = {n: packing.unpacked(arrays[n], kind, shape) for n, (kind, shape) in told}
-            size, start = (manifest["metrics"][key] for key in ("bytes", "start"))
+            size, start, _ = (manifest["metrics"][key] for key in ("bytes", "start", "sha256"))
             if {type(size), type(start)} != {int} or not 0 <= start <= size:
                 raise _Damaged("its manifest is damaged: it has no place in metrics.jsonl")
             if not all(isinstance(spent, int | float) for spent in manifest["seconds"].values()):
