@@ -311,8 +311,8 @@ def test_any_change_to_a_stopped_run_is_one_line_of_resume_and_writes_nothing_ov
 
 
 @pytest.fixture
-def saved(desk) -> tuple[checkpoints.Checkpoints, Any, Path]:
-    """Two checkpoints of a small carry, and what they are restored into."""
+def saved(desk) -> tuple[checkpoints.Checkpoints, Any, Path, dict[Path, bytes]]:
+    """Two checkpoints of a small carry, what they are restored into, the newest, all files."""
     journal = Journal(desk / "metrics.jsonl")
     carry = {"w": jnp.arange(3.0), "key": jax.random.key(0), "z": jnp.ones(2, complex)}
     made = checkpoints.Checkpoints(desk / "points", "1", {"config": "c"}, [jax.random.key(1)])
@@ -322,14 +322,15 @@ def saved(desk) -> tuple[checkpoints.Checkpoints, Any, Path]:
         host = packing.to_host(carry)
         values = {"loss": jnp.ones(1)}
         made.save(checkpoints.Point(done, host, values, row, journal.mark(), 0), {"total": 1.0})
-    return made, carry, made.path(2)
+    return made, carry, made.path(2), {p: p.read_bytes() for p in made.folder.iterdir()}
 
 
 @fuzz(80)
 @given(data=st.data())
 def test_any_change_to_a_checkpoint_is_an_older_one_or_a_data_error(saved, desk, data):
-    made, carry, path = saved
-    kept = {p: p.read_bytes() for p in path.parent.iterdir()}
+    made, carry, path, kept = saved
+    for each, content in kept.items():
+        each.write_bytes(content)
     rows = (desk / "metrics.jsonl").read_bytes()
     part = data.draw(st.sampled_from([path, path.with_suffix(".json")]))
     if part != path and data.draw(st.booleans()):
@@ -343,8 +344,6 @@ def test_any_change_to_a_checkpoint_is_an_older_one_or_a_data_error(saved, desk,
         assert shapes[0] == shapes[1]
         assert all(isinstance(spent, int | float) for spent in seconds.values())
     assert (desk / "metrics.jsonl").read_bytes() == rows
-    for each, content in kept.items():
-        each.write_bytes(content)
 
 
 @fuzz(60)
