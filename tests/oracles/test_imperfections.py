@@ -109,6 +109,7 @@ def test_noise_is_normal_of_the_given_width_on_every_unit():
     assert np.abs(correlations).max() < 5 / np.sqrt(500)
 
 
+@pytest.mark.slow
 def test_noise_differs_by_key_sweep_push_and_example_and_is_a_function_of_them():
     system, params, batch = problem(batch=200)
     noisy = imperfect(system, noise=0.03)

@@ -325,7 +325,7 @@ def saved(desk) -> tuple[checkpoints.Checkpoints, Any, Path, dict[Path, bytes]]:
     return made, carry, made.path(2), {p: p.read_bytes() for p in made.folder.iterdir()}
 
 
-@fuzz(80)
+@fuzz(40)
 @given(data=st.data())
 def test_any_change_to_a_checkpoint_is_an_older_one_or_a_data_error(saved, desk, data):
     made, carry, path, kept = saved
@@ -346,7 +346,7 @@ def test_any_change_to_a_checkpoint_is_an_older_one_or_a_data_error(saved, desk,
     assert (desk / "metrics.jsonl").read_bytes() == rows
 
 
-@fuzz(60)
+@fuzz(30)
 @given(data=st.data())
 def test_any_change_to_parameters_is_a_data_error_or_the_same_shapes(workshop, desk, data):
     content = (workshop / "done" / "params.safetensors").read_bytes()

@@ -65,6 +65,7 @@ def errors(result: dict[str, Any]) -> list[float]:
     return result["metrics"]["test_error"]["values"]
 
 
+@pytest.mark.slow
 def test_the_script_trains_the_energy_by_both_rules(page):
     """Beside it, on the same split, a linear readout errs on 3.9 %."""
     environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
@@ -110,6 +111,7 @@ def test_a_loaded_run_gives_the_errors_of_its_summary(ran, page):
     assert float(wrong.mean()) == pytest.approx(errors(summary)[1], abs=1e-6)
 
 
+@pytest.mark.slow
 def test_fidelity_names_the_weights_and_the_states_by_the_users_keys(ran):
     found = ran("fidelity")
     assert set(found["rules"]) == {"eqprop", "vector_field_eqprop"}
@@ -162,6 +164,7 @@ def test_show_prints_the_range_and_the_docstring(ran):
     ]
 
 
+@pytest.mark.slow
 def test_own_layer_passes_the_check_and_own_data_are_learned(ran):
     rows = [
         line.split("│") for line in ran("bpeq check ring.toml").splitlines() if "1: gain" in line
