@@ -37,7 +37,7 @@ def run(effort: Effort) -> Found:
     if not effort.quick:
         times |= training()
     rows = [row(f"start {name}", found) for name, found in times.items()]
-    if not effort.quick and images().name == "mnist":
+    if not effort.quick and images().name == "MNIST":
         rows += past_97()
     return Found(rows, {})
 

@@ -62,8 +62,9 @@ def anderson(
     An example takes a plain sweep where a past one shows no descent, ⟨Δ_i s, Δ_i f⟩ > 0: there the
     energy has a saddle, to which least squares would go and sweeps do not; and where its residual
     has grown to twice the least so far, when it also forgets its past. After half of `max_steps`
-    all go by plain sweeps. Where a system has several stable equilibria, an accelerated
-    state can still settle in another one than plain sweeps do, as it would from another start.
+    all go by plain sweeps. Where a system has several stable equilibria, as with
+    max-pooling between states, an accelerated state can settle in another one than plain sweeps do;
+    two phases of EP that do so have no gradient between them.
 
     Args:
       tolerance: in units of the state, > 0; in float32 little below 1e-6 can be reached.
