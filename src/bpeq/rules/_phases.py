@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Inexact
 
 from bpeq import trees
+from bpeq.systems._derivatives import side_by_side
 from bpeq.types import Cost, Params, SolveInfo, Solver, State, System
 
 
@@ -115,11 +116,11 @@ def nudged_phases(
         return system.sweep(params, clamped, state, nudge(system, cost, params, y, beta))
 
     def each(state: State) -> State:
-        return _together(jax.vmap(sweep)(betas, jnp.arange(count), apart(state)))
+        return jax.tree.map(side_by_side, jax.vmap(sweep)(betas, jnp.arange(count), apart(state)))
 
     # All phases are one batch, in one loop, which ends with the last.
     step = Sweep(each if take is None else some(jnp.arange(count * batch)), take and some)
-    state, info = solver(step, _together(start))
+    state, info = solver(step, jax.tree.map(side_by_side, start))
     path = info.trajectory
     if path is not None:  # [steps, phases · batch, ...] to [phases, steps, batch, ...]
         path = jax.tree.map(lambda s: s.swapaxes(0, 1), jax.vmap(apart)(path))
@@ -159,11 +160,6 @@ def _taker(
         return jax.tree.unflatten(structure, own)
 
     return take
-
-
-def _together(phases: State) -> State:
-    """`[phases, batch, ...]` as `[phases · batch, ...]`."""
-    return jax.tree.map(lambda s: s.reshape(-1, *s.shape[2:]), phases)
 
 
 def _apart(count: int, states: State) -> State:
