@@ -274,47 +274,6 @@ def test_a_step_on_some_rows_is_the_step_there(name):
             np.testing.assert_allclose(ours, theirs, atol=1e-14)
 
 
-@pytest.mark.parametrize("name", ["one", "deep"])
-def test_unsettled_examples_that_go_on_alone_end_where_they_would_in_the_batch(name):
-    sigma = layers.shifted_sigmoid
-    widths = (40, 3) if name == "one" else (30, 20, 3)
-    network = chain(*(p for n in widths for p in (dense(n, scale=2.0), sigma())))
-    system, cost = systems.hopfield(network), costs.squared_error()
-    params, _ = system.init(jax.random.key(1), (6,))
-    x, y = jax.random.normal(jax.random.key(2), (320, 6)), jnp.arange(320) % 3
-    solver = anderson(1e-11)
-
-    def together(step, state):
-        return solver(lambda s: step(s), state)
-
-    rest, whole = (
-        jax.jit(lambda x, s=s: free_phase(system, s, params, x))(x) for s in (solver, together)
-    )
-    assert float(trees.max_abs(trees.sub(rest.state, whole.state)).max()) < 1e-9
-    assert int(whole.info.steps.max()) > int(jnp.quantile(whole.info.steps, 0.9)) + 2
-    np.testing.assert_array_equal(rest.info.steps, whole.info.steps)
-    assert rest.info.converged.all()
-    betas = jnp.array([0.1, -0.1])
-    (state, info), (same, _) = (
-        jax.jit(lambda y, s=s: nudged_phases(system, cost, s, params, rest, y, betas))(y)
-        for s in (solver, together)
-    )
-    assert info.converged.all()
-    for ours, theirs in zip(state, same, strict=True):
-        np.testing.assert_allclose(ours, theirs, atol=1e-9)
-
-
-def test_examples_that_never_settle_are_all_returned_as_they_are():
-    """More than fit the smaller batches."""
-    system = systems.hopfield(chain(dense(4), layers.tanh(), dense(2)), schedule="synchronous")
-    params, _ = system.init(jax.random.key(1), (3,))
-    x = jax.random.normal(jax.random.key(2), (256, 3))
-    rest = jax.jit(lambda x: free_phase(system, anderson(1e-300, 9), params, x))(x)
-    assert not rest.info.converged.any()
-    assert (rest.info.steps == 9).all()
-    assert np.isfinite(rest.info.residual).all()
-
-
 EXTRAS = {
     "a number": (lambda x: 2.0, True),
     "nothing of an example": (lambda x: jnp.ones(len(x[0])), True),

@@ -154,7 +154,7 @@ def _taker(
 
     def take(rows: Array) -> Any:
         own = [
-            a if axis is None else jnp.take(a, rows, axis=axis)
+            a if axis is None else jnp.take(a, rows, axis=axis, mode="clip")
             for a, axis in zip(leaves, axes, strict=True)
         ]
         return jax.tree.unflatten(structure, own)

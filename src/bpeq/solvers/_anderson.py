@@ -14,6 +14,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from bpeq import trees
 from bpeq.settings import Count, Positive, checked
+from bpeq.solvers._fewer import PARTS, ever_fewer
 from bpeq.solvers._memory import memory
 from bpeq.types import SolveInfo, Solver, State
 
@@ -22,10 +23,6 @@ Leaves = list[Array]
 
 GROWTH = 2.0
 """A residual this many times the least so far sends an example back to plain sweeps."""
-
-
-PARTS, LEAST = (4, 16), 16
-"""Once a quarter of a batch is unsettled, and a 16th, it goes on alone, if that is 16 examples."""
 
 
 class _Carry(NamedTuple):
@@ -138,28 +135,12 @@ def anderson(
             jnp.ones(residual.shape, jnp.int32),
             jnp.ones((), jnp.int32),
         )
-        some = getattr(step, "some", None)
-        sizes = [n for n in (len(residual) // part for part in PARTS) if some and n >= LEAST]
-        end = run(step, state, start, max(sizes, default=0))
-        while some and sizes:
-            rows = jnp.argsort(~end.active)[: sizes.pop(0)]  # stable: the active, then others
-            rest = jax.tree.map(lambda s, rows=rows: s[rows], state)
-            part = run(some(rows), rest, _taken(end, rows), max(sizes, default=0))
-            end = _put(end, rows, part)
+        end = ever_fewer(run, step, state, start, PARTS, axis=-1)
         last = fill(end.read)
         settled = read.fill(read.pick(last), step(last))
         return settled, SolveInfo(end.steps, end.residual, end.residual <= tolerance)
 
     return solve
-
-
-def _taken(carry: _Carry, rows: Array) -> _Carry:
-    """Some examples' part, the batch being every array's last axis."""
-    return jax.tree.map(lambda a: a[..., rows] if a.ndim else a, carry)
-
-
-def _put(carry: _Carry, rows: Array, part: _Carry) -> _Carry:
-    return jax.tree.map(lambda a, b: a.at[..., rows].set(b) if a.ndim else b, carry, part)
 
 
 def _mixed(

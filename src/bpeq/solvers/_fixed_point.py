@@ -11,6 +11,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from bpeq import trees
 from bpeq.settings import Count, Fraction, Positive, checked
+from bpeq.solvers._fewer import PARTS, Step, ever_fewer
 from bpeq.solvers._fixed_steps import damp
 from bpeq.types import SolveInfo, Solver, State
 
@@ -48,7 +49,7 @@ def fixed_point(
     """
 
     def solve(step: Callable[[State], State], state: State) -> tuple[State, SolveInfo]:
-        def measure(state: State, active: Array, steps: Array, sweeps: Array) -> _Carry:
+        def measure(step: Step, state: State, active: Array, steps: Array, sweeps: Array) -> _Carry:
             swept = step(state)
             residual = trees.max_abs(trees.sub(swept, state))
             unsettled = active & ~(residual <= tolerance)
@@ -56,20 +57,25 @@ def fixed_point(
                 state, swept, residual, unsettled, steps + active.astype(jnp.int32), sweeps + 1
             )
 
-        def go_on(carry: _Carry) -> Array:
-            return jnp.any(carry.active) & (carry.sweeps < max_steps)
+        def loop(step: Step, rest: State, carry: _Carry, few: int) -> _Carry:
+            def go_on(carry: _Carry) -> Array:
+                return (jnp.sum(carry.active) > few) & (carry.sweeps < max_steps)
 
-        def move(carry: _Carry) -> _Carry:
-            moved = damp(damping, carry.state, carry.swept)
-            state = trees.where(carry.active, moved, carry.state)
-            after = measure(state, carry.active, carry.steps, carry.sweeps)
-            return after._replace(residual=jnp.where(carry.active, after.residual, carry.residual))
+            def move(carry: _Carry) -> _Carry:
+                moved = damp(damping, carry.state, carry.swept)
+                state = trees.where(carry.active, moved, carry.state)
+                after = measure(step, state, carry.active, carry.steps, carry.sweeps)
+                return after._replace(
+                    residual=jnp.where(carry.active, after.residual, carry.residual)
+                )
+
+            return jax.lax.while_loop(go_on, move, carry)
 
         batch = len(jax.tree.leaves(state)[0])
         everyone, nobody = jnp.ones(batch, bool), jnp.zeros(batch, jnp.int32)
         # Measured before the loop: a loop that trusts its initial residual can run zero steps.
-        start = measure(state, everyone, nobody, jnp.zeros((), jnp.int32))
-        end = jax.lax.while_loop(go_on, move, start)
+        start = measure(step, state, everyone, nobody, jnp.zeros((), jnp.int32))
+        end = ever_fewer(loop, step, state, start, PARTS)
         return end.state, SolveInfo(end.steps, end.residual, end.residual <= tolerance)
 
     return solve

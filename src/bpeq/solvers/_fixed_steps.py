@@ -3,15 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array
+from jaxtyping import Array, Bool, Int
 
 from bpeq import trees
 from bpeq.settings import Count, Fraction, NonNegative, checked
+from bpeq.solvers._fewer import Step, ever_fewer, some_of, valued_as
 from bpeq.solvers._memory import carries_all, memory
 from bpeq.types import SolveInfo, Solver, State
+
+PARTS = (4,)
+"""Of a batch, the part that goes on alone; another would save little, and take long to compile."""
+
+
+class _Carry(NamedTuple):
+    kept: list[Array]  # what a move reads
+    active: Bool[Array, " batch"]
+    moves: Int[Array, ""]
 
 
 @checked
@@ -21,8 +33,11 @@ def fixed_steps(
     """A fixed number of sweeps, s ← damping·s + (1 − damping)·sweep(s), as one scan.
 
     The reported residual is that of the last sweep, max |sweep(s) − s| over an example's units, at
-    the state it started from; `converged` compares it with `tolerance` and stops nothing. The scan
+    the state it started from; `converged` compares it with `tolerance` and stops nothing. The loop
     carries only the units that a sweep reads.
+
+    What a sweep leaves as it was, to the last bit, stays so for good. In the rules' phases the
+    examples that still move go on alone once they are a quarter of the batch: the same result.
 
     Args:
       steps: sweeps, >= 1.
@@ -42,7 +57,7 @@ def fixed_steps(
     def solve(step: Callable[[State], State], state: State) -> tuple[State, SolveInfo]:
         if record or carries_all():
             return in_one_loop(step, state)
-        before = _swept(lambda s: damp(damping, s, step(s)), state, steps - 1)
+        before = _swept(step, damping, state, steps - 1)
         swept = step(before)
         residual = trees.max_abs(trees.sub(swept, before))
         return damp(damping, before, swept), info(residual, None)
@@ -67,19 +82,47 @@ def fixed_steps(
     return solve
 
 
-def _swept(move: Callable[[State], State], state: State, count: int) -> State:
+def _swept(step: Step, damping: float, state: State, count: int) -> State:
     """The state after `count` moves."""
     if count == 0:
         return state
-    read = memory(move, state)
-    if read.whole:
-        return jax.lax.scan(lambda s, _: (move(s), None), state, length=count)[0]
 
-    def one(kept: list[Array], _: None) -> tuple[list[Array], None]:
-        return read.pick(move(read.fill(kept, state))), None
+    def move(step: Step, state: State) -> State:
+        return damp(damping, state, step(state))
 
-    kept, _ = jax.lax.scan(one, read.pick(state), length=count - 1)
-    return move(read.fill(kept, state))
+    read = memory(partial(move, step), state)
+    looped = count if read.whole else count - 1  # the last move brings what is not read
+
+    def one(step: Step, rest: State, kept: list[Array]) -> list[Array]:
+        return read.pick(move(step, read.fill(kept, rest)))
+
+    def every(kept: list[Array]) -> list[Array]:
+        return jax.lax.scan(lambda s, _: (one(step, state, s), None), kept, length=looped)[0]
+
+    def loop(step: Step, rest: State, carry: _Carry, few: int) -> _Carry:
+        def go_on(carry: _Carry) -> Array:
+            return (jnp.sum(carry.active) > few) & (carry.moves < looped)
+
+        def on(carry: _Carry) -> _Carry:
+            kept = one(step, rest, carry.kept)
+            return _Carry(kept, carry.active & _differ(kept, carry.kept), carry.moves + 1)
+
+        return jax.lax.while_loop(go_on, on, carry)
+
+    def moving(kept: list[Array]) -> list[Array]:
+        start = _Carry(kept, jnp.ones(len(kept[0]), bool), jnp.zeros((), jnp.int32))
+        return ever_fewer(loop, step, state, start, PARTS).kept
+
+    kept = read.pick(state)
+    kept = valued_as(moving, every, kept) if some_of(step) else every(kept)
+    end = read.fill(kept, state)
+    return end if read.whole else move(step, end)
+
+
+def _differ(a: list[Array], b: list[Array]) -> Array:
+    """Which examples differ in any bit; a NaN always does."""
+    parts = [(x != y).reshape(len(x), -1).any(axis=1) for x, y in zip(a, b, strict=True)]
+    return jnp.stack(parts).any(axis=0)
 
 
 def damp(damping: float, state: State, swept: State) -> State:
