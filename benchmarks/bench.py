@@ -4,7 +4,7 @@
 
 It writes bench.json (`machine`, `rows`, `ratios`, and why a ratio is absent under `skipped`) and
 bench.html. Ratios are medians over rounds of two times in the same round, and `ratios_of_least`
-those of the least times; where they differ much the machine was busy. About six minutes on two
+those of the least times; where they differ much the machine was busy. About ten minutes on two
 quiet cores; `--quick` is a glance.
 """
 
@@ -25,6 +25,7 @@ from benchmarks.nets import images
 from benchmarks.page import write_page
 from benchmarks.record import write_results
 from benchmarks.timing import QUICK, Effort, Ratio, Skipped, load, machine, said
+from bpeq import cli
 
 GROUPS = (
     *("eqprop", "settling", "convolution", "backward", "every_rule", "scaling"),
@@ -46,6 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for name in chosen:
         if name not in GROUPS:
             parser.error(f"--only {name}: must be some of {', '.join(GROUPS)}")
+    cli.keep_memory()  # as `bpeq run` does
     # What is measured is this process's own compiling, not what an earlier one has left.
     jax.config.update("jax_enable_compilation_cache", False)
     result = finite(measure(chosen, QUICK if given.quick else Effort()))

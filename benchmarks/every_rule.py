@@ -16,7 +16,7 @@ def run(effort: Effort) -> Found:
     """A row a rule, with its time over that of backprop by `jax.grad`."""
     if effort.quick:
         raise Skipped("quick")
-    task = nets.reference()
+    task = nets.reference(effort.quick)
     programs = {name: nets.steps(task, rule, BATCH, COUNT) for name, rule in every(task).items()}
     seconds = interleaved(programs, max(3, effort.rounds // 2))
     rows = timed_rows(seconds, programs, batch=BATCH, net=task.name)

@@ -25,19 +25,24 @@ SAME = 1e-8
 
 
 class Net(NamedTuple):
-    """A task, the window that serves it, and the sweeps and float64 examples that it is given."""
+    """A task, how it is accelerated, and the sweeps and float64 examples that it is given."""
 
     task: Callable[[bool], nets.Task]
     window: int
     most: int
     checked: int
     reference: int
+    near: float = 0.1
+
+    def anderson(self, tolerance: float, most: int) -> Solver:
+        """The solver that serves it."""
+        return solvers.anderson(tolerance, most, window=self.window, near=self.near)
 
 
 NETS = {
     "mlp1": Net(nets.reference, 2, 1000, 512, 20_000),
     "mlp3": Net(nets.deep, 3, 400, 64, 2000),
-    "cnn": Net(nets.convolutional, 2, 80, 16, 300),
+    "cnn": Net(nets.convolutional, 3, 400, 32, 3000, 0.05),
 }
 
 
@@ -67,7 +72,7 @@ def tolerances(effort: Effort) -> list[dict[str, Any]]:
     """Solvers of the reference net at several tolerances: what the plot shows."""
     if effort.quick:
         return []
-    task, rows = nets.reference(), []
+    task, rows = nets.reference(effort.quick), []
     for tolerance in (1e-3, 1e-4, 1e-5, 1e-6):
         made = {"plain": solvers.fixed_point(tolerance)}
         made |= {f"anderson, window {m}": solvers.anderson(tolerance, window=m) for m in (1, 2, 5)}
@@ -80,7 +85,7 @@ def plain_and(net: Net) -> dict[str, Solver]:
     """Alternating sweeps as they are, and accelerated."""
     return {
         "plain": solvers.fixed_point(TOLERANCE, net.most),
-        "anderson": solvers.anderson(TOLERANCE, net.most, window=net.window),
+        "anderson": net.anderson(TOLERANCE, net.most),
     }
 
 
@@ -135,7 +140,7 @@ def different(task: nets.Task, net: Net) -> dict[str, Any]:
                 jax.device_get(jax.jit(partial(phases, task.system, solver))(params, batch))
                 for solver in (
                     solvers.fixed_point(EXACT, net.reference),
-                    solvers.anderson(EXACT, net.reference, window=net.window),
+                    net.anderson(EXACT, net.reference),
                 )
             ),
             strict=True,

@@ -20,6 +20,10 @@ Seconds = dict[str, list[float]]
 """Of every program, a value a round."""
 
 
+ENOUGH = 0.02
+"""Seconds of a program in a round, at least."""
+
+
 class Effort(NamedTuple):
     """How much is measured: rounds of each program, examples that settle, whether it is a glance.
 
@@ -77,15 +81,22 @@ def compiled(f: Callable[..., Any], *args: Any, steps: int = 1) -> Program:
 
 
 def interleaved(programs: Mapping[str, Program], rounds: int, warm: int = 1) -> Seconds:
-    """Seconds a step of every program in every round, after `warm` rounds that warm up."""
+    """Seconds a step of every program in every round, after `warm` rounds that warm up.
+
+    A short program is called often enough in each round that a hiccup of the machine is small.
+    """
     seconds: Seconds = {name: [] for name in programs}
+    calls = dict.fromkeys(programs, 1)
     for round_ in range(rounds + warm):
         for name, program in programs.items():
             start = time.perf_counter()
-            jax.block_until_ready(program.call())
-            spent = time.perf_counter() - start
+            for _ in range(calls[name]):
+                jax.block_until_ready(program.call())
+            spent = (time.perf_counter() - start) / calls[name]
             if round_ >= warm:
                 seconds[name].append(spent / program.steps)
+            else:
+                calls[name] = max(1, round(ENOUGH / spent))
     return seconds
 
 

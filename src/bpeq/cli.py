@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import os
 import sys
@@ -25,6 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     _signals.watch()
     _keep_programs()
+    keep_memory()
     if _launch.supervised():
         _launch.settle_in()
     from typer.exceptions import TyperException
@@ -71,6 +73,20 @@ def _keep_programs() -> None:
     if os.access(folder, os.W_OK):
         os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(folder))
         os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
+
+
+def keep_memory() -> None:
+    """Memory that is freed is used again, however large the piece.
+
+    By itself glibc hands pieces of over 32 MiB back to the system, and every convolution that needs
+    one fetches and clears it anew: twice the time. The environment's own setting is left alone.
+    """
+    if sys.platform != "linux" or "MALLOC_MMAP_THRESHOLD_" in os.environ:
+        return
+    library = ctypes.CDLL(None)
+    if hasattr(library, "mallopt"):  # other C libraries have none
+        for setting in (-3, -1):  # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD
+            library.mallopt(setting, 2**30)
 
 
 def _environment(error: Exception) -> str | None:

@@ -90,7 +90,7 @@ def test_an_affine_map_is_solved_once_the_window_spans_it():
     a = jax.random.normal(jax.random.key(0), (3, 3))
     a = 0.9 * a / jnp.linalg.norm(a, 2)
     solution = jnp.linalg.solve(jnp.eye(3) - a.T, jnp.ones(3))
-    state, info = anderson(1e-7, window=3)(lambda s: s @ a + 1.0, jnp.zeros((1, 3)))
+    state, info = anderson(1e-7, window=3, near=99.0)(lambda s: s @ a + 1.0, jnp.zeros((1, 3)))
     np.testing.assert_allclose(state[0], solution, atol=1e-6)
     assert int(info.steps[0]) <= 6
 
@@ -114,7 +114,7 @@ def test_anderson_never_takes_nan_or_infinity_for_settled(bad):
     _, info = anderson(1e-3, 50)(lambda s: s * bad, jnp.ones((2, 1)))
     assert not info.converged.any()
     start = jnp.array([[0.0], [jnp.nan], [0.0]])
-    state, info = anderson(1e-6, 300)(lambda s: 0.9 * s + 1.0, start)
+    state, info = anderson(1e-6, 300, near=99.0)(lambda s: 0.9 * s + 1.0, start)
     assert info.converged.tolist() == [True, False, True]
     np.testing.assert_allclose(state[::2], 10.0, atol=1e-4)
 
@@ -128,7 +128,7 @@ def test_without_a_fixed_point_anderson_reports_failure():
 def test_acceleration_does_not_keep_a_saddle_that_plain_sweeps_leave():
     """s = tanh 2s at rest near 0, the saddle: plain sweeps end at ±0.957."""
     start = jnp.array([[1e-3], [-1e-6], [0.3]])
-    state, info = anderson(1e-10, window=2)(lambda s: jnp.tanh(2.0 * s), start)
+    state, info = anderson(1e-10, window=2, near=99.0)(lambda s: jnp.tanh(2.0 * s), start)
     assert info.converged.all()
     np.testing.assert_allclose(state[:, 0], [0.9575040, -0.9575040, 0.9575040], atol=1e-7)
 
@@ -141,7 +141,7 @@ def test_an_unsettled_example_takes_plain_sweeps_in_the_second_half():
         return s + 1.0
 
     with jax.disable_jit():
-        anderson(1e-9, 40)(step, jnp.zeros((1, 1)))
+        anderson(1e-9, 40, near=99.0)(step, jnp.zeros((1, 1)))
     path = np.array([float(s[0, 0]) for s in seen if not isinstance(s, jax.core.Tracer)])
     np.testing.assert_array_equal(np.diff(path[-18:-1]), 1.0)
 
@@ -155,14 +155,35 @@ def test_a_residual_that_has_doubled_sends_an_example_back_to_a_plain_sweep():
         return s + jnp.where(s <= 5.0, 1.0 - 0.1 * s, -50.0)
 
     with jax.disable_jit():
-        anderson(1e-9, 8, window=1)(step, jnp.zeros((1, 1)))
+        anderson(1e-9, 8, window=1, near=99.0)(step, jnp.zeros((1, 1)))
     path = [float(s[0, 0]) for s in seen if not isinstance(s, jax.core.Tracer)]
     np.testing.assert_allclose(path[:4], [0.0, 1.0, 10.0, -40.0], atol=1e-9)
 
 
+@pytest.mark.parametrize("near", [0.9, 0.5, 0.1, 0.02])
+def test_an_example_is_accelerated_once_its_residual_is_near(near):
+    """s ← 0.9 s + 1 from 0 has residuals 0.9^k; a secant at any two of them solves it."""
+    _, info = anderson(1e-9, near=near)(lambda s: 0.9 * s + 1.0, jnp.zeros((1, 1)))
+    plain = max(1, int(np.ceil(np.log(near) / np.log(0.9))))  # sweeps, the first knows no change
+    assert info.steps.tolist() == [plain + 2]
+
+
+def test_near_keeps_accelerated_phases_of_a_pooled_net_on_the_path_of_plain_sweeps():
+    """Weights of twice Glorot's: many equilibria."""
+    sweep, _, start = net("cnn", 2.0)
+    plain, info = jax.jit(lambda s: fixed_point(1e-12, 5000)(sweep(None), s))(start)
+    assert info.converged.all()
+    elsewhere = []
+    for near in (1e9, 1e-3):
+        state, _ = jax.jit(lambda s, n=near: anderson(1e-12, 5000, near=n)(sweep(None), s))(start)
+        elsewhere.append(int((trees.max_abs(trees.sub(state, plain)) > 1e-8).sum()))
+    assert elsewhere[0] > 0
+    assert elsewhere[1] == 0
+
+
 def test_complex_states_are_accelerated_too():
     rate = jnp.array([[0.5 + 0.6j]])
-    state, info = anderson(1e-10)(lambda s: rate * s + 1.0, jnp.zeros((1, 1), complex))
+    state, info = anderson(1e-10, near=99.0)(lambda s: rate * s + 1.0, jnp.zeros((1, 1), complex))
     np.testing.assert_allclose(state, 1 / (1 - rate), atol=1e-9)
     assert int(info.steps[0]) <= 4
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import gzip
 import os
 import struct
+import subprocess
 import sys
 import warnings
 from pathlib import Path
@@ -1103,6 +1105,37 @@ def test_compiled_programs_are_kept_in_the_users_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     cli._keep_programs()
     assert "JAX_COMPILATION_CACHE_DIR" not in os.environ
+
+
+MAPPED = """
+import ctypes
+from bpeq import cli
+library = ctypes.CDLL(None)
+library.malloc.restype, library.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
+class Info(ctypes.Structure):
+    _fields_ = [(name, ctypes.c_size_t) for name in "arena ordblks smblks hblks hblkhd".split()]
+    _fields_ += [(f"more{i}", ctypes.c_size_t) for i in range(5)]
+library.mallinfo2.restype = Info
+def mapped():
+    before = library.mallinfo2().hblkhd
+    assert library.malloc(100 << 20)
+    return library.mallinfo2().hblkhd - before >= 100 << 20
+first = mapped()
+cli.keep_memory()
+print(first, mapped())
+"""
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallinfo2"), reason="glibc alone tells")
+@pytest.mark.parametrize(
+    ("given", "mapped"), [({}, False), ({"MALLOC_MMAP_THRESHOLD_": "1"}, True)]
+)
+def test_large_pieces_of_memory_are_not_mapped_anew(given, mapped):
+    """Unless the environment has a setting of its own."""
+    clean = {k: v for k, v in os.environ.items() if not k.startswith("MALLOC_")}
+    command = [sys.executable, "-c", MAPPED]
+    done = subprocess.run(command, env=clean | given, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["True", str(mapped)]
 
 
 def test_a_user_without_a_home_compiles_afresh(monkeypatch):

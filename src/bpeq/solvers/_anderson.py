@@ -39,7 +39,11 @@ class _Carry(NamedTuple):
 
 @checked
 def anderson(
-    tolerance: Positive = 1e-6, max_steps: Count = 1000, *, window: Annotated[int, Ge(1), Le(8)] = 2
+    tolerance: Positive = 1e-6,
+    max_steps: Count = 1000,
+    *,
+    window: Annotated[int, Ge(1), Le(8)] = 2,
+    near: Positive = 0.1,
 ) -> Solver:
     """Anderson acceleration of the sweep, until every example's residual is at most `tolerance`.
 
@@ -59,15 +63,19 @@ def anderson(
     An example takes a plain sweep where a past one shows no descent, ⟨Δ_i s, Δ_i f⟩ > 0: there the
     energy has a saddle, to which least squares would go and sweeps do not; and where its residual
     has grown to twice the least so far, when it also forgets its past. After half of `max_steps`
-    all go by plain sweeps. Where a system has several stable equilibria, as with
-    max-pooling between states, an accelerated state can settle in another one than plain sweeps do;
-    two phases of EP that do so have no gradient between them.
+    all go by plain sweeps.
+
+    Where a system has several stable equilibria, as with max-pooling between states, the way there
+    decides between them, so that an example can settle in another one than plain sweeps would find.
+    Most of that decision falls early: an example takes plain sweeps until its residual is `near`.
 
     Args:
       tolerance: in units of the state, > 0; in float32 little below 1e-6 can be reached.
       max_steps: sweeps at most, >= 1.
       window: m, past sweeps that are combined, 1 to 8. 2 is enough for a few output units; deep
         nets can gain from 3 to 5.
+      near: an example is accelerated where its residual is at most this, in units of the state,
+        > 0; less keeps it closer to the path of plain sweeps.
 
     Example:
       >>> import jax.numpy as jnp
@@ -95,7 +103,7 @@ def anderson(
             change = trees.sub((carry.swept, f), carry.before)
             known = _where(grown, trees.zeros(change), change), *carry.changes
             mixed, sound = _mixed(carry.swept, f, known)
-            sound = sound & ~grown & (2 * carry.sweeps <= max_steps)
+            sound = sound & ~grown & (carry.residual <= near) & (2 * carry.sweeps <= max_steps)
             moved = _where(sound, mixed, carry.swept)
             kept = _where(carry.active, moved, carry.read)
             swept = pick(step(fill(kept, rest)))
