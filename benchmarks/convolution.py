@@ -59,7 +59,12 @@ def run(effort: Effort) -> Found:
     rows += [
         {**r, "name": f"cnn {r['name']}"} for r in timed_rows(updates, programs | slow, **more)
     ]
+    settle = solvers.anderson(1e-5, 300, window=3, near=0.05)
     judged = {f"cnn {name}": made[name] for name in (FIXED, CERTIFIED)}
+    judged |= {
+        f"cnn eqprop settled to 1e-5, β {b}": nets.eqprop(task.system, settle, settle, beta=b)
+        for b in (0.1, 0.05, 0.02)
+    }
     rows += fidelity(task, judged, JUDGED)
     return Found(
         rows,

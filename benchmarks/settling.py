@@ -59,6 +59,9 @@ def run(effort: Effort) -> Found:
         found = measured(task, plain_and(net), effort.examples, 3 if name == "mlp1" else 1)
         rows += [{**r, "name": f"{name} {r['name']}", "net": task.name} for r in found]
         rows.append({"name": f"{name} equilibria", **different(task, net)})
+        if name == "cnn":
+            far = different(task, net._replace(near=99.0))
+            rows.append({"name": f"{name} equilibria, accelerated from the start", **far})
         plain, ours = (r["sweeps_99"] for r in found)
         said(f"  {name}: sweeps {plain} plain, {ours} accelerated")
         if None in ours:

@@ -19,7 +19,8 @@ from bpeq.solvers._memory import memory
 from bpeq.types import SolveInfo, Solver, State
 
 Leaves = list[Array]
-"""The part of a state that a sweep reads, each leaf `[..., batch]`: its sums vectorise that way."""
+"""The part of a state that a sweep reads: `[units, batch]`, as sums over few units vectorise that
+way; but images, which are large, as they are, `[batch, height, width, channels]`."""
 
 GROWTH = 2.0
 """A residual this many times the least so far sends an example back to plain sweeps."""
@@ -92,10 +93,10 @@ def anderson(
         read = memory(step, state)
 
         def pick(state: State) -> Leaves:
-            return [jnp.moveaxis(leaf, 0, -1) for leaf in read.pick(state)]
+            return [leaf.T if _axis(leaf) else leaf for leaf in read.pick(state)]
 
         def fill(kept: Leaves, rest: State = state) -> State:
-            return read.fill([jnp.moveaxis(leaf, -1, 0) for leaf in kept], rest)
+            return read.fill([leaf.T if _axis(leaf) else leaf for leaf in kept], rest)
 
         def move(step: Callable[[State], State], rest: State, carry: _Carry) -> _Carry:
             f = trees.sub(carry.swept, carry.read)
@@ -143,7 +144,7 @@ def anderson(
             jnp.ones(residual.shape, jnp.int32),
             jnp.ones((), jnp.int32),
         )
-        end = ever_fewer(run, step, state, start, PARTS, axis=-1)
+        end = ever_fewer(run, step, state, start, PARTS, _axis)
         last = fill(end.read)
         settled = read.fill(read.pick(last), step(last))
         return settled, SolveInfo(end.steps, end.residual, end.residual <= tolerance)
@@ -163,7 +164,7 @@ def _mixed(
     a = _solved(rows, [_dot(df, f) for _, df in changes])
     mixed = g
     for a_i, (dg, _) in zip(a, changes, strict=True):
-        mixed = [x - a_i * d for x, d in zip(mixed, dg, strict=True)]
+        mixed = [x - _each(a_i, d) * d for x, d in zip(mixed, dg, strict=True)]
     sound = jnp.isfinite(_size(mixed))
     for dg, df in changes:
         sound = sound & (jnp.real(_dot(trees.sub(dg, df), df)) <= 0)
@@ -188,19 +189,31 @@ def _solved(rows: list[list[Array]], right: list[Array]) -> list[Array]:
     return found[::-1]
 
 
+def _axis(leaf: Array) -> int:
+    """Where the batch is."""
+    return 0 if leaf.ndim > 2 else -1
+
+
+def _each(values: Array, leaf: Array) -> Array:
+    """A value for each example, to go with the leaf's units."""
+    return values if _axis(leaf) else values.reshape(-1, *[1] * (leaf.ndim - 1))
+
+
+def _units(leaf: Array) -> tuple[int, ...]:
+    """The axes of an example's units."""
+    return tuple(range(1, leaf.ndim)) if leaf.ndim > 2 else tuple(range(leaf.ndim - 1))
+
+
 def _dot(a: Leaves, b: Leaves) -> Array:
     """Σ ā b of each example."""
-    parts = [
-        (jnp.conj(x) * y).reshape(-1, x.shape[-1]).sum(axis=0) for x, y in zip(a, b, strict=True)
-    ]
+    parts = [(jnp.conj(x) * y).sum(axis=_units(x)) for x, y in zip(a, b, strict=True)]
     return functools.reduce(jnp.add, parts)
 
 
 def _size(a: Leaves) -> Array:
     """max |a| of each example; NaN if there is one."""
-    parts = [jnp.abs(x).reshape(-1, x.shape[-1]).max(axis=0) for x in a]
-    return functools.reduce(jnp.maximum, parts)
+    return functools.reduce(jnp.maximum, [jnp.abs(x).max(axis=_units(x)) for x in a])
 
 
 def _where(mask: Array, a: Any, b: Any) -> Any:
-    return jax.tree.map(lambda x, y: jnp.where(mask, x, y), a, b)
+    return jax.tree.map(lambda x, y: jnp.where(_each(mask, x), x, y), a, b)

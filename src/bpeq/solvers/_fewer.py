@@ -28,13 +28,18 @@ def some_of(step: Step) -> Callable[[Array], Step] | None:
 
 
 def ever_fewer(
-    loop: Loop, step: Step, state: State, carry: Any, parts: Sequence[int], axis: int = 0
+    loop: Loop,
+    step: Step,
+    state: State,
+    carry: Any,
+    parts: Sequence[int],
+    axis: Callable[[Array], int] = lambda leaf: 0,
 ) -> Any:
     """`loop` on the batch; once no more than 1/parts[0] of it is active, on these alone; and so on.
 
     loop(step, rest, carry, few) runs until no more than `few` are active, or it has had enough;
     `rest` is the part of `state` that belongs to its examples. `carry` is a named tuple of arrays
-    with the batch on `axis`, 0 or -1, and of scalars; its `active` `[batch]` says who still moves.
+    with the batch on axis(array), 0 or -1, and of scalars; `active` `[batch]` says who still moves.
     A step that cannot be had for some examples stays whole.
     """
     some, batch = some_of(step), len(carry.active)
@@ -50,12 +55,12 @@ def ever_fewer(
         there = place < size  # all that are active, unless the loop had had enough
         # By a scatter: a sort takes as long as some sweeps. Places that stay empty are not active.
         chosen = jnp.zeros_like(rows, shape=size).at[place].set(_numbers(len(rows)), mode="drop")
-        part = jax.tree.map(lambda a: _at(a, chosen, axis), end)
+        part = jax.tree.map(lambda a: _at(a, chosen, axis(a)), end)
         part = part._replace(active=_numbers(size) < count[-1])
         own, less = rows[chosen], jax.tree.map(lambda s: s[chosen], rest)
         assert some is not None
         part = go(some(own), less, part, own, smaller)
-        return jax.tree.map(lambda a, b: _put(a, b, place, there, axis), end, part)
+        return jax.tree.map(lambda a, b: _put(a, b, place, there, axis(a)), end, part)
 
     return go(step, state, carry, _numbers(batch), sizes)
 
