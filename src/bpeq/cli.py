@@ -15,6 +15,7 @@ from bpeq import _launch, _signals
 
 _DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG}
 _DISK |= {errno.EIO, errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP}
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 DONE, BUG, BAD_INPUT, BAD_DATA, NUMERICAL = 0, 1, 2, 3, 4
 
 
@@ -76,17 +77,20 @@ def _keep_programs() -> None:
 
 
 def keep_memory() -> None:
-    """Memory that is freed is used again, however large the piece.
+    """Memory that is freed is kept and used again, in pieces of up to 256 MiB.
 
     By itself glibc hands pieces of over 32 MiB back to the system, and every convolution that needs
-    one fetches and clears it anew: twice the time. The environment's own setting is left alone.
+    one fetches and clears it anew: twice the time. What is kept counts as the process's own until
+    it ends. A setting of the environment's own is left alone.
     """
-    if sys.platform != "linux" or "MALLOC_MMAP_THRESHOLD_" in os.environ:
+    tuned = "glibc.malloc" in os.environ.get("GLIBC_TUNABLES", "")
+    if sys.platform != "linux" or tuned or any(name.startswith("MALLOC_") for name in os.environ):
         return
-    library = ctypes.CDLL(None)
-    if hasattr(library, "mallopt"):  # other C libraries have none
-        for setting in (-3, -1):  # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD
-            library.mallopt(setting, 2**30)
+    library, large = ctypes.CDLL(None), 2**28
+    # Other C libraries have no mallopt. An old glibc refuses a threshold as large as this; to set
+    # the other value alone would be worse than nothing.
+    if hasattr(library, "mallopt") and library.mallopt(M_MMAP_THRESHOLD, large):
+        library.mallopt(M_TRIM_THRESHOLD, large)
 
 
 def _environment(error: Exception) -> str | None:

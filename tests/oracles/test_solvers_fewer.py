@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from bpeq import costs, layers, rules, systems, trees
+from bpeq.counting import count_macs
 from bpeq.layers import chain, dense
 from bpeq.rules._phases import free_phase, nudged_phases
 from bpeq.solvers import anderson, fixed_point, fixed_steps
@@ -165,3 +166,22 @@ def test_an_estimate_of_labels_and_keys_is_batched_over_seeds():
         alone = rule.estimate(*own)[0].grads
         for a, b in zip(jax.tree.leaves(both), jax.tree.leaves(alone), strict=True):
             np.testing.assert_allclose(a[n], b, atol=1e-12)
+
+
+def test_a_fixed_number_of_sweeps_counts_as_that_many_products():
+    """Whatever comes to rest before, and without running anything."""
+    system, params, x, _ = net(40, 3, examples=128)
+    solver = fixed_steps(200)
+
+    def free(solver):
+        return lambda x: free_phase(system, solver, params, x).output
+
+    assert count_macs(free(solver), x) == count_macs(free(together(solver)), x)
+    assert count_macs(free(solver), x) > 128 * 200 * 2 * 40 * 3
+
+
+@pytest.mark.parametrize(("steps", "examples", "loops"), [(30, 64, 2), (30, 60, 0), (3, 640, 0)])
+def test_fixed_steps_look_for_what_rests_only_where_that_can_pay(steps, examples, loops):
+    system, params, x, _ = net(40, 3, examples=examples)
+    program = jax.make_jaxpr(lambda x: free_phase(system, fixed_steps(steps), params, x).output)(x)
+    assert str(program).split("jvp_jaxpr")[0].count("while[") == loops

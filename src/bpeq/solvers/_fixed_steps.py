@@ -11,13 +11,18 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
 from bpeq import trees
+from bpeq.numerics import plain
 from bpeq.settings import Count, Fraction, NonNegative, checked
-from bpeq.solvers._fewer import Step, ever_fewer, some_of, valued_as
+from bpeq.solvers._fewer import LEAST, Step, ever_fewer, some_of, valued_as
 from bpeq.solvers._memory import carries_all, memory
 from bpeq.types import SolveInfo, Solver, State
 
 PARTS = (4,)
 """Of a batch, the part that goes on alone; another would save little, and take long to compile."""
+
+
+FEW = 4
+"""In fewer moves than this nothing comes to rest early."""
 
 
 class _Carry(NamedTuple):
@@ -30,14 +35,15 @@ class _Carry(NamedTuple):
 def fixed_steps(
     steps: Count, *, tolerance: NonNegative = 1e-4, damping: Fraction = 0.0, record: bool = False
 ) -> Solver:
-    """A fixed number of sweeps, s ← damping·s + (1 − damping)·sweep(s), as one scan.
+    """A fixed number of sweeps, s ← damping·s + (1 − damping)·sweep(s), in one loop.
 
     The reported residual is that of the last sweep, max |sweep(s) − s| over an example's units, at
     the state it started from; `converged` compares it with `tolerance` and stops nothing. The loop
     carries only the units that a sweep reads.
 
     What a sweep leaves as it was, to the last bit, stays so for good. In the rules' phases the
-    examples that still move go on alone once they are a quarter of the batch: the same result.
+    examples that still move go on alone once they are a quarter of the batch, if that is 16
+    examples: the same result, up to how products of another size round.
 
     Args:
       steps: sweeps, >= 1.
@@ -114,13 +120,14 @@ def _swept(step: Step, damping: float, state: State, count: int) -> State:
         return ever_fewer(loop, step, state, start, PARTS).kept
 
     kept = read.pick(state)
-    kept = valued_as(moving, every, kept) if some_of(step) else every(kept)
+    pays = looped >= FEW and len(kept[0]) // PARTS[0] >= LEAST and not plain()
+    kept = valued_as(moving, every, kept) if some_of(step) and pays else every(kept)
     end = read.fill(kept, state)
     return end if read.whole else move(step, end)
 
 
 def _differ(a: list[Array], b: list[Array]) -> Array:
-    """Which examples differ in any bit; a NaN always does."""
+    """Which examples differ anywhere; a NaN always does."""
     parts = [(x != y).reshape(len(x), -1).any(axis=1) for x, y in zip(a, b, strict=True)]
     return jnp.stack(parts).any(axis=0)
 
