@@ -111,6 +111,8 @@ class System(NamedTuple):
         `push(state)` gives an additive input per state (None where there is none); it is evaluated
         inside each half of an alternating sweep, on the state as it then is. `hold` keeps the
         output as it is, in each half too: writing it back after a sweep would come too late.
+        An example's new state depends on its own old one alone: solvers may sweep some without
+        the others.
     energy(params, clamped, state) -> [batch], or None for dynamics without an energy.
     denergy(params, clamped, states, weights) -> dparams: Σ_n w_n ∂E/∂θ(state_n), summed over the
         batch; phases on axis 0 of every leaf of `states`; zero for readout weights.
