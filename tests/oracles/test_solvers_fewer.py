@@ -180,7 +180,9 @@ def test_a_fixed_number_of_sweeps_counts_as_that_many_products():
     assert count_macs(free(solver), x) > 128 * 200 * 2 * 40 * 3
 
 
-@pytest.mark.parametrize(("steps", "examples", "loops"), [(30, 64, 2), (30, 60, 0), (3, 640, 0)])
+@pytest.mark.parametrize(
+    ("steps", "examples", "loops"), [(30, 64, 2), (30, 16, 2), (30, 15, 0), (3, 640, 0)]
+)
 def test_fixed_steps_look_for_what_rests_only_where_that_can_pay(steps, examples, loops):
     system, params, x, _ = net(40, 3, examples=examples)
     program = jax.make_jaxpr(lambda x: free_phase(system, fixed_steps(steps), params, x).output)(x)

@@ -16,7 +16,7 @@ PARTS = (4, 16)
 """Of a batch, the parts that go on alone until they settle."""
 
 LEAST = 16
-"""Fewer examples than this do not go on alone: they cost no less than these."""
+"""Fewer examples than this do not go on alone, unless a solver says otherwise."""
 
 Step = Callable[[State], State]
 Loop = Callable[[Step, State, Any, int], Any]
@@ -34,6 +34,7 @@ def ever_fewer(
     carry: Any,
     parts: Sequence[int],
     axis: Callable[[Array], int] = lambda leaf: 0,
+    least: int = LEAST,
 ) -> Any:
     """`loop` on the batch; once no more than 1/parts[0] of it is active, on these alone; and so on.
 
@@ -43,7 +44,7 @@ def ever_fewer(
     A step that cannot be had for some examples stays whole.
     """
     some, batch = some_of(step), len(carry.active)
-    sizes = [batch // n for n in parts if some and batch // n >= LEAST]
+    sizes = [batch // n for n in parts if some and batch // n >= least]
 
     def go(step: Step, rest: State, carry: Any, rows: Array, sizes: list[int]) -> Any:
         if not sizes:

@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Int
 from bpeq import trees
 from bpeq.numerics import plain
 from bpeq.settings import Count, Fraction, NonNegative, checked
-from bpeq.solvers._fewer import LEAST, Step, ever_fewer, some_of, valued_as
+from bpeq.solvers._fewer import Step, ever_fewer, some_of, valued_as
 from bpeq.solvers._memory import carries_all, memory
 from bpeq.types import SolveInfo, Solver, State
 
@@ -21,8 +21,8 @@ PARTS = (4,)
 """Of a batch, the part that goes on alone; another would save little, and take long to compile."""
 
 
-FEW = 4
-"""In fewer moves than this nothing comes to rest early."""
+FEW, LEAST = 4, 16
+"""In fewer moves nothing comes to rest early; of fewer examples nothing is gained by looking."""
 
 
 class _Carry(NamedTuple):
@@ -42,8 +42,9 @@ def fixed_steps(
     carries only the units that a sweep reads.
 
     What a sweep leaves as it was, to the last bit, stays so for good. In the rules' phases the
-    examples that still move go on alone once they are a quarter of the batch, if that is 16
-    examples: the same result, up to how products of another size round.
+    examples that still move go on alone once they are a quarter of the batch, and the loop ends
+    when none does, in batches of 16 and more: the same result, up to how products of another size
+    round.
 
     Args:
       steps: sweeps, >= 1.
@@ -117,10 +118,10 @@ def _swept(step: Step, damping: float, state: State, count: int) -> State:
 
     def moving(kept: list[Array]) -> list[Array]:
         start = _Carry(kept, jnp.ones(len(kept[0]), bool), jnp.zeros((), jnp.int32))
-        return ever_fewer(loop, step, state, start, PARTS).kept
+        return ever_fewer(loop, step, state, start, PARTS, least=1).kept
 
     kept = read.pick(state)
-    pays = looped >= FEW and len(kept[0]) // PARTS[0] >= LEAST and not plain()
+    pays = looped >= FEW and len(kept[0]) >= LEAST and not plain()
     kept = valued_as(moving, every, kept) if some_of(step) and pays else every(kept)
     end = read.fill(kept, state)
     return end if read.whole else move(step, end)
