@@ -80,7 +80,7 @@ def keep_memory() -> None:
     """Memory that is freed is kept and used again, in pieces of up to 256 MiB.
 
     By itself glibc hands pieces of over 32 MiB back to the system, and every convolution that needs
-    one fetches and clears it anew: twice the time. What is kept counts as the process's own until
+    one fetches and clears it anew. What is kept counts as the process's own until
     it ends. A setting of the environment's own is left alone.
     """
     tuned = "glibc.malloc" in os.environ.get("GLIBC_TUNABLES", "")

@@ -2,30 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Callable
 
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array
-
-_PLAIN = ContextVar("plain", default=False)
-
-
-@contextmanager
-def plainly() -> Iterator[None]:
-    """What is traced in here is as the formulas say, without short cuts that only save time."""
-    token = _PLAIN.set(True)
-    try:
-        yield
-    finally:
-        _PLAIN.reset(token)
-
-
-def plain() -> bool:
-    """Whether short cuts that only save time are left out."""
-    return _PLAIN.get()
 
 
 def logsumexp(z: Array, axis: int = -1, keepdims: bool = False) -> Array:

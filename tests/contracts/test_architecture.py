@@ -12,7 +12,7 @@ from bpeq.registry import KINDS
 
 SOURCE = Path(bpeq.__file__).parent
 FLOORS = [
-    ["types", "settings", "trees", "numerics", "shards"],
+    ["types", "settings", "trees", "numerics", "tracing", "shards"],
     ["layers", "costs"],
     ["solvers", "imperfections"],
     ["systems"],

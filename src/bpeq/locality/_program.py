@@ -14,7 +14,7 @@ from bpeq.locality._places import numbered
 from bpeq.locality._units import BATCH, NONE, axes_of
 from bpeq.locality._values import ADDED, FAR, LATE, Atom, Content, Kind, Value
 from bpeq.locality._walk import Walk
-from bpeq.solvers._memory import carrying_all
+from bpeq.tracing import carries_all
 from bpeq.types import Batch, Key, Params, State
 
 UNSUMMED = "a product with a part of a weight"
@@ -55,7 +55,7 @@ class Program:
     def _walk(
         self, part: Callable[[Any], Any], late: Mapping[int, Value]
     ) -> tuple[Walk, list[Value]]:
-        with carrying_all():
+        with carries_all.on():
             closed = jax.make_jaxpr(lambda *given: part(self._estimate(*given)))(*self._given)
         outputs = [True] * len(closed.jaxpr.outvars)
         jaxpr, _ = dce_jaxpr(closed.jaxpr, outputs, instantiate=True)

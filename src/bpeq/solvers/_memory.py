@@ -2,33 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 from jax.extend.core import Literal
 from jaxtyping import Array
 
+from bpeq.tracing import carries_all
 from bpeq.types import State
-
-_WHOLE = ContextVar("whole", default=False)
-
-
-@contextmanager
-def carrying_all() -> Iterator[None]:
-    """Loops traced in here carry whole states, so that a program can be read by their names."""
-    token = _WHOLE.set(True)
-    try:
-        yield
-    finally:
-        _WHOLE.reset(token)
-
-
-def carries_all() -> bool:
-    """Whether loops are traced to carry whole states."""
-    return _WHOLE.get()
 
 
 class Memory(NamedTuple):
