@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from jax import lax
 
+from bpeq.counting import count_macs
 from bpeq.layers import _row_products, apply, conv
 
 SHAPES = {
@@ -76,3 +77,11 @@ def test_the_gradient_by_hand_is_that_of_jax_grad_on_both_ways():
     theirs = jax.vjp(lambda p, x: plain(x, p["w"], ((2, 2), (2, 2))) + p["b"], params, x)[1](seed)
     for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-11)
+
+
+def test_counts_are_of_the_convolution_whichever_way_it_goes():
+    """Products over rows also multiply what they then cut off."""
+    layer = conv(4, kernel=5, padding="VALID")
+    params, _ = layer.init(jax.random.key(0), (12, 12, 13))
+    x = jnp.ones((2, 12, 12, 13))
+    assert count_macs(lambda x: layer.forward(params, x)[0], x) == 2 * 8 * 8 * 5 * 5 * 13 * 4
