@@ -25,7 +25,7 @@ from benchmarks.nets import images
 from benchmarks.page import write_page
 from benchmarks.record import write_results
 from benchmarks.timing import QUICK, Effort, Ratio, Skipped, load, machine, said
-from bpeq import cli
+from bpeq.cli import entry
 
 GROUPS = (
     *("eqprop", "settling", "convolution", "backward", "every_rule", "scaling"),
@@ -47,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for name in chosen:
         if name not in GROUPS:
             parser.error(f"--only {name}: must be some of {', '.join(GROUPS)}")
-    cli.keep_memory()  # as `bpeq run` does
+    entry.keep_memory()  # as `bpeq run` does
     # What is measured is this process's own compiling, not what an earlier one has left.
     jax.config.update("jax_enable_compilation_cache", False)
     result = finite(measure(chosen, QUICK if given.quick else Effort()))

@@ -17,7 +17,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from bpeq import config, experiment
+from bpeq.config import loading
+from bpeq.experiment import train
 
 CONFIG = Path(__file__).parents[1] / "configs" / "mnist.toml"
 
@@ -31,7 +32,7 @@ def epochs(share: float, count: int) -> tuple[list[float], float]:
         ends.append(time.perf_counter())
 
     with tempfile.TemporaryDirectory(dir=".") as folder:
-        summary = experiment.run(config.load(CONFIG, pairs), Path(folder) / "run", progress)
+        summary = train.run(loading.load(CONFIG, pairs), Path(folder) / "run", progress)
     spent = summary["seconds"]
     return (
         [b - a for a, b in itertools.pairwise(ends[1:])],

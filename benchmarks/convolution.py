@@ -20,8 +20,9 @@ from benchmarks.timing import (
     row,
     timed_rows,
 )
-from bpeq import rules, solvers, training
+from bpeq import rules, solvers
 from bpeq.rules import free_phase
+from bpeq.training import loops
 from bpeq.types import LearningRule
 
 RATIOS = ("cnn_sweep_over_floor", "cnn_fixed", "cnn_certified")
@@ -88,8 +89,8 @@ def alone(task: nets.Task, rule: LearningRule) -> Program:
     A ratio to the update within a scan would say nothing of EP; it has a row all the same.
     """
     optimizer, key = optax.sgd(nets.RATE), jax.random.key(1)
-    step = training.supervised(rule, optimizer)
-    carry = training.start(rule, optimizer, task.params, key)
+    step = loops.supervised(rule, optimizer)
+    carry = loops.start(rule, optimizer, task.params, key)
     return compiled(step, carry, nets.examples(task, BATCH), key)
 
 

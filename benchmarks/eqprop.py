@@ -19,7 +19,7 @@ from benchmarks.timing import (
     timed_rows,
 )
 from bpeq import rules, solvers
-from bpeq.fidelity import exact_gradient, judge
+from bpeq.analysis.gradient_fidelity import exact_gradient, judge
 from bpeq.types import LearningRule
 
 RATIOS = (

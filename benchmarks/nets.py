@@ -15,8 +15,9 @@ import numpy as np
 import optax
 
 from benchmarks.timing import Program, compiled, said
-from bpeq import costs, data, layers, rules, solvers, systems, training
+from bpeq import costs, data, layers, rules, solvers, systems
 from bpeq.layers import chain, conv, dense, hard_sigmoid, max_pool, shifted_sigmoid
+from bpeq.training import loops
 from bpeq.types import Batch, Cost, Layer, LearningRule, Params, System
 
 COST: Cost = costs.squared_error()
@@ -95,8 +96,8 @@ def epoch(
 ) -> Program:
     """One epoch over `rows`, as `bpeq.train` runs it; it gives (carry, metrics)."""
     optimizer = optax.sgd(RATE) if optimizer is None else optimizer
-    run = training.epoch_scan(training.supervised(rule, optimizer), batch)
-    carry = training.start(rule, optimizer, params, jax.random.key(1), x, batch)
+    run = loops.epoch_scan(loops.supervised(rule, optimizer), batch)
+    carry = loops.start(rule, optimizer, params, jax.random.key(1), x, batch)
     args = carry, x, y, rows, jax.random.key(2), jnp.asarray(0)
     return compiled(partial(run, count=1), *args, steps=len(rows) // batch)
 

@@ -11,7 +11,8 @@ import optax
 
 from benchmarks import nets
 from benchmarks.timing import Effort, Found, Program, compiled, interleaved, row
-from bpeq import rules, systems, training
+from bpeq import rules, systems
+from bpeq.training import loops
 from bpeq.types import LearningRule
 
 RATIOS: tuple[str, ...] = ()
@@ -71,11 +72,11 @@ def update(rule: LearningRule, point: Point) -> Program:
     network = nets.mlp(*[point.width] * point.depth)
     keys = jax.vmap(jax.random.key)(jnp.arange(point.seeds))
 
-    def start(key: jax.Array) -> training.Carry:
-        return training.start(rule, optimizer, network.init(key, (784,))[0], key)
+    def start(key: jax.Array) -> loops.Carry:
+        return loops.start(rule, optimizer, network.init(key, (784,))[0], key)
 
-    run = training.epoch_scan(training.supervised(rule, optimizer), point.batch)
-    side_by_side = training.each_seed(partial(run, count=1), (0, None, None, None, 0, None))
+    run = loops.epoch_scan(loops.supervised(rule, optimizer), point.batch)
+    side_by_side = loops.each_seed(partial(run, count=1), (0, None, None, None, 0, None))
     rows = jnp.resize(images.rows, (point.batch * count,))
     args = jax.vmap(start)(keys), x, images.y, rows, keys, jnp.asarray(0)
     return compiled(side_by_side, *args, steps=count)

@@ -14,7 +14,8 @@ import numpy as np
 
 from benchmarks import nets
 from benchmarks.timing import Effort, Found, Program, compiled, row, said
-from bpeq import solvers, trees
+from bpeq import solvers
+from bpeq.core import trees
 from bpeq.rules import free_phase, nudged_phases
 from bpeq.types import Batch, SolveInfo, Solver, System
 

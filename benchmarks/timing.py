@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 
 import jax
 
-from bpeq import runs
-from bpeq.training import compiling
+from bpeq.runs import run_folder
+from bpeq.training.loops import compiling
 
 Seconds = dict[str, list[float]]
 """Of every program, a value a round."""
@@ -123,7 +123,7 @@ def timed_rows(seconds: Seconds, programs: Mapping[str, Program], **more: Any) -
 
 def machine() -> dict[str, Any]:
     """The environment of every bpeq run, and the processor and how busy it is."""
-    return {**runs.environment(), "processor": _processor(), "load_before": load()}
+    return {**run_folder.environment(), "processor": _processor(), "load_before": load()}
 
 
 def load() -> list[float]:

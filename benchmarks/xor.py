@@ -14,8 +14,9 @@ import numpy as np
 import optax
 
 from benchmarks.timing import Effort, Found, Program, compiled, interleaved, ratio, row
-from bpeq import costs, data, rules, training
+from bpeq import costs, data, rules
 from bpeq.layers import chain, dense, sigmoid
+from bpeq.training import loops
 
 RATIOS = ("numpy_over_xor_50",)
 SEEDS, EPOCHS, RATE = 50, 10_000, 1.0
@@ -51,11 +52,11 @@ def ours(epochs: int) -> tuple[Program, Any]:
     rule, optimizer = rules.backprop(network, costs.squared_error()), optax.sgd(RATE)
     keys = jax.vmap(jax.random.key)(jnp.arange(SEEDS))
     params = jax.vmap(lambda key: network.init(key, (2,))[0])(keys)
-    carry = jax.vmap(partial(training.start, rule, optimizer))(params, keys)
+    carry = jax.vmap(partial(loops.start, rule, optimizer))(params, keys)
     found = data.xor()
     x, y, rows = jnp.asarray(found.x), jnp.asarray(found.y), jnp.arange(4)
-    run = partial(training.epoch_scan(training.supervised(rule, optimizer), 4), count=epochs)
-    all_seeds = training.each_seed(run, (0, None, None, None, 0, None))
+    run = partial(loops.epoch_scan(loops.supervised(rule, optimizer), 4), count=epochs)
+    all_seeds = loops.each_seed(run, (0, None, None, None, 0, None))
     return compiled(all_seeds, carry, x, y, rows, keys, jnp.asarray(0)), params
 
 

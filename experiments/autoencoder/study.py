@@ -10,13 +10,13 @@ import numpy as np
 from jaxtyping import Array, Float
 from matplotlib.figure import Figure
 
-from bpeq import training
-from bpeq.config import Config, load
+from bpeq.config.loading import Config, load
+from bpeq.config.networks import Network, build_networks, learner
+from bpeq.config.problem import seed_keys
+from bpeq.experiment.runner import Runner
 from bpeq.layers import chain
-from bpeq.looping import Runner
-from bpeq.networks import Network, build_networks, learner
-from bpeq.problem import seed_keys
 from bpeq.settings import Count, NonNegative
+from bpeq.training import loops
 from bpeq.types import Batch, Key, Layer, Params
 
 CLASSES = (
@@ -146,7 +146,7 @@ def fit(
 
     seeds = jnp.broadcast_to(rows, (len(keys), len(rows)))
     carry, values, _ = runner.repeat(
-        training.over_seeds(training.epoch_scan(step, size)),
+        loops.over_seeds(loops.epoch_scan(step, size)),
         carry,
         (x, x, seeds, keys[:, 2]),
         total=settings["epochs"],

@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
 
-from bpeq.networks import Network
-from bpeq.numerics import log_softmax
-from bpeq.training import Metrics
+from bpeq.config.networks import Network
+from bpeq.core.numerics import log_softmax
+from bpeq.training.loops import Metrics
 from bpeq.types import Key, Params, Step
 
 from . import cartpole

@@ -11,12 +11,12 @@ import numpy as np
 from jaxtyping import Array
 from matplotlib.figure import Figure
 
-from bpeq import training
-from bpeq.config import Config
-from bpeq.looping import Runner
-from bpeq.networks import Network, build_networks, build_optimizer
-from bpeq.problem import seed_keys
+from bpeq.config.loading import Config
+from bpeq.config.networks import Network, build_networks, build_optimizer
+from bpeq.config.problem import seed_keys
+from bpeq.experiment.runner import Runner
 from bpeq.settings import Count, Fraction
+from bpeq.training import loops
 
 from . import cartpole, ppo, tictactoe
 
@@ -107,7 +107,7 @@ def balance(
         at_random, searched = jax.device_get(jax.jit(jax.vmap(_nulls))(keys[:, 1]))
     step = ppo.ppo(actor, critic, optimizer, steps=moves, passes=passes, parts=parts)
     carry, values, rows = runner.repeat(
-        training.over_seeds(training.step_scan(step)),
+        loops.over_seeds(loops.step_scan(step)),
         carry,
         (keys[:, 2],),
         total=iterations,
@@ -181,7 +181,7 @@ def self_play(
     with runner.clock("evaluate"):
         first, unlearned = judged(carry), shares(carry)
     carry, _, rows = runner.repeat(
-        training.over_seeds(training.step_scan(tictactoe.self_play(network, optimizer, explore))),
+        loops.over_seeds(loops.step_scan(tictactoe.self_play(network, optimizer, explore))),
         carry,
         (keys[:, 2],),
         total=turns,

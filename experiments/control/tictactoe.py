@@ -12,8 +12,8 @@ import numpy as np
 import optax
 from jaxtyping import Array, Bool, Float, Int
 
-from bpeq.networks import Network
-from bpeq.training import Metrics
+from bpeq.config.networks import Network
+from bpeq.training.loops import Metrics
 from bpeq.types import Key, Params, Step
 
 LINES = ((0, 1, 2), (3, 4, 5), (6, 7, 8), (0, 3, 6), (1, 4, 7), (2, 5, 8), (0, 4, 8), (2, 4, 6))

@@ -20,17 +20,19 @@ from jaxtyping import Array, Float, Int
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 
-from bpeq import optimizers, scoring, trees
-from bpeq.config import Config
+from bpeq import optimizers
+from bpeq.config.loading import Config
+from bpeq.config.networks import build_networks
+from bpeq.config.problem import seed_keys
+from bpeq.core import trees
 from bpeq.costs import softmax_cross_entropy
 from bpeq.data import Dataset
+from bpeq.experiment.runner import Runner
 from bpeq.layers import chain, repeat
-from bpeq.looping import Runner
-from bpeq.networks import build_networks
-from bpeq.problem import seed_keys
 from bpeq.rules import backprop
 from bpeq.settings import Count, Positive
-from bpeq.training import Carry, Metrics, over_seeds
+from bpeq.training import evaluation
+from bpeq.training.loops import Carry, Metrics, over_seeds
 from bpeq.types import Batch, Key, Layer, LearningRule, Params, Shape, Step
 
 Depth = Annotated[int, Ge(3)]
@@ -291,7 +293,7 @@ class Learner(NamedTuple):
             name=place,
             may_diverge=True,
         )
-        score = scoring.evaluator(rule, softmax_cross_entropy(), "classification")
+        score = evaluation.evaluator(rule, softmax_cross_entropy(), "classification")
         test = jnp.asarray(self.data.test[0])
         score = jax.vmap(jax.vmap(score, (0, None, None, None)), (0, None, None, None))
         with self.runner.clock("evaluate"):

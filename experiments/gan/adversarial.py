@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float
 
-from bpeq.networks import Network
-from bpeq.training import Metrics
+from bpeq.config.networks import Network
+from bpeq.training.loops import Metrics
 from bpeq.types import Key, Params, Step
 
 

@@ -13,12 +13,14 @@ from jaxtyping import Array, Float
 from matplotlib.figure import Figure
 from safetensors.numpy import load_file
 
-from bpeq import data, runs, training
-from bpeq.config import Config
-from bpeq.looping import Runner
-from bpeq.networks import Network, build_networks, build_optimizer
-from bpeq.problem import seed_keys
+from bpeq import data
+from bpeq.config.loading import Config
+from bpeq.config.networks import Network, build_networks, build_optimizer
+from bpeq.config.problem import seed_keys
+from bpeq.experiment.runner import Runner
+from bpeq.runs import run_folder
 from bpeq.settings import Count, NonNegative, Positive
+from bpeq.training import loops
 from bpeq.types import Key
 
 from . import adversarial
@@ -128,14 +130,14 @@ def duel(
         kept = {
             "made": np.asarray(made[:, :SHOWN])
         }  # in a file: a run may go on in another process
-        runs.save_arrays(folder / f"{name}-{int(carry.done[0])}.safetensors", kept)
+        run_folder.save_arrays(folder / f"{name}-{int(carry.done[0])}.safetensors", kept)
         return judge(made)
 
     with runner.clock("evaluate"):
         before = measure(carry)
     step = adversarial.adversarial(generator, critic, optimizer, updates=updates, noise=noise)
     _, values, rows = runner.repeat(
-        training.over_seeds(training.step_scan(step, sample)),
+        loops.over_seeds(loops.step_scan(step, sample)),
         carry,
         (keys[:, 2],),
         total=updates,

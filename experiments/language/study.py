@@ -15,13 +15,13 @@ import numpy as np
 from jaxtyping import Array, Int
 from matplotlib.figure import Figure
 
-from bpeq import training
-from bpeq.config import Config
-from bpeq.looping import Runner
-from bpeq.networks import Network, build_networks, learner
-from bpeq.numerics import log_softmax
-from bpeq.problem import seed_keys
+from bpeq.config.loading import Config
+from bpeq.config.networks import Network, build_networks, learner
+from bpeq.config.problem import seed_keys
+from bpeq.core.numerics import log_softmax
+from bpeq.experiment.runner import Runner
 from bpeq.settings import Count
+from bpeq.training import loops
 from bpeq.types import Batch, Cost, Key, Params
 
 OURS, CONTROL, BASELINE = "#0072b2", "#d55e00", "#444444"
@@ -127,7 +127,7 @@ def copying(
     carry, step = learner(config, network, cost, keys, updates)
     sample = lambda key: sequences(key, batch_size)  # noqa: E731
     _, values, rows = runner.repeat(
-        training.over_seeds(training.step_scan(step, sample)),
+        loops.over_seeds(loops.step_scan(step, sample)),
         carry,
         (keys[:, 2],),
         total=updates,
@@ -193,7 +193,7 @@ def reading(
     held_out = held_out_bits(network)
     carry, step = learner(config, network, cost, keys, updates)
     carry, _, rows = runner.repeat(
-        training.over_seeds(training.step_scan(step, windows)),
+        loops.over_seeds(loops.step_scan(step, windows)),
         carry,
         (keys[:, 2],),
         total=updates,

@@ -15,13 +15,13 @@ from annotated_types import Ge
 from jaxtyping import Array, Float
 from matplotlib.figure import Figure
 
-from bpeq.config import Config
+from bpeq.config.loading import Config
+from bpeq.config.networks import build_networks, learner
+from bpeq.config.problem import seed_keys
 from bpeq.costs import squared_error
-from bpeq.looping import Runner
-from bpeq.networks import build_networks, learner
-from bpeq.problem import seed_keys
+from bpeq.experiment.runner import Runner
 from bpeq.settings import Count
-from bpeq.training import Carry, over_seeds, step_scan
+from bpeq.training.loops import Carry, over_seeds, step_scan
 from bpeq.types import Batch, Key, Layer, Params, Step
 
 Length = Annotated[int, Ge(2)]

@@ -11,10 +11,10 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
-from bpeq import comparison
-from bpeq.config import Config, load
-from bpeq.loading import load_run
-from bpeq.looping import Runner
+from bpeq.config.loading import Config, load
+from bpeq.experiment import compare
+from bpeq.experiment.runner import Runner
+from bpeq.experiment.saved_run import load_run
 
 COLOURS = {
     "backprop": "#0072b2",
@@ -49,7 +49,7 @@ def run(
     )
     for name, each, rules in both[:1] if smoke else both:
         place, shown = runner.folder / name, lambda _: runner.progress or _silent
-        result = comparison.compare(each, rules, place, shown, runner.stop, resume=runner.resume)
+        result = compare.compare(each, rules, place, shown, runner.stop, resume=runner.resume)
         found[name] = result["rules"]
     metrics = {}
     for name, rows in found.items():

@@ -9,10 +9,10 @@ import jax
 import numpy as np
 from matplotlib.figure import Figure
 
-from bpeq import experiment
-from bpeq.config import Config
-from bpeq.looping import Runner
-from bpeq.problem import build, seed_keys
+from bpeq.config.loading import Config
+from bpeq.config.problem import build, seed_keys
+from bpeq.experiment import train
+from bpeq.experiment.runner import Runner
 
 RATES = (1.0, 0.1)
 OURS, TEXTBOOK = "#0072b2", "#d55e00"
@@ -29,7 +29,7 @@ def run(config: Config, runner: Runner) -> dict[str, Any]:
     for place, rate in enumerate(RATES):
         at_rate = config.changed(optimizer={"learning_rate": rate})
         ours = runner.folder / f"rate-{rate}"
-        summary = experiment.run(at_rate, ours, resume=runner.resume)
+        summary = train.run(at_rate, ours, resume=runner.resume)
         rows = [json.loads(line) for line in (ours / "metrics.jsonl").read_text().splitlines()]
         curve = np.array([row["values"]["test_loss"] for row in rows])
         epochs = [row["epoch"] for row in rows]

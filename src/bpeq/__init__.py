@@ -9,28 +9,38 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from bpeq import costs, data, layers, optimizers, rules, solvers, systems, types
-    from bpeq.energy_contract import check_energy
-    from bpeq.fidelity import gradient_fidelity
-    from bpeq.imperfections import imperfect
-    from bpeq.loading import load_run
-    from bpeq.locality import audit_locality
-    from bpeq.parallel import data_parallel
-    from bpeq.side_by_side import compare_rules
-    from bpeq.training import train
+    from bpeq import costs, data, layers, optimizers, rules, sharding, solvers, systems, types
+    from bpeq.analysis.compare_rules import compare_rules
+    from bpeq.analysis.energy_contract import check_energy
+    from bpeq.analysis.gradient_fidelity import gradient_fidelity
+    from bpeq.analysis.locality import audit_locality
+    from bpeq.experiment.saved_run import load_run
+    from bpeq.systems.devices import imperfect
+    from bpeq.training.data_parallel import data_parallel
+    from bpeq.training.loops import train
 
 __version__ = "0.1.0"
 
-_MODULES = ("costs", "data", "layers", "optimizers", "rules", "solvers", "systems", "types")
+_MODULES = (
+    "costs",
+    "data",
+    "layers",
+    "optimizers",
+    "rules",
+    "sharding",
+    "solvers",
+    "systems",
+    "types",
+)
 _FUNCTIONS = {
-    "compare_rules": "bpeq.side_by_side",
-    "train": "bpeq.training",
-    "data_parallel": "bpeq.parallel",
-    "load_run": "bpeq.loading",
-    "gradient_fidelity": "bpeq.fidelity",
-    "audit_locality": "bpeq.locality",
-    "imperfect": "bpeq.imperfections",
-    "check_energy": "bpeq.energy_contract",
+    "compare_rules": "bpeq.analysis.compare_rules",
+    "train": "bpeq.training.loops",
+    "data_parallel": "bpeq.training.data_parallel",
+    "load_run": "bpeq.experiment.saved_run",
+    "gradient_fidelity": "bpeq.analysis.gradient_fidelity",
+    "audit_locality": "bpeq.analysis.locality",
+    "imperfect": "bpeq.systems.devices",
+    "check_energy": "bpeq.analysis.energy_contract",
 }
 
 __all__ = [
@@ -46,6 +56,7 @@ __all__ = [
     "load_run",
     "optimizers",
     "rules",
+    "sharding",
     "solvers",
     "systems",
     "train",

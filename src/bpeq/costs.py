@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from bpeq.numerics import log_softmax, softmax
+from bpeq.core.numerics import log_softmax, softmax
 from bpeq.types import Cost
 
 

@@ -5,10 +5,11 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from bpeq import costs, layers, rules, solvers, systems, trees
-from bpeq._schema import fields, wires
+from bpeq import costs, layers, rules, solvers, systems
+from bpeq.config.registry import KINDS
+from bpeq.config.schema import fields, wires
+from bpeq.core import trees
 from bpeq.layers import chain, check, dense
-from bpeq.registry import KINDS
 from bpeq.types import Batch, Caution, Cost, Layer, System
 
 IMAGE, VECTOR, SERIES, TOKENS = (6, 6, 2), (5,), (4, 6), (4,)

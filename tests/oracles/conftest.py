@@ -15,7 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bpeq import layers, trees
+from bpeq import layers
+from bpeq.core import trees
 from bpeq.types import Layer
 
 DTYPES = (jnp.float64, jnp.float32)

@@ -11,12 +11,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bpeq import costs, experiment, layers, rules, solvers, systems
-from bpeq._schema import wires
-from bpeq.config import ConfigError, load
+from bpeq import costs, layers, rules, solvers, systems
+from bpeq.config.loading import ConfigError, load
+from bpeq.config.registry import KINDS
+from bpeq.config.schema import wires
+from bpeq.experiment import train
 from bpeq.layers import chain, dense, tanh
-from bpeq.parallel import data_parallel
-from bpeq.registry import KINDS
+from bpeq.training.data_parallel import data_parallel
 from bpeq.types import Batch, Cost, Estimate, Layer, Solver, System
 
 COST, NETWORK = costs.squared_error(), chain(dense(4), tanh(), dense(3))
@@ -128,14 +129,14 @@ def trained(folder: Path, devices: int) -> dict[str, Any]:
     path = folder / "c.toml"
     path.write_text(CONFIG)
     where = folder / f"{devices}"
-    summary = experiment.run(load(path, [f"devices={devices}"]), where)
+    summary = train.run(load(path, [f"devices={devices}"]), where)
     lines = (where / "metrics.jsonl").read_text().splitlines()
     return {"metrics": summary["metrics"], "rows": [json.loads(line) for line in lines]}
 
 
 def refused(folder: Path, *overrides: str) -> str:
     try:
-        experiment.run(load(folder / "c.toml", overrides), folder / "refused")
+        train.run(load(folder / "c.toml", overrides), folder / "refused")
     except ConfigError as error:
         assert not (folder / "refused").exists()
         return str(error)

@@ -11,9 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bpeq import costs, fidelity, rules, solvers, systems
-from bpeq.accounting import compiled_gradient, gradient_costs, seconds_of
-from bpeq.counting import count_macs
+from bpeq import costs, rules, solvers, systems
+from bpeq.analysis import gradient_fidelity
+from bpeq.analysis.gradient_cost import compiled_gradient, gradient_costs, seconds_of
+from bpeq.analysis.mac_count import count_macs
 from bpeq.layers import chain, dense, tanh
 from bpeq.types import Batch, Estimate, LearningRule
 
@@ -154,7 +155,7 @@ def test_sweeps_are_the_examples_mean_of_all_phases():
     expected = info["free"].steps.mean() + info["nudged"].steps.mean(axis=1).sum()
     assert compiled_gradient(rule, *args).sweeps == pytest.approx(expected, rel=1e-12)
     params, batch, state, key = args
-    found = fidelity.gradient_fidelity(rule, params, batch, key=key, state=state)
+    found = gradient_fidelity.gradient_fidelity(rule, params, batch, key=key, state=state)
     assert found.sweeps == pytest.approx(expected, rel=1e-12)
 
 

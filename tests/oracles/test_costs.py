@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bpeq import costs, numerics
+from bpeq import costs
+from bpeq.core import numerics
 
 COSTS = ["squared_error", "softmax_cross_entropy"]
 

@@ -8,7 +8,8 @@ import pytest
 from jax.flatten_util import ravel_pytree
 
 import bpeq
-from bpeq import layers, trees
+from bpeq import layers
+from bpeq.core import trees
 from bpeq.costs import squared_error
 from bpeq.layers import chain, dense
 from bpeq.rules import contrastive_hebbian, coupled_learning

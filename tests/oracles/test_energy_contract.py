@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 
 from bpeq import layers
+from bpeq.analysis.energy_contract import check_energy
+from bpeq.analysis.energy_contract._corners import corner_finding
+from bpeq.analysis.energy_contract._gradients import symmetry_finding
+from bpeq.analysis.energy_contract._mates import alone_finding
+from bpeq.analysis.energy_contract._operations import operations
+from bpeq.analysis.energy_contract._subject import look
+from bpeq.analysis.gradient_fidelity import gradient_fidelity
 from bpeq.costs import softmax_cross_entropy, squared_error
-from bpeq.energy_contract import check_energy
-from bpeq.energy_contract._corners import corner_finding
-from bpeq.energy_contract._gradients import symmetry_finding
-from bpeq.energy_contract._mates import alone_finding
-from bpeq.energy_contract._operations import operations
-from bpeq.energy_contract._subject import look
-from bpeq.fidelity import gradient_fidelity
 from bpeq.layers import chain, conv, dense, flatten, max_pool
 from bpeq.rules import eqprop
 from bpeq.solvers import fixed_point

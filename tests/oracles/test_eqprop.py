@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bpeq import layers, trees
+from bpeq import layers
+from bpeq.core import trees
 from bpeq.costs import softmax_cross_entropy, squared_error
 from bpeq.layers import chain, dense, gradient_error
 from bpeq.rules import backprop, eqprop, recurrent_backprop

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from bpeq import layers
+from bpeq.analysis.equilibrium import curvature, jumped, nudge_amplitude
 from bpeq.costs import squared_error
-from bpeq.equilibrium import curvature, jumped, nudge_amplitude
 from bpeq.layers import chain, dense, linear, tanh
 from bpeq.rules._asymmetric_eqprop import transposed
 from bpeq.solvers import anderson, fixed_point

@@ -8,9 +8,10 @@ import numpy as np
 import optax
 import pytest
 
-from bpeq import layers, rules, training, trees
+from bpeq import layers, rules
+from bpeq.analysis.gradient_fidelity import gradient_fidelity
+from bpeq.core import trees
 from bpeq.costs import softmax_cross_entropy, squared_error
-from bpeq.fidelity import gradient_fidelity
 from bpeq.layers import chain, dense, flatten
 from bpeq.rules import (
     backprop,
@@ -20,6 +21,7 @@ from bpeq.rules import (
     sign_symmetric,
 )
 from bpeq.rules._feedback_alignment import second_draw
+from bpeq.training import loops
 from bpeq.types import Batch
 
 KEY = jax.random.key(0)
@@ -349,8 +351,8 @@ def test_running_statistics_are_absorbed_as_under_backprop(rule_name):
     moved = {}
     for name in ("backprop", rule_name):
         rule = getattr(rules, name)(network, cost)
-        carry = training.start(rule, optimizer, params, jax.random.key(5))
-        carry, _ = jax.jit(training.supervised(rule, optimizer))(carry, batch, KEY)
+        carry = loops.start(rule, optimizer, params, jax.random.key(5))
+        carry, _ = jax.jit(loops.supervised(rule, optimizer))(carry, batch, KEY)
         moved[name] = carry.params
         assert len(carry.params) == len(params) + (name == "kolen_pollack")
     for i in (1, 6):

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 import bpeq
-from bpeq import trees
+from bpeq.analysis.bias_order import bias_order
+from bpeq.analysis.gradient_fidelity import closeness, exact_gradient
+from bpeq.core import trees
 from bpeq.costs import softmax_cross_entropy, squared_error
-from bpeq.fidelity import closeness, exact_gradient
 from bpeq.layers import chain, dense, flatten, tanh
-from bpeq.orders import bias_order
 from bpeq.rules import (
     autodiff,
     backprop,

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from scipy import optimize
 
-from bpeq import costs, rules, trees
+from bpeq import costs, rules
+from bpeq.core import trees
 from bpeq.solvers import fixed_point
 from bpeq.systems import from_energy, from_field
 from bpeq.types import Batch

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bpeq import trees
+from bpeq.core import trees
 from bpeq.costs import squared_error
 from bpeq.rules import eqprop
 from bpeq.systems import from_energy, from_field

@@ -7,9 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bpeq import layers, trees
+from bpeq import layers
+from bpeq.analysis.gdu import _bptt_gradients, _ep_updates, alternating, gdu_mismatch
+from bpeq.core import trees
 from bpeq.costs import softmax_cross_entropy, squared_error
-from bpeq.gdu import _bptt_gradients, _ep_updates, alternating, gdu_mismatch
 from bpeq.layers import chain, dense
 from bpeq.rules import free_phase, recurrent_backprop
 from bpeq.rules._bptt import bptt

@@ -5,10 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bpeq import layers, trees
+from bpeq import layers
+from bpeq.analysis.equilibrium import curvature
+from bpeq.analysis.gradient_fidelity import closeness, exact_gradient, gradient_fidelity
+from bpeq.core import trees
 from bpeq.costs import softmax_cross_entropy, squared_error
-from bpeq.equilibrium import curvature
-from bpeq.fidelity import closeness, exact_gradient, gradient_fidelity
 from bpeq.layers import chain, dense, flatten, shifted_sigmoid, tanh
 from bpeq.rules import eqprop
 from bpeq.rules._circle import half_circle

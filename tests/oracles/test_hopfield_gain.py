@@ -5,10 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bpeq import layers, trees
+from bpeq import layers
+from bpeq.analysis.equilibrium import curvature
+from bpeq.analysis.gdu import gdu_mismatch
+from bpeq.core import trees
 from bpeq.costs import softmax_cross_entropy, squared_error
-from bpeq.equilibrium import curvature
-from bpeq.gdu import gdu_mismatch
 from bpeq.layers import chain, dense, gradient_error
 from bpeq.rules import asymmetric_eqprop, eqprop, recurrent_backprop, vector_field_eqprop
 from bpeq.solvers import fixed_point

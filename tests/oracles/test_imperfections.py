@@ -7,13 +7,15 @@ import optax
 import pytest
 from scipy import stats
 
-from bpeq import equilibrium, layers, rules, trees
+from bpeq import layers, rules
+from bpeq.analysis import equilibrium
+from bpeq.core import trees
 from bpeq.costs import squared_error
-from bpeq.imperfections import imperfect
 from bpeq.layers import chain, dense
 from bpeq.solvers import fixed_point, fixed_steps
 from bpeq.systems import hopfield, predictive, resistive
-from bpeq.training import start, supervised
+from bpeq.systems.devices import imperfect
+from bpeq.training.loops import start, supervised
 from bpeq.types import Batch
 
 TIGHT = fixed_point(1e-14, 3000)

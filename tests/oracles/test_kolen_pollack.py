@@ -5,12 +5,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bpeq import layers, training, trees
+from bpeq import layers
+from bpeq.analysis.gradient_fidelity import gradient_fidelity
+from bpeq.core import trees
 from bpeq.costs import softmax_cross_entropy, squared_error
-from bpeq.fidelity import gradient_fidelity
 from bpeq.layers import chain, dense
 from bpeq.optimizers import adamw, linear_decay, with_rates
 from bpeq.rules import kolen_pollack
+from bpeq.training import loops
 from bpeq.types import Batch
 
 KEY = jax.random.key(0)
@@ -21,8 +23,8 @@ BATCH = Batch(X, jnp.argmax(X[:, :3], axis=1))
 
 def trained(rule, optimizer, network, steps, batch=BATCH):
     """(params before, params after, their D before and after)."""
-    carry = training.start(rule, optimizer, network.init(KEY, batch.x.shape[1:])[0], KEY)
-    step = training.supervised(rule, optimizer)
+    carry = loops.start(rule, optimizer, network.init(KEY, batch.x.shape[1:])[0], KEY)
+    step = loops.supervised(rule, optimizer)
 
     def one(carry, i):
         with jax.numpy_dtype_promotion("standard"):  # optax's own arithmetic

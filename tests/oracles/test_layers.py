@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bpeq import layers, trees
+from bpeq import layers
+from bpeq.core import trees
 from bpeq.layers import chain, check, check_network, cut, deltas, dense, flatten
 from bpeq.types import Layer
 

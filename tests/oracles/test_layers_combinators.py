@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bpeq import layers, trees
+from bpeq import layers
+from bpeq.core import trees
 from bpeq.layers import (
     chain,
     conv,

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from jax import lax
 
-from bpeq.counting import count_macs
+from bpeq.analysis.mac_count import count_macs
 from bpeq.layers import _row_products, apply, conv
 
 SHAPES = {

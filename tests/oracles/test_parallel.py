@@ -16,10 +16,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bpeq import costs, rules, shards
+from bpeq import costs, rules
+from bpeq.config.registry import KINDS
+from bpeq.core import sharding
 from bpeq.layers import chain, dense
-from bpeq.parallel import data_mesh, data_parallel
-from bpeq.registry import KINDS
+from bpeq.training.data_parallel import data_mesh, data_parallel
 from bpeq.types import Batch
 
 PROGRAM = Path(__file__).with_name("shared_batches.py")
@@ -100,11 +101,11 @@ def test_a_config_is_refused_whose_batch_or_machine_is_too_small(measured):
 
 def test_outside_a_mesh_a_part_is_the_batch():
     x = jnp.arange(6.0).reshape(3, 2)
-    assert shards.count() == 1
-    assert shards.mean(x) is x
-    assert shards.gathered(x) is x
-    assert shards.places(3).tolist() == [0, 1, 2]
-    assert shards.drawn(jnp.zeros, (3, 2)).shape == (3, 2)
+    assert sharding.count() == 1
+    assert sharding.mean(x) is x
+    assert sharding.gathered(x) is x
+    assert sharding.places(3).tolist() == [0, 1, 2]
+    assert sharding.drawn(jnp.zeros, (3, 2)).shape == (3, 2)
 
 
 def test_more_devices_than_there_are_is_refused():
@@ -115,7 +116,7 @@ def test_more_devices_than_there_are_is_refused():
 
 def test_a_batch_that_does_not_fall_into_equal_parts_is_refused():
     network = chain(dense(1))
-    mesh = jax.sharding.AbstractMesh((3,), (shards.AXIS,))
+    mesh = jax.sharding.AbstractMesh((3,), (sharding.AXIS,))
     shared = data_parallel(rules.backprop(network, costs.squared_error()), mesh)
     params, _ = network.init(jax.random.key(0), (2,))
     batch = Batch(jnp.ones((4, 2)), jnp.ones((4, 1)))

@@ -5,11 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bpeq import costs, fidelity, layers, rules, systems, trees
-from bpeq.imperfections import imperfect
+from bpeq import costs, layers, rules, systems
+from bpeq.analysis import gradient_fidelity
+from bpeq.core import trees
 from bpeq.layers import chain, dense
 from bpeq.rules._relaxing import _coarse
 from bpeq.solvers import fixed_steps
+from bpeq.systems.devices import imperfect
 from bpeq.types import Batch
 
 NET = chain(dense(8), layers.shifted_sigmoid(), dense(3), layers.shifted_sigmoid())
@@ -60,7 +62,7 @@ def test_the_contrast_stays_in_the_weights_type_and_errs_by_the_grid_over_beta()
 def test_the_microscope_sees_what_a_short_type_costs():
     solver = fixed_steps(40)
     found = {
-        name: fidelity.gradient_fidelity(
+        name: gradient_fidelity.gradient_fidelity(
             rules.eqprop(SYSTEM, COST, solver, solver, beta=0.1, relaxation=name),
             PARAMS,
             BATCH,

@@ -10,7 +10,8 @@ import scipy.optimize
 import scipy.sparse
 import scipy.sparse.linalg
 
-from bpeq import layers, optimizers, rules, trees
+from bpeq import layers, optimizers, rules
+from bpeq.core import trees
 from bpeq.costs import squared_error
 from bpeq.layers import chain, dense, flatten, gradient_error
 from bpeq.solvers import fixed_point, fixed_steps
@@ -356,7 +357,7 @@ OPTIMIZERS = {
 
 def trained(rule, params, batch, optimizer):
     """A few updates as `bpeq.train` makes them."""
-    from bpeq.training import start, supervised
+    from bpeq.training.loops import start, supervised
 
     step = supervised(rule, optimizer)
     carry = start(rule, optimizer, params, KEY)

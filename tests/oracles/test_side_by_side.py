@@ -10,7 +10,7 @@ import pytest
 
 import bpeq
 from bpeq import costs, rules, systems
-from bpeq.fidelity import gradient_fidelity
+from bpeq.analysis.gradient_fidelity import gradient_fidelity
 from bpeq.layers import chain, dense, tanh
 from bpeq.solvers import fixed_steps
 from bpeq.types import Batch, LearningRule

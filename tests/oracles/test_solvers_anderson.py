@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bpeq import costs, layers, rules, solvers, systems, trees
+from bpeq import costs, layers, rules, solvers, systems
+from bpeq.core import trees
 from bpeq.layers import chain, dense
 from bpeq.rules._phases import free_phase, nudge, nudged_phases
 from bpeq.solvers import anderson, fixed_point, fixed_steps

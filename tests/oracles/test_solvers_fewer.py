@@ -5,8 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bpeq import costs, layers, rules, systems, trees
-from bpeq.counting import count_macs
+from bpeq import costs, layers, rules, systems
+from bpeq.analysis.mac_count import count_macs
+from bpeq.core import trees
 from bpeq.layers import chain, dense
 from bpeq.rules._phases import free_phase, nudged_phases
 from bpeq.solvers import anderson, fixed_point, fixed_steps

@@ -9,17 +9,18 @@ import numpy as np
 import optax
 import pytest
 
-from bpeq import layers, rules, trees
-from bpeq._schema import fields, wires
+from bpeq import layers, rules
+from bpeq.config.registry import KINDS
+from bpeq.config.schema import fields, wires
+from bpeq.core import trees
 from bpeq.costs import squared_error
-from bpeq.imperfections import imperfect
 from bpeq.layers import chain, dense
-from bpeq.registry import KINDS
 from bpeq.rules._start import Remembering
 from bpeq.settings import checked
 from bpeq.solvers import fixed_point, fixed_steps
 from bpeq.systems import from_field, hopfield, predictive, resistive
-from bpeq.training import epoch_scan, over_seeds, start, supervised, train
+from bpeq.systems.devices import imperfect
+from bpeq.training.loops import epoch_scan, over_seeds, start, supervised, train
 from bpeq.types import Batch, Solver, System
 
 KEY = jax.random.key(0)

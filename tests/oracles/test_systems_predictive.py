@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from jax.flatten_util import ravel_pytree
 
-from bpeq import layers, trees
+from bpeq import layers
+from bpeq.core import trees
 from bpeq.costs import softmax_cross_entropy, squared_error
 from bpeq.layers import chain, dense, flatten, gradient_error
 from bpeq.rules import backprop, eqprop

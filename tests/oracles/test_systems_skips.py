@@ -5,12 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bpeq import layers, trees
-from bpeq.checking import _check_energy
-from bpeq.config import ConfigError, load
+from bpeq import layers
+from bpeq.config.loading import ConfigError, load
+from bpeq.config.problem import build
+from bpeq.core import trees
 from bpeq.costs import softmax_cross_entropy, squared_error
+from bpeq.experiment.check import _check_energy
 from bpeq.layers import chain, dense, flatten, gradient_error
-from bpeq.problem import build
 from bpeq.rules import eqprop, recurrent_backprop
 from bpeq.solvers import fixed_point
 from bpeq.systems import hopfield

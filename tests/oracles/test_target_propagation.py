@@ -5,7 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bpeq import fidelity, layers, trees
+from bpeq import layers
+from bpeq.analysis import gradient_fidelity
+from bpeq.core import trees
 from bpeq.costs import softmax_cross_entropy, squared_error
 from bpeq.layers import chain, dense, flatten
 from bpeq.rules import autodiff
@@ -87,7 +89,7 @@ def test_it_is_the_exact_gradient_of_its_own_losses_in_float32_with_the_same_noi
     single = trees.cast((params, batch, state), jnp.float32)
     ours = jax.jit(rule.estimate)(*single, KEY)[0].grads
     assert {leaf.dtype for leaf in jax.tree.leaves(ours)} == {jnp.dtype("f4")}
-    again = fidelity.exact_gradient(rule, *single[:2], key=KEY, reference=rule.objective)
+    again = gradient_fidelity.exact_gradient(rule, *single[:2], key=KEY, reference=rule.objective)
     assert distance(trees.cast(ours, jnp.float64), again.grads) <= 1e-5
 
 

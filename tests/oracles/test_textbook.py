@@ -6,14 +6,15 @@ import numpy as np
 import optax
 import pytest
 
-from bpeq import layers, optimizers, trees
+from bpeq import layers, optimizers
+from bpeq.core import trees
 from bpeq.costs import squared_error
 from bpeq.layers import chain, dense
 from bpeq.rules import backprop, eqprop
-from bpeq.scoring import evaluator
 from bpeq.solvers import fixed_steps
 from bpeq.systems import hopfield
-from bpeq.training import (
+from bpeq.training.evaluation import evaluator
+from bpeq.training.loops import (
     Carry,
     epoch_scan,
     over_seeds,

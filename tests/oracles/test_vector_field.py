@@ -7,7 +7,8 @@ import numpy as np
 import optax
 import pytest
 
-from bpeq import layers, trees
+from bpeq import layers
+from bpeq.core import trees
 from bpeq.costs import softmax_cross_entropy, squared_error
 from bpeq.layers import chain, dense
 from bpeq.rules import eqprop, recurrent_backprop

@@ -12,8 +12,7 @@ from unittest import mock
 import jax
 import pytest
 
-from bpeq import _signals
-from bpeq.cli import main
+from bpeq.cli import main, signals
 from bpeq.types import Caution
 
 
@@ -62,5 +61,5 @@ def _own_signals() -> Iterator[None]:
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
-        _signals._saving = False
-        _signals._seen.clear()
+        signals._saving = False
+        signals._seen.clear()

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from bpeq.registry import KINDS
+from bpeq.config.registry import KINDS
 
 CONFIG = """\
 [data]

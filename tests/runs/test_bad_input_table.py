@@ -22,7 +22,10 @@ import jax
 import numpy as np
 import pytest
 
-from bpeq import _signals, checkpoints, cluster, config, sealing
+from bpeq.cli import signals
+from bpeq.config import loading
+from bpeq.experiment import distributed
+from bpeq.runs import checkpoints, manifest
 
 CONFIG = """\
 data.name = "xor"
@@ -85,7 +88,7 @@ def both(*makes: Callable[[], Any]) -> Callable[[], Any]:
 
 def sealed(path: str, content: str | bytes) -> Callable[[], Any]:
     """A file of the finished run replaced, and the manifest with it."""
-    return both(text(path, content), lambda: sealing.seal(Path("done")))
+    return both(text(path, content), lambda: manifest.seal(Path("done")))
 
 
 def arrays(**given: Any) -> Callable[[], Any]:
@@ -417,7 +420,7 @@ def workshop(call, tmp_path_factory) -> Path:
         patch.chdir(folder)
         assert call("run", "c.toml", "--out", "done").code == 0
         assert call(*shlex.split(f"sweep c.toml {GRID} --out sweep")).code == 0
-        patch.setattr(_signals, "asked_to_stop", lambda: next(asked))
+        patch.setattr(signals, "asked_to_stop", lambda: next(asked))
         assert call("run", "c.toml", "--out", "half").code == 143
     return folder
 
@@ -470,7 +473,7 @@ ENVIRONMENTS = {
 def test_an_unknown_device_or_a_wrong_word_to_jax_is_one_line(desk, name: str) -> None:
     value, line = ENVIRONMENTS[name]
     program = [sys.executable, "-c", "from bpeq.cli import script; script()"]
-    source = str(Path(cluster.__file__).parents[1])
+    source = str(Path(distributed.__file__).parents[1])
     environment = {**os.environ, "PYTHONPATH": source, name: value}
     done = subprocess.run(
         [*program, "run", "c.toml"], env=environment, capture_output=True, text=True
@@ -485,14 +488,14 @@ def test_float64_is_had_whatever_jaxs_default_and_refused_where_no_device_has_it
     call, desk, monkeypatch
 ) -> None:
     """JAX_ENABLE_X64=0 forbids nothing: it is JAX's default; a config's precision is its own."""
-    asked = config.load("c.toml", ["precision=float64"])
+    asked = loading.load("c.toml", ["precision=float64"])
     with jax.enable_x64(False):
-        cluster.ready(asked)
+        distributed.ready(asked)
 
     def without(*args: Any, **more: Any) -> Any:
         raise jax.errors.JaxRuntimeError("UNIMPLEMENTED: float64")
 
-    monkeypatch.setattr(cluster.jnp, "ones", without)
+    monkeypatch.setattr(distributed.jnp, "ones", without)
     said = call("run", "c.toml", "--set", "precision=float64")
     line = "bpeq: --set precision = 'float64': its cpu devices have none; allowed: 'float32'"
     assert (said.code, said.err) == (2, [line])

@@ -15,8 +15,9 @@ import numpy as np
 import platformdirs
 import pytest
 
-from bpeq import cli, registry
-from bpeq.registry import KINDS
+from bpeq.cli import main
+from bpeq.config import registry
+from bpeq.config.registry import KINDS
 
 CONFIG = """\
 seed = 0
@@ -1095,15 +1096,15 @@ def test_compiled_programs_are_kept_in_the_users_cache(tmp_path, monkeypatch):
     """Unless the environment names a place of its own."""
     monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    cli._keep_programs()
+    main._keep_programs()
     assert os.environ["JAX_COMPILATION_CACHE_DIR"] == str(tmp_path / "bpeq" / "programs")
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "mine")
-    cli._keep_programs()
+    main._keep_programs()
     assert os.environ["JAX_COMPILATION_CACHE_DIR"] == "mine"
     monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    cli._keep_programs()
+    main._keep_programs()
     assert "JAX_COMPILATION_CACHE_DIR" not in os.environ
 
 
@@ -1151,14 +1152,14 @@ def test_a_user_without_a_home_compiles_afresh(monkeypatch):
 
     monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
     monkeypatch.setattr(platformdirs, "user_cache_path", homeless)
-    cli._keep_programs()
+    main._keep_programs()
     assert "JAX_COMPILATION_CACHE_DIR" not in os.environ
 
 
 def test_a_half_written_program_in_the_cache_is_passed_over_in_silence(capfd):
     """JAX warns of it in every later run, compiles afresh, and leaves it there."""
     shown = []
-    show = cli._one_line(lambda *args, **more: shown.append(str(args[0])))
+    show = main._one_line(lambda *args, **more: shown.append(str(args[0])))
     at = (UserWarning, "compiler.py", 1)
     show(UserWarning("Error reading persistent compilation cache entry for 'jit_f': x"), *at)
     show(UserWarning("another"), *at)

@@ -19,13 +19,13 @@ from hypothesis.extra.numpy import arrays
 from safetensors.numpy import load_file
 from scipy import stats
 
-from bpeq import _signals
-from bpeq.comparison import _controls, _function, paired, raise_diverged
-from bpeq.config import load
-from bpeq.experiment import Diverged
-from bpeq.fidelity import gradient_fidelity
-from bpeq.loading import load_run
-from bpeq.problem import build, seed_keys
+from bpeq.analysis.gradient_fidelity import gradient_fidelity
+from bpeq.cli import signals
+from bpeq.config.loading import load
+from bpeq.config.problem import build, seed_keys
+from bpeq.experiment.compare import _controls, _function, paired, raise_diverged
+from bpeq.experiment.saved_run import load_run
+from bpeq.experiment.train import Diverged
 from bpeq.types import Batch
 
 HIDDEN, OUT, BATCH, FREE, NUDGED = 128, 10, 16, 5, 3
@@ -485,7 +485,7 @@ def test_rules_are_grouped_by_the_function_that_they_differentiate(tmp_path):
 
 def test_a_signal_ends_a_comparison_with_130_and_keeps_what_there_is(call, tmp_path, monkeypatch):
     (tmp_path / "c.toml").write_text(XOR)
-    monkeypatch.setattr(_signals, "asked_to_stop", lambda: signal.SIGINT)
+    monkeypatch.setattr(signals, "asked_to_stop", lambda: signal.SIGINT)
     out = tmp_path / "out"
     argv = ["compare", tmp_path / "c.toml", "--rules=backprop,autodiff", "--out", out]
     said = call(*argv, "--set", "training.epochs=2")

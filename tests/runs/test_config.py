@@ -14,11 +14,11 @@ from annotated_types import Ge
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from bpeq import registry
-from bpeq._calls import build_layer, parse_layer, settle_layer
-from bpeq._overrides import merge, put
-from bpeq._schema import Fault, phrase, settle
-from bpeq.config import Config, ConfigError, load
+from bpeq.config import registry
+from bpeq.config.layer_calls import build_layer, parse_layer, settle_layer
+from bpeq.config.loading import Config, ConfigError, load
+from bpeq.config.overrides import merge, put
+from bpeq.config.schema import Fault, phrase, settle
 from bpeq.settings import Count, NonNegative, complaint
 
 REST = {"unsettled": "record"}  # of [training], by default

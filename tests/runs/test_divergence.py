@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bpeq.looping import Diverged, Runner
+from bpeq.experiment.runner import Diverged, Runner
 
 PHASES = """\
 seeds = 2

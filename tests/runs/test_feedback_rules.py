@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 import bpeq
-from bpeq.config import load
-from bpeq.problem import build, seed_keys
+from bpeq.config.loading import load
+from bpeq.config.problem import build, seed_keys
 
 CONFIG = Path("configs/digits.toml")
 SMALL = ["network.layers.1.features=16", "training.epochs=20", "seeds=2", "data.validation=0"]

@@ -23,8 +23,9 @@ import tomli_w
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
-from bpeq import _signals, checkpoints, packing, runs, sealing
-from bpeq.journal import Journal
+from bpeq.cli import signals
+from bpeq.runs import checkpoints, host_arrays, manifest, run_folder
+from bpeq.runs.metrics_log import Journal
 from bpeq.types import DataError
 
 CONFIG = """\
@@ -60,7 +61,7 @@ def workshop(call, tmp_path_factory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         assert call("run", "c.toml", "--out", "done").code == 0
-        patch.setattr(_signals, "asked_to_stop", lambda: next(asked))
+        patch.setattr(signals, "asked_to_stop", lambda: next(asked))
         assert call("run", "c.toml", "--out", "half").code == 143
     return folder
 
@@ -96,8 +97,8 @@ def told(call, *argv: object) -> int:
 @pytest.fixture
 def to_the_door(monkeypatch) -> None:
     """What is wrong with a config is known before a folder is made; there it ends."""
-    monkeypatch.setattr("bpeq.locking.held", compiled)
-    monkeypatch.setattr("bpeq.sweeping.claim", compiled)
+    monkeypatch.setattr("bpeq.runs.lock.held", compiled)
+    monkeypatch.setattr("bpeq.experiment.sweep.claim", compiled)
 
 
 # --- trees, and what can be done to them -------------------------------------------------------
@@ -259,7 +260,7 @@ def test_any_change_to_a_finished_run_is_one_line_of_verify_or_its_repeat(
     shutil.copytree(workshop / "done", "done")
     Path("done", name).write_bytes(made)
     if reseal and name != "manifest.json":
-        sealing.seal(Path("done"))
+        manifest.seal(Path("done"))
     before = whole(Path("done"))
     told(call, "verify", "done")
     assert whole(Path("done")) == before
@@ -319,7 +320,7 @@ def saved(desk) -> tuple[checkpoints.Checkpoints, Any, Path, dict[Path, bytes]]:
     for done in (1, 2):
         row = {"epoch": done}
         journal.append({**row, "loss": 1.0, "values": {"loss": [1.0]}})
-        host = packing.to_host(carry)
+        host = host_arrays.to_host(carry)
         values = {"loss": jnp.ones(1)}
         made.save(checkpoints.Point(done, host, values, row, journal.mark(), 0), {"total": 1.0})
     return made, carry, made.path(2), {p: p.read_bytes() for p in made.folder.iterdir()}
@@ -340,7 +341,9 @@ def test_any_change_to_a_checkpoint_is_an_older_one_or_a_data_error(saved, desk,
     with contextlib.suppress(DataError), warnings.catch_warnings(action="ignore"):
         point, seconds, _ = made.newest(carry, Journal(desk / "metrics.jsonl"))
         assert point.done in (1, 2)
-        shapes = [jax.tree.map(jnp.shape, each) for each in (point.carry, packing.to_host(carry))]
+        shapes = [
+            jax.tree.map(jnp.shape, each) for each in (point.carry, host_arrays.to_host(carry))
+        ]
         assert shapes[0] == shapes[1]
         assert all(isinstance(spent, int | float) for spent in seconds.values())
     assert (desk / "metrics.jsonl").read_bytes() == rows
@@ -352,10 +355,10 @@ def test_any_change_to_parameters_is_a_data_error_or_the_same_shapes(workshop, d
     content = (workshop / "done" / "params.safetensors").read_bytes()
     shapes = {"0": {"b": (1, 3), "w": (1, 2, 3)}, "2": {"b": (1, 1), "w": (1, 3, 1)}}
     template = jax.tree.map(lambda s: jnp.zeros(s, "float32"), shapes, is_leaf=_is_shape)
-    assert runs.load_arrays(Path("done/params.safetensors"), template)
+    assert run_folder.load_arrays(Path("done/params.safetensors"), template)
     Path("p.safetensors").write_bytes(data.draw(spoilt(content)))
     with contextlib.suppress(DataError):
-        found = runs.load_arrays(Path("p.safetensors"), template)
+        found = run_folder.load_arrays(Path("p.safetensors"), template)
         assert jax.tree.map(jnp.shape, found) == shapes
 
 

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bpeq.config import ConfigError, load
-from bpeq.problem import build
+from bpeq.config.loading import ConfigError, load
+from bpeq.config.problem import build
 
 XOR = """\
 [data]

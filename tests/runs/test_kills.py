@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from bpeq.registry import KINDS
+from bpeq.config.registry import KINDS
 
 ROOT = Path(__file__).parents[2]
 CONFIG = ROOT / "configs" / "digits.toml"
@@ -31,7 +31,8 @@ SMALL = {
 
 NURSERY = """\
 import json, os, sys
-import bpeq.cli, bpeq._terminal, bpeq.experiment, bpeq.report._canvas, matplotlib.figure, sklearn
+import bpeq.cli.entry, bpeq.cli.terminal, bpeq.experiment.train, bpeq.report._canvas
+import matplotlib.figure, sklearn
 for line in sys.stdin:
     argv, said = json.loads(line)
     child = os.fork()

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from bpeq.config import load
-from bpeq.problem import build
+from bpeq.config.loading import load
+from bpeq.config.problem import build
 
 MODULE = """\
 import jax

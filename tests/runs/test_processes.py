@@ -14,8 +14,9 @@ import jax
 import numpy as np
 import pytest
 
-from bpeq import _launch, cluster
-from bpeq.config import ConfigError, load
+from bpeq.cli import supervisor
+from bpeq.config.loading import ConfigError, load
+from bpeq.experiment import distributed
 from bpeq.types import DataError
 
 CONFIG = """\
@@ -196,7 +197,7 @@ def test_auto_outside_of_a_cluster_is_one_line(monkeypatch):
     monkeypatch.setattr(jax.config, "update", lambda *setting: None)
     monkeypatch.setattr(jax.distributed, "initialize", initialize)
     with pytest.raises(ConfigError, match="--coordinator = auto: the environment does not say it"):
-        cluster.join("auto")
+        distributed.join("auto")
 
 
 @pytest.mark.parametrize(
@@ -213,14 +214,14 @@ def test_processes_that_would_not_compute_the_same_are_refused(
     """Each hands in a digest of what it has; the second process is played by a second call."""
     handed: list[int] = []
     monkeypatch.setattr(jax, "process_count", lambda: 2)
-    monkeypatch.setattr(cluster, "_gathered", lambda n: handed.append(n) or np.array([n, n]))
-    cluster.alike(load(config, [one[0]]), one[1])
+    monkeypatch.setattr(distributed, "_gathered", lambda n: handed.append(n) or np.array([n, n]))
+    distributed.alike(load(config, [one[0]]), one[1])
     there = iter(handed)
-    monkeypatch.setattr(cluster, "_gathered", lambda n: np.array([next(there), n]))
+    monkeypatch.setattr(distributed, "_gathered", lambda n: np.array([next(there), n]))
     if not said:
-        return cluster.alike(load(config, [other[0]]), other[1])
+        return distributed.alike(load(config, [other[0]]), other[1])
     with pytest.raises((ConfigError, DataError), match=said):
-        cluster.alike(load(config, [other[0]]), other[1])
+        distributed.alike(load(config, [other[0]]), other[1])
 
 
 @pytest.mark.parametrize(
@@ -245,19 +246,19 @@ def test_processes_that_would_not_compute_the_same_are_refused(
 )
 def test_what_a_lost_process_said_last_is_told(tmp_path, log, words):
     (tmp_path / "log").write_text(log)
-    assert _launch._last_words(tmp_path / "log") == words
+    assert supervisor._last_words(tmp_path / "log") == words
 
 
 @pytest.mark.parametrize(
     ("codes", "who"),
     [
         ([None, -signal.SIGKILL], 1),
-        ([_launch.ALONE, -signal.SIGKILL], 1),
+        ([supervisor.ALONE, -signal.SIGKILL], 1),
         ([-signal.SIGABRT, -signal.SIGKILL], 1),
-        ([_launch.ALONE, 1], 1),
+        ([supervisor.ALONE, 1], 1),
         ([-signal.SIGABRT, None], 0),
-        ([None, _launch.ALONE, None], 1),
+        ([None, supervisor.ALONE, None], 1),
     ],
 )
 def test_the_process_that_the_others_lost_is_named(codes, who):
-    assert max(range(len(codes)), key=lambda i: _launch._blame(codes[i])) == who
+    assert max(range(len(codes)), key=lambda i: supervisor._blame(codes[i])) == who

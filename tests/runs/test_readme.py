@@ -5,8 +5,8 @@ from pathlib import Path
 
 import jax
 
-from bpeq import config
-from bpeq.registry import KINDS
+from bpeq.config import loading
+from bpeq.config.registry import KINDS
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
@@ -31,7 +31,7 @@ def test_every_config_named_in_the_readme_loads():
     names = set(re.findall(r"configs/\w+\.toml", README))
     assert len(names) >= 3
     for name in names:
-        tree = config.load(ROOT / name).tree
+        tree = loading.load(ROOT / name).tree
         assert "experiment" in tree or tree["training"]["epochs"] >= 1
 
 

@@ -20,9 +20,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from bpeq import _signals, checkpoints, locking, packing, runs
-from bpeq.journal import Journal
-from bpeq.looping import Runner
+from bpeq.cli import signals
+from bpeq.experiment.runner import Runner
+from bpeq.runs import checkpoints, host_arrays, lock, run_folder
+from bpeq.runs.metrics_log import Journal
 from bpeq.types import Caution, DataError
 
 POINTS = """\
@@ -104,7 +105,7 @@ def stops_after(monkeypatch, count: int) -> None:
         left[0] -= 1
         return signal.SIGTERM if left[0] <= 0 else None
 
-    monkeypatch.setattr(_signals, "asked_to_stop", stop)
+    monkeypatch.setattr(signals, "asked_to_stop", stop)
 
 
 def stopped(call, monkeypatch, text: str, after: int, out: str = "out") -> Path:
@@ -116,7 +117,7 @@ def stopped(call, monkeypatch, text: str, after: int, out: str = "out") -> Path:
         f"bpeq: stopped after epoch {after} of 4; saved {out}; go on with: bpeq run {out} --resume"
     )
     assert (said.code, said.err) == (143, [how])
-    monkeypatch.setattr(_signals, "asked_to_stop", lambda: None)
+    monkeypatch.setattr(signals, "asked_to_stop", lambda: None)
     return Path(out)
 
 
@@ -143,7 +144,7 @@ def test_a_stopped_run_goes_on_to_the_very_bits_of_one_that_was_not(call, monkey
     folder = stopped(call, monkeypatch, POINTS + RULES[rule], 1)
     stops_after(monkeypatch, 2)  # of the three that are left
     assert call("run", folder, "--resume").code == 143
-    monkeypatch.setattr(_signals, "asked_to_stop", lambda: None)
+    monkeypatch.setattr(signals, "asked_to_stop", lambda: None)
     said = call("run", "c.toml", "--out", folder, "--resume")
     assert (said.code, said.err) == (0, [])
     same(folder, never)
@@ -203,7 +204,7 @@ OURS = ("seconds", "values")
 
 
 def _bytes(tree: Any) -> list[Any]:
-    host = jax.tree.leaves(packing.to_host(tree))
+    host = jax.tree.leaves(host_arrays.to_host(tree))
     return [(np.asarray(leaf).dtype.name, np.asarray(leaf).tobytes()) for leaf in host]
 
 
@@ -489,7 +490,7 @@ def test_without_out_the_last_run_of_that_name_goes_on_and_a_first_one_starts(ca
     (Path("runs/c") / "other").touch()
     stops_after(monkeypatch, 1)
     assert call("run", "c.toml").code == 143
-    monkeypatch.setattr(_signals, "asked_to_stop", lambda: None)
+    monkeypatch.setattr(signals, "asked_to_stop", lambda: None)
     assert call("run", "c.toml", "--resume").code == 0
     assert sorted(path.name for path in Path("runs").iterdir()) == ["c", "c-2"]
     assert call("run", "c.toml", "--out", "new", "--resume").err == []
@@ -508,8 +509,8 @@ def test_a_folder_without_a_run_is_refused(call, argv):
 
 
 def test_other_versions_are_told_in_one_line(call, half, monkeypatch):
-    now = runs.environment()
-    monkeypatch.setattr(runs, "environment", lambda: {**now, "cpu_count": 99})
+    now = run_folder.environment()
+    monkeypatch.setattr(run_folder, "environment", lambda: {**now, "cpu_count": 99})
     said = call("run", half, "--resume")
     count = now["cpu_count"]
     assert (said.code, len(said.err)) == (0, 1)
@@ -522,7 +523,7 @@ def test_other_versions_are_told_in_one_line(call, half, monkeypatch):
 @pytest.mark.parametrize("more", [[], ["--resume"]])
 def test_a_second_writer_is_refused_and_the_first_one_named(call, half, more):
     before = files(half)
-    with locking.held(half, resume=True):
+    with lock.held(half, resume=True):
         said = call("run", "c.toml", "--out", half, *more)
     who = f"process {os.getpid()} on {socket.gethostname()}"
     assert (said.code, said.err) == (2, [f"bpeq: the folder out is being written by {who}"])
@@ -573,7 +574,7 @@ def test_a_study_goes_on_in_the_run_inside_it_and_runs_none_twice(call, monkeypa
     how = "saved out/two; go on with: bpeq run out --resume"
     assert (said.code, said.err) == (143, [f"bpeq: stopped after epoch 2 of 4; {how}"])
     first = files(Path("out/one"))
-    monkeypatch.setattr(_signals, "asked_to_stop", lambda: None)
+    monkeypatch.setattr(signals, "asked_to_stop", lambda: None)
     said = call("run", "out", "--resume")
     assert (said.code, said.err) == (0, [])
     assert files(Path("out/one")) == first
@@ -596,7 +597,7 @@ def test_a_comparison_goes_on_with_the_rows_that_it_has_not(call, monkeypatch):
         [f"bpeq: stopped after epoch 1 of 2; saved out/linear_readout; {how}"],
     )
     first = files(Path("out/backprop"))
-    monkeypatch.setattr(_signals, "asked_to_stop", lambda: None)
+    monkeypatch.setattr(signals, "asked_to_stop", lambda: None)
     said = call(*argv, "out", "--resume")
     assert (said.code, said.err) == (0, [])
     assert files(Path("out/backprop")) == first

@@ -20,7 +20,7 @@ import pytest
 from safetensors.numpy import load_file
 
 import bpeq
-from bpeq import _signals
+from bpeq.cli import signals
 from bpeq.types import DataError
 
 XOR = """\
@@ -438,7 +438,7 @@ def test_a_signal_ends_the_run_after_the_stretch_and_saves(
     call, tmp_path, monkeypatch, number, code
 ):
     (tmp_path / "c.toml").write_text(XOR)
-    monkeypatch.setattr(_signals, "asked_to_stop", lambda: number)
+    monkeypatch.setattr(signals, "asked_to_stop", lambda: number)
     said = call("run", "c.toml", "--out", "out")
     how = "go on with: bpeq run out --resume"
     assert (said.code, said.err) == (code, [f"bpeq: stopped after epoch 2 of 4; saved out; {how}"])

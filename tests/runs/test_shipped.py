@@ -10,11 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bpeq.comparison import _controls
-from bpeq.config import Config, load
+from bpeq.config.loading import Config, load
+from bpeq.config.problem import Problem, build, seed_keys
 from bpeq.data import Dataset, finish, shuffled
-from bpeq.problem import Problem, build, seed_keys
-from bpeq.training import start, supervised
+from bpeq.experiment.compare import _controls
+from bpeq.training.loops import start, supervised
 from bpeq.types import Batch
 
 CONFIGS = Path(__file__).parents[2] / "configs"

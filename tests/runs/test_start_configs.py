@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from bpeq.config import ConfigError, load
-from bpeq.problem import build
+from bpeq.config.loading import ConfigError, load
+from bpeq.config.problem import build
 
 DIGITS = """\
 seeds = 2

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bpeq.looping import Runner
+from bpeq.experiment.runner import Runner
 
 STUDY = """
 from typing import Annotated
@@ -18,9 +18,9 @@ import jax.numpy as jnp
 from annotated_types import Ge
 from matplotlib.figure import Figure
 
-from bpeq.networks import build_networks
-from bpeq.problem import seed_keys
-from bpeq.training import over_seeds, step_scan
+from bpeq.config.networks import build_networks
+from bpeq.config.problem import seed_keys
+from bpeq.training.loops import over_seeds, step_scan
 
 
 def run(config, runner, *, steps: Annotated[int, Ge(1)] = 4, rate: float = 0.5, blow: bool = False):

@@ -17,8 +17,10 @@ from pathlib import Path
 import jax
 import pytest
 
-from bpeq import cells, locking, runs, searching, sweeping
-from bpeq.config import ConfigError, load
+from bpeq.config.loading import ConfigError, load
+from bpeq.experiment import search, sweep_runs
+from bpeq.experiment import sweep as sweeping
+from bpeq.runs import lock, run_folder
 from bpeq.types import DataError
 
 CONFIG = """\
@@ -56,7 +58,7 @@ def ends(folder: Path) -> collections.Counter:
     ],
 )
 def test_commas_inside_of_brackets_and_quotes_are_the_values(text, values):
-    assert list(cells.read_grids([text]).values()) == [values]
+    assert list(sweep_runs.read_grids([text]).values()) == [values]
 
 
 def test_a_failure_loses_that_run_only_and_the_same_command_runs_nothing_twice(
@@ -96,8 +98,8 @@ def test_a_failure_loses_that_run_only_and_the_same_command_runs_nothing_twice(
 
 
 def test_what_another_worker_has_is_left_to_it_until_it_has_gone(config, tmp_path):
-    grid = cells.read_grids(["optimizer.learning_rate=0.1,0.2"])
-    found = cells.cells(config, [], grid)
+    grid = sweep_runs.read_grids(["optimizer.learning_rate=0.1,0.2"])
+    found = sweep_runs.cells(config, [], grid)
     folder = tmp_path / "sweep"
     sweeping.claim(folder)
     said = []
@@ -117,14 +119,14 @@ def test_what_another_worker_has_is_left_to_it_until_it_has_gone(config, tmp_pat
 
 def test_a_worker_that_comes_second_to_an_empty_folder_joins_in(tmp_path, monkeypatch):
     """Another one makes the sweep's folder after this one has looked, and before it makes it."""
-    claim = runs.claim
+    claim = run_folder.claim
 
     def late(folder):
         monkeypatch.undo()
         sweeping.claim(folder)
         return claim(folder)
 
-    monkeypatch.setattr(runs, "claim", late)
+    monkeypatch.setattr(run_folder, "claim", late)
     sweeping.claim(tmp_path / "sweep")
     assert {p.name for p in (tmp_path / "sweep").iterdir()} == {sweeping.CLAIMS}
 
@@ -148,10 +150,10 @@ def test_workers_write_what_a_sweep_shows_one_after_the_other(tmp_path):
 
 
 def test_a_run_that_a_process_outside_of_the_sweep_writes_is_waited_for(config, tmp_path):
-    found = cells.cells(config, [], cells.read_grids(["seed=1"]))
+    found = sweep_runs.cells(config, [], sweep_runs.read_grids(["seed=1"]))
     folder, said = tmp_path / "sweep", []
     sweeping.claim(folder)
-    outside = locking.held(folder / found[0].name)
+    outside = lock.held(folder / found[0].name)
     outside.__enter__()
 
     def progress(done, total, row):
@@ -165,7 +167,7 @@ def test_a_run_that_a_process_outside_of_the_sweep_writes_is_waited_for(config, 
 
 
 def test_a_damaged_run_is_lost_and_a_disk_at_fault_stops_all(config, tmp_path, monkeypatch):
-    found = cells.cells(config, [], cells.read_grids(["seed=1,2"]))
+    found = sweep_runs.cells(config, [], sweep_runs.read_grids(["seed=1,2"]))
     folder = tmp_path / "sweep"
     sweeping.claim(folder)
     (folder / found[0].name).mkdir()
@@ -180,8 +182,8 @@ def test_a_damaged_run_is_lost_and_a_disk_at_fault_stops_all(config, tmp_path, m
     def full(*args, **more):
         raise DataError("metrics.jsonl: cannot write") from OSError(28, "No space left on device")
 
-    monkeypatch.setattr("bpeq.experiment.run", full)
-    more = cells.cells(config, [], cells.read_grids(["seed=3"]))
+    monkeypatch.setattr("bpeq.experiment.train.run", full)
+    more = sweep_runs.cells(config, [], sweep_runs.read_grids(["seed=3"]))
     with pytest.raises(DataError, match="cannot write"):
         sweeping.work(more, folder)
     assert sweeping.failure(folder, more[0]) is None
@@ -246,13 +248,13 @@ def test_a_search_without_optuna_is_one_line(call, config, tmp_path, monkeypatch
     ],
 )
 def test_a_range_is_two_numbers_of_one_kind(texts, space):
-    assert searching._space("key", texts) == space
+    assert search._space("key", texts) == space
 
 
 @pytest.mark.parametrize("text", ["2..1", "0..1:log", "a..b", "1..1"])
 def test_a_range_that_means_nothing_is_refused(text):
     with pytest.raises(ConfigError, match=r"must be LOW\.\.HIGH with LOW < HIGH"):
-        searching._space("rule.beta", [text])
+        search._space("rule.beta", [text])
 
 
 def test_a_search_with_other_lists_than_the_folders_is_one_line():
@@ -261,7 +263,7 @@ def test_a_search_with_other_lists_than_the_folders_is_one_line():
             raise ValueError("CategoricalDistribution does not support dynamic value space.")
 
     with pytest.raises(ConfigError, match=r"--grid seed = 1,2: the search in this folder began"):
-        searching._suggest(Trial(), "seed", ["1", "2"])
+        search._suggest(Trial(), "seed", ["1", "2"])
 
 
 def test_a_search_runs_its_trials_and_the_same_command_runs_no_more(call, config, tmp_path):
@@ -288,18 +290,18 @@ def test_a_search_runs_its_trials_and_the_same_command_runs_no_more(call, config
 def test_workers_of_a_search_draw_each_a_trial_of_its_own(config, tmp_path, monkeypatch):
     """The second begins while the first has its first trial, of which nobody knows the end."""
     pytest.importorskip("optuna", reason="an extra: pip install 'bpeq[search]'")
-    checked, grid = load(config), cells.read_grids(["optimizer.learning_rate=0.1..1.0"])
+    checked, grid = load(config), sweep_runs.read_grids(["optimizer.learning_rate=0.1..1.0"])
     drawn: list[float] = []
 
     def work(found, folder, *how):
         drawn.append(found[0].settings["optimizer.learning_rate"])
         if len(drawn) < 3:
-            searching.search(checked, grid, 1, folder, "validation_error")
+            search.search(checked, grid, 1, folder, "validation_error")
         raise KeyboardInterrupt
 
     monkeypatch.setattr(sweeping, "work", work)
     with pytest.raises(KeyboardInterrupt):
-        searching.search(checked, grid, 1, tmp_path, "validation_error")
+        search.search(checked, grid, 1, tmp_path, "validation_error")
     assert len(set(drawn)) == 3
 
 
@@ -322,7 +324,13 @@ def test_24_runs_on_two_workers_of_which_one_is_killed_and_started_again(config,
     grids = ["optimizer.learning_rate=0.1,0.2,0.3,0.4,0.5,0.6", "seed=0,1,2,3"]
     length = ["training.epochs=20000", "training.evaluate_every=100", "checkpoint_share=1.0"]
     options = [*(f"--grid={g}" for g in grids), *(f"--set={s}" for s in length)]
-    program = [sys.executable, "-c", "from bpeq.cli import script; script()", "sweep", str(config)]
+    program = [
+        sys.executable,
+        "-c",
+        "from bpeq.cli import script; script()",
+        "sweep",
+        str(config),
+    ]
 
     def worker() -> subprocess.Popen:
         pipe = subprocess.PIPE

@@ -11,12 +11,14 @@ import numpy as np
 import pytest
 from annotated_types import Ge, Gt, Interval, Le
 
-from bpeq import _signals, experiment, tuning
-from bpeq.config import Config, load
-from bpeq.problem import build
+from bpeq.cli import signals
+from bpeq.config.loading import Config, load
+from bpeq.config.problem import build
+from bpeq.experiment import train
+from bpeq.experiment import tune as tuning
+from bpeq.experiment.tune import RATE_SPAN, applied, drawn, space, tune
 from bpeq.rules import backprop
 from bpeq.settings import Fraction, Positive, checked
-from bpeq.tuning import RATE_SPAN, applied, drawn, space, tune
 from bpeq.types import Cost, Layer, LearningRule
 
 CONFIG = """\
@@ -160,7 +162,7 @@ def judged(monkeypatch):
             made = {metric: error, metric.replace("validation", "test"): test, "train_error": test}
             return {"metrics": {name: {"mean": value} for name, value in made.items()}}
 
-        monkeypatch.setattr(experiment, "run", run)
+        monkeypatch.setattr(train, "run", run)
         return seen
 
     return with_errors
@@ -195,7 +197,7 @@ def test_the_lowest_validation_error_is_chosen_and_nothing_else_is_looked_at(jud
 def test_a_trial_that_diverges_or_is_refused_is_spent(judged, tmp_path):
     whole = config(tmp_path)
     refused = whole.fault("rule.beta", 0.5, "must be small")
-    judged("validation_error", [experiment.Diverged("too fast"), 0.2, float("nan"), refused, 0.1])
+    judged("validation_error", [train.Diverged("too fast"), 0.2, float("nan"), refused, 0.1])
     best, record = tune(whole, build(whole), 5, tmp_path / "tuning")
     assert [trial["validation_error"] for trial in record["trials"]] == [None, 0.2, None, None, 0.1]
     assert [trial.get("failed") for trial in record["trials"]] == [
@@ -207,7 +209,7 @@ def test_a_trial_that_diverges_or_is_refused_is_spent(judged, tmp_path):
 
 def test_where_every_trial_fails_the_config_stands(judged, tmp_path):
     whole = config(tmp_path)
-    judged("validation_error", [experiment.Diverged("too fast")] * 3)
+    judged("validation_error", [train.Diverged("too fast")] * 3)
     best, record = tune(whole, build(whole), 3, tmp_path / "tuning")
     assert (best, record["chosen"]) == (whole, 0)
 
@@ -272,7 +274,7 @@ def test_a_signal_while_tuning_keeps_the_trials_that_have_ended(call, tmp_path, 
     """Two rows a trial: the third row is the first of the second trial."""
     (tmp_path / "c.toml").write_text(CONFIG)
     rows = iter([None, None, signal.SIGINT])
-    monkeypatch.setattr(_signals, "asked_to_stop", lambda: next(rows))
+    monkeypatch.setattr(signals, "asked_to_stop", lambda: next(rows))
     out = tmp_path / "out"
     argv = ["compare", tmp_path / "c.toml", "--rules=backprop", "--out", out, "--tune", 3]
     said = call(*argv, "--set", "training.epochs=2")

@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from bpeq import _signals, runs, sealing
+from bpeq.cli import signals
+from bpeq.runs import manifest as sealing
+from bpeq.runs import run_folder
 
 XOR = """\
 seed = 3
@@ -92,7 +94,7 @@ def test_the_manifest_has_every_file(run):
 def test_a_byte_changed_in_any_file_and_any_file_missing_end_with_3_and_its_name(
     call, run, monkeypatch, name
 ):
-    monkeypatch.setattr("bpeq.experiment.run", None)  # found without a repeat
+    monkeypatch.setattr("bpeq.experiment.train.run", None)  # found without a repeat
     content = bytearray((run / name).read_bytes())
     content[len(content) // 2] ^= 1
     (run / name).write_bytes(bytes(content))
@@ -177,9 +179,9 @@ def test_a_report_written_anew_is_taken_into_the_manifest_and_nothing_else_is(ca
 
 
 def test_other_versions_are_told_before_the_repeat(call, run, monkeypatch):
-    now = runs.environment()
+    now = run_folder.environment()
     there = {**now, "versions": {**now["versions"], "jax": "9.9"}}
-    monkeypatch.setattr(runs, "environment", lambda: there)
+    monkeypatch.setattr(run_folder, "environment", lambda: there)
     said = call("verify", run)
     ours = now["versions"]["jax"]
     line = f"bpeq: run: was run elsewhere, bits may differ: jax {ours} then, 9.9 now"
@@ -188,7 +190,7 @@ def test_other_versions_are_told_before_the_repeat(call, run, monkeypatch):
 
 def test_a_signal_stops_the_repeat_and_leaves_the_folder(call, run, monkeypatch):
     before = tree(run)
-    monkeypatch.setattr(_signals, "asked_to_stop", lambda: signal.SIGINT)
+    monkeypatch.setattr(signals, "asked_to_stop", lambda: signal.SIGINT)
     said = call("verify", run)
     line = "bpeq: run: was not verified: the repeat was stopped; the folder is as it was"
     assert (said.code, said.err) == (130, [line])

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 import bpeq
-from bpeq.registry import KINDS
+from bpeq.config.registry import KINDS
 
 PAGE = (Path(__file__).parents[2] / "docs" / "your_own.md").read_text()
 BLOCKS = re.findall(r"```(\w*)\n(.*?)```", PAGE, re.S)

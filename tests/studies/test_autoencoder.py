@@ -8,12 +8,12 @@ import pytest
 from sklearn.decomposition import PCA
 
 import bpeq
-from bpeq.config import load
+from bpeq.config.loading import load
+from bpeq.config.networks import Network
+from bpeq.config.problem import seed_keys
+from bpeq.config.registry import load_study
+from bpeq.experiment.runner import Runner
 from bpeq.layers import chain, dense
-from bpeq.looping import Runner
-from bpeq.networks import Network
-from bpeq.problem import seed_keys
-from bpeq.registry import load_study
 
 
 def test_principal_components_are_scikit_learns(studies):

@@ -10,13 +10,13 @@ import optax
 import pytest
 from scipy import integrate
 
-from bpeq.config import load
+from bpeq.config.loading import load
+from bpeq.config.networks import build_networks
+from bpeq.config.registry import load_study
 from bpeq.costs import softmax_cross_entropy
 from bpeq.layers import batch_norm, chain, dense, flatten, relu, repeat, residual, sigmoid
-from bpeq.networks import build_networks
-from bpeq.registry import load_study
 from bpeq.rules import backprop
-from bpeq.training import Carry, start, supervised
+from bpeq.training.loops import Carry, start, supervised
 from bpeq.types import Batch
 
 

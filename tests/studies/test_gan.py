@@ -10,9 +10,9 @@ import numpy as np
 import optax
 import pytest
 
+from bpeq.config.networks import Network
+from bpeq.config.registry import load_study
 from bpeq.layers import chain, dense, tanh
-from bpeq.networks import Network
-from bpeq.registry import load_study
 
 
 @pytest.fixture(scope="module")

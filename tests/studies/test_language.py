@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bpeq.networks import Network
-from bpeq.registry import load_study
+from bpeq.config.networks import Network
+from bpeq.config.registry import load_study
 from bpeq.types import Layer
 
 

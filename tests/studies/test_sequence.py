@@ -7,11 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from bpeq.config.problem import seed_keys
+from bpeq.config.registry import load_study
+from bpeq.experiment.runner import Runner
 from bpeq.layers import chain, dense, lstm
-from bpeq.looping import Runner
-from bpeq.problem import seed_keys
-from bpeq.registry import load_study
-from bpeq.training import Carry
+from bpeq.training.loops import Carry
 from bpeq.types import Layer
 
 

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array
 
-from bpeq.numerics import xlogy
+from bpeq.core.numerics import xlogy
 from bpeq.types import Activation, Key, Layer, Params, Shape
 
 

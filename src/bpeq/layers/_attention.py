@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from bpeq.core.numerics import softmax
 from bpeq.layers._dense import dense
 from bpeq.layers._initialisers import Initialiser
-from bpeq.numerics import softmax
 from bpeq.settings import Count, Positive, checked
 from bpeq.types import Key, Layer, Params, Shape
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array
 
-from bpeq import shards
+from bpeq.core import sharding
 from bpeq.settings import Fraction, Positive, checked
 from bpeq.types import Key, Layer, Params, Shape
 
@@ -66,7 +66,7 @@ def batch_norm(epsilon: Positive = 1e-5, decay: Fraction = 0.9) -> Layer:
         if key is None:
             normal = _normalise(x, params["mean"], params["variance"], epsilon)
             return params["gain"] * normal + params["bias"], (x, None)
-        if x.size * shards.count() == x.shape[-1]:
+        if x.size * sharding.count() == x.shape[-1]:
             raise ValueError(
                 f"batch_norm: training on an input of shape {x.shape}: one value a channel has no "
                 "variance; give it two examples or more"
@@ -87,7 +87,7 @@ def batch_norm(epsilon: Positive = 1e-5, decay: Fraction = 0.9) -> Layer:
         dx = delta
         if statistics is not None:
             count = delta.size // delta.shape[-1]
-            along, across = shards.mean((dbias / count, dgain / count))
+            along, across = sharding.mean((dbias / count, dgain / count))
             dx = delta - along - normal * across
         zeros = jnp.zeros_like(params["mean"])
         dparams = {"gain": dgain, "bias": dbias, "mean": zeros, "variance": zeros}
@@ -117,8 +117,8 @@ def batch_norm(epsilon: Positive = 1e-5, decay: Fraction = 0.9) -> Layer:
 def _statistics(x: Array) -> tuple[Array, Array]:
     """Mean and biased variance of each channel, over the whole batch if devices share it."""
     others = tuple(range(x.ndim - 1))
-    mean = shards.mean(jnp.mean(x, axis=others))
-    return mean, shards.mean(jnp.mean(jnp.square(x - mean), axis=others))
+    mean = sharding.mean(jnp.mean(x, axis=others))
+    return mean, sharding.mean(jnp.mean(jnp.square(x - mean), axis=others))
 
 
 def _normalise(x: Array, mean: Array, variance: Array, epsilon: float) -> Array:

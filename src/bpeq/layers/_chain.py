@@ -7,7 +7,7 @@ from typing import Any
 import jax
 from jaxtyping import Array
 
-from bpeq import trees
+from bpeq.core import trees
 from bpeq.types import Key, Layer, Params, Shape
 
 

@@ -9,9 +9,9 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array
 
+from bpeq.core.numerics import by_real_parts
 from bpeq.layers import _row_products
 from bpeq.layers._initialisers import Initialiser, initialise
-from bpeq.numerics import by_real_parts
 from bpeq.settings import Count, Positive, Whole, checked
 from bpeq.types import Key, Layer, Params, Shape
 

@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from bpeq.core.numerics import by_real_parts
 from bpeq.layers._initialisers import Initialiser, initialise
-from bpeq.numerics import by_real_parts
 from bpeq.settings import Count, Positive, checked
 from bpeq.types import Key, Layer, Params, Shape
 

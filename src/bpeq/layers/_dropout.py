@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from bpeq import shards
+from bpeq.core import sharding
 from bpeq.settings import Fraction, checked
 from bpeq.types import Key, Layer, Params, Shape
 
@@ -45,7 +45,7 @@ def dropout(rate: Fraction) -> Layer:
     def forward(params: Params, x: Array, key: Key | None = None) -> tuple[Array, Any]:
         if key is None or rate == 0.0:
             return x, None
-        mask = shards.drawn(partial(jax.random.bernoulli, key, 1.0 - rate), x.shape)
+        mask = sharding.drawn(partial(jax.random.bernoulli, key, 1.0 - rate), x.shape)
         return masked(mask, x), mask
 
     def backward(

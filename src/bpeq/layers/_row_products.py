@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array
 
-from bpeq.tracing import plain
+from bpeq.core.tracing import plain
 
 WIDE, DEEP = 5, 64
 """The kernel's side, and its rows times channels, from which on products are the faster way."""

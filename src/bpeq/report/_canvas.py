@@ -14,8 +14,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from bpeq import runs
 from bpeq.report import _colours as colours
+from bpeq.runs import run_folder
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -86,7 +86,7 @@ def png(panels: Sequence[Panel], path: Path, title: str) -> Path:
             top -= height
         buffer = io.BytesIO()
         figure.savefig(buffer, dpi=150, format="png", metadata={"Software": "bpeq"})
-    runs.write_bytes(path, buffer.getvalue())
+    run_folder.write_bytes(path, buffer.getvalue())
     return path
 
 

@@ -7,9 +7,9 @@ import io
 from collections.abc import Sequence
 from pathlib import Path
 
-from bpeq import runs
 from bpeq.report._metrics import ordered
 from bpeq.report._rows import Row
+from bpeq.runs import run_folder
 
 
 def write_csv(found: Sequence[Row], path: Path) -> None:
@@ -41,4 +41,4 @@ def write_csv(found: Sequence[Row], path: Path) -> None:
             known = row.fidelity.get(end)
             line.append("" if known is None else getattr(known.total, part))
         writer.writerow(line)
-    runs.write_text(path, text.getvalue())
+    run_folder.write_text(path, text.getvalue())

@@ -9,10 +9,10 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from bpeq import runs
 from bpeq.report import _colours as colours
 from bpeq.report._canvas import Panel, svg
 from bpeq.report._metrics import Metric, Stat
+from bpeq.runs import run_folder
 from bpeq.types import DataError
 
 
@@ -104,7 +104,7 @@ def write(page: Page, path: Path) -> Path:
     style = colours.stylesheet() + here.joinpath("page.css").read_text(encoding="utf-8")
     template = environment.from_string(here.joinpath("page.html.j2").read_text(encoding="utf-8"))
     text = template.render(page=page, style=Markup(style), figure=figure)
-    runs.write_text(path, text)
+    run_folder.write_text(path, text)
     return path
 
 

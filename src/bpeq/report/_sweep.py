@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from bpeq import runs
 from bpeq.report import _canvas as canvas
 from bpeq.report import _colours as colours
 from bpeq.report._metrics import Metric, Stat, metric, ordered, primary, spread, stats
@@ -19,6 +18,7 @@ from bpeq.report._page import Cell, Group, Page, Section, Tile, folded, write
 from bpeq.report._read import config_text, mapping, read_json
 from bpeq.report._rows import unit_after
 from bpeq.report._tables import blank, title_of, words
+from bpeq.runs import run_folder
 from bpeq.types import DataError
 
 if TYPE_CHECKING:
@@ -120,7 +120,7 @@ def write_csv(rows: Sequence[Row], path: Path) -> None:
             stat = row.stats.get(name)
             line += ["", ""] if stat is None else [stat.mean, stat.std]
         writer.writerow(line)
-    runs.write_text(path, text.getvalue())
+    run_folder.write_text(path, text.getvalue())
 
 
 def best(rows: Sequence[Row]) -> Row | None:

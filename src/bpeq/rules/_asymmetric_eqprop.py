@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from bpeq import trees
+from bpeq.core import trees
 from bpeq.rules._floor import warn_below_floor
 from bpeq.rules._followed import refuse_outside
 from bpeq.rules._means import mean_loss

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Complex
 
-from bpeq import trees
+from bpeq.core import trees
 from bpeq.rules._phases import Free, contrast, nudged_phases
 from bpeq.types import Batch, Cost, Params, SolveInfo, Solver, System
 

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from bpeq import shards, trees
+from bpeq.core import sharding, trees
 from bpeq.rules._floor import warn_below_floor
 from bpeq.rules._followed import followed
 from bpeq.rules._means import mean_loss
@@ -138,7 +138,7 @@ def continual_eqprop(
             part = contrast(system, cost, moved, now.clamped, batch.y, phases, betas, weights)
             return (
                 jax.tree.map(lambda after: after[0], swept),
-                trees.add(total, shards.mean(part)),
+                trees.add(total, sharding.mean(part)),
             ), info
 
         befores = jnp.full((sweeps,), b).at[0].set(0.0)

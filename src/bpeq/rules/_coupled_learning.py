@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from annotated_types import Interval
 from jaxtyping import Array
 
-from bpeq import trees
+from bpeq.core import trees
 from bpeq.costs import targets
 from bpeq.rules._clamped import (
     CERTIFIED,

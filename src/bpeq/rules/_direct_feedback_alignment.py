@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from bpeq import trees
+from bpeq.core import trees
 from bpeq.layers import Block, cut
 from bpeq.rules._autodiff import autodiff
 from bpeq.rules._means import mean_loss, statistics_of

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from annotated_types import Interval
 from jaxtyping import Array
 
-from bpeq import trees
+from bpeq.core import trees
 from bpeq.layers import cut
 from bpeq.rules._autodiff import autodiff
 from bpeq.rules._floor import warn_below_floor

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from annotated_types import Ge
 from jaxtyping import Array, Inexact
 
-from bpeq import shards, trees
+from bpeq.core import sharding, trees
 from bpeq.rules._auto_beta import choose, unsettled
 from bpeq.rules._circle import half_circle, turn
 from bpeq.rules._floor import warn_below_floor
@@ -166,7 +166,7 @@ def eqprop(
 
             def measure(b: Array) -> tuple[Params, Array]:
                 made = contrasted(params, batch, rest, sign * b)
-                grads, left, moved = shards.mean(
+                grads, left, moved = sharding.mean(
                     (made.grads, jnp.mean(made.info.residual), jnp.mean(made.moved))
                 )
                 return grads, left / moved
@@ -184,7 +184,7 @@ def eqprop(
 
             later, second = settle_on(rest, made.phases)
             third = settle_on(later, second.phases)[1]
-            cut_short = unsettled(*shards.mean((made.grads, second.grads, third.grads)))
+            cut_short = unsettled(*sharding.mean((made.grads, second.grads, third.grads)))
             info["beta"], info["error_bar"] = b, found.error_bar + cut_short
         loss = mean_loss(cost, rest.output, batch.y)
         return Estimate(made.grads, loss, rest.output, info), state

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from bpeq import trees
+from bpeq.core import trees
 from bpeq.rules._autodiff import autodiff
 from bpeq.rules._backprop import passed_back
 from bpeq.rules._means import statistics_of

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from bpeq import trees
+from bpeq.core import trees
 from bpeq.rules._clamped import CERTIFIED
 from bpeq.rules._means import mean_loss
 from bpeq.rules._phases import free_phase, nudge

@@ -7,7 +7,7 @@ from typing import Any
 
 from jaxtyping import Array
 
-from bpeq import trees
+from bpeq.core import trees
 from bpeq.rules._autodiff import autodiff
 from bpeq.rules._backprop import passed_back
 from bpeq.rules._feedback_alignment import second_draw

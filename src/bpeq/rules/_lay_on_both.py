@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from bpeq import trees
+from bpeq.core import trees
 from bpeq.layers import cut
 from bpeq.types import Layer, Params
 

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Inexact
 
-from bpeq import trees
+from bpeq.core import trees
 from bpeq.systems._derivatives import side_by_side
 from bpeq.types import Cost, Params, SolveInfo, Solver, State, System
 

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from bpeq import trees
+from bpeq.core import trees
 from bpeq.layers import cut
 from bpeq.rules._autodiff import autodiff
 from bpeq.rules._means import mean_loss

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax.scipy.sparse.linalg import gmres
 from jaxtyping import Array
 
-from bpeq import trees
+from bpeq.core import trees
 from bpeq.rules._means import mean_loss
 from bpeq.rules._phases import free_phase
 from bpeq.rules._relaxing import relaxing

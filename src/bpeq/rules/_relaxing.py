@@ -10,7 +10,7 @@ from typing import Any, Literal
 import jax
 from jaxtyping import Array
 
-from bpeq import trees
+from bpeq.core import trees
 from bpeq.rules._phases import free_phase
 from bpeq.rules._start import Start, begun, remembering
 from bpeq.solvers import fixed_point

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
-from bpeq import shards, trees
+from bpeq.core import sharding, trees
 from bpeq.types import Batch, Estimate, Key, LearningRule, Params, SolveInfo, Solver, State, System
 
 Start = Literal["own", "zeros", "feedforward", "carried", "kept"]
@@ -105,15 +105,15 @@ def remembering(
 def _places(batch: Batch, memory: Memory, start: Start) -> Int[Array, " batch"] | None:
     if start == "kept":
         return batch.rows
-    whole = len(batch.x) * shards.count()
-    return shards.places(len(batch.x)) if whole == len(memory.known) else None
+    whole = len(batch.x) * sharding.count()
+    return sharding.places(len(batch.x)) if whole == len(memory.known) else None
 
 
 def _put(memory: Memory, places: Array, end: State) -> Memory:
     """What has diverged is no place to start from. Every device remembers what all have left."""
     good = jnp.isfinite(trees.max_abs(end))
     end = trees.where(good, end, trees.zeros(end))
-    places, end, good = shards.gathered((places, end, good))
+    places, end, good = sharding.gathered((places, end, good))
     states = jax.tree.map(lambda all_of, s: all_of.at[places].set(s), memory.states, end)
     return Memory(states, memory.known.at[places].set(good))
 

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from bpeq import shards, trees
+from bpeq.core import sharding, trees
 from bpeq.layers import Block, cut, dense
 from bpeq.rules._autodiff import autodiff
 from bpeq.rules._floor import warn_below_floor
@@ -157,7 +157,7 @@ def _aims(
         shifts.insert(0, aim - _back(blocks, l, params, above, below).h)
         # Drawn in float32 whatever the params are, so that a float64 reference sees the same.
         draw = partial(jax.random.normal, jax.random.fold_in(key, l), dtype=jnp.float32)
-        drawn = shards.drawn(draw, below.shape)
+        drawn = sharding.drawn(draw, below.shape)
         noisy.insert(0, below + state["noise"] * drawn.astype(below.dtype))
     return passed, shifts, noisy
 

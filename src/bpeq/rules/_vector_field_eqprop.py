@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from bpeq import shards, trees
+from bpeq.core import sharding, trees
 from bpeq.rules._floor import warn_below_floor
 from bpeq.rules._followed import followed, follows
 from bpeq.rules._lay_on_both import lay_on_both
@@ -230,7 +230,7 @@ def _signs(key: Key, like: State) -> State:
     leaves, structure = jax.tree.flatten(like)
     keys = jax.random.split(key, len(leaves))
     drawn = [
-        shards.drawn(partial(jax.random.rademacher, k, dtype=s.dtype), s.shape)
+        sharding.drawn(partial(jax.random.rademacher, k, dtype=s.dtype), s.shape)
         for k, s in zip(keys, leaves, strict=True)
     ]
     return jax.tree.unflatten(structure, drawn)

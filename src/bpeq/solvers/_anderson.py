@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from annotated_types import Ge, Le
 from jaxtyping import Array, Bool, Float, Int
 
-from bpeq import trees
+from bpeq.core import trees
 from bpeq.settings import Count, Positive, checked
 from bpeq.solvers._fewer import PARTS, ever_fewer
 from bpeq.solvers._memory import memory

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from bpeq import trees
+from bpeq.core import trees
 from bpeq.settings import Count, Fraction, Positive, checked
 from bpeq.solvers._fewer import PARTS, Step, ever_fewer
 from bpeq.solvers._fixed_steps import damp

@@ -10,11 +10,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
-from bpeq import trees
+from bpeq.core import trees
+from bpeq.core.tracing import carries_all, plain
 from bpeq.settings import Count, Fraction, NonNegative, checked
 from bpeq.solvers._fewer import Step, ever_fewer, some_of, valued_as
 from bpeq.solvers._memory import memory
-from bpeq.tracing import carries_all, plain
 from bpeq.types import SolveInfo, Solver, State
 
 PARTS = (4,)

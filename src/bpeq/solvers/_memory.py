@@ -9,7 +9,7 @@ import jax
 from jax.extend.core import Literal
 from jaxtyping import Array
 
-from bpeq.tracing import carries_all
+from bpeq.core.tracing import carries_all
 from bpeq.types import State
 
 

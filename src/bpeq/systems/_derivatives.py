@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from bpeq import trees
+from bpeq.core import trees
 from bpeq.types import Activation, Params, State
 
 DEnergy = Callable[[Params, Any, State, Array], Params]

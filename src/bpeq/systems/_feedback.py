@@ -9,7 +9,7 @@ from typing import Any
 import jax
 from jaxtyping import Array
 
-from bpeq import trees
+from bpeq.core import trees
 from bpeq.systems._derivatives import times
 from bpeq.systems._graph import Edge, Graph
 from bpeq.types import Params, Shape, State

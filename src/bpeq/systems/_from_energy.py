@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from bpeq import trees
+from bpeq.core import trees
 from bpeq.settings import Positive, checked
 from bpeq.systems._from_field import from_field
 from bpeq.types import Key, Params, Shape, State, System

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 from jaxtyping import Array
 
-from bpeq import trees
+from bpeq.core import trees
 from bpeq.settings import Positive, checked
 from bpeq.systems._readout import state_readout
 from bpeq.types import Key, Params, Shape, State, System

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from bpeq import trees
+from bpeq.core import trees
 from bpeq.layers import Block
 from bpeq.types import Layer, Params, Shape
 

@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from bpeq import trees
+from bpeq.core import trees
+from bpeq.core.tracing import carries_all
 from bpeq.layers import cut
 from bpeq.settings import Degrees, Positive, checked
 from bpeq.systems._derivatives import contract, dforce_of, inverse, side_by_side, times, weighted
@@ -17,7 +18,6 @@ from bpeq.systems._feedback import init_feedback, pulled_down, untied_dforce
 from bpeq.systems._graph import Edge, Skips, build_graph, init_skips, state_shapes, turns
 from bpeq.systems._readout import activation_names, last_block, last_state
 from bpeq.systems._refusals import refuse_connections, refuse_network, why_not_holomorphic
-from bpeq.tracing import carries_all
 from bpeq.types import Key, Layer, Params, Shape, State, System
 
 

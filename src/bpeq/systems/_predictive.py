@@ -7,7 +7,7 @@ from typing import Any, Literal, NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from bpeq import trees
+from bpeq.core import trees
 from bpeq.layers import cut
 from bpeq.settings import Positive, checked
 from bpeq.systems._derivatives import contract, dforce_of, side_by_side, weighted

@@ -8,7 +8,7 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from bpeq import trees
+from bpeq.core import trees
 from bpeq.layers import Block
 from bpeq.types import Activation, Key, Layer, Params, Shape, State
 

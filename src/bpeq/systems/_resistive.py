@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from bpeq import trees
+from bpeq.core import trees
 from bpeq.layers import cut
 from bpeq.settings import Positive, checked
 from bpeq.systems._derivatives import dforce_of

@@ -1,0 +1,1 @@
+"""Measurements of learning rules: fidelity, bias order, equilibria, costs, contracts, locality."""

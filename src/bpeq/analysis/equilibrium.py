@@ -1,0 +1,213 @@
+"""What a settled state is like: its curvature, its saturated units, whether a nudge keeps to it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.flatten_util import ravel_pytree
+from jaxtyping import Array, Bool, Float
+
+from bpeq.core import trees
+from bpeq.rules import Free, free_phase, nudged_phases
+from bpeq.solvers import fixed_point
+from bpeq.types import Batch, Cost, Params, SolveInfo, Solver, State, System
+
+MOST_UNITS = 3000
+_SETTLE = fixed_point(1e-12, 20_000)
+
+
+class Curvature(NamedTuple):
+    """The Hessian of E at the equilibrium, example by example, saturated units left out.
+
+    smallest: its smallest eigenvalue (without an energy the smallest real part of −∂force/∂s's). It
+        sets the distance to the nearest pole in β, and so EP's bias.
+    output:   the smallest eigenvalue of K = (G H⁻¹ Gᵀ)⁻¹, H the Hessian and G the readout's
+        Jacobian: for outputs that are states their Schur complement. With squared error a negative
+        nudge leaves K − β: β must stay below it. Infinite where no output answers to the state.
+    asymmetry: ‖H − Hᵀ‖ / ‖H‖; 0 with an energy.
+    saturated: the share of units that a small push does not move, state by state.
+    settled:  whether the equilibrium was reached, to 1e-12.
+    units:    in the state of one example.
+    """
+
+    smallest: Float[np.ndarray, " batch"]
+    output: Float[np.ndarray, " batch"]
+    asymmetry: Float[np.ndarray, " batch"]
+    saturated: list[float]
+    settled: Bool[np.ndarray, " batch"]
+    units: int
+
+
+def curvature(system: System, params: Params, x: Array) -> Curvature:
+    """The curvature at the equilibria of a few examples, in float64, by dense linear algebra.
+
+    Of the ideal system, where it stands for an imperfect device.
+
+    Raises:
+      ValueError: the state of one example has more than 3,000 units.
+
+    Example (one layer of linear units: the Hessian is 1):
+      >>> import jax
+      >>> from bpeq.layers import chain, dense, linear
+      >>> from bpeq.systems import hopfield
+      >>> system = hopfield(chain(dense(2), linear()))
+      >>> params, _ = system.init(jax.random.key(0), (3,))
+      >>> found = curvature(system, params, jax.numpy.ones((1, 3)))
+      >>> found.smallest.tolist(), found.output.tolist()
+      ([1.0], [1.0])
+    """
+    system = system.ideal
+    with jax.enable_x64(True):
+        params, x = trees.cast((params, x), jnp.float64)
+        rest = jax.jit(lambda p, x: free_phase(system, _SETTLE, p, x))(params, x)
+        units = trees.size(rest.state) // len(x)
+        if units > MOST_UNITS:
+            raise ValueError(
+                f"curvature: {units} units in the state of one example; at most {MOST_UNITS}"
+            )
+        hessians, outputs, moves = jax.device_get(_jacobians(system, params, x, rest.state))
+    rows = [_eigenvalues(*row, system.energy is not None) for row in zip(
+        hessians, outputs, moves, strict=True
+    )]  # fmt: skip
+    frozen = _frozen(moves)
+    sizes = [leaf[0].size for leaf in jax.tree.leaves(rest.state)]
+    ends = np.cumsum(sizes)[:-1]
+    smallest, output, asymmetry = np.array(rows).T
+    return Curvature(
+        smallest,
+        output,
+        asymmetry,
+        saturated=[float(part.mean()) for part in np.split(frozen, ends, axis=1)],
+        settled=np.asarray(rest.info.converged),
+        units=units,
+    )
+
+
+def _jacobians(system: System, params: Params, x: Array, state: State) -> tuple[Array, ...]:
+    """(−∂force/∂s, ∂output/∂s, how far a random push moves each unit in one sweep)."""
+
+    @jax.jit
+    def one(params: Params, x: Array, state: State) -> tuple[Array, ...]:
+        alone = jax.tree.map(lambda leaf: leaf[None], state)
+        flat, unravel = ravel_pytree(alone)
+        clamped = system.clamp(params, x[None])
+
+        def force(flat: Array) -> Array:
+            return ravel_pytree(system.force(params, clamped, unravel(flat)))[0]
+
+        def output(flat: Array) -> Array:
+            return system.readout.forward(params, unravel(flat))[0].ravel()
+
+        def sweep(strength: Array) -> Array:
+            push = unravel(strength * jax.random.normal(jax.random.key(0), flat.shape, flat.dtype))
+            return ravel_pytree(system.sweep(params, clamped, alone, lambda s: push))[0]
+
+        zero, unit = jnp.zeros((), flat.dtype), jnp.ones((), flat.dtype)
+        columns = jnp.eye(len(flat), dtype=flat.dtype)
+        along = jax.lax.map(lambda v: jax.jvp(force, (flat,), (v,))[1], columns, batch_size=64)
+        return -along.T, jax.jacrev(output)(flat), jax.jvp(sweep, (zero,), (unit,))[1]
+
+    return jax.lax.map(lambda a: one(params, *a), (x, state))  # one example's matrix at a time
+
+
+def _frozen(moves: np.ndarray) -> np.ndarray:
+    return np.abs(moves) <= 1e-10 * np.abs(moves).max(axis=-1, keepdims=True)
+
+
+def _eigenvalues(
+    hessian: np.ndarray, output: np.ndarray, moves: np.ndarray, symmetric: bool
+) -> tuple[float, float, float]:
+    live = ~_frozen(moves)
+    h, g = hessian[np.ix_(live, live)], output[:, live]
+    if not h.size:
+        return np.inf, np.inf, 0.0
+    asymmetry = float(np.linalg.norm(h - h.T) / np.linalg.norm(h))
+    values = np.linalg.eigvalsh((h + h.T) / 2) if symmetric else np.linalg.eigvals(h).real
+    response = g @ np.linalg.solve(h, g.T)
+    largest = float(np.linalg.eigvalsh((response + response.T) / 2).max())
+    return float(values.min()), 1.0 / largest if largest > 0 else np.inf, asymmetry
+
+
+Respond = Callable[[System, Params, Free], System]
+"""(system, params, free phase) -> the system that a rule nudges, where that is another one."""
+
+
+def jumped(
+    system: System,
+    cost: Cost,
+    params: Params,
+    batch: Batch,
+    betas: Sequence[float],
+    respond: Respond | None = None,
+) -> Bool[np.ndarray, "betas batch"]:
+    """Whether a nudge by ±β leads an example to another branch, settled to 1e-12 in float64.
+
+    An example has jumped where the free phase, started at s^β, does not come back to s⁰ (to 1e-6):
+    the contrast is then between two different equilibria, and its error does not vanish with β.
+    So it has where the nudged phase grows beyond all bounds.
+    """
+    system = system.ideal
+    with jax.enable_x64(True):
+        params, batch = trees.cast((params, batch), jnp.float64)
+
+        @jax.jit
+        def away(params: Params, batch: Batch, betas: Array) -> Array:
+            rest = free_phase(system, _SETTLE, params, batch.x)
+            nudged = system if respond is None else respond(system, params, rest)
+            rest = rest if respond is None else rest._replace(none=None)
+            return jax.lax.map(lambda beta: one(params, batch, rest, nudged, beta), betas)
+
+        def one(params: Params, batch: Batch, rest: Free, nudged: System, beta: Array) -> Array:
+            sides = jnp.stack([beta, -beta])
+            states, _ = nudged_phases(nudged, cost, _SETTLE, params, rest, batch.y, sides)
+            back = jax.vmap(
+                lambda s: _SETTLE(lambda s: system.sweep(params, rest.clamped, s), s)[0]
+            )(states)
+            gaps = jax.vmap(lambda s: trees.max_abs(trees.sub(s, rest.state)))(back)
+            size = jax.vmap(trees.max_abs)(states)
+            return jnp.max(jnp.where(jnp.isfinite(size), gaps, jnp.inf), axis=0)
+
+        return ~(np.asarray(away(params, batch, jnp.asarray(betas, jnp.float64))) <= 1e-6)
+
+
+class Nudge(NamedTuple):
+    """How far the nudge by β moves each state against what its solver left unsettled.
+
+    amplitude: the examples' mean of max |s^β − s⁰|, state by state. residual: their mean residual.
+    Where the two are close, the contrast is noise.
+    """
+
+    amplitude: list[float]
+    residual: float
+
+
+def nudge_amplitude(
+    system: System,
+    cost: Cost,
+    params: Params,
+    batch: Batch,
+    beta: float,
+    free: Solver,
+    nudged: Solver,
+    respond: Respond | None = None,
+) -> Nudge:
+    """The nudge at +β, in the dtype of params, by the very solvers of a rule."""
+
+    @jax.jit
+    def measure(params: Params, batch: Batch) -> tuple[Any, SolveInfo]:
+        rest = free_phase(system, free, params, batch.x)
+        dtype = rest.output.dtype
+        betas = jnp.asarray([beta], dtype)
+        device = system if respond is None else respond(system, params, rest)
+        rest = rest if respond is None else rest._replace(none=None)
+        states, info = nudged_phases(device, cost, nudged, params, rest, batch.y, betas)
+        moved = jax.tree.map(lambda s, s0: jnp.abs(s[0] - s0), states, rest.state)
+        moved = [leaf.reshape(leaf.shape[0], -1).max(axis=1) for leaf in jax.tree.leaves(moved)]
+        return [leaf.mean() for leaf in moved], info
+
+    moved, info = measure(params, batch)
+    return Nudge([float(leaf) for leaf in moved], float(jnp.mean(info.residual)))

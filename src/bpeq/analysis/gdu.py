@@ -1,0 +1,258 @@
+"""The GDU check: EP's update in each nudged sweep against BPTT's gradient in each time step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from bpeq.analysis.gradient_fidelity import grouped
+from bpeq.core import trees
+from bpeq.rules import Free, free_phase, nudged_phases
+from bpeq.rules._followed import follows
+from bpeq.settings import Count, checked
+from bpeq.solvers import fixed_point, fixed_steps
+from bpeq.types import Batch, Cost, Layer, Params, SolveInfo, Solver, State, System
+
+
+class Gdu(NamedTuple):
+    """EP's updates and BPTT's gradients side by side: float64 NumPy arrays and names.
+
+    betas:    `[betas]`, falling as given.
+    layers:   names of the rows, those without any gradient left out.
+    bptt:     `[sweeps, layers]`, ‖BPTT's gradient through sweep T − t‖.
+    ep:       `[betas, sweeps, layers]`, ‖EP's update in nudged sweep t‖.
+    mismatch: `[betas, sweeps, layers]`, ‖their difference‖ over the layer's largest bptt entry;
+        not over the same sweep's, which vanishes before the error arrives and after it has gone.
+    total:    `[betas]`, root of the summed squares of all differences over that of all of BPTT's.
+    floor:    `[betas]`, about what round-off and the free phase's residual put into `total`.
+    slope:    of log total over log β, where total is 10 times its floor; NaN below three points.
+    settled, residual: whether the free phase met its tolerance, and the largest residual.
+    """
+
+    betas: np.ndarray
+    layers: tuple[str, ...]
+    bptt: np.ndarray
+    ep: np.ndarray
+    mismatch: np.ndarray
+    total: np.ndarray
+    floor: np.ndarray
+    slope: float
+    settled: bool
+    residual: float
+
+
+@checked
+def gdu_mismatch(
+    system: System,
+    cost: Cost,
+    params: Params,
+    batch: Batch,
+    *,
+    sweeps: Count = 20,
+    betas: Sequence[float] = (1e-2, 1e-3, 1e-4, 1e-5),
+    nudging: Literal["one-sided", "centered"] = "one-sided",
+    free: Solver | None = None,
+    nudged: System | None = None,
+    network: Layer | None = None,
+) -> Gdu:
+    """How far EP's update per nudged sweep is from BPTT's gradient per time step.
+
+    Both start at the free equilibrium s* = T(s*, θ). With t = 0, 1, ..., sweeps − 1
+
+        EP     (1/β)( ∂E/∂θ(s_{t+1}) − ∂E/∂θ(s_t) ),  s_0 = s*, s_{t+1} the nudged sweep of s_t;
+               centered: the half sum of that at β and at −β
+        BPTT   (∂T/∂θ)ᵀ ((∂T/∂s)ᵀ)ᵗ ∂C/∂s,  the gradient of C(s_T) with respect to the weights
+               that sweep T − t used
+
+    "Gradient descending updates": the two agree sweep by sweep as β → 0, with an error of order β,
+    centered β². That holds for synchronous sweeps. Backward through an alternating sweep the error
+    meets the halves in reverse order, so there the nudged phase must run them in reverse order;
+    in the same order the sweeps' sum is still right and the single ones are off at any β.
+
+    All is computed in float64, whatever the dtype of params. Not to be called inside jit.
+
+    Args:
+      system: it must have an energy.
+      params, batch: as for a rule's estimate; updates are batch means.
+      sweeps: compared, >= 1.
+      betas: the grid of β, each > 0.
+      nudging: one-sided or centered.
+      free: solver of s*; None settles to a residual of 1e-14, or for 20,000 sweeps.
+      nudged: the system whose sweep runs the nudged phase, with the same fixed points; None is
+        `system`, where it has halves in reverse order.
+      network: names the layers by its blocks; without it they are named by their place in params.
+
+    Raises:
+      ValueError: a setting out of range, a system without an energy, or one that is nudged outside
+        of its σ: its updates are another cost's.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> from bpeq.costs import squared_error
+      >>> from bpeq.layers import chain, dense, tanh
+      >>> from bpeq.systems import hopfield
+      >>> system = hopfield(chain(dense(4), tanh(), dense(2)), schedule="synchronous")
+      >>> params, _ = system.init(jax.random.key(0), (3,))
+      >>> params = jax.tree.map(lambda p: 0.5 * p, params)
+      >>> found = gdu_mismatch(system, squared_error(), params,
+      ...                      Batch(jnp.ones((1, 3)), jnp.ones((1, 2))))
+      >>> found.mismatch.shape, round(found.slope, 1)
+      ((4, 20, 2), 1.0)
+
+    Source: Ernoult, Grollier, Querlioz, Bengio & Scellier 2019, Updates of equilibrium prop match
+    gradients of backprop through time for an RNN with static input.
+    """
+    if system.energy is None or system.denergy is None:
+        raise ValueError(f"gdu_mismatch: the system {system.name!r} has no energy")
+    if system.outside not in ("", "linear"):
+        raise ValueError(
+            f"gdu_mismatch: the system {system.name!r} is nudged outside of its σ, and its updates "
+            f"follow {follows(system, cost)}, not the cost; allowed: nudge = 'inside'"
+        )
+    grid = np.asarray(betas, np.float64)
+    if grid.ndim != 1 or not grid.size or not (np.isfinite(grid) & (grid > 0)).all():
+        raise ValueError(f"gdu_mismatch: betas = {betas!r}: must be numbers > 0")
+    settle = fixed_point(1e-14, 20_000) if free is None else free
+    runner = nudged
+    if runner is None:
+        runner = system if system.reverse is None else system._replace(sweep=system.reverse)
+
+    def both(params: Params, batch: Batch, betas: Any) -> Any:
+        rest = free_phase(system, settle, params, batch.x)
+        bptt = _bptt_gradients(system, cost, params, batch, rest, sweeps)
+        ep = jax.lax.map(
+            lambda b: _ep_updates(system, runner, cost, params, batch, rest, sweeps, b, nudging),
+            betas,
+        )
+        return bptt, ep, rest.info
+
+    with jax.enable_x64(True):
+        exact = trees.cast((params, batch), jnp.float64)
+        bptt, ep, info = jax.device_get(jax.jit(both)(*exact, jnp.asarray(grid)))
+    return _compare(grid, bptt, ep, info, nudging, network)
+
+
+def alternating(synchronous: System, *, reverse: bool = False) -> System:
+    """A system whose sweep updates even states, then odd ones; in reverse odd, then even ones.
+
+    Args:
+      synchronous: a system whose state is a tuple and whose sweep updates all of it at once, such
+        as `hopfield(network, schedule="synchronous")`. Each half runs its whole sweep and keeps
+        half of it: for checks, not for speed.
+      reverse: the order; True is the order in which an error passes back through the other one.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> from bpeq.layers import chain, dense, linear
+      >>> from bpeq.systems import hopfield
+      >>> network = chain(dense(1), linear(), dense(1))
+      >>> ones, x = network.init(jax.random.key(0), (1,))[0], jnp.ones((1, 1))
+      >>> ones = jax.tree.map(jnp.ones_like, ones)
+      >>> system = alternating(hopfield(network, schedule="synchronous"), reverse=True)
+      >>> state = system.init_state(ones, system.clamp(ones, x))
+      >>> [s.item() for s in system.sweep(ones, system.clamp(ones, x), state)]
+      [3.0, 1.0]
+    """
+
+    def sweep(params: Params, clamped: Any, state: State, push: Any = None) -> State:
+        for half in (1, 0) if reverse else (0, 1):
+            swept = synchronous.sweep(params, clamped, state, push)
+            state = tuple(
+                new if l % 2 == half else old
+                for l, (new, old) in enumerate(zip(swept, state, strict=True))
+            )
+        return state
+
+    return synchronous._replace(sweep=sweep)
+
+
+def _bptt_gradients(
+    system: System, cost: Cost, params: Params, batch: Batch, rest: Free, sweeps: int
+) -> Params:
+    """∂C(s_T)/∂θ through sweep T − t, batch means, with t on axis 0."""
+    _, pull_state = jax.vjp(lambda s: system.sweep(params, rest.clamped, s), rest.state)
+    _, pull_params = jax.vjp(
+        lambda p: system.sweep(p, system.clamp(p, batch.x), rest.state), params
+    )
+
+    def loss(state: State) -> Any:
+        return cost.value(system.readout.forward(params, state)[0], batch.y).mean()
+
+    def one(error: State, _: None) -> tuple[State, Params]:
+        return pull_state(error)[0], pull_params(error)[0]
+
+    return jax.lax.scan(one, jax.grad(loss)(rest.state), length=sweeps)[1]
+
+
+def _ep_updates(
+    system: System,
+    runner: System,
+    cost: Cost,
+    params: Params,
+    batch: Batch,
+    rest: Free,
+    sweeps: int,
+    beta: Any,
+    nudging: str,
+) -> Params:
+    """EP's update in nudged sweep t, batch means, with t on axis 0."""
+    assert system.denergy is not None
+    denergy = system.denergy
+    signs = jnp.asarray([1.0, -1.0] if nudging == "centered" else [1.0])
+    solver = fixed_steps(sweeps, record=True)
+    _, info = nudged_phases(runner, cost, solver, params, rest, batch.y, signs * beta)
+
+    def updates(after: State, sign: Any) -> Params:
+        before = jax.tree.map(lambda s, s0: jnp.concatenate([s0[None], s[:-1]]), after, rest.state)
+        weights = sign * jnp.asarray([1.0, -1.0]) / (beta * rest.output.shape[0])
+
+        def one(new: State, old: State) -> Params:
+            return denergy(params, rest.clamped, trees.stack([new, old]), weights)
+
+        return jax.vmap(one)(after, before)
+
+    per_phase = jax.vmap(updates)(info.trajectory, signs)
+    return jax.tree.map(lambda g: g.mean(axis=0), per_phase)
+
+
+def _compare(
+    grid: np.ndarray, bptt: Params, ep: Params, info: SolveInfo, nudging: str, network: Layer | None
+) -> Gdu:
+    exact, ours = grouped(bptt, network), grouped(ep, network)
+    exact = {name: _rows(part, 1) for name, part in exact.items()}
+    names = tuple(name for name, part in exact.items() if np.any(part))
+    of_bptt = np.stack([np.linalg.norm(exact[name], axis=-1) for name in names], axis=-1)
+    rows = {name: _rows(ours[name], 2) for name in names}
+    of_ep = np.stack([np.linalg.norm(rows[name], axis=-1) for name in names], axis=-1)
+    gap = np.stack([np.linalg.norm(rows[name] - exact[name], axis=-1) for name in names], axis=-1)
+    sweeps = len(of_bptt)
+    size, residual = np.sqrt(np.sum(of_bptt**2)), float(np.max(info.residual))
+    total = np.sqrt(np.sum(gap**2, axis=(1, 2))) / size
+    # A sweep's update is a difference of products of states, each known to ε. What is left to
+    # settle drifts on in every sweep, alike at β and −β, so a centered difference has none of it.
+    noise = np.finfo(np.float64).eps + (residual if nudging == "one-sided" else 0.0)
+    floor = noise * np.sqrt(sweeps) / (grid * size)
+    fit = total > 10 * floor
+    slope = np.polyfit(np.log(grid[fit]), np.log(total[fit]), 1)[0] if fit.sum() >= 3 else np.nan
+    return Gdu(
+        betas=grid,
+        layers=names,
+        bptt=of_bptt,
+        ep=of_ep,
+        mismatch=gap / of_bptt.max(axis=0),
+        total=total,
+        floor=floor,
+        slope=float(slope),
+        settled=bool(np.all(info.converged)),
+        residual=residual,
+    )
+
+
+def _rows(tree: Any, axes: int) -> np.ndarray:
+    """All leaves of a gradient side by side, behind the leading axes that they share."""
+    leaves = [np.asarray(leaf, np.float64) for leaf in jax.tree.leaves(tree)]
+    return np.concatenate([leaf.reshape(*leaf.shape[:axes], -1) for leaf in leaves], axis=-1)

@@ -1,0 +1,154 @@
+"""Where the axes of an operand go: the axes of a result that index the same units."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from bpeq.analysis.locality._units import NONE, Dims, Label
+
+
+def moved(eqn: Any, dims: Dims) -> Dims | None:
+    """The axes of a rearranged first operand; None where the primitive rearranges nothing known."""
+    rule = _RULES.get(eqn.primitive.name)
+    return None if rule is None else rule(eqn, dims)
+
+
+def moves(eqn: Any) -> bool:
+    """Whether a primitive only rearranges its first operand, in a way that is known."""
+    return eqn.primitive.name in _RULES
+
+
+def _transpose(eqn: Any, dims: Dims) -> Dims:
+    return tuple(dims[i] for i in eqn.params["permutation"])
+
+
+def _broadcast(eqn: Any, dims: Dims) -> Dims:
+    shape, out = eqn.invars[0].aval.shape, [NONE] * len(eqn.outvars[0].aval.shape)
+    for axis, place in enumerate(eqn.params["broadcast_dimensions"]):
+        if shape[axis] == eqn.outvars[0].aval.shape[place]:
+            out[place] = dims[axis]
+    return tuple(out)
+
+
+def _squeeze(eqn: Any, dims: Dims) -> Dims:
+    gone = set(eqn.params["dimensions"])
+    return tuple(dim for axis, dim in enumerate(dims) if axis not in gone)
+
+
+def _unstack(eqn: Any, dims: Dims) -> Dims:
+    return (*dims[: eqn.params["axis"]], *dims[eqn.params["axis"] + 1 :])
+
+
+def _same(eqn: Any, dims: Dims) -> Dims:
+    return dims
+
+
+def _reshape(eqn: Any, dims: Dims) -> Dims:
+    """Axes that are merged or split share what they index."""
+    before, after = eqn.invars[0].aval.shape, eqn.outvars[0].aval.shape
+    if 0 in before:
+        return (NONE,) * len(after)
+    out: list[frozenset[Label]] = []
+    i = j = 0
+    while i < len(before) or j < len(after):
+        left = [i] if i < len(before) else []
+        right = [j] if j < len(after) else []
+        if left and right and before[i] == after[j]:
+            i, j = i + 1, j + 1
+        elif left and before[i] == 1:
+            i, right = i + 1, []
+        elif right and after[j] == 1:
+            j, left = j + 1, []
+        else:
+            sizes = [before[i], after[j]]
+            i, j = i + 1, j + 1
+            while sizes[0] != sizes[1]:
+                if sizes[0] < sizes[1]:
+                    sizes[0] *= before[i]
+                    left, i = [*left, i], i + 1
+                else:
+                    sizes[1] *= after[j]
+                    right, j = [*right, j], j + 1
+        out += [NONE.union(*(dims[axis] for axis in left))] * len(right)
+    return tuple(out)
+
+
+def _gather(eqn: Any, dims: Dims) -> Dims:
+    numbers = eqn.params["dimension_numbers"]
+    gone = {*numbers.collapsed_slice_dims, *numbers.operand_batching_dims}
+    kept = [dim for axis, dim in enumerate(dims) if axis not in gone]
+    out = [NONE] * len(eqn.outvars[0].aval.shape)
+    for place, dim in zip(numbers.offset_dims, kept, strict=True):
+        out[place] = dim
+    return tuple(out)
+
+
+def followed(eqn: Any, axis: int, pieces: int) -> int | None:
+    """Where an axis goes that the primitive leaves whole; None where it may be cut or merged away.
+
+    Merged with axes behind it, or split again, the first axis keeps its `pieces` in order.
+    """
+    name, before, after = eqn.primitive.name, eqn.invars[0].aval.shape, eqn.outvars[0].aval.shape
+    if name == "transpose":
+        return int(eqn.params["permutation"].index(axis))
+    if name == "broadcast_in_dim":
+        return int(eqn.params["broadcast_dimensions"][axis])
+    if name == "squeeze":
+        return axis - sum(gone < axis for gone in eqn.params["dimensions"])
+    if name == "reshape":
+        return 0 if axis == 0 and after and after[0] % pieces == 0 else None
+    if name in ("gather", "unstack", "rev", "tile"):
+        return None
+    return axis if before[axis] == after[axis] else None
+
+
+def gathered(eqn: Any, index: Dims) -> Dims:
+    """The axes of a look-up's result that come from its indices."""
+    rest = set(eqn.params["dimension_numbers"].offset_dims)
+    own = iter(index[:-1])
+    shape = eqn.outvars[0].aval.shape
+    return tuple(NONE if axis in rest else next(own, NONE) for axis in range(len(shape)))
+
+
+def picked(eqn: Any, table: Dims, index: Dims) -> Dims:
+    """Those axes, with what the indices pick from: along them it varies too."""
+    numbers = eqn.params["dimension_numbers"]
+    told = {*numbers.start_index_map, *numbers.operand_batching_dims}
+    over = NONE.union(*(table[axis] for axis in told))
+    rest = set(numbers.offset_dims)
+    return tuple(dim if axis in rest else dim | over for axis, dim in enumerate(index))
+
+
+def scattered(eqn: Any, updates: Dims) -> Dims:
+    """The axes of a scatter's result that come from its updates."""
+    numbers = eqn.params["dimension_numbers"]
+    gone = {*numbers.inserted_window_dims, *numbers.operand_batching_dims}
+    own = iter(numbers.update_window_dims)
+    shape = eqn.outvars[0].aval.shape
+    return tuple(NONE if axis in gone else updates[next(own)] for axis in range(len(shape)))
+
+
+def stacked(eqn: Any, dims: Dims) -> Dims:
+    """With a new axis where things are stacked."""
+    axis = eqn.params["axis"]
+    return (*dims[:axis], NONE, *dims[axis:])
+
+
+def united(several: Sequence[Dims], rank: int) -> Dims:
+    """Axis by axis what any of the arrays of that rank has there; scalars have nothing to say."""
+    same = [dims for dims in several if len(dims) == rank]
+    return tuple(NONE.union(*axis) for axis in zip(*same, strict=True)) if same else (NONE,) * rank
+
+
+_RULES: dict[str, Callable[[Any, Dims], Dims]] = {
+    "transpose": _transpose,
+    "broadcast_in_dim": _broadcast,
+    "squeeze": _squeeze,
+    "reshape": _reshape,
+    "gather": _gather,
+    "unstack": _unstack,
+    **dict.fromkeys(["slice", "dynamic_slice", "rev", "split", "tile", "copy"], _same),
+    **dict.fromkeys(["convert_element_type", "reduce_precision", "stop_gradient"], _same),
+    **dict.fromkeys(["real", "imag", "conj", "neg"], _same),
+}

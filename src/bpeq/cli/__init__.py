@@ -1,0 +1,5 @@
+"""The command line."""
+
+from bpeq.cli.entry import main, script
+
+__all__ = ["main", "script"]

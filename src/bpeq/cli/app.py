@@ -1,0 +1,64 @@
+"""What the commands share: the program, its common options, and how they are read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from bpeq.config.loading import Config
+
+app = typer.Typer(
+    help="Train networks by backpropagation, equilibrium propagation and their kin, from configs.",
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="a TOML config")]
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="override a setting, such as rule.beta=0.1"),
+]
+Out = Annotated[Path | None, typer.Option("--out", help="the run folder; runs/NAME if not given")]
+Resume = Annotated[
+    bool, typer.Option("--resume", help="go on with what --out holds; of a run CONFIG may be it")
+]
+Seeds = Annotated[int | None, typer.Option("--seeds", help="initialisations trained side by side")]
+Processes = Annotated[
+    int | None, typer.Option("--processes", help="processes on this machine that share each batch")
+]
+Coordinator = Annotated[
+    str | None, typer.Option("--coordinator", help="HOST:PORT of process 0, or auto: a cluster's")
+]
+ProcessId = Annotated[int | None, typer.Option("--process-id", help="which process this is")]
+ProcessCount = Annotated[int | None, typer.Option("--process-count", help="of how many")]
+
+
+def names(rules: str) -> list[str]:
+    from bpeq.config.schema import ConfigError
+
+    names = [name.strip() for name in rules.split(",") if name.strip()]
+    if not names or len(set(names)) < len(names):
+        raise ConfigError(f"--rules = {rules!r}: must be different rules, such as backprop,eqprop")
+    return names
+
+
+def load(path: Path, overrides: list[str] | None, seeds: int | None) -> Config:
+    from bpeq.config.loading import ConfigError, load
+
+    extra = [] if seeds is None else [f"seeds={seeds}"]
+    config = load(path, [*(overrides or []), *extra])
+    if not config.name.strip("."):
+        raise ConfigError(f"{path}: its name must be more than dots: it names the run's folder")
+    return config
+
+
+def folder(out: Path | None, name: str, resume: bool = False) -> Path:
+    from bpeq.runs import run_folder
+
+    place = run_folder.latest if resume else run_folder.fresh
+    return place(Path("runs"), name) if out is None else out

@@ -1,0 +1,82 @@
+"""The command `sweep`: thin, as all commands are."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from bpeq.cli import app as _app
+from bpeq.cli.app import ConfigFile, Seeds, Set, app
+
+
+@app.command()
+def sweep(
+    config: ConfigFile,
+    grid: Annotated[
+        list[str] | None,
+        typer.Option("--grid", metavar="KEY=VALUE,...", help="values that a setting takes in turn"),
+    ] = None,
+    set_: Set = None,
+    seeds: Seeds = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="the sweep's folder; runs/NAME-sweep if not given")
+    ] = None,
+    search: Annotated[
+        int | None, typer.Option("--search", help="trials that optuna chooses, in place of all")
+    ] = None,
+) -> int:
+    """Run a config over grids of settings; the same command goes on, or joins in as a worker."""
+    from bpeq.cli import signals
+    from bpeq.cli.exit_codes import DONE, say
+    from bpeq.cli.terminal import bar, console
+    from bpeq.config.schema import ConfigError
+    from bpeq.experiment import search as searching
+    from bpeq.experiment import sweep, sweep_runs, train
+    from bpeq.report import sweep_table, write_sweep_report
+    from bpeq.runs import run_folder
+
+    checked = _app.load(config, set_, seeds)
+    grids = sweep_runs.read_grids(grid or ())
+    if not grids:
+        raise ConfigError("--grid: is missing; allowed: key=value,value such as rule.beta=0.1,0.2")
+    if search is None:
+        grid_runs = sweep_runs.cells(config, checked.overrides, grids)
+        sweep_runs.check(grid_runs)
+    else:
+        metric = searching.check(checked, grids, search)
+    folder = Path("runs") / f"{checked.name}-sweep" if out is None else out
+    sweep.claim(folder)
+    signals.begin_saving()
+
+    def so_far(last: bool = False) -> dict:
+        with sweep.alone(folder):
+            found = grid_runs if search is None else searching.tried(checked, grids, folder)
+            result = sweep.result(checked, found, grids, folder)
+            run_folder.write_json(folder / "sweep.json", result)
+            if last:
+                write_sweep_report(folder)
+        return result
+
+    so_far()
+    try:
+        with bar("runs") as track:
+            how = (track(f"{checked.name}, sweep"), signals.asked_to_stop)
+            if search is None:
+                sweep.work(grid_runs, folder, *how)
+            else:
+                searching.search(checked, grids, search, folder, metric, *how)
+    except train.Interrupted as stopped:
+        so_far()
+        said = f"{stopped}; the same command goes on"
+        raise train.Interrupted(stopped.signal, said) from stopped
+    result = so_far(last=True)
+    console.print(sweep_table(result))
+    console.print(f"{folder / 'report.html'}", soft_wrap=True, highlight=False)
+    failed = [row for row in result["runs"] if row["state"] == "failed"]
+    if not failed:
+        return DONE
+    first = failed[0]
+    said = f"{len(failed)} of {len(result['runs'])} runs failed; the first, {first['run']}: "
+    return say(f"{folder}: {said}{first['failed']}", first["code"])

@@ -1,0 +1,53 @@
+"""Text about what the library holds: names, settings with their ranges, docstrings, configs."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from bpeq.config.loading import load
+from bpeq.config.registry import KINDS, choices, resolve
+from bpeq.config.schema import ConfigError, fields, phrase, wires
+
+
+def describe(what: str, name: str = "", overrides: Sequence[str] = ()) -> str:
+    """`rules`: a line each. `rule eqprop`: settings and docstring. `config FILE`: it, resolved.
+
+    Raises:
+      ConfigError: no such kind, name or config.
+    """
+    if what == "config":
+        import tomli_w
+
+        if not name:
+            raise ConfigError(
+                "show config: needs a file, such as bpeq show config configs/xor.toml"
+            )
+        return tomli_w.dumps(load(Path(name), overrides).tree).rstrip()
+    singular = {kind.removesuffix("s"): kind for kind in KINDS} | {"data": "data"}
+    kind = singular.get(what, what)
+    if kind not in KINDS:
+        raise ConfigError(f"show {what}: {choices({**KINDS, **singular, 'config': ''}, what)}")
+    if not name:
+        return "\n".join(f"{each:25} {_first_line(KINDS[kind][each])}" for each in KINDS[kind])
+    try:
+        return _one(name, resolve(kind, name))
+    except ValueError as error:
+        raise ConfigError(f"show {what} {name}: {error}") from error
+
+
+def _one(name: str, factory: Any) -> str:
+    lines = [name]
+    for key, (hint, default) in fields(factory).items():
+        given = "required" if default is ... else f"default {default!r}"
+        lines.append(f"  {key:14} {phrase(hint).removeprefix('must be ')}, {given}")
+    if wires(factory):
+        parts = ", ".join(f"{key} ({word.__name__})" for key, word in wires(factory).items())
+        lines.append(f"  wired from the rest of the config: {parts}")
+    return "\n".join([*lines, "", inspect.getdoc(factory) or ""]).rstrip()
+
+
+def _first_line(factory: Any) -> str:
+    return (inspect.getdoc(factory) or "").split("\n")[0]

@@ -1,0 +1,168 @@
+"""An update on shapes alone, where a config has parts of the user's own: a misfit is one line.
+
+Nothing is computed or compiled. What shapes cannot show, such as a NaN, shows in training.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from bpeq.config.loading import Config
+from bpeq.config.user_code import own_parts
+from bpeq.core import trees
+from bpeq.data import Dataset
+from bpeq.training.evaluation import evaluator
+from bpeq.training.loops import start, supervised
+from bpeq.types import Batch, Cost, Estimate, Key, LearningRule, Params, Shape, State, System
+
+EXAMPLES = 3
+
+
+def rehearse(
+    config: Config,
+    data: Dataset,
+    init: Any,
+    system: System | None,
+    cost: Cost,
+    rule: LearningRule,
+    optimizer: Any,
+) -> None:
+    """One update on shapes alone, where the config has parts of the user's own.
+
+    Raises:
+      ConfigError: the part that does not fit.
+    """
+    if not own_parts(config.tree, config.folder):
+        return
+
+    def once(key: Key) -> None:
+        x, _ = examples(data)
+        params, shape = init(key, x.shape[1:])
+        with _blaming(config, "system", "network"):
+            if system is not None:
+                try_system(system, params, x, shape)
+        with _blaming(config, "cost"):
+            try_cost(cost, data)
+        used = ["network"] if system is None else ["system", "network", "solvers"]
+        with _blaming(config, "rule", *used, "optimizer", "schedule"):
+            try_rule(rule, cost, optimizer, data, params)
+
+    with jax.numpy_dtype_promotion("standard"):  # which optax needs
+        jax.eval_shape(once, jax.random.key(0))
+
+
+@contextmanager
+def _blaming(config: Config, *sections: str) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        config.blame(error, *sections)
+
+
+def initial(init: Any, key: Key, shape: Shape) -> tuple[Params, Shape]:
+    """What an `init` gives.
+
+    Raises:
+      ValueError: not params and a shape.
+    """
+    made = _pair("init", init(key, shape), "(params, shape of one output)")
+    if not isinstance(made[1], tuple):
+        raise ValueError(f"init gives the shape {made[1]!r}; it must be a tuple such as (10,)")
+    return made
+
+
+def try_system(system: System, params: Params, x: Any, shape: Shape) -> None:
+    """Settles a system by one sweep, inside a trace.
+
+    Args:
+      shape: of one output, as `system.init` gives it.
+
+    Raises:
+      ValueError: what a function gives is not what the others take.
+    """
+    clamped = system.clamp(params, x)
+    state = system.init_state(params, clamped)
+    if not all(jnp.issubdtype(s.dtype, jnp.floating) for s in jax.tree.leaves(state)):
+        raise ValueError(f"init_state gives {trees.told(state)}: states must be floating-point")
+    output = system.readout.forward(params, state)[0]
+    _expect(f"readout gives, of {len(x)} examples,", output, _like(len(x), *shape))
+    _expect("a sweep makes", system.sweep(params, clamped, state), state)
+    if system.energy is not None:
+        energy = system.energy(params, clamped, state)
+        _expect(f"energy gives, of {len(x)} examples,", energy, _like(len(x)))
+
+
+def try_cost(cost: Cost, data: Dataset) -> None:
+    """Values and errors of a few examples.
+
+    Raises:
+      ValueError: they have other shapes than they must have.
+    """
+    output, y = jnp.zeros((EXAMPLES, data.outputs)), examples(data)[1]
+    _expect(f"value gives, of {EXAMPLES} examples,", cost.value(output, y), _like(EXAMPLES))
+    _expect("error gives", cost.error(output, y), output)
+
+
+def try_rule(rule: LearningRule, cost: Cost, optimizer: Any, data: Dataset, params: Params) -> None:
+    """Makes an update and evaluates, inside a trace.
+
+    Raises:
+      ValueError: what a function gives is not what the others take.
+    """
+    x, y = examples(data)
+
+    def init(key: Key, params: Params) -> tuple[Params, State]:
+        return _pair("init", rule.init(key, params), "(params, state)")
+
+    def apply(params: Params, x: Any, key: Key | None = None) -> Any:
+        output = rule.apply(params, x)
+        _expect(f"apply gives, of {EXAMPLES} examples,", output, _like(EXAMPLES, data.outputs))
+        return output
+
+    def estimate(params: Params, batch: Batch, state: State, key: Key) -> tuple[Estimate, State]:
+        made = rule.estimate(params, batch, state, key)
+        found, after = _pair("estimate", made, "(Estimate, state)")
+        if not isinstance(found, Estimate):
+            raise ValueError(f"estimate gives a {type(found).__name__}; it must give an Estimate")
+        if not isinstance(found.info, dict):
+            raise ValueError(f"info is a {type(found.info).__name__}; it must be a dict")
+        _expect("grads are", found.grads, params)
+        _expect("loss is", found.loss, _like())
+        _expect("the rule's state becomes", after, state)
+        return made
+
+    tried = rule._replace(init=init, apply=apply, estimate=estimate)
+    key = jax.random.key(0)
+    carry = start(tried, optimizer, params, key)
+    after, _ = supervised(tried, optimizer)(carry, Batch(x, y), key)
+    _expect("an update makes of the params", after.params, carry.params)
+    evaluator(tried, cost, data.task)(after.params, x, y, jnp.arange(EXAMPLES))
+
+
+def examples(data: Dataset) -> tuple[Any, Any]:
+    """A few examples as the data have them, all zero."""
+    x = jnp.zeros((EXAMPLES, *data.x.shape[1:]))
+    if data.task == "classification":
+        return x, jnp.zeros(EXAMPLES, jnp.int32)
+    return x, jnp.zeros((EXAMPLES, data.outputs))
+
+
+def _like(*shape: int) -> Any:
+    return jax.ShapeDtypeStruct(shape, jnp.result_type(float))
+
+
+def _expect(what: str, given: Any, like: Any) -> None:
+    wrong = trees.difference(given, like)
+    if wrong:
+        raise ValueError(f"{what} {wrong}")
+
+
+def _pair(what: str, given: Any, names: str) -> Any:
+    if not isinstance(given, tuple) or len(given) != 2:
+        raise ValueError(f"{what} gives {trees.told(given)}; it must give {names}")
+    return given

@@ -1,0 +1,188 @@
+"""Factories by the names that configs use, and by dotted path where the factory is a user's own."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import importlib.util
+import inspect
+import sys
+import traceback
+from collections.abc import Callable, Collection, Iterable
+from functools import cache
+from importlib.machinery import PathFinder
+from pathlib import Path
+from typing import Any, get_type_hints
+
+import optax
+
+from bpeq import costs, data, layers, rules, solvers, systems, types
+from bpeq.systems import devices
+from bpeq.training import optimizers
+
+Factory = Callable[..., Any]
+
+
+def _table(module: Any, names: str) -> dict[str, Factory]:
+    return {name: getattr(module, name) for name in names.split()}
+
+
+KINDS: dict[str, dict[str, Factory]] = {
+    "layers": _table(
+        layers,
+        "dense conv flatten max_pool avg_pool soft_pool batch_norm layer_norm dropout embedding "
+        "position_embedding attention rnn gru lstm residual repeat chain "
+        "linear relu tanh sigmoid hard_sigmoid shifted_sigmoid softplus gelu",
+    ),
+    "costs": _table(costs, "squared_error softmax_cross_entropy"),
+    "systems": _table(systems, "hopfield predictive resistive"),
+    "imperfections": _table(devices, "imperfect"),
+    "solvers": _table(solvers, "fixed_steps fixed_point anderson"),
+    "rules": _table(
+        rules,
+        "backprop autodiff eqprop continual_eqprop vector_field_eqprop asymmetric_eqprop "
+        "recurrent_backprop bptt contrastive_hebbian coupled_learning "
+        "feedback_alignment direct_feedback_alignment sign_symmetric kolen_pollack "
+        "predictive_coding dual_propagation target_propagation",
+    ),
+    "data": _table(data, "xor digits diabetes mnist fashion_mnist npz csv"),
+    "optimizers": _table(optimizers, "sgd momentum rmsprop adam adamw"),
+    "schedules": _table(optimizers, "constant cosine linear_decay exponential"),
+}
+
+WORDS: dict[str, Any] = {
+    "layers": (types.Layer,),
+    "costs": (types.Cost,),
+    "systems": (types.System,),
+    "imperfections": (types.System, types.LearningRule),
+    "solvers": (Callable,),
+    "rules": (types.LearningRule,),
+    "data": (data.Dataset,),
+    "optimizers": (optax.GradientTransformation,),
+    "schedules": (Callable,),
+}
+"""Kind of factory -> what it must give."""
+
+
+def resolve(kind: str, name: str, folder: Path | None = None) -> Factory:
+    """The factory of a kind by its name, or by dotted path `package.module:factory`.
+
+    A dotted path imports the user's module, which runs its code. It is looked for where Python
+    looks, then in the working directory, then in `folder`, the config's own.
+
+    Raises:
+      ValueError: no such name; the message lists the permitted ones and the nearest.
+    """
+    if ":" in name:
+        return _import(name, folder)
+    if name not in KINDS[kind]:
+        module, _, attribute = name.rpartition(".")
+        dotted = f"; a path is written '{module}:{attribute}'" if module else ""
+        raise ValueError(choices(KINDS[kind], name) + dotted)
+    return KINDS[kind][name]
+
+
+def load_study(path: str, folder: Path) -> Factory:
+    """The function `run` of a study file, which runs the file's code.
+
+    Files beside it are its submodules: `from .cartpole import step`.
+
+    The file is looked for in `folder`, the config's own, then in the working directory.
+
+    Raises:
+      ValueError: no such file, one that fails, or one without a `run(config, runner, ...)`.
+    """
+    found = next((p for p in (folder / path, Path(path)) if p.is_file()), None)
+    if found is None:
+        raise ValueError("no such study file beside the config or here")
+    return _executed(found.resolve(), found.stat().st_mtime_ns)
+
+
+@cache
+def _executed(path: Path, _changed: int) -> Factory:
+    name, beside = f"study_{path.parent.name}_{path.stem}", [str(path.parent)]
+    spec = importlib.util.spec_from_file_location(name, path, submodule_search_locations=beside)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # where get_type_hints and dataclasses look
+    try:
+        spec.loader.exec_module(module)
+    except (Exception, SystemExit) as error:
+        raise ValueError(f"cannot be run: {told(error)}") from error
+    run = getattr(module, "run", None)
+    if not inspect.isfunction(run) or len(inspect.signature(run).parameters) < 2:
+        raise ValueError("has no function run(config, runner, ...)")
+    _check_readable("its run", run)
+    return run
+
+
+def choices(allowed: Iterable[str], given: str) -> str:
+    """What is allowed, with the nearest name to a mistyped one."""
+    allowed = list(allowed)
+    return f"allowed: {', '.join(allowed) or 'none here'}{nearest(allowed, given)}"
+
+
+def nearest(allowed: Iterable[str], given: str) -> str:
+    """`; did you mean …?` where a permitted name is close to a mistyped one, else nothing."""
+    near = difflib.get_close_matches(given, list(allowed), n=1)
+    return f"; did you mean {near[0]!r}?" if near else ""
+
+
+def _import(name: str, folder: Path | None) -> Factory:
+    module_name, _, attribute = name.partition(":")
+    if not all(part.isidentifier() for part in [*module_name.split("."), attribute]):
+        raise ValueError(f"{name!r} is no dotted path such as 'package.module:factory'")
+    if module_name.partition(".")[0] in sys.stdlib_module_names:  # os:system, builtins:exec, …
+        raise ValueError(f"{module_name!r} is Python's own module, which holds no factories")
+    before = list(sys.path)
+    extra = [str(Path.cwd()), *([str(folder.resolve())] if folder else [])]
+    sys.path.extend(entry for entry in extra if entry not in before)
+    importlib.invalidate_caches()  # a file written a moment ago must be found
+    try:
+        _check_unambiguous(module_name.partition(".")[0])
+        module = importlib.import_module(module_name)
+    except ImportError as error:
+        raise ValueError(f"cannot import {module_name!r}: {error}") from error
+    except Exception as error:
+        raise ValueError(f"cannot import {module_name!r}: {told(error)}") from error
+    finally:
+        sys.path[:] = [entry for entry in sys.path if entry in before or entry not in extra]
+    factory = getattr(module, attribute, None)
+    if not callable(factory):
+        own = [n for n, made in vars(module).items() if inspect.isroutine(made)]
+        near = nearest(own, attribute)
+        raise ValueError(f"the module {module_name!r} has no factory {attribute!r}{near}")
+    _check_readable(repr(name), factory)
+    return factory
+
+
+def _check_readable(name: str, factory: Factory) -> None:
+    try:
+        inspect.signature(factory)
+        get_type_hints(factory, include_extras=True)
+    except Exception as error:
+        raise ValueError(f"the signature of {name} cannot be read: {error}") from error
+
+
+def told(error: BaseException, files: Collection[str] = ()) -> str:
+    """An error of a user's code in one line: `mine.py, line 3: KeyError: 'a'`.
+
+    Args:
+      files: where the user's factories stand; of the places on the error's way the innermost in one
+        of them is named, or else the innermost of all.
+    """
+    places = traceback.extract_tb(error.__traceback__)
+    last = [place for place in places if place.filename in files or not files]
+    said = f"{type(error).__name__}: {error}".splitlines()[0]
+    if not last or isinstance(error, SyntaxError):  # which says so itself
+        return said
+    return f"{Path(last[-1].filename).name}, line {last[-1].lineno}: {said}"
+
+
+def _check_unambiguous(name: str) -> None:
+    """A module of that name that is already loaded is the one that would be found now."""
+    loaded = getattr(sys.modules.get(name), "__file__", None)
+    found = PathFinder.find_spec(name) if loaded else None
+    if loaded and found and found.origin and Path(found.origin).resolve() != Path(loaded).resolve():
+        raise ImportError(f"it is already loaded from {loaded}, not {found.origin}; rename one")

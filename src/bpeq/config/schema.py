@@ -1,0 +1,167 @@
+"""A factory's signature as the schema of its settings: what is wired, set, and wrong."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable, Mapping
+from functools import cache
+from types import NoneType, UnionType
+from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
+
+from pydantic import BaseModel, ConfigDict, ValidationError, create_model
+
+from bpeq.config.registry import choices, nearest
+from bpeq.settings import allowed
+from bpeq.types import Cost, Layer, LearningRule, Solver, System
+
+WORDS = (Layer, Cost, System, Solver, LearningRule)
+LayerTable = dict[str, dict[str, Any]]
+"""How a config holds an argument that maps keys to layers: a spec each, as in [network]."""
+
+
+class ConfigError(ValueError):
+    """A config is at fault; its text is the line that the user sees: place, key, value, remedy."""
+
+
+class Fault(ValueError):
+    """One wrong setting, before it is known in which section of which file it stands."""
+
+    def __init__(self, key: str, value: Any, remedy: str) -> None:
+        super().__init__(key, value, remedy)
+        self.key, self.value, self.remedy = key, value, remedy
+
+
+@cache
+def wires(factory: Callable[..., Any]) -> dict[str, type]:
+    """The arguments that are other parts of the config, with the word each is annotated with."""
+    hints = get_type_hints(factory)
+    found: dict[str, type] = {}
+    for name in inspect.signature(factory).parameters:
+        options = (hints.get(name), *get_args(hints.get(name)))
+        word = next((w for w in WORDS if w in options), None)
+        if word is not None and name not in layer_tables(factory):
+            found[name] = word
+    return found
+
+
+@cache
+def layer_tables(factory: Callable[..., Any]) -> tuple[str, ...]:
+    """The settings that map keys to layers, such as hopfield's `skips`: a call for each key."""
+    hints = get_type_hints(factory)
+
+    def maps_to_layers(hint: Any) -> bool:
+        return get_origin(hint) in (dict, Mapping) and get_args(hint)[1] is Layer
+
+    return tuple(
+        name
+        for name in inspect.signature(factory).parameters
+        if any(map(maps_to_layers, _options(hints.get(name))))
+    )
+
+
+@cache
+def fields(factory: Callable[..., Any]) -> dict[str, tuple[Any, Any]]:
+    """The settings: (annotation, default) by name; `...` where a value must be given."""
+    hints = get_type_hints(factory, include_extras=True)
+    found = {}
+    for name, parameter in inspect.signature(factory).parameters.items():
+        variadic = parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+        if name not in wires(factory) and not variadic:
+            default = ... if parameter.default is parameter.empty else parameter.default
+            hint = LayerTable if name in layer_tables(factory) else hints.get(name, Any)
+            found[name] = (hint, default)
+    return found
+
+
+@cache
+def study_settings(run: Callable[..., Any]) -> Callable[..., Any]:
+    """What of a study's `run(config, runner, *, ...)` is a setting, as a factory's signature."""
+
+    def study(**settings: Any) -> dict[str, Any]:
+        return settings
+
+    parameters = list(inspect.signature(run).parameters.values())[2:]
+    vars(study)["__signature__"] = inspect.Signature(parameters)
+    hints = get_type_hints(run, include_extras=True)
+    study.__annotations__ = {p.name: hints.get(p.name, Any) for p in parameters}
+    return study
+
+
+def settle(factory: Callable[..., Any], given: dict[str, Any]) -> dict[str, Any]:
+    """The factory's settings with `given` checked and the defaults filled in.
+
+    Raises:
+      Fault: the first setting that is unknown, missing, of the wrong type or out of range.
+    """
+    known = fields(factory)
+    for key, value in given.items():
+        if key not in known:
+            raise Fault(key, value, f"unknown key; {choices(known, key)}")
+    try:
+        model = _model(factory)(**given)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = str(first["loc"][0])
+        wanted = phrase(known[key][0], given.get(key))
+        if first["type"] == "missing":
+            raise Fault(key, None, "; ".join(filter(None, ("is missing", wanted)))) from None
+        raise Fault(key, given[key], wanted or first["msg"].lower()) from None
+    return {name: getattr(model, _alias(name)) for name in known}
+
+
+@cache
+def _model(factory: Callable[..., Any]) -> type[BaseModel]:
+    from pydantic import Field
+
+    specs: Any = {
+        _alias(name): (hint, Field(default, alias=name))
+        for name, (hint, default) in fields(factory).items()
+    }
+    model_config = ConfigDict(
+        extra="forbid", strict=True, allow_inf_nan=False, arbitrary_types_allowed=True
+    )
+    return create_model("settings", __config__=model_config, **specs)
+
+
+def _alias(name: str) -> str:
+    """pydantic keeps names such as `copy` and `json` for itself."""
+    return f"setting_{name}"
+
+
+def phrase(hint: Any, value: Any = None) -> str:
+    """`must be` with the type and the range of a setting, and the choice nearest to `value`."""
+    said = " or ".join(filter(None, (_phrase(part, value) for part in _options(hint))))
+    texts = [c for part in _options(hint) for c in get_args(part) if isinstance(c, str)]
+    near = nearest(texts, value) if isinstance(value, str) else ""
+    return f"must be {said}{near}" if said else ""
+
+
+def kind_of(hint: Any) -> str:
+    """The noun for a setting's type; empty for choices, which speak for themselves."""
+    nouns = ((int, "a whole number"), (float, "a number"), (str, "a text"), (bool, "true or false"))
+    for kind, noun in nouns:
+        if hint is kind or (get_origin(hint) is Annotated and get_args(hint)[0] is kind):
+            return noun
+    if hint == LayerTable:
+        return 'a table of layers such as {"0-2" = "dense(10)"}'
+    if get_origin(hint) is list:
+        entry = get_args(hint)[0]
+        return f"a list, each entry {kind_of(entry)} {allowed(entry)}".strip()
+    return " or ".join(filter(None, map(kind_of, _options(hint)))) if _is_union(hint) else ""
+
+
+def _phrase(hint: Any, value: Any) -> str:
+    kind = kind_of(hint)
+    if kind == "a number" and isinstance(value, float) and not math.isfinite(value):
+        kind = "a finite number"
+    return " ".join(filter(None, (kind, allowed(hint, value))))
+
+
+def _options(hint: Any) -> list[Any]:
+    """The parts of a union but None, which TOML cannot write."""
+    return [p for p in get_args(hint) if p is not NoneType] if _is_union(hint) else [hint]
+
+
+def _is_union(hint: Any) -> bool:
+    return get_origin(hint) in (Union, UnionType)

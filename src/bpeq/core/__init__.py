@@ -1,0 +1,1 @@
+"""What everything stands on: arithmetic of trees, stable functions, sharding, tracing switches."""

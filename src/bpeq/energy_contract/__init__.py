@@ -1,6 +1,0 @@
-"""The energy contract: whether an energy is what equilibrium propagation needs."""
-
-from bpeq.energy_contract._check import EnergyContract, check_energy
-from bpeq.energy_contract._subject import Finding
-
-__all__ = ["EnergyContract", "Finding", "check_energy"]

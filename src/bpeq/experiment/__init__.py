@@ -1,0 +1,1 @@
+"""What each command does, from a checked config to a finished run folder."""

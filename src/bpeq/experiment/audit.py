@@ -1,0 +1,56 @@
+"""The locality audit of a config's rules, each with the settings that the config has for it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+
+from bpeq.analysis.locality import Locality, audit_locality
+from bpeq.config.loading import Config
+from bpeq.config.problem import build, seed_keys
+from bpeq.config.registry import KINDS
+from bpeq.config.schema import ConfigError
+from bpeq.data import Dataset
+from bpeq.experiment.rule_fidelity import first_examples
+
+
+class Audit(NamedTuple):
+    """found: a Locality a rule. notes: rules that the config does not serve, with the reason."""
+
+    found: list[Locality]
+    notes: dict[str, str]
+
+
+def audit_rules(config: Config, rules: Sequence[str] | None = None) -> Audit:
+    """Every rule on the config's network and system, at its initial weights; nothing is trained.
+
+    Args:
+      rules: names or dotted paths; None is all registered ones, of which those that do not fit the
+        config become notes.
+
+    Raises:
+      ConfigError, DataError: a rule that was asked for cannot be built.
+    """
+    found: list[Locality] = []
+    notes: dict[str, str] = {}
+    data: Dataset | None = None
+    for name in KINDS["rules"] if rules is None else rules:
+        try:
+            own = config.with_rule(name)
+            problem = build(own, data)
+        except ConfigError as error:
+            if rules is not None:
+                raise
+            notes[name] = str(error)
+            continue
+        data = problem.data
+        weights_key, rule_key, _ = seed_keys(own.tree["seed"], 1)[0]
+        with jax.enable_x64(own.tree["precision"] == "float64"):
+            params, state = problem.rule.init(rule_key, problem.init(weights_key))
+            batch = jax.tree.map(lambda leaf: leaf[:2], first_examples(own, problem))
+            where = {"key": rule_key, "state": state, "network": problem.network}
+            audited = audit_locality(problem.rule, params, batch, **where)
+        found.append(audited._replace(rule=name))
+    return Audit(found, notes)

@@ -1,0 +1,109 @@
+"""A config's network checked against autodiff, on the data that it will see."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from bpeq.analysis.energy_contract import EnergyContract, check_energy
+from bpeq.config.loading import Config
+from bpeq.config.networks import build_networks
+from bpeq.config.problem import Problem, build, seed_keys
+from bpeq.core import trees
+from bpeq.experiment.rule_fidelity import first_examples
+from bpeq.layers import CheckRow, check_network, gradient_error, tolerance
+from bpeq.types import Key
+
+LOOKED_AT = 4  # examples, at which an energy is checked
+
+
+def check_problem(config: Config, batch: int = 8) -> list[CheckRow]:
+    """Rows for every layer and the whole network, in float64 and in float32, and for the energy.
+
+    Each layer is checked at the input that it gets from `batch` training examples, with the initial
+    weights; those of [networks] at random inputs. Where the rule relaxes a system with an energy,
+    `denergy` is compared with `jax.grad` of that energy, at nine tenths of the state that one sweep
+    reaches: off any equilibrium.
+
+    Raises:
+      ConfigError, DataError: as `problem.build`.
+    """
+    several = build_networks(config)
+    problem = None if several and "network" not in config.tree else build(config)
+    rows = []
+    with jax.enable_x64(True):
+        for dtype in (jnp.float64, jnp.float32):
+            key = jax.random.key(config.tree["seed"])
+            found = []
+            for name, network in several.items():
+                x = network.examples(jax.random.fold_in(key, 2), batch)
+                x = x if network.tokens is not None else x.astype(dtype)
+                own = trees.cast(network.init(key), dtype)
+                walked = check_network(network.layer, own, x, key=jax.random.fold_in(key, 1))
+                found += [row._replace(name=f"{name}: {row.name}") for row in walked]
+            if problem is not None:
+                found += _check_one(problem, key, dtype, batch)
+            bits = jnp.finfo(dtype).bits
+            rows += [row._replace(name=f"{row.name} (float{bits})") for row in found]
+    return rows
+
+
+def _check_one(problem: Problem, key: Key, dtype: Any, batch: int) -> list[CheckRow]:
+    """The rows of [network] on the config's own data."""
+    found, params = [], trees.cast(problem.init(key), dtype)
+    x = jnp.asarray(problem.data.x[problem.rows[0][:batch]], dtype)
+    if problem.network is not None:
+        own, _ = problem.network.init(key, x.shape[1:])  # a system's may be another
+        own = trees.cast(own, dtype)
+        found += check_network(problem.network, own, x, key=jax.random.fold_in(key, 1))
+    if problem.system is not None and problem.system.energy is not None:
+        found.append(_check_energy(problem, params, x))
+    return found
+
+
+def check_system(config: Config) -> EnergyContract:
+    """The energy contract of the config's system, at its initial weights and first examples.
+
+    The β is the rule's own, and holomorphic it must be where the rule nudges in the complex plane.
+
+    Raises:
+      ConfigError: the rule relaxes no system with an energy; else, and DataError, as
+        `problem.build`.
+    """
+    problem, rule = build(config), config.tree["rule"]
+    if problem.system is None or problem.system.energy is None:
+        remedy = "settles no system with an energy to check"
+        raise config.fault("rule.name", rule["name"], remedy)
+    with jax.enable_x64(True):
+        params = problem.init(seed_keys(config.tree["seed"], 1)[0][0])
+        batch = first_examples(config, problem)
+        return check_energy(
+            problem.system,
+            params,
+            batch.x[:LOOKED_AT],
+            key=jax.random.key(config.tree["seed"]),
+            cost=problem.cost,
+            y=batch.y[:LOOKED_AT],
+            beta=rule["beta"] if isinstance(rule.get("beta"), float) else 0.1,
+            holomorphic=rule.get("nudging") in ("holomorphic", "online"),
+        )
+
+
+def _check_energy(problem: Problem, params: object, x: jax.Array) -> CheckRow:
+    assert problem.system is not None
+    system = problem.system.ideal
+    assert system.denergy is not None
+    clamped = system.clamp(params, x)
+    swept = system.sweep(params, clamped, system.init_state(params, clamped))
+    state = trees.scale(0.9, swept)
+    phases = jax.tree.map(lambda s: s[None], state)
+    ours = system.denergy(params, clamped, phases, jnp.ones((1,), x.dtype))
+
+    def total(params: object) -> jax.Array:
+        assert system.energy is not None
+        return jnp.sum(system.energy(params, system.clamp(params, x), state))
+
+    error, limit = gradient_error(ours, jax.grad(total)(params)), tolerance(x.dtype, deep=True)
+    return CheckRow("energy ∂E/∂θ", error, limit, error <= limit)

@@ -1,0 +1,258 @@
+"""Rules side by side: same data order, same initial weights, null controls, fidelity, costs."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from bpeq.analysis.compare_rules import function_of, functions_note, remark
+from bpeq.analysis.gradient_cost import CompiledGradient, compiled_gradient, gradient_costs
+from bpeq.config.loading import Config
+from bpeq.config.problem import Problem, build, build_data, seed_keys
+from bpeq.experiment import train, tune
+from bpeq.experiment.distributed import shared_by
+from bpeq.experiment.rule_fidelity import before_and_after, first_examples
+from bpeq.experiment.saved_run import saved_params
+from bpeq.layers import cut
+from bpeq.runs import lock, run_folder
+
+CONTROLS = {
+    "linear_readout": "null control: no hidden layer, trained by backprop on {}",
+    "frozen_hidden": "null control: hidden layers stay random, the last block is trained on {}",
+}
+
+
+def compare(
+    config: Config,
+    rules: Sequence[str],
+    folder: Path,
+    progress: Callable[[str], train.Progress] | None = None,
+    stop: Callable[[], int | None] = lambda: None,
+    trials: int | None = None,
+    resume: bool = False,
+) -> dict[str, Any]:
+    """Trains a config under each rule and the null controls, and sets the results side by side.
+
+    The folder gets one run folder a row, named by the rule, and `comparison.json`; with `trials`
+    also tuning/NAME/TRIAL. A row whose training diverges says so under `diverged`, with the cost
+    and the fidelity at the last good weights; the other rows go on.
+
+    Args:
+      rules: names or dotted paths, each with its own [rules.NAME] settings.
+      progress: given a row's name, makes the callback for its run.
+      trials: every row, null controls too, is tuned by as many trials on the validation split
+        before the run that counts (see `tuning.tune`); None: it runs with the config's settings.
+      resume: rows and trials that the folder holds are taken from there, unfinished ones go on.
+
+    Raises:
+      ConfigError, DataError, FileExistsError: before anything is trained. Interrupted: after
+        saving; comparison.json has the rows and trials that were finished, without costs, and says
+        so under `interrupted`. It is not written where there are none.
+    """
+    data = build_data(config)
+    configs = {name: config.with_rule(name) for name in rules}
+    configs |= _controls(config.for_controls())
+    problems: dict[str, Problem] = {}
+    for name, each in configs.items():
+        problems[name] = build(each, data)
+        shared_by(each)
+        if trials is not None:
+            tune.check(each, problems[name])
+    if resume and (folder / "config.toml").exists():
+        raise FileExistsError(f"the folder {folder} already holds a run; name a new one")
+    with lock.held(folder, resume):
+        return _compared(config, configs, problems, folder, progress, stop, trials, resume)
+
+
+def _compared(
+    config: Config, configs: dict[str, Config], problems: dict[str, Problem], *how: Any
+) -> dict[str, Any]:
+    """`compare`, once all parts are built and the folder is its own."""
+    folder, progress, stop, trials, resume = how
+    rows: dict[str, Any] = {}
+    tuned: dict[str, Any] = {}
+    gradients: dict[str, CompiledGradient] = {}
+    stopped: train.Interrupted | None = None
+    try:
+        for name, each in configs.items():
+            inside = name.replace(":", ".")
+            if trials is not None:
+                report = progress(f"{name}, tuning") if progress else None
+                tuned[name] = {}
+                args = (trials, folder / "tuning" / inside, report, stop, tuned[name], resume)
+                configs[name], _ = tune.tune(each, problems[name], *args)
+                problems[name] = build(configs[name], problems[name].data)
+            report = progress(name) if progress else None
+            row = (configs[name], problems[name], folder / inside, report, stop, resume)
+            rows[name], gradients[name] = _row(name, *row)
+    except train.Interrupted as error:
+        stopped = error
+        if not rows and not any(found["trials"] for found in tuned.values()):
+            raise
+    else:
+        with jax.enable_x64(config.tree["precision"] == "float64"):
+            for name, cost in gradient_costs(gradients).items():
+                rows[name]["cost"] = cost._asdict()
+    comparison = {
+        "name": config.name,
+        "config": config.tree,
+        "seeds": config.tree["seeds"],
+        "rules": rows,
+        "paired": paired(rows),
+        **({"tuning": tuned} if trials is not None else {}),
+        "notes": _notes(config, configs, problems),
+        "environment": run_folder.environment(),
+        **({"interrupted": str(stopped)} if stopped else {}),
+    }
+    run_folder.write_json(folder / "comparison.json", comparison)
+    if stopped:
+        raise stopped
+    return comparison
+
+
+def _row(
+    name: str, config: Config, problem: Problem, folder: Path, progress: Any, *how: Any
+) -> tuple[dict[str, Any], CompiledGradient]:
+    """One rule or control: its training, fidelity before and after, and the gradient to be timed.
+
+    That is one of the first seed's first batch, at the weights that training left.
+    """
+    control, epochs = name in CONTROLS, config.tree["training"]["epochs"]
+    row: dict[str, Any] = {"metrics": {}, "control": control}
+    row["note"] = _control_note(name, config) if control else remark(problem.rule)
+    summary: dict[str, Any] = {}
+    stop, resume = how
+    try:
+        summary = train.run(config, folder, progress, stop, problem, resume)
+        row |= {"metrics": summary["metrics"], "seconds": summary["seconds"]}
+        said = {name: statistic["mean"] for name, statistic in summary["metrics"].items()}
+    except train.Diverged as error:
+        row["diverged"] = str(error)
+        said = {"said": "diverged"}
+    if progress is not None:
+        progress(epochs, epochs, {"said": "measuring"})
+    with jax.enable_x64(config.tree["precision"] == "float64"):
+        trained = saved_params(folder, problem, config.tree["seeds"])
+        if not control:
+            known = summary.get("fidelity")
+            row["fidelity"] = known or before_and_after(config, problem, trained)
+        gradient = _gradient(config, problem, trained)
+    if progress is not None:
+        progress(epochs, epochs, said)
+    return row, gradient
+
+
+def raise_diverged(comparison: dict[str, Any]) -> None:
+    """Raises Diverged with the words of the first row that did, and the names of others."""
+    lost = {name: row["diverged"] for name, row in comparison["rules"].items() if "diverged" in row}
+    if lost:
+        first, *others = lost
+        also = f"; also diverged: {', '.join(others)}" if others else ""
+        raise train.Diverged(f"{lost[first]}{also}")
+
+
+def paired(rows: dict[str, Any], level: float = 0.95) -> list[dict[str, Any]]:
+    """a − b for every two rows, seed by seed, with Student's interval for the mean difference.
+
+    On test_error, or test_rmse for a regression. One seed has no interval.
+
+    Example:
+      >>> rows = {n: {"metrics": {"test_error": {"values": v}}} for n, v in
+      ...         {"a": [0.1, 0.2], "b": [0.0, 0.2]}.items()}
+      >>> [(p["a"], p["b"], round(p["mean"], 3), round(p["high"], 3)) for p in paired(rows)]
+      [('a', 'b', 0.05, 0.685)]
+    """
+    from scipy import stats
+
+    found = []
+    for a, b in itertools.combinations(rows, 2):
+        known = [set(rows[name]["metrics"]) for name in (a, b)]
+        metric = next((m for m in ("test_error", "test_rmse") if all(m in k for k in known)), None)
+        if metric is None:
+            continue
+        values = [np.array(rows[name]["metrics"][metric]["values"]) for name in (a, b)]
+        gap, n = values[0] - values[1], len(values[0])
+        half = None
+        if n > 1:
+            half = float(stats.t.ppf(0.5 + level / 2, n - 1) * gap.std(ddof=1) / np.sqrt(n))
+        mean = float(gap.mean())
+        low, high = (None, None) if half is None else (mean - half, mean + half)
+        found.append({"a": a, "b": b, "metric": metric, "mean": mean, "low": low, "high": high})
+        found[-1] |= {"level": level, "n": n}
+    return found
+
+
+def _controls(config: Config) -> dict[str, Config]:
+    """Backprop on a linear readout, and on the same net with its hidden blocks frozen.
+
+    Without a [network], as with a system of the user's own, there is no net to freeze.
+    """
+    if "network" not in config.tree:
+        alone = {"name": "dense", "features": config.build("data").outputs}
+        config = config.changed(network={"layers": [{"name": "flatten"}, alone]})
+    specs = list(config.tree["network"]["layers"])
+    network = config.build_network()
+    assert network is not None
+    if config.tree["cost"]["name"] == "softmax_cross_entropy" and network.parts[-1].activation:
+        specs.pop()  # its logits are unbounded: a squashed output would cripple the control
+        config = config.changed(network={"layers": specs})
+    optimizer = config.tree["optimizer"]
+    rates = optimizer.get("layer_rates") or [optimizer["learning_rate"]] * len(cut(network))
+    last = next((spec for spec in reversed(specs) if spec["name"] == "dense"), None)
+    controls = {}
+    if last is not None:
+        layers = [{"name": "flatten"}, last]
+        readout = config.changed(network={"layers": layers})
+        controls["linear_readout"] = readout.changed(optimizer={"layer_rates": [rates[-1]]})
+    if len(rates) > 1:
+        frozen = [0.0] * (len(rates) - 1) + [rates[-1]]
+        controls["frozen_hidden"] = config.changed(optimizer={"layer_rates": frozen})
+    return controls
+
+
+def _gradient(config: Config, problem: Problem, trained: Any) -> CompiledGradient:
+    weights_key, rule_key, _ = seed_keys(config.tree["seed"], 1)[0]
+    _, state = problem.rule.init(rule_key, problem.init(weights_key))
+    params = jax.tree.map(lambda leaf: leaf[0], trained)
+    batch = first_examples(config, problem, config.tree["training"]["batch_size"])
+    return compiled_gradient(problem.rule, params, batch, state, rule_key)
+
+
+def _control_note(name: str, config: Config) -> str:
+    return CONTROLS[name].format(config.tree["cost"]["name"])
+
+
+def _notes(config: Config, configs: dict[str, Config], problems: dict[str, Problem]) -> list[str]:
+    names = [name for name in configs if name not in CONTROLS]
+    groups = {name: _function(configs[name], config, problems[name]) for name in names}
+    notes = [functions_note(groups)] if functions_note(groups) else []
+    if next(iter(problems.values())).data.train.shape[0] > 1:
+        notes.append(
+            "Seeds use different splits of one data set, whose training parts overlap: the "
+            "intervals are approximate."
+        )
+    notes.append(
+        "Cost, at the trained weights: sweeps, an example's mean, all phases together; macs, "
+        "products and convolutions of one batch, until its slowest example has settled; seconds, "
+        "the median of warm compiled gradients of one batch, all rows in turn on this machine."
+    )
+    return notes
+
+
+def _function(config: Config, usual: Config, problem: Problem) -> str:
+    """What function a row differentiates, and how it differs from what the config says of all."""
+    reference = problem.rule.reference
+    settled = "the settled system" if problem.relaxes else "the feed-forward map"
+    said = settled if reference is None else function_of(reference)
+    own = []
+    for section in ["cost", *(["system"] if said == "the settled system" else [])]:
+        here, there = config.tree[section], usual.tree[section]
+        keys = ["name"] if here["name"] != there["name"] else here
+        own += [f"{section}.{key} = {here[key]!r}" for key in keys if here[key] != there.get(key)]
+    own += ["another network"] * (config.tree.get("network") != usual.tree.get("network"))
+    return f"{said} with {', '.join(own)}" if own else said

@@ -1,0 +1,175 @@
+"""The devices and the processes that share a run."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import tempfile
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from bpeq.config.loading import Config, ConfigError
+from bpeq.training.data_parallel import data_mesh
+from bpeq.types import DataError
+
+ARRIVAL = 60
+"""Seconds that processes wait for each other at the start, and for a sign of life later."""
+
+
+def check(
+    config: Config,
+    processes: int | None,
+    coordinator: str | None,
+    index: int | None,
+    count: int | None,
+) -> bool:
+    """Whether several processes are asked for, on the command line.
+
+    Raises:
+      ConfigError: options that do not say which, or a config that one process must run.
+    """
+    if processes is not None and processes < 1:
+        raise ConfigError(f"--processes = {processes}: must be a whole number >= 1")
+    if coordinator is None:
+        for option, value in (("--process-id", index), ("--process-count", count)):
+            if value is not None:
+                raise ConfigError(f"{option} = {value}: means nothing without --coordinator")
+    elif coordinator != "auto":
+        port = re.fullmatch(r"\S+:(\d{1,5})", coordinator)
+        if port is None or not 0 < int(port[1]) < 2**16:
+            said = "must be HOST:PORT or auto, the port 1 to 65535"
+            raise ConfigError(f"--coordinator = {coordinator}: {said}")
+        if count is None or count < 1:
+            raise ConfigError(f"--process-count = {count}: must be a whole number >= 1")
+        if index is None or not 0 <= index < count:
+            raise ConfigError(f"--process-id = {index}: must be 0 to {count - 1}")
+    several = coordinator is not None or (processes or 1) > 1
+    if several and "experiment" in config.tree:
+        remedy = "a study's own steps run in one process"
+        raise config.fault("experiment", config.tree["experiment"], remedy)
+    if several:  # before any is started: each has one device or more
+        _check_batch(config, processes or count or 1)
+    return several
+
+
+def join(coordinator: str, index: int | None = None, count: int | None = None) -> None:
+    """Makes this process one of several that share a run: before any device is asked for.
+
+    Args:
+      coordinator: HOST:PORT of the first process; "auto": that, index and count are what the
+        cluster's own environment says (Slurm, Open MPI, Kubernetes, a TPU pod).
+
+    Raises:
+      ConfigError: that says nothing.
+    """
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    jax.config.update("jax_enable_preemption_service", False)  # it would take SIGTERM from us
+    address = None if coordinator == "auto" else coordinator
+    try:
+        jax.distributed.initialize(
+            address,
+            count,
+            index,
+            initialization_timeout=ARRIVAL,
+            heartbeat_timeout_seconds=ARRIVAL,
+        )
+    except ValueError as error:
+        remedy = "the environment does not say it (see docs/devices.md); give HOST:PORT"
+        raise ConfigError(f"--coordinator = {coordinator}: {remedy}") from error
+
+
+def first() -> bool:
+    """Whether this process is the one of its run that writes files and speaks."""
+    return not jax.distributed.is_initialized() or jax.process_index() == 0
+
+
+@contextmanager
+def workplace(folder: Path) -> Iterator[Path]:
+    """Where this process writes: the first into the run's folder, others where nothing lasts.
+
+    What the folder holds they take along, so that all go on from the same place.
+
+    Raises:
+      DataError: not all see the same in it.
+    """
+    if not jax.distributed.is_initialized() or jax.process_count() == 1:
+        yield folder
+        return
+    with tempfile.TemporaryDirectory() as scratch:
+        place = folder if first() else Path(scratch) / "run"
+        if not first() and folder.is_dir():
+            shutil.copytree(folder, place)
+        files = (p for p in place.rglob("*") if p.suffix in (".safetensors", ".json", ".jsonl"))
+        held = sorted((p.name, p.stat().st_size) for p in files)
+        digests = _gathered(zlib.crc32(str(held).encode()))  # they also wait for each other
+        if (digests != digests[0]).any():
+            said = "is not the same to all processes: it must be where all of them can read"
+            raise DataError(f"{folder}: {said}")
+        yield place
+
+
+def alike(config: Config, checksum: str) -> None:
+    """That all processes compute the same: they would not see it if weights drifted apart.
+
+    Raises:
+      ConfigError: one has other settings, but for where its data are. DataError: it has other data.
+    """
+    if jax.process_count() == 1:
+        return
+    data = {key: v for key, v in config.tree["data"].items() if key != "path"}
+    settings = json.dumps({**config.tree, "data": data}, sort_keys=True, default=str)
+    for what, text, kind in (("settings", settings, ConfigError), ("data", checksum, DataError)):
+        digests = _gathered(zlib.crc32(text.encode()))
+        if (digests != digests[0]).any():
+            raise kind(f"{config.path}: the {what} are not the same in all processes")
+
+
+def agreed(stop: Callable[[], int | None]) -> Callable[[], int | None]:
+    """`stop` as all processes see it: what one was asked, all do, after the same step."""
+    if jax.process_count() == 1:
+        return stop
+
+    def together() -> int | None:
+        return int(_gathered(stop() or 0).max()) or None
+
+    return together
+
+
+def _gathered(number: int) -> np.ndarray:
+    """Every process's number, below 2^32, once all have come to this place."""
+    from jax.experimental.multihost_utils import process_allgather
+
+    return np.asarray(process_allgather(np.uint32(number)))
+
+
+def shared_by(config: Config) -> Mesh | None:
+    """The devices that share each batch of a training; None for one alone.
+
+    Raises:
+      ConfigError: there are not as many, or a batch does not fall into equal parts.
+    """
+    processes = jax.process_count()
+    asked = config.tree.get("devices", "all" if processes > 1 else 1)
+    try:
+        mesh = data_mesh(asked)
+    except ValueError as error:
+        raise config.fault("devices", asked, str(error)) from None
+    if processes > 1 and mesh.size < jax.device_count():
+        remedy = f"must be 'all' or {jax.device_count()}, the devices of {processes} processes"
+        raise config.fault("devices", asked, remedy)
+    _check_batch(config, mesh.size)
+    return mesh if mesh.size > 1 else None
+
+
+def _check_batch(config: Config, devices: int) -> None:
+    size = config.tree["training"]["batch_size"]
+    if size % devices:
+        remedy = f"must be a multiple of {devices}, the devices that share a batch"
+        raise config.fault("training.batch_size", size, remedy)

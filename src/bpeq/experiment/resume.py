@@ -1,0 +1,166 @@
+"""A run that is begun or taken up again: the same config, the same data, a record of where."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import subprocess
+import tomllib
+import warnings
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+
+from bpeq.config.loading import Config, ConfigError, load
+from bpeq.runs import checkpoints, run_folder
+from bpeq.types import Caution, DataError
+
+HARMLESS = ("checkpoint_share", "training.unsettled")
+"""Settings that change nothing in what a run computes, and may differ where it goes on."""
+
+
+def begin(config: Config, folder: Path, resume: bool, checksum: str = "") -> dict[str, Any]:
+    """Writes config.toml and environment.json into a new run's folder, which is locked.
+
+    A run that is taken up keeps the environment it has, and its config but for harmless settings.
+
+    Args:
+      checksum: of the data; empty where a study makes its own.
+
+    Returns:
+      The environment.
+
+    Raises:
+      DataError: a run that is taken up had other data.
+    """
+    path, text = folder / "config.toml", tomli_w.dumps(as_written(config))
+    if not (resume and path.exists() and path.read_text() == text):
+        run_folder.write_text(path, text)
+    path = folder / "environment.json"
+    if resume and path.exists():
+        before = _environment(path)
+        if before.get("data_checksum", "") != checksum:
+            raise DataError(f"{folder}: the data are not those that its run began with")
+        if before.get("study_sha256") != _study(config):
+            said = f"{config.tree['experiment']}: has changed since the run in {folder} began"
+            warnings.warn(said, Caution, stacklevel=2)
+        return before
+    environment = {
+        **run_folder.environment(),
+        "name": config.name,
+        "seed": config.tree["seed"],
+        "seeds": config.tree["seeds"],
+        **({"data_checksum": checksum} if checksum else {}),
+        **({"study_sha256": _study(config)} if "experiment" in config.tree else {}),
+        **revision(config.path.parent),
+    }
+    run_folder.write_json(path, environment)
+    return environment
+
+
+def begun(config: Config, folder: Path) -> bool:
+    """Whether a folder holds a run that this config can take up; an empty or absent one does not.
+
+    Raises:
+      ConfigError: it holds another config's run; names the first key that differs.
+      FileExistsError: it holds something else. DataError: its config cannot be read, or there can
+        be no checkpoints.
+    """
+    if not (folder / "config.toml").exists():
+        run_folder.claimable(folder)
+        return False
+    try:
+        theirs = tomllib.loads((folder / "config.toml").read_text())
+    except (OSError, ValueError, RecursionError) as error:
+        raise DataError(f"{folder / 'config.toml'}: cannot read: {error}") from error
+    kept = folder / checkpoints.FOLDER
+    if kept.exists() and not kept.is_dir():
+        raise DataError(f"{kept}: must be a folder; its run cannot go on")
+    ours = flat(tomllib.loads(tomli_w.dumps(as_written(config))))
+    old = flat(theirs)
+    for key in [*ours, *old]:
+        if key not in HARMLESS and ours.get(key) != old.get(key):
+            had = f"{old[key]!r}" if key in old else "no such setting"
+            raise config.fault(
+                key,
+                ours.get(key),
+                f"the run in {folder} has {had}; go on with its own config, or name a new folder",
+            )
+    return True
+
+
+def finished(folder: Path) -> bool:
+    """Whether a folder's run came to its end."""
+    return (folder / "summary.json").exists()
+
+
+def summary(folder: Path) -> dict[str, Any]:
+    """A finished run's summary. Raises DataError where it cannot be read or lacks its figures."""
+    return run_folder.read_json(folder / "summary.json", "metrics", "seconds")
+
+
+def reload(folder: Path, overrides: list[str] | None = None) -> Config:
+    """The config of the run in a folder, under the name that it had.
+
+    Raises:
+      ConfigError: the folder holds no run.
+    """
+    if not (folder / "config.toml").is_file():
+        raise ConfigError(f"{folder}: holds no run")
+    config = load(folder / "config.toml", overrides or ())
+    path = folder / "environment.json"
+    name = _environment(path).get("name") if path.exists() else None
+    return config._replace(name=name) if isinstance(name, str) else config
+
+
+def identity(config: Config) -> dict[str, Any]:
+    """What must be the same where a run goes on, and not only look so."""
+    settings = flat(as_written(config))
+    kept = {key: value for key, value in settings.items() if key not in HARMLESS}
+    text = json.dumps(kept, sort_keys=True, default=str)
+    return {
+        "config": hashlib.sha256(text.encode()).hexdigest(),
+        "seed": config.tree["seed"],
+        "seeds": config.tree["seeds"],
+    }
+
+
+def as_written(config: Config) -> dict[str, Any]:
+    """The resolved config, its data file by its whole path, so that it loads from anywhere."""
+    data = dict(config.tree.get("data", {}))
+    if "path" in data:
+        data["path"] = str(Path(data["path"]).resolve())
+    return {**config.tree, "data": data} if data else config.tree
+
+
+def revision(folder: Path) -> dict[str, str]:
+    """`{"git_revision": …}` of the repository that a folder is in; nothing where there is none."""
+    try:
+        command = ["git", "-C", str(folder), "rev-parse", "HEAD"]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=5, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return {}
+    return {"git_revision": done.stdout.strip()}
+
+
+def flat(tree: Any, place: str = "") -> dict[str, Any]:
+    """Settings by their dotted keys; lists whole."""
+    if not isinstance(tree, dict):
+        return {place: tree}
+    found: dict[str, Any] = {}
+    for key, value in tree.items():
+        found |= flat(value, f"{place}.{key}".lstrip("."))
+    return found
+
+
+def _environment(path: Path) -> dict[str, Any]:
+    found = run_folder.read_json(path)
+    if not isinstance(found, dict):
+        raise DataError(f"{path}: is damaged: it is no object")
+    return found
+
+
+def _study(config: Config) -> str | None:
+    path = config.tree.get("experiment")
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest() if path else None

@@ -1,0 +1,68 @@
+"""The study file that a config names: built before its run begins, its faults told in one line."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bpeq.config.loading import Config, load
+from bpeq.config.registry import load_study, told
+from bpeq.config.schema import ConfigError
+from bpeq.experiment.runner import Diverged, Interrupted, Runner
+from bpeq.runs import run_folder
+from bpeq.types import DataError
+
+_OURS = ConfigError | DataError | Diverged | Interrupted | MemoryError | FileExistsError
+
+
+def study_work(config: Config) -> Callable[[Runner], dict[str, Any]]:
+    """What calls `run(config, runner, **settings)` of the study file that the config names.
+
+    That returns metrics, each a number or `[seeds]`; PNG files that it leaves in the folder join
+    the report. One that fails before its first step leaves no folder.
+    """
+    plain = config._replace(tree={k: v for k, v in config.tree.items() if k != "experiment"})
+    if "training" in config.tree:  # then the rest is a config of its own, also under other rules
+        beside = [o for o in config.overrides if not o.startswith(("study.", "experiment"))]
+        plain = load(config.path, beside, study=False)._replace(source=config.source)
+    study = load_study(config.tree["experiment"], config.folder)
+
+    def work(runner: Runner) -> dict[str, Any]:
+        try:
+            metrics = study(plain, runner, **config.tree.get("study", {}))
+            found = _metrics(metrics)
+        except (Exception, SystemExit) as error:
+            own = _faulty(config, study, error)
+            if isinstance(own, ConfigError | DataError):
+                run_folder.disclaim(runner.folder)
+            if own is error:
+                raise
+            raise own from error
+        pictures = sorted(path.name for path in runner.folder.glob("*.png"))
+        return {"metrics": found, "pictures": pictures}
+
+    return work
+
+
+def _metrics(returned: Any) -> dict[str, np.ndarray]:
+    """Each metric as `[seeds]`; a number is one seed's."""
+    if not isinstance(returned, dict):
+        raise TypeError(f"run returned {type(returned).__name__}, not metrics by their names")
+    found = {k: np.atleast_1d(np.asarray(v, np.float64)) for k, v in returned.items()}
+    for name, values in found.items():
+        if values.ndim > 1 or not values.size:
+            raise TypeError(f"metric {name} has shape {values.shape}, not a number or [seeds]")
+    return found
+
+
+def _faulty(config: Config, study: Any, error: BaseException) -> BaseException:
+    """What a study raised as it is to be told: its own code's errors in one line."""
+    disk = isinstance(error, OSError) and not isinstance(error, FileNotFoundError)
+    if isinstance(error, _OURS) or disk or "RESOURCE_EXHAUSTED" in str(error):
+        return error
+    path = study.__code__.co_filename
+    beside = {str(file) for file in Path(path).parent.glob("*.py")}
+    return config.fault("experiment", config.tree["experiment"], f"fails: {told(error, beside)}")

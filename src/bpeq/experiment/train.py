@@ -1,0 +1,214 @@
+"""From a config to results: build the parts, train every seed at once, leave a run folder."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from bpeq.analysis.gradient_fidelity import grouped
+from bpeq.config.device_checks import ready
+from bpeq.config.loading import Config
+from bpeq.config.problem import Problem, build, seed_keys
+from bpeq.core import trees
+from bpeq.experiment import resume as resuming
+from bpeq.experiment.distributed import agreed, alike, shared_by
+from bpeq.experiment.rule_fidelity import before_and_after
+from bpeq.experiment.runner import Diverged, Interrupted, Progress, Runner
+from bpeq.experiment.study import study_work
+from bpeq.runs import lock, manifest, run_folder
+from bpeq.training import evaluation, loops
+from bpeq.training.data_parallel import across
+from bpeq.types import Caution, Params
+
+__all__ = ["Diverged", "Interrupted", "Progress", "run", "statistics"]
+
+
+def run(
+    config: Config,
+    folder: Path,
+    progress: Progress | None = None,
+    stop: Callable[[], int | None] = lambda: None,
+    problem: Problem | None = None,
+    resume: bool = False,
+) -> dict[str, Any]:
+    """Trains what a config says into a run folder, and returns its summary.
+
+    The folder gets `config.toml`, `environment.json`, `metrics.jsonl` and `checkpoints/` as it
+    goes, and at the end `params.safetensors` (every seed's, seeds on axis 0), `summary.json` and
+    `manifest.json`. It is locked against a second writer until then.
+
+    Args:
+      progress: called when training starts, with an empty row, and after every logged row.
+      stop: asked between rows; a signal's number ends the run with what it has.
+      problem: the config's parts, where they are built already.
+      resume: a run that the folder holds goes on from its newest good checkpoint, to the very bits
+        that it would have had without the interruption; a finished one is left as it is.
+
+    Raises:
+      Diverged, Interrupted: after saving. ConfigError, DataError, FileExistsError: before starting.
+    """
+    began = time.perf_counter()
+    resume = resume and resuming.begun(config, folder)
+    if resume and resuming.finished(folder) and manifest.sealed(folder):
+        return resuming.summary(folder)
+    if "experiment" in config.tree:
+        ready(config)
+        work, checksum = study_work(config), ""
+    else:
+        problem = build(config) if problem is None else problem
+        work = partial(_training, config, problem, shared_by(config))
+        checksum = problem.data.checksum
+        alike(config, checksum)
+    double = jax.enable_x64(config.tree["precision"] == "float64")
+    with lock.held(folder, resume), double:
+        if resume and resuming.finished(folder):
+            manifest.seal(folder)
+            return resuming.summary(folder)
+        environment = resuming.begin(config, folder, resume, checksum)
+        runner = Runner(
+            folder,
+            str(config.path),
+            progress,
+            agreed(stop),
+            identity=resuming.identity(config),
+            resume=resume,
+            share=config.tree["checkpoint_share"],
+        )
+        runner.clock.born = began
+        found = work(runner)
+        found["metrics"] = {k: statistics(v) for k, v in found["metrics"].items()}
+        summary = {
+            "name": config.name,
+            "config": config.tree,
+            "seeds": config.tree["seeds"],
+            **found,
+            "seconds": runner.clock.all(),
+            "environment": environment,
+        }
+        run_folder.write_json(folder / "summary.json", summary)
+        manifest.seal(folder)
+    return summary
+
+
+def _training(
+    config: Config, problem: Problem, mesh: Mesh | None, runner: Runner
+) -> dict[str, Any]:
+    """Trains a config's problem, and saves its parameters; what its summary says of that."""
+    params, metrics, last = _train(config, problem, mesh, runner)
+    run_folder.save_arrays(runner.folder / "params.safetensors", params)
+    found = {
+        "rule": config.tree["rule"]["name"],
+        "metrics": metrics,
+        "updates": last["step"],
+        "last": last,
+        "layers": _layer_sizes(problem, params),
+        "data": _about(problem),
+    }
+    if "fidelity" in config.tree:
+        found["fidelity"] = before_and_after(config, problem, params)
+    return found
+
+
+def _train(
+    config: Config, problem: Problem, mesh: Mesh | None, runner: Runner
+) -> tuple[Params, dict[str, np.ndarray], dict[str, Any]]:
+    settings, seeds = config.tree["training"], config.tree["seeds"]
+    dtype = jnp.result_type(float)
+    x = jnp.asarray(problem.data.x, dtype)
+    classes = problem.data.task == "classification"
+    y = jnp.asarray(problem.data.y, jnp.int32 if classes else dtype)
+    keys = seed_keys(config.tree["seed"], seeds)
+    params = jax.vmap(problem.init)(keys[:, 0])
+    rule, put, placing = across(mesh, problem.rule)
+    optimizer, size = problem.optimizer, settings["batch_size"]
+    carry = jax.vmap(lambda p, k: loops.start(rule, optimizer, p, k, x, size))(params, keys[:, 1])
+    evaluate = evaluation.evaluator(rule, problem.cost, problem.data.task, unit=problem.data.unit)
+    evaluate = loops.each_seed(evaluate, (0, None, None, 0), problem.network)
+    evaluate = jax.jit(evaluate, out_shardings=placing)
+    carry, x, y, keys, rows = put((carry, x, y, keys, jnp.asarray(problem.rows)))
+    per_epoch = rows.shape[1] // size
+
+    def measure(carry: loops.Carry) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        for split, chosen in (("validation", problem.validation), ("test", problem.test)):
+            if chosen.shape[1]:
+                found |= _named(split, evaluate(carry.params, x, y, put(jnp.asarray(chosen))))
+        return found
+
+    def remedy(values: dict[str, Any]) -> str:
+        rate = config.tree["optimizer"]["learning_rate"]
+        said = f"a smaller optimizer.learning_rate than {rate}"
+        if "unsettled" in values:  # a phase or an adjoint may have run away, whatever the weights
+            said += ", or solvers under which every phase settles"
+        return said
+
+    def unsettled(trained: dict[str, np.ndarray], when: str) -> str:
+        share = np.max(np.mean(trained.get("unsettled", [0.0]), axis=0))
+        said = f"{100 * share:.3g} % of its phases did not settle"
+        if share > 0 and settings["unsettled"] == "warn" and not told:
+            told.append(when)
+            warnings.warn(f"{config.path}: {when}: {said}", Caution, stacklevel=2)
+        stops = share > 0 and settings["unsettled"] == "stop"
+        return f"{said} (training.unsettled = 'stop')" if stops else ""
+
+    told: list[str] = []
+    epochs = loops.epoch_scan(loops.supervised(rule, optimizer), size)
+    carry, values, logged = runner.repeat(
+        loops.over_seeds(epochs, problem.network, placing),
+        carry,
+        (x, y, rows, keys[:, 2]),
+        total=settings["epochs"],
+        every=min(settings["evaluate_every"], settings["epochs"]),
+        measure=measure,
+        row=lambda done: {"epoch": done, "step": done * per_epoch},
+        unit="epoch",
+        params=lambda carry: carry.params,
+        remedy=remedy,
+        refuse=unsettled,
+    )
+    with runner.clock("evaluate"):
+        values |= jax.device_get(_named("train", evaluate(carry.params, x, y, rows)))
+    reported = {k: v for k, v in values.items() if k.startswith(("train", "val", "test", "solved"))}
+    params = jax.device_get(carry.params)
+    return params, reported, {k: v for k, v in logged[-1].items() if k != "values"}
+
+
+def statistics(values: np.ndarray) -> dict[str, Any]:
+    """mean, sample standard deviation (0 for one seed) and every seed's value."""
+    values = np.asarray(values, np.float64)
+    std = float(values.std(ddof=1)) if len(values) > 1 else 0.0
+    return {"mean": float(values.mean()), "std": std, "values": values.tolist()}
+
+
+def _named(split: str, metrics: dict[str, Any]) -> dict[str, Any]:
+    """test_error, train_loss, …; `solved` is said of the run, not of a split."""
+    shared = {"solved": metrics["solved"]} if "solved" in metrics else {}
+    return {f"{split}_{k}": v for k, v in metrics.items() if k != "solved"} | shared
+
+
+def _layer_sizes(problem: Problem, params: Params) -> list[dict[str, Any]]:
+    one = jax.tree.map(lambda leaf: leaf[0], params)
+    rows = grouped(one, problem.network)
+    return [{"name": name, "parameters": trees.size(part)} for name, part in rows.items()]
+
+
+def _about(problem: Problem) -> dict[str, Any]:
+    data = problem.data
+    return {
+        "name": data.name,
+        "task": data.task,
+        "train": problem.rows.shape[1],
+        "validation": problem.validation.shape[1],
+        "test": problem.test.shape[1],
+        "splits": len(data.train),
+        "checksum": data.checksum,
+    }

@@ -1,0 +1,146 @@
+"""A finished run held against its own record: its files' checksums, and a repeat of it."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from bpeq.config.loading import ConfigError
+from bpeq.experiment import resume, train
+from bpeq.experiment.runner import Interrupted, Progress
+from bpeq.runs import manifest, run_folder
+from bpeq.runs.checkpoints import FOLDER
+from bpeq.types import Caution, DataError
+
+
+class Finding(NamedTuple):
+    """What a repeat of a run showed of one file; `difference` is the first, empty if there is none.
+
+    compared: how many rows, leaves or metrics were.
+    """
+
+    file: str
+    compared: str
+    difference: str
+
+
+def verify(
+    folder: Path,
+    progress: Progress | None = None,
+    stop: Callable[[], int | None] = lambda: None,
+    *,
+    files_only: bool = False,
+) -> list[Finding]:
+    """Checks a finished run's files against manifest.json, then repeats it and compares every bit.
+
+    The repeat is made from its config.toml, into a temporary folder. Compared are the rows of
+    metrics.jsonl and the summary's metrics, but for what has `seconds` in its name, and all
+    parameters; those of runs inside the run too.
+
+    Args:
+      files_only: no repeat; the findings are empty.
+
+    Raises:
+      ConfigError: no finished run. DataError: a file was changed or is missing. Interrupted: by
+      `stop`, which is asked after every row; the folder is as it was.
+    """
+    if not folder.is_dir() or not (manifest.sealed(folder) or resume.finished(folder)):
+        begun = (folder / "config.toml").exists()
+        how = f"its run is not finished: bpeq run {folder} --resume" if begun else "holds no run"
+        raise ConfigError(f"{folder}: {how}")
+    if not manifest.sealed(folder):
+        raise DataError(f"{folder / manifest.NAME}: is missing: nothing vouches for the files")
+    if faults := manifest.faults(folder):
+        said = ", ".join(f"{name} {why}" for name, why in faults.items())
+        raise DataError(f"{folder}: is not as its run left it: {said}")
+    if files_only:
+        return []
+    _check_readable(folder)
+    _tell_environment(folder)
+    with tempfile.TemporaryDirectory(prefix="bpeq-verify-") as place:
+        again = Path(place) / "again"
+        try:
+            train.run(resume.reload(folder), again, progress, stop)
+        except Interrupted as error:
+            said = f"{folder}: was not verified: the repeat was stopped; the folder is as it was"
+            raise Interrupted(error.signal, said) from error
+        return list(_compare(folder, again))
+
+
+def _check_readable(folder: Path) -> None:
+    """What is compared can be, which is known before the repeat, and so said at once."""
+    resume.summary(folder)
+    for path in folder.rglob("metrics.jsonl"):
+        _read_rows(path)
+    for path in (p for p in folder.rglob("*.safetensors") if p.parent.name != FOLDER):
+        run_folder.read_arrays(path)
+
+
+def _tell_environment(folder: Path) -> None:
+    said = run_folder.differences(
+        run_folder.read_json(folder / "environment.json"), run_folder.environment()
+    )
+    if said:
+        warnings.warn(
+            f"{folder}: was run elsewhere, bits may differ: {said}", Caution, stacklevel=3
+        )
+
+
+def _compare(folder: Path, again: Path) -> Iterator[Finding]:
+    for name, compare in (("metrics.jsonl", _rows), ("*.safetensors", _params)):
+        for path in sorted(p for p in again.rglob(name) if p.parent.name != FOLDER):
+            inside = path.relative_to(again)
+            yield Finding(str(inside), *compare(folder / inside, path))
+    ours, theirs = (resume.summary(each)["metrics"] for each in (folder, again))
+    ours, theirs = ({k: v for k, v in m.items() if "seconds" not in k} for m in (ours, theirs))
+    yield Finding("summary.json", f"{len(ours)} metrics", _first(ours, theirs))
+
+
+def _rows(path: Path, again: Path) -> tuple[str, str]:
+    ours, theirs = (_read_rows(each) for each in (path, again))
+    compared = f"{len(ours)} rows"
+    for number, pair in enumerate(zip(ours, theirs, strict=False), start=1):
+        if said := _first(*pair):
+            return compared, f"row {number}: {said}"
+    more = "" if len(ours) == len(theirs) else f"{len(theirs)} rows in the repeat"
+    return compared, more
+
+
+def _read_rows(path: Path) -> list[dict[str, Any]]:
+    try:
+        rows = [json.loads(line) for line in path.read_text().splitlines()]
+    except (OSError, ValueError, RecursionError) as error:
+        raise DataError(f"{path}: cannot read: {error}") from error
+    flat = (resume.flat(row) for row in rows)
+    return [{k: v for k, v in row.items() if "seconds" not in k} for row in flat]
+
+
+def _params(path: Path, again: Path) -> tuple[str, str]:
+    ours, theirs = (run_folder.read_arrays(each) for each in (path, again))
+    compared = f"{len(ours)} leaves"
+    if set(ours) != set(theirs):
+        return compared, f"other leaves: {', '.join(sorted(set(ours) ^ set(theirs)))}"
+    for name, array in ours.items():
+        other = theirs[name]
+        if (array.dtype, array.shape) != (other.dtype, other.shape):
+            return compared, f"{name}: another shape or dtype"
+        differ = np.frombuffer(array.tobytes(), np.uint8) != np.frombuffer(
+            other.tobytes(), np.uint8
+        )
+        if differ.any():
+            apart = int(differ.reshape(array.size, -1).any(axis=1).sum())
+            return compared, f"{name}: {apart} of {array.size} numbers differ"
+    return compared, ""
+
+
+def _first(ours: dict[str, Any], theirs: dict[str, Any]) -> str:
+    for key in [*ours, *theirs]:
+        if ours.get(key) != theirs.get(key):
+            return f"{key} is {ours.get(key)}, {theirs.get(key)} in the repeat"
+    return ""

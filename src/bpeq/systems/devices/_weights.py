@@ -1,0 +1,53 @@
+"""The weights that a device really has, of those that it should have; their limits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from bpeq.systems.devices._levels import Levels
+from bpeq.types import Params
+
+
+def device(weights: Levels, mismatch: float, seed: int) -> Callable[..., Params]:
+    """(stored weights, which device) -> the weights that it really has."""
+
+    def see(params: Params, device: Any = 0) -> Params:
+        key = jax.random.fold_in(jax.random.key(seed), device)
+
+        def one(leaf: Array, i: int) -> Array:
+            real = jnp.real(leaf)
+            real = real if weights.change is None else weights.change(real)
+            if mismatch > 0:  # drawn in float32: the same device in any precision
+                n = jax.random.normal(jax.random.fold_in(key, i), leaf.shape, jnp.float32)
+                real = real * jnp.maximum(1.0 + mismatch * n, 0.0).astype(real.dtype)
+            return real.astype(leaf.dtype)
+
+        return _each_weight(one, params)
+
+    return see
+
+
+def within(weights: Levels, own: Callable[[Params], Params] | None) -> Any:
+    """The stored weights' limits, on top of those that there were."""
+    clip = weights.clip
+    if clip is None:
+        return own
+    return lambda params: _each_weight(
+        lambda leaf, i: clip(leaf), params if own is None else own(params)
+    )
+
+
+def _each_weight(change: Callable[[Array, int], Array], params: Params) -> Params:
+    """`change(leaf, number)` of every leaf that is a weight; statistics stay as they are."""
+    paths, structure = jax.tree_util.tree_flatten_with_path(params)
+    names = [jax.tree_util.keystr(path[-1:], simple=True) for path, _ in paths]
+    leaves = [
+        leaf if name in ("mean", "variance") else change(leaf, i)
+        for i, (name, (_, leaf)) in enumerate(zip(names, paths, strict=True))
+    ]
+    return jax.tree.unflatten(structure, leaves)

@@ -1,0 +1,1 @@
+"""Training: compiled loops, optimizers, batches shared by devices, evaluation."""

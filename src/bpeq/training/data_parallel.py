@@ -1,0 +1,165 @@
+"""One batch shared by several devices: a rule whose estimate runs on each one's part."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array
+
+from bpeq.core import sharding
+from bpeq.rules._start import Remembering
+from bpeq.types import Batch, Estimate, Key, LearningRule, Params, State
+
+WHOLE, PART = PartitionSpec(), PartitionSpec(sharding.AXIS)
+
+
+def data_mesh(devices: int | Literal["all"] = "all") -> Mesh:
+    """The first so many devices, of all processes, as a mesh of one axis.
+
+    Raises:
+      ValueError: there are not as many.
+    """
+    there = jax.device_count()
+    wanted = there if devices == "all" else devices
+    if not 1 <= wanted <= there:
+        kind = jax.devices()[0].platform
+        raise ValueError(f"must be 1 to {there}, the {kind} devices there are, or 'all'")
+    axis, auto = (wanted,), (AxisType.Auto,)  # Explicit axes refuse x.T @ s over a split batch
+    return jax.make_mesh(axis, (sharding.AXIS,), axis_types=auto, devices=jax.devices()[:wanted])
+
+
+def data_parallel(rule: LearningRule, devices: Mesh | int | Literal["all"] = "all") -> LearningRule:
+    """The same rule, with each batch shared by several devices.
+
+    Every device gets an equal part of the batch and all weights, and makes its own estimate; the
+    mean of these is the batch's, since gradients and losses are means over examples. That mean is
+    one all-reduce, after the estimate: phases relax on each device for themselves, as long as their
+    own examples take. What does couple examples is computed over all parts: the statistics of batch
+    norm, the β that "auto" chooses, the weights that move within `continual_eqprop`. Random numbers
+    are those that one device would have drawn. So the result is one device's, up to the order of
+    its sums. Only a noisy device's noise, which a state's last bits choose, is another draw.
+
+    A rule of your own may couple its examples too, or draw for each from the key it is given: then
+    it must say so by the functions of `bpeq.sharding`.
+
+    `apply` without a key is shared too; with a key, where layers may draw, every device does all.
+
+    Args:
+      devices: how many, or a mesh with one axis named "data".
+
+    Raises:
+      ValueError: there are not as many devices; by `estimate`, a batch that they cannot share.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> from bpeq.costs import squared_error
+      >>> from bpeq.layers import chain, dense
+      >>> from bpeq.rules import backprop
+      >>> from bpeq.types import Batch
+      >>> network = chain(dense(1))
+      >>> params, _ = network.init(jax.random.key(0), (2,))
+      >>> rule = backprop(network, squared_error())
+      >>> batch = Batch(jnp.ones((4, 2)), jnp.ones((4, 1)))
+      >>> alone = rule.estimate(params, batch, (), jax.random.key(1))[0]
+      >>> shared = data_parallel(rule, 1).estimate(params, batch, (), jax.random.key(1))[0]
+      >>> bool(alone.loss == shared.loss)
+      True
+    """
+    mesh = data_mesh(devices) if isinstance(devices, int | str) else devices
+    split = partial(jax.shard_map, mesh=mesh, check_vma=False)
+
+    def apply(params: Params, x: Array, key: Key | None = None) -> Array:
+        if key is not None:
+            return rule.apply(params, x, key)
+        filled = jnp.concatenate([x, jnp.broadcast_to(x[:1], (-len(x) % mesh.size, *x.shape[1:]))])
+        each = split(lambda p, x: rule.apply(p, x), in_specs=(WHOLE, PART), out_specs=PART)
+        return each(params, filled)[: len(x)]
+
+    def estimate(params: Params, batch: Batch, state: State, key: Key) -> tuple[Estimate, State]:
+        if len(batch.x) % mesh.size:
+            raise ValueError(
+                f"{rule.name}: a batch of {len(batch.x)} examples: must be a multiple of "
+                f"{mesh.size}, the devices that share it"
+            )
+        axes = _batch_axes(rule, params, batch, state, key)
+
+        def own(params: Params, batch: Batch, state: State, key: Key) -> tuple[Estimate, State]:
+            made, after = rule.estimate(params, batch, state, key)
+            return _averaged(made, axes), _agreed(state, after)
+
+        each = split(own, in_specs=(WHOLE, PART, WHOLE, WHOLE), out_specs=(_specs(axes), WHOLE))
+        return each(params, batch, state, key)
+
+    return rule._replace(apply=apply, estimate=estimate)
+
+
+def across(
+    mesh: Mesh | None, rule: LearningRule
+) -> tuple[LearningRule, Callable[[Any], Any], NamedSharding | None]:
+    """What a loop needs for the devices of a mesh; for None, one device, nothing changes.
+
+    Returns:
+      The rule; what puts a tree of arrays on all devices, the same on each, where every process
+      has the same values; and that placing.
+    """
+    if mesh is None:
+        return rule, lambda tree: tree, None
+    placing = NamedSharding(mesh, WHOLE)
+    return data_parallel(rule, mesh), jax.jit(lambda tree: tree, out_shardings=placing), placing
+
+
+def _batch_axes(rule: LearningRule, *args: Any) -> Estimate:
+    """Which axis of each leaf of an estimate is the batch: the one that is longer for a longer one.
+
+    -1 where none is. Traced only, on the whole batch and on two of it.
+    """
+    params, batch, state, key = args
+
+    def twice(a: Array) -> Any:
+        return jax.ShapeDtypeStruct((2 * a.shape[0], *a.shape[1:]), a.dtype)
+
+    once = jax.eval_shape(rule.estimate, *args)[0]
+    double = jax.eval_shape(rule.estimate, params, jax.tree.map(twice, batch), state, key)[0]
+
+    def axis(a: Any, b: Any) -> int:
+        longer = [m != n for m, n in zip(a.shape, b.shape, strict=True)]
+        return longer.index(True) if any(longer) else -1
+
+    return jax.tree.map(axis, once, double)
+
+
+def _specs(axes: Estimate) -> Any:
+    def spec(axis: int) -> PartitionSpec:
+        return WHOLE if axis < 0 else PartitionSpec(*[None] * axis, sharding.AXIS)
+
+    return jax.tree.map(spec, axes)
+
+
+def _averaged(made: Estimate, axes: Estimate) -> Estimate:
+    """The means over parts of all that is no list of examples, in one all-reduce."""
+    leaves, structure = jax.tree.flatten(made)
+    pairs = zip(leaves, jax.tree.leaves(axes), strict=True)
+    meant = [axis < 0 and jnp.issubdtype(leaf.dtype, jnp.inexact) for leaf, axis in pairs]
+    means = iter(sharding.mean([leaf for leaf, one in zip(leaves, meant, strict=True) if one]))
+    mixed = [next(means) if one else leaf for leaf, one in zip(leaves, meant, strict=True)]
+    return jax.tree.unflatten(structure, mixed)
+
+
+def _agreed(before: State, after: State) -> State:
+    """The state after, by the mean of what each part changed; what phases left all have already."""
+    if isinstance(after, Remembering):
+        return after._replace(rule=_agreed(before.rule, after.rule))
+
+    def agree(old: Array, new: Array) -> Array:
+        if new is old or not jnp.issubdtype(new.dtype, jnp.inexact):
+            return new
+        bounded = jnp.isfinite(old)  # a state may start at infinity, from which nothing is apart
+        change = sharding.mean(jnp.where(bounded, new - old, new))
+        return jnp.where(bounded, old + change, change)
+
+    return jax.tree.map(agree, before, after)

@@ -1,0 +1,207 @@
+"""Optax optimizers under their usual names, with schedules and rates per layer on top.
+
+An optimizer here is optax's own; `with_rates` multiplies its updates, which is the same as changing
+its learning rate, since every update is linear in it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array
+
+from bpeq.core import trees
+from bpeq.layers import cut
+from bpeq.settings import Fraction, NonNegative, Positive, checked
+from bpeq.types import Layer, Params
+
+Schedule = Callable[[Array], Array]
+"""progress -> factor on the learning rate; progress runs from 0 at the first step to 1."""
+
+
+@checked
+def sgd(learning_rate: Positive) -> optax.GradientTransformation:
+    """θ ← θ − η g."""
+    return optax.sgd(learning_rate)
+
+
+@checked
+def momentum(
+    learning_rate: Positive, *, momentum: Fraction = 0.9, nesterov: bool = False
+) -> optax.GradientTransformation:
+    """v ← μ v + g; θ ← θ − η v (Polyak 1964), or Nesterov's form."""
+    return optax.sgd(learning_rate, momentum=momentum, nesterov=nesterov)
+
+
+@checked
+def rmsprop(
+    learning_rate: Positive,
+    *,
+    decay: Fraction = 0.9,
+    eps: Positive = 1e-8,
+    eps_in_sqrt: bool = True,
+) -> optax.GradientTransformation:
+    """v ← γ v + (1−γ) g²; θ ← θ − η g / √(v + ε) (Tieleman & Hinton 2012).
+
+    eps_in_sqrt = false puts ε outside the root, as PyTorch and Keras do.
+    """
+    return optax.rmsprop(learning_rate, decay=decay, eps=eps, eps_in_sqrt=eps_in_sqrt)
+
+
+@checked
+def adam(
+    learning_rate: Positive, *, b1: Fraction = 0.9, b2: Fraction = 0.999, eps: Positive = 1e-8
+) -> optax.GradientTransformation:
+    """θ ← θ − η m̂ / (√v̂ + ε), bias-corrected running means of g and g² (Kingma & Ba 2015)."""
+    return optax.adam(learning_rate, b1=b1, b2=b2, eps=eps)
+
+
+@checked
+def adamw(
+    learning_rate: Positive,
+    *,
+    b1: Fraction = 0.9,
+    b2: Fraction = 0.999,
+    eps: Positive = 1e-8,
+    weight_decay: NonNegative = 1e-4,
+) -> optax.GradientTransformation:
+    """Adam with decoupled decay: θ ← θ − η (m̂ / (√v̂ + ε) + λ θ) (Loshchilov & Hutter 2019)."""
+    return optax.adamw(learning_rate, b1=b1, b2=b2, eps=eps, weight_decay=weight_decay)
+
+
+def constant() -> Schedule:
+    """The factor is 1 throughout."""
+    return jnp.ones_like
+
+
+@checked
+def cosine(*, warmup: Fraction = 0.0, final: NonNegative = 0.0) -> Schedule:
+    """Linear from 0 to 1 over the first `warmup` of the run, then half a cosine down to `final`."""
+
+    def factor(progress: Array) -> Array:
+        rest = jnp.clip((progress - warmup) / (1.0 - warmup), 0.0, 1.0)
+        fall = final + (1.0 - final) * 0.5 * (1.0 + jnp.cos(jnp.pi * rest))
+        return jnp.where(progress < warmup, progress / max(warmup, 1e-12), fall)
+
+    return factor
+
+
+@checked
+def linear_decay(*, warmup: Fraction = 0.0, final: NonNegative = 0.0) -> Schedule:
+    """Linear from 0 to 1 over the first `warmup` of the run, then linearly down to `final`."""
+
+    def factor(progress: Array) -> Array:
+        rest = jnp.clip((progress - warmup) / (1.0 - warmup), 0.0, 1.0)
+        return jnp.where(
+            progress < warmup, progress / max(warmup, 1e-12), 1.0 + (final - 1.0) * rest
+        )
+
+    return factor
+
+
+@checked
+def exponential(*, final: Positive = 0.01) -> Schedule:
+    """Falls by the same ratio every step, from 1 to `final` at the end."""
+    return lambda progress: final**progress
+
+
+def with_rates(
+    optimizer: optax.GradientTransformation,
+    *,
+    learning_rate: float,
+    total_steps: int,
+    schedule: Schedule | None = None,
+    layer_rates: Sequence[float] | None = None,
+    network: Layer | None = None,
+    clip_norm: float | None = None,
+) -> optax.GradientTransformation:
+    """An optimizer whose rate follows a schedule, and differs from block to block of a network.
+
+    Args:
+      optimizer: built with `learning_rate`.
+      total_steps: updates in the whole run, >= 1: where the schedule's progress reaches 1.
+      schedule: factor on every rate; None is constant.
+      layer_rates: one absolute rate >= 0 for each block of `layers.cut(network)`, input first;
+        0 freezes the block. A skip goes with the block that it drives, feedback weights with the
+        block of their forward ones.
+      network: whose blocks those are; population statistics in it are left to its `absorb`.
+      clip_norm: gradients are first scaled down to this global norm, if they exceed it.
+
+    Raises:
+      ValueError: not one rate a block, or rates without a network to cut.
+
+    Example:
+      >>> import jax.numpy as jnp, optax
+      >>> rule = with_rates(sgd(1.0), learning_rate=1.0, total_steps=2, schedule=linear_decay())
+      >>> state = rule.init(jnp.zeros(()))
+      >>> first, state = rule.update(jnp.ones(()), state)
+      >>> second, state = rule.update(jnp.ones(()), state)
+      >>> float(first), float(second)
+      (-1.0, -0.5)
+    """
+    parts = [optimizer]
+    if clip_norm is not None:
+        parts.insert(0, optax.clip_by_global_norm(clip_norm))
+    if schedule is not None:
+        follow = schedule
+        parts.append(
+            optax.scale_by_schedule(
+                lambda count: follow(jnp.asarray(count, jnp.result_type(float)) / total_steps)
+            )
+        )
+    if layer_rates is not None:
+        if network is None:
+            raise ValueError("layer_rates: needs a network of layers to count its blocks")
+        ratios = [rate / learning_rate for rate in layer_rates]
+        own, named = _ratios(network, ratios)
+        parts.append(optax.stateless(lambda updates, params: _scaled(updates, own, named)))
+    if network is not None and network.absorb is not None:
+        parts.append(optax.stateless(lambda updates, params: _no_statistics(updates)))
+    return optax.chain(*parts) if len(parts) > 1 else optimizer
+
+
+def _no_statistics(updates: Params) -> Params:
+    """Population statistics are written by `absorb`: no weight decay, no momentum reaches them."""
+
+    def one(path: Any, update: Array) -> Array:
+        name = jax.tree_util.keystr(path[-1:], simple=True)
+        return jnp.zeros_like(update) if name in ("mean", "variance") else update
+
+    return jax.tree_util.tree_map_with_path(one, updates)
+
+
+def _ratios(network: Layer, per_block: Sequence[float]) -> tuple[list[float], dict[str, float]]:
+    """By entry of the network's params; by connection: `dense_2`, and `0_2` of a skip into it."""
+    blocks = cut(network)
+    if len(per_block) != len(blocks):
+        names = ", ".join(block.name for block in blocks)
+        raise ValueError(
+            f"layer_rates: {len(per_block)} rates, the network has {len(blocks)} blocks: {names}"
+        )
+    ratios = [1.0] * len(network.parts)
+    named: dict[str, float] = {}
+    for target, (block, ratio) in enumerate(zip(blocks, per_block, strict=True), start=1):
+        ratios[block.slice] = [ratio] * (block.slice.stop - block.slice.start)
+        named |= dict.fromkeys([block.name, *(f"{i}_{target}" for i in range(target))], ratio)
+    return ratios, named
+
+
+def _scaled(updates: Params, ratios: Sequence[float], named: Mapping[str, float]) -> Any:
+    """Updates times their block's ratio, those of skips and of feedback weights too."""
+    own = [trees.scale(c, part) for c, part in zip(ratios, updates, strict=False)]
+    return (*own, *(_appended(entry, ratios, named) for entry in updates[len(own) :]))
+
+
+def _appended(entry: Any, ratios: Sequence[float], named: Mapping[str, float]) -> Any:
+    """{"skips": …} or {"feedback": …}, by connection or a mirror of the network's; others as is."""
+    kind = next(iter(entry), "") if isinstance(entry, dict) else ""
+    if kind not in ("skips", "feedback"):
+        return entry
+    tree = entry[kind]
+    if isinstance(tree, dict):
+        return {kind: {k: trees.scale(named.get(k, 1.0), part) for k, part in tree.items()}}
+    return {kind: tuple(trees.scale(c, part) for c, part in zip(ratios, tree, strict=True))}
