@@ -31,7 +31,7 @@ NonNegative = Annotated[float, Ge(0)]
 Fraction = Annotated[float, Interval(ge=0, lt=1)]
 Degrees = Annotated[float, Interval(ge=0, le=180)]
 INT32 = Lt(2**31)
-"""What an array's index can be. Left unsaid in messages, except where it is what was exceeded."""
+"""The upper bound of an int32 index. Messages mention it only when it is exceeded."""
 Count = Annotated[int, Ge(1), INT32]
 Whole = Annotated[int, Ge(0), INT32]
 
@@ -39,12 +39,38 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
+class SettingError(ValueError):
+    """A setting has a value that is not allowed.
+
+    Every part of the library raises this one exception for a wrong setting, so that a caller can
+    read its fields. `str(error)` is `OWNER: SETTING = VALUE: REMEDY`.
+
+    Args:
+      owner: the name of the factory whose setting it is, such as "eqprop"; empty if unknown.
+      setting: the name of the argument, or a dotted path below it such as "skips.0-2".
+      value: what was given; None if nothing was given.
+      remedy: what is allowed, or what to do, in words.
+
+    Example:
+      >>> error = SettingError("eqprop", "beta", -0.1, "must be > 0")
+      >>> str(error), error.setting, error.value
+      ('eqprop: beta = -0.1: must be > 0', 'beta', -0.1)
+    """
+
+    def __init__(self, owner: str, setting: str, value: Any, remedy: str) -> None:
+        super().__init__(owner, setting, value, remedy)
+        self.owner, self.setting, self.value, self.remedy = owner, setting, value, remedy
+
+    def __str__(self) -> str:
+        before = f"{self.owner}: " if self.owner else ""
+        return f"{before}{self.setting} = {self.value!r}: {self.remedy}"
+
+
 def checked(factory: Callable[P, R]) -> Callable[P, R]:
     """A factory that checks its own settings against its annotations before it builds anything.
 
     Raises:
-      ValueError: a setting is outside its range or its choices; the message names the setting,
-        the value and what is allowed.
+      SettingError: a setting is outside its range or is not one of its choices.
     """
     signature = inspect.signature(factory)
 
@@ -60,7 +86,7 @@ def checked(factory: Callable[P, R]) -> Callable[P, R]:
             for each in value if several else (value,):
                 problem = complaint(hints.get(name, Any), each)
                 if problem:
-                    raise ValueError(f"{factory.__name__}: {name} = {each!r}: {problem}")
+                    raise SettingError(factory.__name__, name, each, problem)
             if isinstance(value, np.generic):  # it would promote the arrays that it meets
                 bound.arguments[name] = value.item()
         return factory(*bound.args, **bound.kwargs)

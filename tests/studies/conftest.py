@@ -1,11 +1,8 @@
-"""Where the studies are, and the command line in this process."""
+"""Where the studies are."""
 
 from pathlib import Path
 
 import pytest
-from tests.runs.conftest import call
-
-__all__ = ["call"]
 
 
 @pytest.fixture(scope="session")

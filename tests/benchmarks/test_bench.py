@@ -4,9 +4,10 @@ import json
 
 import jax
 import pytest
-from benchmarks import bench, memory, timing
 from benchmarks.goals import GOALS
 from benchmarks.record import write_results
+
+from benchmarks import bench, memory, timing
 
 NAMES = [
     *("eqprop_fixed_b128", "eqprop_certified_b128", "eqprop_fixed_b20", "eqprop_fixed_b1024"),
