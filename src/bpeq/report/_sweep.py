@@ -70,7 +70,10 @@ def sweep_table(sweep: dict[str, Any]) -> Table:
     for m in shown:
         table.add_column(m.axis.replace(", ", ",\n"), justify="right", no_wrap=True)
     for row in rows:
-        table.add_row(*map(words, _cells(row, shown)))
+        line = _cells(row, shown)
+        if row.state != "finished" and shown:  # in place of the figures
+            line[-len(shown)] = row.state
+        table.add_row(*map(words, line))
     return table
 
 
@@ -90,7 +93,7 @@ def write_sweep_report(folder: Path) -> Path:
         panels = [panel]
         canvas.png(panels, folder / "sweep.png", title_of(sweep))
     columns = ["run", *_keys(rows), *(m.axis for m in shown), "state"]
-    lines = [[Cell(t) for t in (*_cells(row, shown)[:-1], row.state)] for row in rows]
+    lines = [[Cell(text) for text in (*_cells(row, shown), row.state)] for row in rows]
     failed = [f"{row.run}: {row.failed}" for row in rows if row.failed]
     sections = [Section("Over the grid", figures=panels)] if panels else []
     sections.append(Section("Runs", _lead(rows), columns=columns, groups=[Group(lines)]))
@@ -152,10 +155,8 @@ def _shown(rows: Sequence[Row]) -> list[Metric]:
 
 
 def _cells(row: Row, shown: Sequence[Metric]) -> list[str]:
-    """The run, its settings, its metrics; in place of the first metric how it stands otherwise."""
+    """The run, its settings, its metrics; an empty cell where it has none."""
     figures = [spread(m, row.stats[m.name]) if m.name in row.stats else "" for m in shown]
-    if row.state != "finished":
-        figures = [row.state, *[""] * (len(shown) - 1)] if shown else []
     return [row.run, *(str(v) for v in row.settings.values()), *figures]
 
 
