@@ -1,0 +1,230 @@
+# ruff: noqa: RUF012 (pydantic copies the defaults of its fields)
+"""fidelity.json as typed models, and the fidelity of a run before and after training."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Self
+
+from pydantic import field_validator, model_validator
+
+from bpeq.runs.json_models import (
+    Holder,
+    Items,
+    MaybeNumber,
+    Number,
+    Objects,
+    Result,
+    Text,
+    shorten,
+    to_number,
+)
+
+
+class Measures(Result):
+    """How near a gradient comes to the exact one. NaN where a figure is not finite or not known."""
+
+    relative_error: Number
+    cosine: Number
+    norm_ratio: Number = math.nan
+    sign_agreement: Number = math.nan
+
+
+class Objective(Measures):
+    """The same against the exact gradient of the objective that a rule follows."""
+
+    objective: Text = "its own objective"
+    layers: Objects[Measures] = {}
+    reference_settled: MaybeNumber = None
+    reference_residual: MaybeNumber = None
+
+
+class Nudge(Result):
+    """How far the nudge moves each state, and what the solver left unsettled of it."""
+
+    amplitude: Objects[Number] = {}
+    residual: MaybeNumber = None
+
+
+class RuleFidelity(Measures):
+    """The gradient of one rule: all parameters together, layer by layer, and how its phases ended.
+
+    measured: False if the rule has no exact reference. Then `note` gives the reason.
+    """
+
+    layers: Objects[Measures] = {}
+    converged: Number
+    sweeps: Number
+    beta: MaybeNumber = None
+    error_bar: MaybeNumber = None
+    reference: Text = ""
+    reference_settled: MaybeNumber = None
+    reference_residual: MaybeNumber = None
+    nudge: Nudge | None = None
+    note: Text = ""
+    own_objective: Objective | None = None
+    precisions: Objects[Measures] = {}
+    measured: bool = True
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_reference(cls, value: Any) -> Any:
+        if isinstance(value, dict) and value.get("note") and "relative_error" not in value:
+            absent = dict.fromkeys(("relative_error", "cosine", "converged", "sweeps"))
+            return {**absent, **value, "measured": False}
+        return value
+
+    @property
+    def relaxes(self) -> bool:
+        """Whether the rule takes sweeps."""
+        return self.sweeps != 0
+
+
+class TrainingFidelity(Result):
+    """The fidelity of a rule with its initial and with its trained parameters."""
+
+    rule: Text = ""
+    examples: MaybeNumber = None
+    initial: RuleFidelity | None = None
+    trained: RuleFidelity | None = None
+
+    @property
+    def ends(self) -> dict[str, RuleFidelity]:
+        """Those of "initial" and "trained" that have figures."""
+        both = {"initial": self.initial, "trained": self.trained}
+        return {end: row for end, row in both.items() if row is not None and row.measured}
+
+
+class GridRow(Result):
+    """One estimate of a grid: where it stands, its relative error, the share that settled.
+
+    estimator: which of the nudgings of eqprop, empty for other rules. against: the objective whose
+    gradient it is set against, empty if that is the cost.
+    """
+
+    varied: Text
+    rule: Text = ""
+    estimator: Text = ""
+    precision: Text = ""
+    beta: MaybeNumber = None
+    points: MaybeNumber = None
+    sweeps: MaybeNumber = None
+    relative_error: Number
+    cosine: Number = math.nan
+    converged: Number = 1.0
+    against: Text = ""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _has_its_place(cls, value: Any) -> Any:
+        if isinstance(value, dict):
+            varied = value.get("varied")
+            if varied not in ("beta", "points", "sweeps"):
+                raise ValueError(
+                    f"varied: must be one of beta, points, sweeps, not {shorten(varied)}"
+                )
+            if varied not in value:
+                raise ValueError(f"{varied}: is missing")
+            if not to_number(value[varied]) > 0:
+                raise ValueError(f"{varied}: must be a number > 0, not {shorten(value[varied])}")
+        return value
+
+    @property
+    def x(self) -> float:
+        """The value of what varies."""
+        return float(getattr(self, self.varied))
+
+
+class Fit(Result):
+    """log10 error = intercept + order · log10 β, fitted over `betas`."""
+
+    betas: Items[Number] = []
+    intercept: MaybeNumber = None
+
+
+class Curvature(Result):
+    """The smallest curvature of all examples, and their median."""
+
+    smallest: Number
+    median: Number
+
+
+class Jump(Result):
+    """The share of examples that leave their branch at β."""
+
+    beta: Number
+    share: Number
+
+
+class Jumps(Result):
+    """The same along the grid of β."""
+
+    betas: Items[Number] = []
+    shares: Items[Number] = []
+
+    @model_validator(mode="after")
+    def _same_length(self) -> Self:
+        if len(self.betas) != len(self.shares):
+            raise ValueError(f"shares: must hold a number a beta, {len(self.betas)}")
+        return self
+
+
+class Equilibrium(Result):
+    """What the settled states are like. None where it was not measured."""
+
+    curvature: Curvature | None = None
+    output_curvature: Curvature | None = None
+    asymmetry: MaybeNumber = None
+    saturated: Objects[Number] = {}
+    jumped: Jump | None = None
+    jumped_along: Jumps | None = None
+    units: MaybeNumber = None
+    examples: MaybeNumber = None
+    settled: MaybeNumber = None
+
+    @property
+    def along(self) -> list[tuple[float, float]]:
+        """β and the share of examples that jump there, from the smallest β on."""
+        jumps = self.jumped_along or Jumps()
+        return sorted(zip(jumps.betas, jumps.shares, strict=True))
+
+
+class Gdu(Result):
+    """The updates of EP against the gradients of BPTT: their mismatch over β, and its slope."""
+
+    slope: Number = math.nan
+    betas: Items[Number] = []
+    mismatch: Items[Number] = []
+
+    @model_validator(mode="after")
+    def _same_length(self) -> Self:
+        if len(self.betas) != len(self.mismatch):
+            raise ValueError(f"mismatch: must hold a number a beta, {len(self.betas)}")
+        return self
+
+
+class Fidelity(Holder):
+    """fidelity.json."""
+
+    params: Text = ""
+    precision: Text = ""
+    examples: MaybeNumber = None
+    rules: Objects[RuleFidelity]
+    grid: Items[GridRow] = []
+    bias_order: Objects[Number] = {}
+    fit: Objects[Fit] = {}
+    radius: MaybeNumber = None
+    equilibrium: Equilibrium | None = None
+    gdu: Objects[Gdu] = {}
+
+    @field_validator("rules")
+    @classmethod
+    def _has_rules(cls, rules: dict[str, RuleFidelity]) -> dict[str, RuleFidelity]:
+        if not rules:
+            raise ValueError("must hold at least one rule")
+        return rules
+
+    @property
+    def measured(self) -> dict[str, RuleFidelity]:
+        """The rules that have figures."""
+        return {name: rule for name, rule in self.rules.items() if rule.measured}

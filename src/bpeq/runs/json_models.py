@@ -1,0 +1,138 @@
+"""What all models of result files stand on: their types, and the one line for a damaged file."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
+
+from bpeq.types import DataError
+
+T = TypeVar("T")
+
+
+def to_number(value: Any) -> float:
+    """A JSON number as a float: null is NaN. Raises ValueError for anything else."""
+    if value is None:
+        return math.nan
+    if isinstance(value, int | float) or value in ("NaN", "Infinity", "-Infinity"):
+        try:
+            return float(value)
+        except OverflowError:
+            return math.copysign(math.inf, value)
+    raise ValueError(f"must be a number, not {shorten(value)}")
+
+
+def to_numbers(value: Any) -> list[float]:
+    """A list of numbers; a single number is a list of one."""
+    return [to_number(item) for item in (value if isinstance(value, list) else [value])]
+
+
+Number = Annotated[float, BeforeValidator(to_number)]
+"""A number; null is NaN."""
+MaybeNumber = Annotated[
+    float | None,
+    BeforeValidator(lambda v: None if v is None else to_number(v)),
+]
+"""A number, or null where it is not known."""
+Text = Annotated[str, BeforeValidator(lambda v: "" if v is None else str(v))]
+Items = Annotated[list[T], BeforeValidator(lambda v: [] if v is None else v)]
+Objects = Annotated[dict[str, T], BeforeValidator(lambda v: {} if v is None else v)]
+Values = Annotated[list[float], BeforeValidator(to_numbers)]
+"""Numbers, one a seed; a single number is a list of one."""
+
+
+class Result(BaseModel):
+    """What all models share: unknown keys are kept."""
+
+    model_config = ConfigDict(extra="allow", protected_namespaces=())
+
+
+class Holder(Result):
+    """What every result file begins with."""
+
+    name: Text = ""
+    rule: Text = ""
+    seeds: Any = None
+    config: Any = None
+    environment: Objects[Any] = {}
+    data: Any = None
+    notes: Items[Text] = []
+
+
+Model = TypeVar("Model", bound=Result)
+
+
+def parse(model: type[Model], value: Any, where: str = "") -> Model:
+    """What a value of JSON says, as a typed result.
+
+    Args:
+      model: the class that the value must fit.
+      value: JSON as Python has it; a result that is one already is returned as it is.
+      where: the file, and the line if it has several. A message begins with it.
+
+    Raises:
+      DataError: a key is missing or a value has the wrong type; one line names the key.
+    """
+    before = f"{where}: " if where else ""
+    if not isinstance(value, dict | model):
+        raise DataError(f"{before}must be a JSON object, not {shorten(value)}")
+    try:
+        return model.model_validate(value)
+    except ValidationError as error:
+        raise DataError(before + _explain(error)) from error
+
+
+def read(model: type[Model], path: Path) -> Model:
+    """Reads one result file.
+
+    Raises:
+      DataError: the file is absent, is no JSON object, or does not fit; names file and key.
+    """
+    return parse(model, read_object(read_text(path), f"{path}"), f"{path}")
+
+
+def read_text(path: Path) -> str:
+    """The text of a file. Raises DataError if it is absent or not UTF-8."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: cannot be read: {error}") from error
+
+
+def read_object(text: str, where: str) -> Any:
+    """JSON as Python has it. Raises DataError where it breaks off."""
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        line = f" in line {error.lineno}" if error.lineno > 1 else ""
+        raise DataError(
+            f"{where}: no valid JSON, truncated or corrupt: {error.msg}{line}"
+        ) from error
+    except (RecursionError, ValueError) as error:  # nested too deeply, or a number without end
+        raise DataError(f"{where}: no valid JSON: {error}") from error
+
+
+def _explain(error: ValidationError) -> str:
+    """The first thing that is wrong, as "key.key: must be a number, not 'x'"."""
+    first = error.errors(include_url=False)[0]
+    key = " ".join(".".join(map(str, first["loc"])).split())
+    kinds = {"missing": "is missing", "list_type": "must be a list"}
+    kinds |= dict.fromkeys(("model_type", "dict_type"), "must be an object, not ")
+    message = kinds.get(first["type"]) or str(first.get("ctx", {}).get("error") or first["msg"])
+    if message.endswith("not "):
+        message += shorten(first["input"])
+    inner = message.partition(": ")[0]  # a validator of several keys names the key itself
+    joint = "." if inner.replace(".", "").replace("_", "").isalnum() and ": " in message else ": "
+    return f"{key}{joint}{message}" if key else message
+
+
+def shorten(value: Any) -> str:
+    """A value as a message shows it, on one line of at most 40 characters."""
+    text = repr(value)
+    return text if len(text) <= 40 else text[:37] + "..."
