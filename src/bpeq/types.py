@@ -8,6 +8,7 @@ Shapes: `batch` is always the first axis. `PyTree` is any nest of tuples and dic
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
@@ -23,7 +24,7 @@ State = Any
 
 
 class Caution(UserWarning):
-    """A setting under which a run can go on, but whose reader should know better."""
+    """The run continues, but this setting is probably a mistake."""
 
 
 class DataError(ValueError):
@@ -86,10 +87,10 @@ class Cost(NamedTuple):
     error: Callable[[Array, Array], Array]
 
 
-class Imperfect(NamedTuple):
+class Device(NamedTuple):
     """What a system that stands for an imperfect device knows of its imperfections.
 
-    ideal:   the system without them, which exact references and curvatures are of.
+    ideal:   the system without them. Exact references and curvatures are those of the ideal system.
     keyed(key) -> System: the same device with noise from another key, one for each estimate; None
         for a device without noise.
     nudged(clamped, n) -> clamped: what the n-th nudged or clamped phase runs on, n a traced index;
@@ -99,6 +100,32 @@ class Imperfect(NamedTuple):
     ideal: System
     keyed: Callable[[Key], System] | None
     nudged: Callable[[Any, Array], Any] | None
+
+
+class SystemTraits(NamedTuple):
+    """What only some rules ask of a system. Every field has a default.
+
+    not_holomorphic: which part is not complex-differentiable, and why; empty if all parts are.
+    project(params) -> params: the nearest params that the system can have, such as conductances
+        that are not negative; None if all are allowed. A rule applies it in its `absorb`.
+    forward(params, clamped) -> state: the feed-forward pass, in which every unit is driven from
+        below alone; None if the units have no such order.
+    reverse: the sweep with its parts in the opposite order, by which an error passes back through
+        it; None if a sweep moves all states at once.
+    nudge_outside: the name of the output state's σ, if the push is added to the new state outside
+        of σ; empty if the push enters the force, so that a settled state has force + push = 0.
+    linear_output: whether the output is a state without a σ, along which E curves by 1. A squared
+        error that is weighed by −β, as in a negative nudge, is then bounded for β < 1 only.
+    device: the imperfections of a device; None for a perfect system.
+    """
+
+    not_holomorphic: str = ""
+    project: Callable[[Params], Params] | None = None
+    forward: Callable[[Params, Any], State] | None = None
+    reverse: Callable[..., State] | None = None
+    nudge_outside: str = ""
+    linear_output: bool = False
+    device: Device | None = None
 
 
 class System(NamedTuple):
@@ -122,16 +149,7 @@ class System(NamedTuple):
         the readout weights' own gradient.
     write(state, output) -> state: the state with its output set, which `hold` then keeps; None
         where the output is no state, and cannot be clamped.
-    not_holomorphic: which part is not complex-differentiable, and why; empty where all are.
-    project(params) -> params: the nearest ones that the system can have, such as conductances that
-        are not negative; None where all are allowed. Rules hand it on as their `absorb`.
-    forward(params, clamped) -> state: the feed-forward pass, in which every unit is driven from
-        below alone; None where units have no such order.
-    imperfect:  what there is to know of a device's imperfections; None for a perfect one.
-    outside:    the name of the output state's σ, where the push is added to the new state outside
-        of σ; empty where it enters the force, so that a settled state has force + push = 0.
-    reverse:    the sweep with its parts in the opposite order, by which an error passes back
-        through it; None where a sweep moves all states at once.
+    traits: what only some rules ask.
     """
 
     name: str
@@ -145,17 +163,12 @@ class System(NamedTuple):
     dforce: Callable[[Params, Any, State, State], Params]
     readout: Layer
     write: Callable[[State, Array], State] | None
-    not_holomorphic: str = ""
-    project: Callable[[Params], Params] | None = None
-    forward: Callable[[Params, Any], State] | None = None
-    imperfect: Imperfect | None = None
-    outside: str = ""
-    reverse: Callable[..., State] | None = None
+    traits: SystemTraits = SystemTraits()
 
     @property
     def ideal(self) -> System:
         """The system without its imperfections."""
-        return self if self.imperfect is None else self.imperfect.ideal
+        return self if self.traits.device is None else self.traits.device.ideal
 
 
 class SolveInfo(NamedTuple):
@@ -184,7 +197,8 @@ class Solver(Protocol):
 class Batch(NamedTuple):
     """x: [batch, ...] inputs. y: [batch] integer labels, or [batch, ...] targets.
 
-    rows: [batch], which rows of the whole set these are; None where nobody says.
+    rows: [batch], which rows of the whole set these are; None if the caller did not pass row
+        indices.
     """
 
     x: Array
@@ -207,6 +221,47 @@ class Estimate(NamedTuple):
     info: dict[str, Any]
 
 
+class RuleInfo(NamedTuple):
+    """What a report, a check or a config must know of a rule. No training loop reads it.
+
+    reference:  the exact gradient of the same `apply`, to a certified residual in float64.
+        `gradient_fidelity` compares with it. None if the rule does not know it.
+    objective:  set if the rule follows another objective than ∇C: the exact gradient of that
+        objective, certified like `reference`, named after it, with its value as loss.
+    optimizers: the names of the only optimizers under which the estimate means something; empty:
+        any.
+    needs_decay: whether the rule works only with an optimizer whose weight decay is > 0.
+    note:       what a reader of a comparison must know, such as that the rule is algebraically
+        backprop in these settings; empty: nothing.
+    device_weights: (params -> the weights that a device would hold, and the way back), if `params`
+        stores something else, such as the difference of two; None if they are those weights.
+    beta:       the key in the rule's state of the traced setting that a grid over β varies, "beta"
+        or "eta"; empty if there is none.
+    beta_max:   the largest value that this setting may take.
+    nudgings:   the nudgings that a grid compares, such as "centered" or "holomorphic-4"; empty if
+        the rule is measured with the nudging that it has.
+    sweep_settings: n -> the rule's settings under which it runs n sweeps, beside its solvers'; None
+        if it has none.
+    nudged_system(system, params, free) -> System: the system on which the rule's nudged phases run;
+        None if that is the rule's own system.
+    pushes_away: whether some phase pushes the output away from its target. With a linear output and
+        squared error F is then bounded for β < 1 only.
+    """
+
+    reference: LearningRule | None = None
+    objective: LearningRule | None = None
+    optimizers: tuple[str, ...] = ()
+    needs_decay: bool = False
+    note: str = ""
+    device_weights: tuple[Callable[[Params], Params], Callable[[Params], Params]] | None = None
+    beta: str = ""
+    beta_max: float = math.inf
+    nudgings: tuple[str, ...] = ()
+    sweep_settings: Callable[[int], dict[str, int]] | None = None
+    nudged_system: Callable[[System, Params, Any], System] | None = None
+    pushes_away: bool = False
+
+
 class LearningRule(NamedTuple):
     """A drop-in for `jax.value_and_grad` that may be local, biased or iterative.
 
@@ -215,24 +270,13 @@ class LearningRule(NamedTuple):
         `state`.
     apply(params, x, key=None) -> output: inference; a relaxing rule settles.
     estimate(params, batch, state, key) -> (Estimate, state): one key for all phases.
-    absorb(params, info) -> params: what an update is followed by: writes the running statistics
-        that an estimate saw, where the network keeps any; puts weights back to those that a system
-        can have.
-    prepare(params, state, x, batch_size) -> state: room for what is remembered of each example of
-        the whole set x, or of each row of a batch; called once before training, after `init`.
-        None where nothing is.
-    held: (params -> the weights that a device would hold, and the way back), where `params` stores
-        something else, such as the difference of two; None where they are those weights.
-    reference:  the exact gradient of the same `apply`, to a certified residual in float64: what
-        `gradient_fidelity` compares with. None where a rule does not know it.
-    optimizers: names of the only optimizers under which the estimate means something; empty: any.
-    objective: where the rule follows another objective than ∇C: the exact gradient of that
-        objective, certified like `reference`, named after it, and its value as loss. None where ∇C
-        is what the rule is after.
-    note: what a reader of a comparison must know, such as that in these settings the rule is
-        algebraically backprop; empty: nothing.
-    decay: whether the rule's weights only come to what it means by the optimizer's weight decay,
-        which must then be > 0.
+    absorb(params, info) -> params: called after each update with the estimate's info. It writes the
+        running statistics that the estimate saw, if the network keeps any, and puts weights back to
+        those that a system can have.
+    prepare(params, state, x, batch_size) -> state: makes room for what is remembered of each
+        example of the whole set x, or of each row of a batch; called once before training, after
+        `init`. None if nothing is remembered.
+    info: what reports, checks and configs must know.
     """
 
     name: str
@@ -240,13 +284,8 @@ class LearningRule(NamedTuple):
     apply: Callable[..., Array]
     estimate: Callable[[Params, Batch, State, Key], tuple[Estimate, State]]
     absorb: Callable[[Params, dict[str, Any]], Params] | None = None
-    reference: LearningRule | None = None
-    optimizers: tuple[str, ...] = ()
-    objective: LearningRule | None = None
-    note: str = ""
     prepare: Callable[[Params, State, Array, int], State] | None = None
-    decay: bool = False
-    held: tuple[Callable[[Params], Params], Callable[[Params], Params]] | None = None
+    info: RuleInfo = RuleInfo()
 
 
 class Step(Protocol):

@@ -56,7 +56,7 @@ def outputs(problem, key=None):
 
 def test_a_rule_on_a_system_gets_the_imperfect_system_and_one_on_a_network_is_wrapped(path):
     relaxing, direct = build(load(path)), build(load(path, ["rule.name=backprop"]))
-    assert relaxing.system.imperfect.ideal.imperfect is None
+    assert relaxing.system.traits.device.ideal.traits.device is None
     params = jax.tree.map(lambda w: w - 1.0, direct.init(jax.random.key(0)))
     clipped = jax.tree.map(lambda w: jnp.maximum(w, -0.5), params)
     x = jnp.asarray(direct.data.x, jnp.result_type(float))
@@ -68,12 +68,12 @@ def test_a_rule_on_a_system_gets_the_imperfect_system_and_one_on_a_network_is_wr
 
 def test_without_the_section_or_with_none_of_them_there_is_nothing_around_the_system(path):
     none = ["imperfections.noise=0.0", "imperfections={}"]
-    assert build(load(path, none[1:])).system.imperfect is None
+    assert build(load(path, none[1:])).system.traits.device is None
     path.write_text(XOR.replace("weight_min = -0.5\n", ""))
-    assert build(load(path, none[:1])).system.imperfect is None
+    assert build(load(path, none[:1])).system.traits.device is None
     path.write_text(XOR.split("[imperfections]")[0] + "[training]\nepochs = 1\nbatch_size = 4\n")
     assert "imperfections" not in load(path).tree
-    assert build(load(path)).system.imperfect is None
+    assert build(load(path)).system.traits.device is None
 
 
 def test_null_controls_are_perfect_devices(path):

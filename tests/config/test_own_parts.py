@@ -22,7 +22,7 @@ from bpeq.data import Dataset, finish, shuffled
 from bpeq.rules import autodiff, stateless
 from bpeq.settings import Count, Positive
 from bpeq.systems import from_energy
-from bpeq.types import Cost, Estimate, Layer, LearningRule, System
+from bpeq.types import Cost, Estimate, Layer, LearningRule, RuleInfo, System
 
 
 def net(hidden: Count = 3, gain: Positive = 1.0) -> System:
@@ -571,7 +571,7 @@ def test_a_rule_without_a_reference_alone_has_a_report_that_says_so(call, own):
 
 
 def test_a_rule_with_a_reference_is_measured_against_it(call, own):
-    own(('"own")', '"own")._replace(reference=autodiff(network, cost))'))
+    own(('"own")', '"own")._replace(info=RuleInfo(autodiff(network, cost)))'))
     argv = ["--set", "rule.name=own_parts:rule", "--set", "rule.gain=3.0", "--out", "out"]
     assert call("fidelity", "c.toml", *argv).code == 0
     row = json.loads(Path("out/fidelity.json").read_text())["rules"]["own_parts:rule"]

@@ -230,7 +230,7 @@ batch_size = 2
 
 OWN = """\
 from bpeq.rules import backprop
-from bpeq.types import Cost, Layer, LearningRule
+from bpeq.types import Cost, Layer, LearningRule, RuleInfo
 import jax, jax.numpy as jnp
 
 
@@ -249,7 +249,8 @@ def appends(network: Layer, cost: Cost) -> LearningRule:
         grads = (*found.grads, {"extra": params[-1]["extra"]})
         return found._replace(grads=grads), state
 
-    return LearningRule("appends", init, apply, estimate, note="drags an entry along")
+    about = RuleInfo(note="drags an entry along")
+    return LearningRule("appends", init, apply, estimate, info=about)
 """
 
 

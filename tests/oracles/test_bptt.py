@@ -116,7 +116,7 @@ def test_it_is_the_exact_gradient_of_an_unsettled_phase():
 def test_its_reference_is_the_settled_gradient():
     system, cost, params, x, y = layered()
     rule = bptt(system, cost, sweeps=500)
-    exact = gradient(rule.reference, params, Batch(x, y)).grads
+    exact = gradient(rule.info.reference, params, Batch(x, y)).grads
     assert distance(gradient(rule, params, Batch(x, y)).grads, exact) <= 1e-10
     assert distance(gradient(bptt(system, cost, sweeps=2), params, Batch(x, y)).grads, exact) > 0.01
 

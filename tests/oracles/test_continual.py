@@ -185,7 +185,7 @@ def test_a_rate_of_half_beta_or_more_earns_a_warning():
 
 def test_it_names_sgd_as_its_only_optimizer():
     system, cost, *_ = problem()
-    assert continual_eqprop(system, cost).optimizers == ("sgd",)
+    assert continual_eqprop(system, cost).info.optimizers == ("sgd",)
 
 
 def test_a_system_without_an_energy_is_refused_with_the_rules_that_serve():

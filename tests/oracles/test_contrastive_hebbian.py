@@ -133,7 +133,7 @@ def test_it_is_autodiff_of_the_energy_clamped_minus_free_with_the_states_held(wh
     ours = gradient(contrastive_hebbian(system, squared_error(), TIGHT, TIGHT), params, batch)
     assert ours.info["clamped"].converged.all()
     assert distance(ours.grads, exact) < 1e-8
-    own = gradient(contrastive_hebbian(system, squared_error()).objective, params, batch)
+    own = gradient(contrastive_hebbian(system, squared_error()).info.objective, params, batch)
     assert distance(own.grads, exact) < 1e-8
     np.testing.assert_allclose(own.loss, value, rtol=1e-8)
     assert value > 1e-2
@@ -145,7 +145,7 @@ def test_its_objective_is_differentiated_as_a_function_of_the_weights_with_state
 ):
     """Central differences along a random direction of E_clamped − E_free, settled anew."""
     system, params, batch = case(which)
-    objective = contrastive_hebbian(system, squared_error()).objective
+    objective = contrastive_hebbian(system, squared_error()).info.objective
     direction = jax.tree.map(lambda p: jax.random.normal(KEY, p.shape), params)
     value = jax.jit(lambda p: objective.estimate(p, batch, (), KEY)[0].loss)
     h = 1e-4

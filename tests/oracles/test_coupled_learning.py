@@ -182,7 +182,7 @@ def test_its_bias_falls_with_eta_and_centered_with_eta_squared(which):
 def test_its_objective_is_the_dense_oracle(which):
     system, params, batch = case(which)
     exact, value = dense_oracle(system, params, batch)
-    own = gradient(coupled_learning(system, squared_error()).objective, params, batch)
+    own = gradient(coupled_learning(system, squared_error()).info.objective, params, batch)
     assert all(solve.converged.all() for solve in own.info.values())
     assert set(own.info) == {"free", "response"}
     assert distance(own.grads, exact) < 1e-10
@@ -202,7 +202,7 @@ def test_saturated_hidden_units_leave_the_objective_finite():
     assert 0.5 < float(jnp.mean(jnp.abs(state[0]) == 1.0)) < 1.0
     rule = coupled_learning(system, squared_error(), TIGHT, TIGHT, eta=1e-3)
     batch = Batch(x, jnp.ones((5, 2)))
-    own = gradient(rule.objective, params, batch)
+    own = gradient(rule.info.objective, params, batch)
     assert jnp.isfinite(own.loss)
     assert own.loss > 0
     assert distance(gradient(rule, params, batch).grads, own.grads) < 1e-5

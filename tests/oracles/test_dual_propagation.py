@@ -129,9 +129,9 @@ def test_more_sweeps_settle_to_dyads_that_one_more_sweep_leaves_alone():
 
 def test_the_note_appears_for_alpha_one_half_only():
     network = NETS["mlp"][0]
-    note = dual_propagation(network, squared_error()).note
+    note = dual_propagation(network, squared_error()).info.note
     assert note == "with alpha = 0.5 backprop up to an error of order beta²"
-    assert dual_propagation(network, squared_error(), alpha=0.4).note == ""
+    assert dual_propagation(network, squared_error(), alpha=0.4).info.note == ""
 
 
 @pytest.mark.parametrize(

@@ -413,7 +413,7 @@ def test_shipped_systems_keep_the_contract(name):
     assert found.unique.figure == 1
     assert found.bounded.figure > 0.1
     smooth = not any(word in name for word in ("hard", "relu", "convolutions", "predictive"))
-    assert (found.holomorphic.passed is True) is smooth is (not system.not_holomorphic)
+    assert (found.holomorphic.passed is True) is smooth is (not system.traits.not_holomorphic)
 
 
 def user_energy(p, s, x):

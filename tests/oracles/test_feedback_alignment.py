@@ -366,7 +366,7 @@ def test_the_reference_is_the_exact_gradient_of_the_forward_map(rule_name):
     network, params, batch = at("dense")
     rule = getattr(rules, rule_name)(network, squared_error())
     params_, _, state = rule_init(rule, params, batch)
-    exact = rule.reference.estimate(params_, batch, (), KEY)[0]
+    exact = rule.info.reference.estimate(params_, batch, (), KEY)[0]
     right = jax.grad(
         lambda p: squared_error().value(network.forward(p, batch.x)[0], batch.y).mean()
     )

@@ -146,7 +146,7 @@ def test_a_rule_that_follows_another_objective_is_set_against_both():
     doubled = rule._replace(estimate=twice)
     plain = bpeq.gradient_fidelity(doubled, params, batch, key=KEY, network=NETWORK)
     assert plain.own_objective is None
-    follows = doubled._replace(objective=doubled)
+    follows = doubled._replace(info=doubled.info._replace(objective=doubled))
     found = bpeq.gradient_fidelity(follows, params, batch, key=KEY, network=NETWORK)
     assert found._replace(own_objective=None) == plain
     np.testing.assert_allclose(found.total.relative_error, 1.0)

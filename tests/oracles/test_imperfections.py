@@ -121,7 +121,7 @@ def test_noise_differs_by_key_sweep_push_and_example_and_is_a_function_of_them()
         return (None, None, 1e-9 * jnp.ones_like(s[-1]))
 
     moved = jax.tree.map(lambda s: s + 1e-12, state)
-    other = noisy.imperfect.keyed(jax.random.key(9))
+    other = noisy.traits.device.keyed(jax.random.key(9))
     args = (params, batch.x, state)
     draws = [
         noise_of_a_sweep(system, noisy, *args),
@@ -367,7 +367,7 @@ def test_each_nudged_phase_runs_on_a_device_of_its_own():
     clamped = device.clamp(params, batch.x)
     phases = []
     for n, sign in ((0, 1.0), (1, -1.0)):
-        own = device.imperfect.nudged(clamped, jnp.asarray(n))
+        own = device.traits.device.nudged(clamped, jnp.asarray(n))
         assert distance(own.seen, clamped.seen) > 0.01
         drive = system.clamp(own.seen, batch.x)
 
@@ -390,7 +390,7 @@ def test_each_clamped_phase_runs_on_a_device_of_its_own():
     system, params, batch = problem()
     device = imperfect(system, mismatch=0.05, mismatch_per="phase")
     clamped = device.clamp(params, batch.x)
-    own = device.imperfect.nudged(clamped, jnp.asarray(0))
+    own = device.traits.device.nudged(clamped, jnp.asarray(0))
 
     def settle(seen, drive, state, hold):
         sweep = lambda s: system.sweep(seen, drive, s, hold=hold)  # noqa: E731
@@ -474,9 +474,9 @@ def test_stored_weights_keep_to_their_limits_after_every_update(kind, optimizer)
 def test_limits_come_on_top_of_what_the_system_allows():
     system, params, _ = problem("resistive")
     device = imperfect(system, weight_max=0.2)
-    allowed = device.project(jax.tree.map(lambda w: w - 0.3, params))
+    allowed = device.traits.project(jax.tree.map(lambda w: w - 0.3, params))
     assert min(float(w.min()) for w in jax.tree.leaves(allowed)) == 0.0
-    assert max(float(w.max()) for w in jax.tree.leaves(device.project(params))) == 0.2
+    assert max(float(w.max()) for w in jax.tree.leaves(device.traits.project(params))) == 0.2
 
 
 # --- one device around another -----------------------------------------------------------------
@@ -498,7 +498,7 @@ def test_a_wrapped_noisy_device_still_draws_its_noise_from_the_estimates_key():
 def test_noise_of_two_devices_adds_up():
     system, params, batch = problem(batch=500)
     device = imperfect(imperfect(system, noise=0.03), noise=0.04)
-    keyed = device.imperfect.keyed(jax.random.key(3))
+    keyed = device.traits.device.keyed(jax.random.key(3))
     _, state = somewhere(system, params, batch.x)
     drawn = noise_of_a_sweep(system, keyed, params, batch.x, state)
     for leaf in drawn:
@@ -512,7 +512,7 @@ def test_a_wrapped_device_keeps_a_draw_of_its_own_for_each_phase(per):
                     for e, p, s in zip((0.05, 0.1), per, (1, 2), strict=True))  # fmt: skip
     device = imperfect(imperfect(system, **inner), noise=0.01, **outer)
     clamped = device.clamp(params, batch.x)
-    nth = device.imperfect.nudged(clamped, jnp.asarray(1))
+    nth = device.traits.device.nudged(clamped, jnp.asarray(1))
     for before, after, kind in zip(
         (clamped.own.seen, clamped.seen), (nth.own.seen, nth.seen), per, strict=True
     ):
@@ -521,7 +521,7 @@ def test_a_wrapped_device_keeps_a_draw_of_its_own_for_each_phase(per):
     assert (distance(nth.seen, clamped.seen) > 0.01) is (per[1] == "phase")
     alone = imperfect(system, **inner)
     own = alone.clamp(nth.seen, batch.x)
-    own = own if per[0] == "device" else alone.imperfect.nudged(own, jnp.asarray(1))
+    own = own if per[0] == "device" else alone.traits.device.nudged(own, jnp.asarray(1))
     close(nth.own.seen, own.seen)
 
 
@@ -537,7 +537,7 @@ def test_a_wrapped_rule_estimates_and_infers_at_the_devices_weights():
     assert distance(seen, params) > 0.02
     close(estimate(device, params, batch), estimate(plain, seen, batch))
     close(device.apply(params, batch.x), plain.apply(seen, batch.x))
-    assert device.reference is plain.reference
+    assert device.info.reference is plain.info.reference
 
 
 def test_kolen_pollack_on_a_device_has_the_feedback_weights_themselves_limited():
@@ -554,7 +554,7 @@ def test_kolen_pollack_on_a_device_has_the_feedback_weights_themselves_limited()
             for part in both(params)]  # fmt: skip
     held = (*seen[0], {"feedback": trees.sub(seen[1], seen[0])})
     close(estimate(device, params, batch), estimate(plain, held, batch))
-    hold, store = plain.held
+    hold, store = plain.info.device_weights
     close(store(hold(params)), params)
     close(hold(params)[-1]["feedback"], both(params)[1])
 
@@ -598,7 +598,7 @@ def test_references_and_curvature_are_the_ideal_systems():
     device = imperfect(system, noise=0.1, mismatch=0.2)
     assert device.ideal is system
     assert imperfect(device, state_max=0.1).ideal is system
-    ours = rules.eqprop(device, squared_error()).reference
+    ours = rules.eqprop(device, squared_error()).info.reference
     same(estimate(ours, params, batch).grads, exact_reference(system, params, batch))
     np.testing.assert_array_equal(
         equilibrium.curvature(device, params, batch.x).smallest,
@@ -607,7 +607,7 @@ def test_references_and_curvature_are_the_ideal_systems():
 
 
 def exact_reference(system, params, batch):
-    return estimate(rules.eqprop(system, squared_error()).reference, params, batch).grads
+    return estimate(rules.eqprop(system, squared_error()).info.reference, params, batch).grads
 
 
 def test_holomorphic_ep_runs_with_noise_and_mismatch_and_is_refused_on_levels():

@@ -126,4 +126,4 @@ def test_params_that_carry_a_gap_are_left_as_they_are():
 
 @pytest.mark.parametrize("name", ["sgd", "momentum", "rmsprop", "adam"])
 def test_only_decoupled_decay_is_an_optimizer_for_it(name):
-    assert name not in kolen_pollack(NETWORK, squared_error()).optimizers
+    assert name not in kolen_pollack(NETWORK, squared_error()).info.optimizers

@@ -58,8 +58,8 @@ def test_in_these_settings_it_is_backprop_block_by_block_and_says_so(net, cost, 
     for part, reference in zip(ours.grads, exact.grads, strict=True):
         assert not jax.tree.leaves(part) or distance(part, reference) <= 1e-13
     assert float(abs(ours.loss - exact.loss)) <= 1e-14
-    assert rule.note.startswith("algebraically backprop: ")
-    assert rule.reference.name == "autodiff"
+    assert rule.info.note.startswith("algebraically backprop: ")
+    assert rule.info.reference.name == "autodiff"
 
 
 @pytest.mark.parametrize("net", NETS)
@@ -72,7 +72,9 @@ def test_at_other_rates_timed_updates_are_backprop_times_rate_to_the_blocks_abov
     for i, block in enumerate(blocks):
         factor = 0.5 ** (len(blocks) - 1 - i)
         assert distance(ours[block.slice], trees.scale(factor, exact[block.slice])) <= 1e-13
-    assert rule.note.startswith("algebraically backprop but for one factor a block: its rate to")
+    assert rule.info.note.startswith(
+        "algebraically backprop but for one factor a block: its rate to"
+    )
 
 
 @pytest.mark.parametrize("net", NETS)
@@ -85,7 +87,7 @@ def test_at_other_rates_one_error_step_is_backprop_times_rate_below_the_last_blo
     for block in hidden:
         assert distance(ours[block.slice], trees.scale(0.3, exact[block.slice])) <= 1e-13
     assert distance(ours[last.slice], exact[last.slice]) <= 1e-13
-    assert rule.note.startswith("algebraically backprop but for one factor, its rate, on all")
+    assert rule.info.note.startswith("algebraically backprop but for one factor, its rate, on all")
 
 
 @pytest.mark.parametrize(
@@ -98,7 +100,7 @@ def test_elsewhere_it_is_not_backprop_and_no_note_says_so(settings):
     rule = predictive_coding(network, squared_error(), **settings)
     exact = gradient(autodiff(network, squared_error()), params, batch).grads
     assert distance(gradient(rule, params, batch).grads, exact) > 0.05
-    assert rule.note == ""
+    assert rule.info.note == ""
 
 
 def three_blocks():

@@ -102,7 +102,7 @@ def test_a_held_output_is_on_no_grid(dtype):
 def test_the_reference_of_a_short_type_is_the_exact_gradient():
     found = []
     for relaxation in ("same", "bfloat16"):
-        rule = rules.eqprop(SYSTEM, COST, relaxation=relaxation).reference
+        rule = rules.eqprop(SYSTEM, COST, relaxation=relaxation).info.reference
         found.append(rule.estimate(PARAMS, BATCH, (), jax.random.key(0))[0].grads)
     for ours, theirs in zip(*map(jax.tree.leaves, found), strict=True):
         np.testing.assert_array_equal(ours, theirs)

@@ -13,7 +13,7 @@ from bpeq import costs, rules, systems
 from bpeq.analysis.gradient_fidelity import gradient_fidelity
 from bpeq.layers import chain, dense, tanh
 from bpeq.solvers import fixed_steps
-from bpeq.types import Batch, LearningRule
+from bpeq.types import Batch, LearningRule, RuleInfo
 
 NETWORK, COST, KEY = chain(dense(4), tanh(), dense(3)), costs.squared_error(), jax.random.key(5)
 BATCH = Batch(jax.random.normal(jax.random.key(2), (6, 5)), jnp.arange(6, dtype=jnp.int32) % 3)
@@ -92,7 +92,7 @@ def test_the_printed_table_has_every_figure_and_note(found):
 
 
 def silent(rule: LearningRule, **changes: Any) -> LearningRule:
-    return rule._replace(reference=None, **changes)
+    return rule._replace(info=RuleInfo(**changes))
 
 
 def test_a_rule_without_a_reference_has_its_cost_and_no_fidelity():
@@ -113,7 +113,8 @@ def test_a_reference_is_lent_to_rules_that_have_none_of_their_own():
 
 def test_a_rule_after_another_objective_is_said_to_be():
     half = rules.autodiff(NETWORK, COST)._replace(name="half_the_cost")
-    own = rules.backprop(NETWORK, COST)._replace(note="is local", objective=half)
+    rule = rules.backprop(NETWORK, COST)
+    own = rule._replace(info=rule.info._replace(note="is local", objective=half))
     found = bpeq.compare_rules({"own": own}, start(), BATCH, key=KEY)
     said = "is local; follows another objective than ∇C: half_the_cost"
     assert found.rows["own"].note == said

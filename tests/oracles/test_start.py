@@ -113,7 +113,7 @@ def test_evaluation_of_a_noisy_device_has_the_noise_too():
 
 def test_the_feed_forward_pass_of_a_hopfield_net_is_its_networks():
     system, params, batch = problem()
-    state = system.forward(params, system.clamp(params, batch.x))
+    state = system.traits.forward(params, system.clamp(params, batch.x))
     y, x = NETWORK.forward(params, batch.x)[0], batch.x
     for l, i in enumerate((0, 2, 4)):
         x = x @ params[i]["w"] + params[i]["b"]
@@ -124,13 +124,13 @@ def test_the_feed_forward_pass_of_a_hopfield_net_is_its_networks():
 
 def test_the_feed_forward_pass_adds_skips_and_a_circuits_averages():
     system, params, batch = problem("skips")
-    state = system.forward(params, system.clamp(params, batch.x))
+    state = system.traits.forward(params, system.clamp(params, batch.x))
     skip = params[-1]["skips"]["0_2"]
     first = np.tanh(batch.x @ params[0]["w"] + params[0]["b"])
     second = first @ params[2]["w"] + params[2]["b"] + batch.x @ skip["w"] + skip["b"]
     np.testing.assert_allclose(state[1], np.tanh(second), atol=1e-14)
     system, params, batch = problem("resistive")
-    state = system.forward(params, system.clamp(params, batch.x))
+    state = system.traits.forward(params, system.clamp(params, batch.x))
     v = 10.0 * np.concatenate([batch.x, -batch.x], axis=1)
     for i, ours in zip((0, 2, 4), state, strict=True):
         g, (plus, minus) = np.asarray(params[i]["w"]), np.asarray(params[i]["b"])
@@ -265,7 +265,7 @@ def test_starts_without_memory_hold_for_inference_too(name, start):
     system, params, batch = problem("predictive")
     rule = KINDS["rules"][name](system, squared_error(), start=start, evaluation=fixed_steps(1))
     clamped = system.clamp(params, batch.x)
-    begin = system.forward(params, clamped)
+    begin = system.traits.forward(params, clamped)
     begin = trees.zeros(begin) if start == "zeros" else begin
     expected = system.sweep(params, clamped, begin)[-1]
     np.testing.assert_array_equal(rule.apply(params, batch.x), expected)

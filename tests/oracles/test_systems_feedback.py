@@ -229,7 +229,7 @@ def test_a_rule_nudged_outside_sigma_follows_that_cost_and_names_it(rule):
     outside = hopfield(net, nudge="outside")
     params, x, _ = at_rest(outside, (3,))
     batch = Batch(x, jnp.array([0, 1, 1, 0, 1]))
-    objective = rule(outside, squared_error()).objective
+    objective = rule(outside, squared_error()).info.objective
     assert objective.name.startswith("a quarter of the binary cross-entropy")
     quarter = Cost(
         "quarter",
@@ -242,9 +242,9 @@ def test_a_rule_nudged_outside_sigma_follows_that_cost_and_names_it(rule):
     weights = jnp.array([0.5, -0.5]) / (1e-4 * len(batch.x))
     theirs = hopfield(net).denergy(params, rest.clamped, phases, weights)
     assert gradient_error(grads(objective, params, batch), theirs) < 1e-6
-    assert rule(hopfield(net), squared_error()).objective is None
+    assert rule(hopfield(net), squared_error()).info.objective is None
     linear = hopfield(chain(dense(4), layers.tanh(), dense(2)), nudge="outside")  # σ′ = 1
-    assert rule(linear, squared_error()).objective is None
+    assert rule(linear, squared_error()).info.objective is None
 
 
 @pytest.mark.parametrize("output", ["state", "readout"])
@@ -254,17 +254,20 @@ def test_that_objective_is_the_limit_of_eqprop_for_any_cost_and_readout(output):
     params, x, _ = at_rest(outside, (3,))
     batch, cost = Batch(x, jnp.array([0, 1, 2, 0, 1])), softmax_cross_entropy()
     rule = eqprop(outside, cost, TIGHT, TIGHT, beta=1e-4)
-    assert rule.objective.name.startswith("the slope (1/σ′) ∂C/∂s")
+    assert rule.info.objective.name.startswith("the slope (1/σ′) ∂C/∂s")
     ours = grads(rule, params, batch)
-    assert gradient_error(ours, grads(rule.objective, params, batch)) < 1e-6
-    assert gradient_error(ours, grads(rule.reference, params, batch)) > 0.01
+    assert gradient_error(ours, grads(rule.info.objective, params, batch)) < 1e-6
+    assert gradient_error(ours, grads(rule.info.reference, params, batch)) > 0.01
 
 
 def test_without_an_energy_the_rule_says_in_its_note_what_its_nudge_is():
     net = chain(dense(4), layers.tanh(), dense(2), layers.sigmoid())
     rule = vector_field_eqprop(hopfield(net, nudge="outside", feedback="untied"), squared_error())
-    assert rule.objective is None
-    assert rule.note == "follows the binary cross-entropy (to first order: the nudge is outside σ)"
+    assert rule.info.objective is None
+    assert (
+        rule.info.note
+        == "follows the binary cross-entropy (to first order: the nudge is outside σ)"
+    )
 
 
 @pytest.mark.parametrize("last", [(), (layers.sigmoid(),)], ids=["linear", "sigmoid"])
@@ -311,7 +314,7 @@ NOT_HOLOMORPHIC = [
 
 @pytest.mark.parametrize(("net", "skips", "reason"), NOT_HOLOMORPHIC)
 def test_the_first_part_that_is_not_complex_differentiable_is_named(net, skips, reason):
-    found = hopfield(net, skips=skips).not_holomorphic
+    found = hopfield(net, skips=skips).traits.not_holomorphic
     assert (found == "") is (reason == "")
     assert pytest.RaisesExc(ValueError, match=f"^{reason}").matches(ValueError(found))
 
@@ -320,7 +323,7 @@ def test_a_system_without_a_reason_is_complex_differentiable():
     """The sweep along an imaginary step against its forward derivative."""
     net = chain(layers.conv(3, 3), layers.soft_pool(2), layers.sigmoid(), flatten(), dense(3))
     system = hopfield(net, skips={(0, 2): chain(flatten(), dense(3))})
-    assert system.not_holomorphic == ""
+    assert system.traits.not_holomorphic == ""
     params, x, clamped = at_rest(system, (6, 6, 1))
     state, v = (random_state(system, params, clamped, seed) for seed in (9, 50))
     exact = jax.jvp(lambda s: system.sweep(params, clamped, s), (state,), (v,))[1]

@@ -286,4 +286,4 @@ def test_write_sets_the_output_where_it_is_a_state():
     ],
 )
 def test_the_first_part_that_is_not_complex_differentiable_is_named(network, reason):
-    assert predictive(network).not_holomorphic == reason
+    assert predictive(network).traits.not_holomorphic == reason

@@ -84,12 +84,14 @@ def test_it_is_the_exact_gradient_of_its_own_losses_in_float32_with_the_same_noi
     network, cost, params, batch = problem(net)
     rule = target_propagation(network, cost)
     params, state = rule.init(KEY, params)
-    exact = gradient(rule.objective, params, batch)
+    exact = gradient(rule.info.objective, params, batch)
     assert distance(gradient(rule, params, batch, state).grads, exact.grads) <= 1e-13
     single = trees.cast((params, batch, state), jnp.float32)
     ours = jax.jit(rule.estimate)(*single, KEY)[0].grads
     assert {leaf.dtype for leaf in jax.tree.leaves(ours)} == {jnp.dtype("f4")}
-    again = gradient_fidelity.exact_gradient(rule, *single[:2], key=KEY, reference=rule.objective)
+    again = gradient_fidelity.exact_gradient(
+        rule, *single[:2], key=KEY, reference=rule.info.objective
+    )
     assert distance(trees.cast(ours, jnp.float64), again.grads) <= 1e-5
 
 
@@ -99,7 +101,7 @@ def test_its_reference_is_the_networks_gradient_with_zeros_for_the_inverses(net)
     rule = target_propagation(network, cost)
     exact = gradient(autodiff(network, cost), params, batch)
     params, state = rule.init(KEY, params)
-    found = gradient(rule.reference, params, batch)
+    found = gradient(rule.info.reference, params, batch)
     assert distance(found.grads[:-1], exact.grads) <= 1e-15
     assert all(not leaf.any() for leaf in jax.tree.leaves(found.grads[-1]))
     np.testing.assert_allclose(rule.apply(params, batch.x), exact.output, rtol=1e-14)

@@ -98,7 +98,7 @@ def compare_rules(
     for name, given in rules.items():
         rule, start = given if not isinstance(given, LearningRule) else (given, params)
         trained, state = rule.init(key, start)
-        exact, fidelity = rule.reference or reference, None
+        exact, fidelity = rule.info.reference or reference, None
         if exact is not None:
             groups[name] = function_of(exact)
             fidelity = gradient_fidelity(
@@ -116,9 +116,9 @@ def compare_rules(
 def remark(rule: LearningRule) -> str:
     """What a comparison must say of a rule: its own note, and what else it is after than ∇C."""
     other = ""
-    if rule.objective is not None:
-        other = f"follows another objective than ∇C: {rule.objective.name}"
-    return "; ".join(filter(None, [rule.note, other]))
+    if rule.info.objective is not None:
+        other = f"follows another objective than ∇C: {rule.info.objective.name}"
+    return "; ".join(filter(None, [rule.info.note, other]))
 
 
 def function_of(reference: LearningRule) -> str:

@@ -108,7 +108,7 @@ def gdu_mismatch(
     """
     if system.energy is None or system.denergy is None:
         raise ValueError(f"gdu_mismatch: the system {system.name!r} has no energy")
-    if system.outside not in ("", "linear"):
+    if system.traits.nudge_outside not in ("", "linear"):
         raise ValueError(
             f"gdu_mismatch: the system {system.name!r} is nudged outside of its σ, and its updates "
             f"follow {follows(system, cost)}, not the cost; allowed: nudge = 'inside'"
@@ -119,7 +119,11 @@ def gdu_mismatch(
     settle = fixed_point(1e-14, 20_000) if free is None else free
     runner = nudged
     if runner is None:
-        runner = system if system.reverse is None else system._replace(sweep=system.reverse)
+        runner = (
+            system
+            if system.traits.reverse is None
+            else system._replace(sweep=system.traits.reverse)
+        )
 
     def both(params: Params, batch: Batch, betas: Any) -> Any:
         rest = free_phase(system, settle, params, batch.x)

@@ -109,9 +109,9 @@ def judged(
     """A rule's estimate set against ∇C and, where that is another, its own objective's gradient."""
     exact = exact_gradient(rule, params, batch, key=key, reference=reference)
     found = judge(estimate, exact, network)
-    if rule.objective is None:
+    if rule.info.objective is None:
         return found
-    exact = exact_gradient(rule, params, batch, key=key, reference=rule.objective)
+    exact = exact_gradient(rule, params, batch, key=key, reference=rule.info.objective)
     return found._replace(own_objective=judge(estimate, exact, network))
 
 
@@ -128,7 +128,7 @@ def exact_gradient(
     Raises:
       ValueError: the rule has no reference and none is given.
     """
-    exact = rule.reference if reference is None else reference
+    exact = rule.info.reference if reference is None else reference
     if exact is None:
         raise ValueError(
             f"{rule.name}: has no reference of its own; give reference = a rule that is exact on "

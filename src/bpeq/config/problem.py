@@ -120,13 +120,12 @@ def build_data(config: Config) -> Dataset:
 
 def _check_optimizer(config: Config, rule: LearningRule) -> None:
     name = config.tree["optimizer"]["name"]
-    if rule.optimizers and name not in rule.optimizers:
-        remedy = (
-            f"means nothing under the rule {rule.name!r}; allowed: {', '.join(rule.optimizers)}"
-        )
+    known = rule.info.optimizers
+    if known and name not in known:
+        remedy = f"means nothing under the rule {rule.name!r}; allowed: {', '.join(known)}"
         raise config.fault("optimizer.name", name, remedy)
     decay = config.tree["optimizer"].get("weight_decay")
-    if rule.decay and not decay and ":" not in name:
+    if rule.info.needs_decay and not decay and ":" not in name:
         key, value = ("name", name) if decay is None else ("weight_decay", decay)
         remedy = (
             f"means nothing under the rule {rule.name!r}, whose feedback comes to the weights by "

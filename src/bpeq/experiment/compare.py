@@ -246,7 +246,7 @@ def _notes(config: Config, configs: dict[str, Config], problems: dict[str, Probl
 
 def _function(config: Config, usual: Config, problem: Problem) -> str:
     """What function a row differentiates, and how it differs from what the config says of all."""
-    reference = problem.rule.reference
+    reference = problem.rule.info.reference
     settled = "the settled system" if problem.relaxes else "the feed-forward map"
     said = settled if reference is None else function_of(reference)
     own = []

@@ -19,7 +19,7 @@ from bpeq.config.loading import Config
 from bpeq.config.problem import Problem, build, seed_keys
 from bpeq.core import trees
 from bpeq.experiment.fidelity_grids import At, Look, grid_jobs, precisions
-from bpeq.experiment.rule_fidelity import estimated, first_examples, nudged_by, probe, state_names
+from bpeq.experiment.rule_fidelity import estimated, first_examples, probe, state_names
 from bpeq.experiment.saved_run import weights_like
 from bpeq.runs import run_folder
 
@@ -153,7 +153,7 @@ def _equilibrium(look: Look, rows: dict[str, Any]) -> dict[str, Any]:
         own = float(rows[look.name].get("beta", at.state["beta"]))
         grid = look.config.tree.get("fidelity", {}).get("betas") or []
         args = (problem.system, problem.cost, at.params, at.batch, [own, *grid])
-        shares = jumped(*args, nudged_by(problem.rule)).mean(axis=1).tolist()
+        shares = jumped(*args, problem.rule.info.nudged_system).mean(axis=1).tolist()
         found["jumped"] = {"beta": own, "share": shares[0]}
         if grid:
             found["jumped_along"] = {"betas": grid, "shares": shares[1:]}
@@ -177,7 +177,7 @@ def _gdu(look: Look) -> dict[str, Any]:
                 f"GDU, {nudging}: the mismatch has slope {slope} in β, not {order}: EP's updates "
                 "are not BPTT's, sweep by sweep, in this system."
             )
-    if system.ideal.reverse is not None:
+    if system.ideal.traits.reverse is not None:
         notes.append("GDU: sweeps alternate here; the nudged ones ran their halves in reverse.")
     return {"gdu": found, "notes": notes}
 

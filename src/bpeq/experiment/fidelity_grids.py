@@ -73,7 +73,7 @@ def grid_jobs(looks: Sequence[Look]) -> tuple[list[tuple[str, Job]], list[str]]:
       ConfigError: a nudging that the system does not allow.
     """
     settings = looks[0].config.tree.get("fidelity", {})
-    known = [look for look in looks if look.problem.rule.reference is not None]
+    known = [look for look in looks if look.problem.rule.info.reference is not None]
     exacts = {look.name: functools.cache(functools.partial(_exact, look)) for look in known}
     jobs: list[tuple[str, Job]] = []
     notes: list[str] = []
@@ -100,7 +100,7 @@ def _exact(look: Look, precision: str) -> Estimate:
     rule = look.problem.rule
     with jax.enable_x64(precision == "float64"):
         at = trees.cast(look.at, jnp.result_type(float))
-        aim = rule.objective or rule.reference
+        aim = rule.info.objective or rule.info.reference
         return exact_gradient(rule, at.params, at.batch, key=at.key, reference=aim)
 
 
@@ -113,7 +113,7 @@ def _grid(
 ) -> dict[str, Any]:
     """A row for every variant and β: the estimate against one exact gradient."""
     rows: list[dict[str, Any]] = []
-    objective = look.problem.rule.objective
+    objective = look.problem.rule.info.objective
     with jax.enable_x64(precision == "float64"):
         at = trees.cast(look.at, jnp.result_type(float))
         for each in variants:
@@ -166,7 +166,7 @@ def _nudgings(look: Look, key: str) -> list[str]:
         return [f"holomorphic-{n}" for n in settings["points"]]
     assert look.problem.system is not None
     short = look.config.tree["rule"].get("relaxation", "same") != "same"
-    smooth = [] if short or look.problem.system.not_holomorphic else ["holomorphic-4"]
+    smooth = [] if short or look.problem.system.traits.not_holomorphic else ["holomorphic-4"]
     return settings.get("nudgings") or ["one-sided", "centered", *smooth]
 
 

@@ -8,15 +8,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from bpeq.analysis.equilibrium import Respond, nudge_amplitude
+from bpeq.analysis.equilibrium import nudge_amplitude
 from bpeq.analysis.gradient_fidelity import Fidelity, judged
 from bpeq.config.loading import Config
 from bpeq.config.problem import Problem, seed_keys
 from bpeq.core import trees
 from bpeq.layers import cut
-from bpeq.rules._asymmetric_eqprop import transposed
 from bpeq.solvers import fixed_point
-from bpeq.types import Batch, Key, LearningRule, Params, State
+from bpeq.types import Batch, Key, Params, State
 
 
 def probe(problem: Problem, params: Params, state: State, batch: Batch, key: Key) -> dict[str, Any]:
@@ -32,13 +31,13 @@ def probe(problem: Problem, params: Params, state: State, batch: Batch, key: Key
       params, state: as the rule's `init` gives them, or as training left them.
     """
     rule = problem.rule
-    if rule.reference is None:
+    if rule.info.reference is None:
         return {"note": f"{rule.name} has no exact reference to compare with"}
     row = estimated(problem, params, state, batch, key)
     if problem.system is not None and "beta" in row:
         free, nudged = (problem.solvers.get(k, fixed_point()) for k in ("free", "nudged"))
         args = (problem.system, problem.cost, params, batch, row["beta"], free, nudged)
-        moved = nudge_amplitude(*args, nudged_by(rule))
+        moved = nudge_amplitude(*args, rule.info.nudged_system)
         names = state_names(problem, moved.amplitude)
         row["nudge"] = {
             "amplitude": dict(zip(names, moved.amplitude, strict=True)),
@@ -52,23 +51,18 @@ def estimated(
 ) -> dict[str, Any]:
     """What a row says of the estimate itself, in the dtype of params."""
     rule = problem.rule
-    assert rule.reference is not None
+    assert rule.info.reference is not None
     estimate = jax.jit(rule.estimate)(params, batch, state, key)[0]
     found = judged(rule, estimate, params, batch, key=key, network=problem.network)
-    row = {**entry(found), "reference": rule.reference.name}
-    if rule.note:
-        row["note"] = rule.note
-    if rule.objective is not None:
-        row["own_objective"]["objective"] = rule.objective.name
+    row = {**entry(found), "reference": rule.info.reference.name}
+    if rule.info.note:
+        row["note"] = rule.info.note
+    if rule.info.objective is not None:
+        row["own_objective"]["objective"] = rule.info.objective.name
     row |= {k: float(estimate.info[k]) for k in ("beta", "error_bar") if k in estimate.info}
     if isinstance(state, dict) and "beta" in state:
         row.setdefault("beta", float(state["beta"]))
     return row
-
-
-def nudged_by(rule: LearningRule) -> Respond | None:
-    """How a rule's nudged phases differ from those of `nudged_phases`; None: not at all."""
-    return transposed if rule.name == "asymmetric_eqprop" else None
 
 
 def before_and_after(config: Config, problem: Problem, trained: Params) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from bpeq.types import (
     Key,
     LearningRule,
     Params,
+    RuleInfo,
     Solver,
     State,
     System,
@@ -119,8 +120,13 @@ def asymmetric_eqprop(
         loss = mean_loss(cost, rest.output, batch.y)
         return Estimate(grads, loss, rest.output, {"free": rest.info, "nudged": info}), state
 
-    reference = exact_reference(system, cost)
-    return LearningRule("asymmetric_eqprop", init, apply, estimate, reference=reference)
+    about = RuleInfo(
+        exact_reference(system, cost),
+        beta="beta",
+        nudged_system=transposed,
+        pushes_away=nudging == "centered",
+    )
+    return LearningRule("asymmetric_eqprop", init, apply, estimate, info=about)
 
 
 def transposed(system: System, params: Params, rest: Free) -> System:

@@ -9,7 +9,7 @@ from jaxtyping import Array
 
 from bpeq.rules._means import mean_loss, statistics_of
 from bpeq.settings import checked
-from bpeq.types import Batch, Cost, Estimate, Key, Layer, LearningRule, Params, State
+from bpeq.types import Batch, Cost, Estimate, Key, Layer, LearningRule, Params, RuleInfo, State
 
 
 @checked
@@ -49,4 +49,4 @@ def autodiff(network: Layer, cost: Cost) -> LearningRule:
         return Estimate(grads, value, output, info), state
 
     rule = LearningRule("autodiff", init, apply, estimate, statistics_of(network))
-    return rule._replace(reference=rule)
+    return rule._replace(info=RuleInfo(reference=rule))

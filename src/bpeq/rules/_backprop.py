@@ -9,7 +9,7 @@ from jaxtyping import Array
 from bpeq.rules._autodiff import autodiff
 from bpeq.rules._means import mean_loss, statistics_of
 from bpeq.settings import checked
-from bpeq.types import Batch, Cost, Estimate, Key, Layer, LearningRule, Params, State
+from bpeq.types import Batch, Cost, Estimate, Key, Layer, LearningRule, Params, RuleInfo, State
 
 
 @checked
@@ -47,7 +47,12 @@ def backprop(network: Layer, cost: Cost) -> LearningRule:
         return passed_back(network, cost, params, params, batch, key), state
 
     return LearningRule(
-        "backprop", init, apply, estimate, statistics_of(network), autodiff(network, cost)
+        "backprop",
+        init,
+        apply,
+        estimate,
+        statistics_of(network),
+        info=RuleInfo(autodiff(network, cost)),
     )
 
 

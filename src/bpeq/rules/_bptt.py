@@ -20,6 +20,7 @@ from bpeq.types import (
     Key,
     LearningRule,
     Params,
+    RuleInfo,
     SolveInfo,
     State,
     System,
@@ -107,4 +108,8 @@ def bptt(
         info = info._replace(steps=jnp.full_like(info.steps, sweeps))
         return Estimate(grads, value, output, {"free": info}), state
 
-    return LearningRule("bptt", init, apply, estimate, reference=exact_reference(system, cost))
+    def sweep_settings(n: int) -> dict[str, int]:
+        return {"sweeps": n, **({} if truncate is None else {"truncate": min(truncate, n)})}
+
+    about = RuleInfo(exact_reference(system, cost), sweep_settings=sweep_settings)
+    return LearningRule("bptt", init, apply, estimate, info=about)

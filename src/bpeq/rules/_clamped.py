@@ -42,7 +42,7 @@ def clamped_phases(
     part for each phase.
     """
     assert system.write is not None
-    write, other = system.write, system.imperfect and system.imperfect.nudged
+    write, other = system.write, system.traits.device and system.traits.device.nudged
 
     def settle(output: Array, n: Array) -> tuple[State, SolveInfo]:
         clamped = free.clamped if other is None else other(free.clamped, n)

@@ -26,6 +26,7 @@ from bpeq.types import (
     Key,
     LearningRule,
     Params,
+    RuleInfo,
     Solver,
     State,
     System,
@@ -93,7 +94,7 @@ def continual_eqprop(
       >>> params, state = rule.init(jax.random.key(1), system.init(jax.random.key(0), (2,))[0])
       >>> batch = Batch(jnp.ones((1, 2)), jnp.ones((1, 1)))
       >>> estimate, _ = rule.estimate(params, batch, state, jax.random.key(2))
-      >>> bool(estimate.info["nudged"].converged.all()), rule.optimizers
+      >>> bool(estimate.info["nudged"].converged.all()), rule.info.optimizers
       (True, ('sgd',))
 
     Source: Ernoult, Grollier, Querlioz, Bengio & Scellier 2020, Equilibrium propagation with
@@ -153,7 +154,11 @@ def continual_eqprop(
         init,
         apply,
         estimate,
-        reference=exact_reference(system, cost),
-        optimizers=("sgd",),
-        objective=followed(system, cost),
+        info=RuleInfo(
+            exact_reference(system, cost),
+            followed(system, cost),
+            optimizers=("sgd",),
+            beta="beta",
+            sweep_settings=lambda n: {"sweeps": n},
+        ),
     )

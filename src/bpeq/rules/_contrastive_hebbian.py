@@ -16,7 +16,18 @@ from bpeq.rules._recurrent_backprop import exact_reference
 from bpeq.rules._relaxing import relaxing
 from bpeq.settings import checked
 from bpeq.solvers import fixed_point
-from bpeq.types import Batch, Cost, Estimate, Key, LearningRule, Params, Solver, State, System
+from bpeq.types import (
+    Batch,
+    Cost,
+    Estimate,
+    Key,
+    LearningRule,
+    Params,
+    RuleInfo,
+    Solver,
+    State,
+    System,
+)
 
 
 @checked
@@ -72,7 +83,7 @@ def contrastive_hebbian(
       >>> params, _ = system.init(jax.random.key(0), (2,))
       >>> batch = Batch(jnp.ones((1, 2)), jnp.ones((1, 1)))
       >>> estimate, _ = rule.estimate(params, batch, (), jax.random.key(2))
-      >>> bool(estimate.info["clamped"].converged.all()), rule.objective.name
+      >>> bool(estimate.info["clamped"].converged.all()), rule.info.objective.name
       (True, 'E_clamped − E_free')
 
     Source: Movellan 1991, Contrastive Hebbian learning in the continuous Hopfield model; the gain
@@ -105,8 +116,7 @@ def contrastive_hebbian(
         init,
         apply,
         estimate,
-        reference=exact_reference(system, cost),
-        objective=_energy_gap(system.ideal),
+        info=RuleInfo(exact_reference(system, cost), _energy_gap(system.ideal)),
     )
 
 

@@ -24,7 +24,18 @@ from bpeq.rules._recurrent_backprop import exact_reference
 from bpeq.rules._relaxing import relaxing
 from bpeq.settings import checked
 from bpeq.solvers import fixed_point
-from bpeq.types import Batch, Cost, Estimate, Key, LearningRule, Params, Solver, State, System
+from bpeq.types import (
+    Batch,
+    Cost,
+    Estimate,
+    Key,
+    LearningRule,
+    Params,
+    RuleInfo,
+    Solver,
+    State,
+    System,
+)
 
 
 @checked
@@ -82,7 +93,7 @@ def coupled_learning(
       >>> params, state = rule.init(jax.random.key(1), system.init(jax.random.key(0), (2,))[0])
       >>> batch = Batch(jnp.ones((1, 2)), jnp.ones((1, 1)))
       >>> estimate, _ = rule.estimate(params, batch, state, jax.random.key(2))
-      >>> bool(estimate.info["clamped"].converged.all()), rule.objective.name
+      >>> bool(estimate.info["clamped"].converged.all()), rule.info.objective.name
       (True, '½(o−y)ᵀK(o−y)')
 
     Source: Stern, Hexner, Rocks & Liu 2021, Supervised learning in physical networks: from machine
@@ -121,8 +132,9 @@ def coupled_learning(
         init,
         apply,
         estimate,
-        reference=exact_reference(system, cost),
-        objective=_weighed_error(system.ideal),
+        info=RuleInfo(
+            exact_reference(system, cost), _weighed_error(system.ideal), beta="eta", beta_max=1.0
+        ),
     )
 
 

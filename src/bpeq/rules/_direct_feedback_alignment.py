@@ -14,7 +14,18 @@ from bpeq.layers import Block, cut
 from bpeq.rules._autodiff import autodiff
 from bpeq.rules._means import mean_loss, statistics_of
 from bpeq.settings import checked
-from bpeq.types import Batch, Cost, Estimate, Key, Layer, LearningRule, Params, Shape, State
+from bpeq.types import (
+    Batch,
+    Cost,
+    Estimate,
+    Key,
+    Layer,
+    LearningRule,
+    Params,
+    RuleInfo,
+    Shape,
+    State,
+)
 
 
 @checked
@@ -103,7 +114,7 @@ def direct_feedback_alignment(network: Layer, cost: Cost) -> LearningRule:
         apply,
         estimate,
         statistics_of(network),
-        autodiff(network, cost),
+        info=RuleInfo(autodiff(network, cost)),
     )
 
 

@@ -17,7 +17,7 @@ from bpeq.rules._means import mean_loss
 from bpeq.settings import Count, NonNegative, Positive, checked
 from bpeq.solvers import fixed_steps
 from bpeq.systems._refusals import refuse_coupling
-from bpeq.types import Batch, Cost, Estimate, Key, Layer, LearningRule, Params, State
+from bpeq.types import Batch, Cost, Estimate, Key, Layer, LearningRule, Params, RuleInfo, State
 
 
 @checked
@@ -78,7 +78,7 @@ def dual_propagation(
       >>> params, state = rule.init(jax.random.key(1), network.init(jax.random.key(0), (2,))[0])
       >>> batch = Batch(jnp.ones((1, 2)), jnp.ones((1, 1)))
       >>> ours = rule.estimate(params, batch, state, jax.random.key(2))[0].grads
-      >>> exact = rule.reference.estimate(params, batch, (), jax.random.key(2))[0].grads
+      >>> exact = rule.info.reference.estimate(params, batch, (), jax.random.key(2))[0].grads
       >>> bool(jnp.allclose(ours[0]["w"], exact[0]["w"], rtol=1e-2))
       True
 
@@ -138,5 +138,7 @@ def dual_propagation(
         return Estimate(tuple(grads), loss, start[-1], {"inference": info}), state
 
     note = "with alpha = 0.5 backprop up to an error of order beta²" if alpha == 0.5 else ""
-    reference = autodiff(network, cost)
-    return LearningRule("dual_propagation", init, apply, estimate, reference=reference, note=note)
+    about = RuleInfo(
+        autodiff(network, cost), note=note, beta="beta", sweep_settings=lambda n: {"sweeps": n}
+    )
+    return LearningRule("dual_propagation", init, apply, estimate, info=about)

@@ -27,6 +27,7 @@ from bpeq.types import (
     Key,
     LearningRule,
     Params,
+    RuleInfo,
     SolveInfo,
     Solver,
     State,
@@ -189,9 +190,15 @@ def eqprop(
         loss = mean_loss(cost, rest.output, batch.y)
         return Estimate(made.grads, loss, rest.output, info), state
 
-    reference = exact_reference(system, cost)
-    objective = followed(system, cost)
-    return LearningRule("eqprop", init, apply, estimate, reference=reference, objective=objective)
+    smooth = [] if system.traits.not_holomorphic else ["holomorphic-4"]
+    about = RuleInfo(
+        exact_reference(system, cost),
+        followed(system, cost),
+        beta="beta",
+        nudgings=("one-sided", "centered", *smooth),
+        pushes_away=nudging != "one-sided",
+    )
+    return LearningRule("eqprop", init, apply, estimate, info=about)
 
 
 class _Contrasted(NamedTuple):
@@ -225,7 +232,7 @@ def _refuse(system: System, nudging: str, beta: Any) -> None:
             f"eqprop: the system {system.name!r} has no energy; rules that serve: "
             "vector_field_eqprop, asymmetric_eqprop, recurrent_backprop, bptt"
         )
-    if nudging in ("holomorphic", "online") and system.not_holomorphic:
-        raise ValueError(f"eqprop: nudging = {nudging!r}: {system.not_holomorphic}")
+    if nudging in ("holomorphic", "online") and system.traits.not_holomorphic:
+        raise ValueError(f"eqprop: nudging = {nudging!r}: {system.traits.not_holomorphic}")
     if nudging == "online" and beta == "auto":
         raise ValueError("eqprop: beta = 'auto': must be a number with nudging = \"online\"")

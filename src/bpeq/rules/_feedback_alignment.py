@@ -13,7 +13,7 @@ from bpeq.rules._autodiff import autodiff
 from bpeq.rules._backprop import passed_back
 from bpeq.rules._means import statistics_of
 from bpeq.settings import Degrees, checked
-from bpeq.types import Batch, Cost, Estimate, Key, Layer, LearningRule, Params, State
+from bpeq.types import Batch, Cost, Estimate, Key, Layer, LearningRule, Params, RuleInfo, State
 
 
 @checked
@@ -74,7 +74,7 @@ def feedback_alignment(network: Layer, cost: Cost, *, angle: Degrees = 90.0) -> 
         apply,
         estimate,
         statistics_of(network),
-        autodiff(network, cost),
+        info=RuleInfo(autodiff(network, cost)),
     )
 
 

@@ -82,10 +82,10 @@ def follows(system: System, cost: Cost) -> str:
       >>> follows(system, squared_error())
       'a quarter of the binary cross-entropy (to first order: the nudge is outside σ)'
     """
-    if system.outside in ("", "linear"):
+    if system.traits.nudge_outside in ("", "linear"):
         return ""
     plain = cost.name == "squared_error" and system.write is not None
-    what = _KNOWN.get(system.outside, "") if plain else ""
+    what = _KNOWN.get(system.traits.nudge_outside, "") if plain else ""
     return f"{what or 'the slope (1/σ′) ∂C/∂s'} (to first order: the nudge is outside σ)"
 
 
@@ -95,7 +95,7 @@ def refuse_outside(rule: str, system: System) -> None:
     Raises:
       ValueError: it names the rule, the system and the rules that serve.
     """
-    if system.outside:
+    if system.traits.nudge_outside:
         raise ValueError(
             f"{rule}: the system {system.name!r} is nudged outside of its σ, where the push that "
             "transposes the Jacobian does not; allowed: nudge = 'inside', or the rules eqprop, "

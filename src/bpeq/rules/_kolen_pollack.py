@@ -13,7 +13,7 @@ from bpeq.rules._backprop import passed_back
 from bpeq.rules._feedback_alignment import second_draw
 from bpeq.rules._means import statistics_of
 from bpeq.settings import Degrees, checked
-from bpeq.types import Batch, Cost, Estimate, Key, Layer, LearningRule, Params, State
+from bpeq.types import Batch, Cost, Estimate, Key, Layer, LearningRule, Params, RuleInfo, State
 
 
 @checked
@@ -99,10 +99,12 @@ def kolen_pollack(network: Layer, cost: Cost, *, angle: Degrees = 90.0) -> Learn
         apply,
         estimate,
         kept,
-        reference._replace(reference=reference),
-        optimizers=("adamw",),
-        decay=True,
-        held=(_both(trees.add), _both(trees.sub)),
+        info=RuleInfo(
+            reference._replace(info=RuleInfo(reference)),
+            optimizers=("adamw",),
+            needs_decay=True,
+            device_weights=(_both(trees.add), _both(trees.sub)),
+        ),
     )
 
 

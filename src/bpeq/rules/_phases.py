@@ -100,7 +100,7 @@ def nudged_phases(
     apart = partial(_apart, count)
     if start is None:
         start = jax.tree.map(lambda s: jnp.broadcast_to(s, (count, *s.shape)), free.state)
-    other = system.imperfect and system.imperfect.nudged
+    other = system.traits.device and system.traits.device.nudged
     take = None if other else _taker(system, params, free.clamped, free.none, batch)
 
     def some(rows: Array) -> Callable[[State], State]:

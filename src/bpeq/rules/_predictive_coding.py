@@ -24,6 +24,7 @@ from bpeq.types import (
     Layer,
     LearningRule,
     Params,
+    RuleInfo,
     SolveInfo,
     State,
 )
@@ -203,8 +204,12 @@ def predictive_coding(
         init,
         apply,
         estimate,
-        reference=autodiff(network, cost),
-        note=_note(inference, steps, rate),
+        info=RuleInfo(
+            autodiff(network, cost),
+            note=_note(inference, steps, rate),
+            # "timed" takes as many steps as there are blocks.
+            sweep_settings=None if inference == "timed" else lambda n: {"steps": n},
+        ),
     )
 
 

@@ -23,6 +23,7 @@ from bpeq.types import (
     Key,
     LearningRule,
     Params,
+    RuleInfo,
     SolveInfo,
     Solver,
     State,
@@ -119,7 +120,7 @@ def recurrent_backprop(
 
     solve = {"fixed-point": iterate, "neumann": series, "gmres": krylov}[method]
     rule = _implicit(system, cost, fixed_point() if free is None else free, solve)
-    return rule._replace(reference=exact_reference(system, cost))
+    return rule._replace(info=RuleInfo(exact_reference(system, cost)))
 
 
 def exact_reference(system: System, cost: Cost) -> LearningRule:

@@ -16,8 +16,8 @@ from bpeq.rules._start import Start, begun, remembering
 from bpeq.solvers import fixed_point
 from bpeq.types import (
     Batch,
+    Device,
     Estimate,
-    Imperfect,
     Key,
     LearningRule,
     Params,
@@ -121,23 +121,26 @@ def _coarse(system: System, relaxation: Relaxation) -> System:
         return short
 
     def keyed(key: Key) -> System:
-        assert imperfect.keyed is not None
-        return _coarse(imperfect.keyed(key), relaxation)
+        assert device.keyed is not None
+        return _coarse(device.keyed(key), relaxation)
 
     # Exact references are of the system whose sweeps are not short.
-    imperfect = system.imperfect or Imperfect(system, None, None)
+    traits = system.traits
+    device = traits.device or Device(system, None, None)
     real = f"with relaxation = {relaxation!r} no state can be complex; allowed here: 'same'"
     return system._replace(
-        not_holomorphic=system.not_holomorphic or real,
         sweep=shortened(system.sweep),
-        reverse=system.reverse and shortened(system.reverse),
-        imperfect=imperfect._replace(keyed=imperfect.keyed and keyed),
+        traits=traits._replace(
+            not_holomorphic=traits.not_holomorphic or real,
+            reverse=traits.reverse and shortened(traits.reverse),
+            device=device._replace(keyed=device.keyed and keyed),
+        ),
     )
 
 
 def _keyed(system: System, key: Key) -> System:
     """The system with noise from an estimate's own key; a system without noise as it is."""
-    keyed = system.imperfect and system.imperfect.keyed
+    keyed = system.traits.device and system.traits.device.keyed
     if keyed is None:
         return system
     return keyed(jax.random.fold_in(key, _NOISE))._replace(init_state=system.init_state)
@@ -148,7 +151,7 @@ def _noisy(
 ) -> LearningRule:
     """The rule on the system, its noise from the key that it is called with, if it has noise."""
     rule = on(system)
-    noisy = system.imperfect is not None and system.imperfect.keyed is not None
+    noisy = system.traits.device is not None and system.traits.device.keyed is not None
 
     def apply(params: Params, x: Any, key: Key | None = None) -> Array:
         here = system if key is None else _keyed(system, key)
@@ -165,9 +168,9 @@ def _noisy(
 
 
 def _constrained(rule: LearningRule, system: System) -> LearningRule:
-    if system.project is None:
+    if system.traits.project is None:
         return rule
-    project, own = system.project, rule.absorb
+    project, own = system.traits.project, rule.absorb
 
     def absorb(params: Params, info: dict[str, Any]) -> Params:
         return project(params if own is None else own(params, info))

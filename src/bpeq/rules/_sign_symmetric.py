@@ -13,7 +13,7 @@ from bpeq.rules._backprop import passed_back
 from bpeq.rules._feedback_alignment import second_draw
 from bpeq.rules._means import statistics_of
 from bpeq.settings import checked
-from bpeq.types import Batch, Cost, Estimate, Key, Layer, LearningRule, Params, State
+from bpeq.types import Batch, Cost, Estimate, Key, Layer, LearningRule, Params, RuleInfo, State
 
 
 @checked
@@ -79,5 +79,10 @@ def sign_symmetric(
         return passed_back(network, cost, params, feedback, batch, key), state
 
     return LearningRule(
-        "sign_symmetric", init, apply, estimate, statistics_of(network), autodiff(network, cost)
+        "sign_symmetric",
+        init,
+        apply,
+        estimate,
+        statistics_of(network),
+        info=RuleInfo(autodiff(network, cost)),
     )

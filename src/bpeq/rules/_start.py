@@ -42,12 +42,12 @@ def begun(system: System, start: Start, name: str) -> System:
         own = system.init_state
         return system._replace(init_state=lambda params, clamped: trees.zeros(own(params, clamped)))
     if start == "feedforward":
-        if system.forward is None:
+        if system.traits.forward is None:
             raise ValueError(
                 f"{name}: start = 'feedforward': the units of {system.name!r} have no order to "
                 "pass through; allowed here: 'own', 'zeros', 'carried', 'kept'"
             )
-        return system._replace(init_state=system.forward)
+        return system._replace(init_state=system.traits.forward)
     return system
 
 

@@ -16,7 +16,7 @@ from bpeq.rules._floor import warn_below_floor
 from bpeq.rules._means import mean_loss
 from bpeq.settings import NonNegative, Positive, checked
 from bpeq.systems._refusals import refuse_coupling
-from bpeq.types import Batch, Cost, Estimate, Key, Layer, LearningRule, Params, State
+from bpeq.types import Batch, Cost, Estimate, Key, Layer, LearningRule, Params, RuleInfo, State
 
 
 @checked
@@ -65,7 +65,7 @@ def target_propagation(
       (1, 4)
       >>> batch = Batch(jnp.ones((1, 2)), jnp.ones((1, 1)))
       >>> ours = rule.estimate(params, batch, state, jax.random.key(2))[0].grads
-      >>> exact = rule.objective.estimate(params, batch, state, jax.random.key(2))[0].grads
+      >>> exact = rule.info.objective.estimate(params, batch, state, jax.random.key(2))[0].grads
       >>> bool(jnp.allclose(ours[0]["w"], exact[0]["w"], rtol=1e-4))
       True
 
@@ -108,9 +108,8 @@ def target_propagation(
 
     plain = network._replace(forward=lambda p, x, key=None: network.forward(p[:own], x, key))
     rule = LearningRule("target_propagation", init, apply, estimate)
-    return rule._replace(
-        reference=autodiff(plain, cost), objective=_local_losses(rule, blocks, cost, step, noise)
-    )
+    objective = _local_losses(rule, blocks, cost, step, noise)
+    return rule._replace(info=RuleInfo(autodiff(plain, cost), objective))
 
 
 _AFFINE = dense(1)  # of the inverses: forward and backward read the sizes off the weights

@@ -28,6 +28,7 @@ from bpeq.types import (
     Layer,
     LearningRule,
     Params,
+    RuleInfo,
     SolveInfo,
     Solver,
     State,
@@ -149,18 +150,16 @@ def vector_field_eqprop(
         loss = mean_loss(cost, rest.output, batch.y)
         return Estimate(grads, loss, rest.output, record), state
 
-    reference = exact_reference(system, cost)
     note = f"follows {other}" if (other := follows(system, cost)) and not system.energy else ""
-    return LearningRule(
-        "vector_field_eqprop",
-        init,
-        apply,
-        estimate,
-        reference=reference,
-        objective=followed(system, cost),
+    about = RuleInfo(
+        exact_reference(system, cost),
+        followed(system, cost),
         note=note,
-        decay=kolen_pollack and not homeostasis,
+        needs_decay=kolen_pollack and not homeostasis,
+        beta="beta",
+        pushes_away=nudging == "centered",
     )
+    return LearningRule("vector_field_eqprop", init, apply, estimate, info=about)
 
 
 def respond(

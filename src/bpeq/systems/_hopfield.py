@@ -18,7 +18,7 @@ from bpeq.systems._feedback import init_feedback, pulled_down, untied_dforce
 from bpeq.systems._graph import Edge, Skips, build_graph, init_skips, state_shapes, turns
 from bpeq.systems._readout import activation_names, last_block, last_state
 from bpeq.systems._refusals import refuse_connections, refuse_network, why_not_holomorphic
-from bpeq.types import Key, Layer, Params, Shape, State, System
+from bpeq.types import Key, Layer, Params, Shape, State, System, SystemTraits
 
 
 class Clamped(NamedTuple):
@@ -228,6 +228,7 @@ def hopfield(
     def write(state: State, value: Array) -> State:
         return (*state[:-1], value)
 
+    sigma = activation_names(network)[top - 1]
     return System(
         name="hopfield",
         init=init,
@@ -240,10 +241,13 @@ def hopfield(
         dforce=untied_dforce(graph) if untied else dforce_of(denergy),
         readout=last_state(top) if output == "state" else last_block(blocks[-1], top),
         write=write if output == "state" else None,
-        not_holomorphic=why_not_holomorphic(network, extra),
-        forward=forward,
-        outside=activation_names(network)[top - 1] if nudge == "outside" else "",
-        reverse=in_turn(groups[::-1]) if len(groups) > 1 else None,
+        traits=SystemTraits(
+            not_holomorphic=why_not_holomorphic(network, extra),
+            forward=forward,
+            reverse=in_turn(groups[::-1]) if len(groups) > 1 else None,
+            nudge_outside=sigma if nudge == "outside" else "",
+            linear_output=output == "state" and sigma == "linear",
+        ),
     )
 
 

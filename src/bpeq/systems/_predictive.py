@@ -13,7 +13,7 @@ from bpeq.settings import Positive, checked
 from bpeq.systems._derivatives import contract, dforce_of, side_by_side, weighted
 from bpeq.systems._readout import activated_state, last_block
 from bpeq.systems._refusals import refuse_coupling, why_not_holomorphic
-from bpeq.types import Layer, Params, State, System
+from bpeq.types import Layer, Params, State, System, SystemTraits
 
 
 class Clamped(NamedTuple):
@@ -184,6 +184,9 @@ def predictive(
         if output == "state"
         else last_block(readout_block, len(blocks), last),
         write=write if linear and output == "state" else None,
-        not_holomorphic=why_not_holomorphic(network),
-        forward=init_state,
+        traits=SystemTraits(
+            not_holomorphic=why_not_holomorphic(network),
+            forward=init_state,
+            linear_output=linear and output == "state",
+        ),
     )

@@ -23,7 +23,7 @@ from bpeq.systems._resistors import (
     power_gradient,
     twice,
 )
-from bpeq.types import Key, Layer, Params, Shape, State, System
+from bpeq.types import Key, Layer, Params, Shape, State, System, SystemTraits
 
 
 class Clamped(NamedTuple):
@@ -234,10 +234,12 @@ def resistive(
         dforce=dforce_of(denergy),
         readout=last_state(top) if outputs == "single" else paired_state(top),
         write=write if outputs == "single" else None,
-        not_holomorphic=why_not_holomorphic(network),
-        project=non_negative,
-        forward=forward,
-        reverse=in_turn(1) if top > 1 else None,
+        traits=SystemTraits(
+            not_holomorphic=why_not_holomorphic(network),
+            project=non_negative,
+            forward=forward,
+            reverse=in_turn(1) if top > 1 else None,
+        ),
     )
 
 

@@ -91,7 +91,7 @@ def on_floats(system: System, params: Params) -> tuple[System, Params, Callable[
         force=of_whole(system.force),
         dforce=lambda *args: part(dforce(*args)),
         readout=readout,
-        forward=of_whole(system.forward),
+        traits=system.traits._replace(forward=of_whole(system.traits.forward)),
     )
     return made, part(params), whole
 

@@ -42,7 +42,7 @@ def holomorphic_finding(
         words = f"cannot be computed on complex numbers: {error}"
     elif rough:
         words = f"Cauchy and Riemann's equations fail by {gap:.1e}"
-    declared = subject.system.not_holomorphic
+    declared = subject.system.traits.not_holomorphic
     passed = holds or (False if needed else None)
     if energy is None and holds == bool(declared):
         words += f"; the system says {declared or 'that it is'}"

@@ -14,7 +14,7 @@ from bpeq.settings import NonNegative, Whole, checked
 from bpeq.systems.devices._levels import Levels
 from bpeq.systems.devices._noise import noise_of
 from bpeq.systems.devices._weights import device, within
-from bpeq.types import Imperfect, Key, Layer, LearningRule, Params, State, System
+from bpeq.types import Device, Key, Layer, LearningRule, Params, State, System
 
 Bits = Annotated[int, Interval(ge=1, le=16)]
 
@@ -129,7 +129,7 @@ def imperfect(
 
 def _rule(rule: LearningRule, see: Callable[..., Params], weights: Levels) -> LearningRule:
     limit, own = within(weights, None), rule.absorb
-    hold, store = rule.held or (lambda params: params, lambda params: params)
+    hold, store = rule.info.device_weights or (lambda params: params, lambda params: params)
 
     def absorb(params: Params, info: dict[str, Any]) -> Params:
         return store(limit(hold(params if own is None else own(params, info))))
@@ -153,7 +153,8 @@ def _system(
     several: bool,
     key: Key,
 ) -> System:
-    inner = system.imperfect or Imperfect(system, None, None)
+    traits = system.traits
+    inner = traits.device or Device(system, None, None)
 
     def clamp(params: Params, x: Any) -> Clamped:
         seen = see(params)
@@ -202,14 +203,16 @@ def _system(
         force=ondevice(system.force),
         dforce=ondevice(system.dforce),
         readout=_read_by(system.readout, see),
-        not_holomorphic=system.not_holomorphic or inexact or "",
-        project=within(weights, system.project),
-        forward=ondevice(system.forward),
-        reverse=None,
-        imperfect=Imperfect(
-            ideal=system.ideal,
-            keyed=rekeyed if noise > 0 or inner.keyed is not None else None,
-            nudged=nudged if several or inner.nudged is not None else None,
+        traits=traits._replace(
+            not_holomorphic=traits.not_holomorphic or inexact or "",
+            project=within(weights, traits.project),
+            forward=ondevice(traits.forward),
+            reverse=None,
+            device=Device(
+                ideal=system.ideal,
+                keyed=rekeyed if noise > 0 or inner.keyed is not None else None,
+                nudged=nudged if several or inner.nudged is not None else None,
+            ),
         ),
     )
 
