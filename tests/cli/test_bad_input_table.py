@@ -332,7 +332,7 @@ TABLE: dict[str, list[Bad]] = {
             text("half/metrics.jsonl", "{}\n")),
         Bad("run half --resume", 3, "half/metrics.jsonl: was changed: its rows are not those",
             folder_for("half/metrics.jsonl")),
-        Bad("run half --resume", 3, "half: cannot write there: Is a directory",
+        Bad("run half --resume", 3, "half/.lock: cannot lock: Is a directory",
             folder_for("half/.lock")),
         Bad("run done --resume", 3, "done/summary.json: is damaged: it has no metrics",
             both(text("done/summary.json", "{}"), lambda: Path("done/report.html").unlink())),

@@ -97,7 +97,7 @@ def told(call, *argv: object) -> int:
 @pytest.fixture
 def to_the_door(monkeypatch) -> None:
     """What is wrong with a config is known before a folder is made; there it ends."""
-    monkeypatch.setattr("bpeq.runs.lock.held", compiled)
+    monkeypatch.setattr("bpeq.runs.lock.lock_folder", compiled)
     monkeypatch.setattr("bpeq.experiment.sweep.claim", compiled)
 
 
@@ -238,8 +238,8 @@ def test_any_value_of_any_key_on_the_command_line_is_refused_in_one_line_or_buil
 
 
 def whole(folder: Path) -> dict[str, bytes]:
-    kept = (path for path in folder.rglob("*") if path.is_file() and path.name != ".lock")
-    return {str(path): path.read_bytes() for path in kept}
+    kept = (path for path in folder.rglob("*") if path.is_file())
+    return {str(path): path.read_bytes() for path in kept if path.name not in (".lock", ".holder")}
 
 
 NAMES = ["config.toml", "environment.json", "metrics.jsonl", "summary.json", "params.safetensors"]

@@ -153,7 +153,7 @@ def test_a_run_that_a_process_outside_of_the_sweep_writes_is_waited_for(config, 
     found = sweep_runs.cells(config, [], sweep_runs.read_grids(["seed=1"]))
     folder, said = tmp_path / "sweep", []
     sweeping.claim(folder)
-    outside = lock.held(folder / found[0].name)
+    outside = lock.lock_folder(folder / found[0].name)
     outside.__enter__()
 
     def progress(done, total, row):

@@ -49,8 +49,10 @@ def check_memory(config: Config, params: Params, rows: int) -> None:
     one = 2 * sum(leaf.size * getattr(leaf.dtype, "itemsize", 4) for leaf in leaves) + 8 * rows
     seeds = config.tree["seeds"]
     told = jax.local_devices()[0].memory_stats() or {}
-    there = told.get("bytes_limit") or os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    if seeds * one > there:
+    there = told.get("bytes_limit")
+    if there is None and hasattr(os, "sysconf"):  # Windows has none, and refuses by itself
+        there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if there and seeds * one > there:
         key, value = ("network.layers", None) if one > there else ("seeds", seeds)
         said = f"weights and gradients take {seeds * one / 1e9:.3g} GB of {there / 1e9:.3g} GB"
         raise config.fault(key, value, f"{said}; use a smaller network, or fewer seeds")

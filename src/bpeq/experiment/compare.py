@@ -65,7 +65,7 @@ def compare(
             tune.check(each, problems[name])
     if resume and (folder / "config.toml").exists():
         raise FileExistsError(f"the folder {folder} already holds a run; name a new one")
-    with lock.held(folder, resume):
+    with lock.lock_folder(folder, resume):
         return _compared(config, configs, problems, folder, progress, stop, trials, resume)
 
 

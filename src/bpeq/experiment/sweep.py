@@ -132,7 +132,7 @@ def _run(each: Cell, folder: Path, progress: Any, stop: Any) -> bool:
     """
     place = folder / each.name
     try:
-        lock.refuse_if_held(place)
+        lock.refuse_if_locked(place)
     except lock.Locked:
         return False
     _log(folder, each, "resumed" if (place / "config.toml").exists() else "started")

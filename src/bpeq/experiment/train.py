@@ -69,7 +69,7 @@ def run(
         checksum = problem.data.checksum
         alike(config, checksum)
     double = jax.enable_x64(config.tree["precision"] == "float64")
-    with lock.held(folder, resume), double:
+    with lock.lock_folder(folder, resume), double:
         if resume and resuming.finished(folder):
             manifest.seal(folder)
             return resuming.summary(folder)

@@ -1,93 +1,118 @@
-"""One writer a run folder: an advisory lock that the system lets go of when its process ends."""
+"""One writer for each run folder: file locks that the system releases when their process ends."""
 
 from __future__ import annotations
 
 import errno
-import fcntl
 import json
 import os
 import socket
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 from bpeq.runs import run_folder
 from bpeq.types import Caution, DataError
 
-_NONE = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)  # a file system without locks
+_NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
+"""What a file system without locks answers."""
 
 
 class Locked(FileExistsError):
     """Another process is writing into the folder. Exit code 2."""
 
 
+class NoLocks(DataError):
+    """The file system has no locks. Exit code 3."""
+
+
 @contextmanager
-def held(folder: Path, resume: bool = False) -> Iterator[None]:
-    """A folder for one run, made if need be, that nobody else may write into until it is done.
+def lock_file(path: Path, wait: bool = False) -> Iterator[bool]:
+    """Locks a file, which is made if need be, until the block ends or the process dies.
 
     Args:
-      resume: the folder may hold a run already, whose half-written files are cleared away.
+      path: the file. Its folder must exist.
+      wait: wait until another process releases the lock, instead of giving up at once.
+
+    Yields:
+      Whether this process has the lock. With `wait` it always has.
 
     Raises:
-      Locked: another process has it. FileExistsError: without `resume` it already holds a run, or
-      it is not empty. DataError: it cannot be made or written to. Nothing was touched then.
+      NoLocks: the file system has no locks. DataError: the file cannot be made or locked.
     """
-    if not resume or not any((folder / name).exists() for name in (run_folder.LOCK, "config.toml")):
-        refuse_if_held(folder)
-        run_folder.claim(folder)
+    lock = FileLock(path, timeout=-1 if wait else 0)
     try:
-        file = (folder / run_folder.LOCK).open("a+")
+        # Without flock, filelock warns and takes marker files, which outlive a killed process.
+        with warnings.catch_warnings(action="error", category=UserWarning):
+            lock.acquire()
+    except Timeout:
+        pass
+    except (NotImplementedError, UserWarning) as error:
+        raise NoLocks(f"{path}: cannot lock: the file system has no locks") from error
     except OSError as error:
-        raise DataError(f"{folder}: cannot write there: {error.strerror}") from error
-    with file:
+        kind = NoLocks if error.errno in _NO_LOCKS else DataError
+        raise kind(f"{path}: cannot lock: {error.strerror or error}") from error
+    try:
+        yield lock.is_locked
+    finally:
+        lock.release()
+
+
+@contextmanager
+def lock_folder(folder: Path, resume: bool = False) -> Iterator[None]:
+    """Makes a folder for one run, if need be, and keeps other writers out until the block ends.
+
+    On a file system without locks nothing keeps them out. A warning says so.
+
+    Args:
+      folder: the run folder.
+      resume: the folder may already hold a run. Its half-written files are removed.
+
+    Raises:
+      Locked: another process has the folder. FileExistsError: without `resume`, the folder holds a
+      run or is not empty. DataError: it cannot be made or written to. Nothing was changed then.
+    """
+    path = folder / run_folder.LOCK
+    if not (resume and (path.exists() or (folder / "config.toml").exists())):
+        refuse_if_locked(folder)
+        run_folder.claim(folder)
+    with ExitStack() as stack:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise Locked(_refusal(folder)) from None
-        except OSError as error:
-            if error.errno not in _NONE:
-                raise DataError(
-                    f"{folder / run_folder.LOCK}: cannot lock: {error.strerror}"
-                ) from error
-            said = f"{folder}: its file system has no locks: nothing keeps a second writer off"
-            warnings.warn(said, Caution, stacklevel=3)
+            if not stack.enter_context(lock_file(path)):
+                raise Locked(_refusal(folder))
+        except NoLocks:
+            message = f"{folder}: its file system has no locks: nothing keeps a second writer off"
+            warnings.warn(message, Caution, stacklevel=3)
         if not resume:
-            run_folder.claim(folder)  # another may have begun and ended meanwhile
-        _write(file, json.dumps({"pid": os.getpid(), "host": socket.gethostname()}))
+            run_folder.claim(folder)  # another process may have begun and ended a run meanwhile
+        holder = folder / run_folder.HOLDER
+        with suppress(OSError):  # a full disk: the lock holds all the same
+            holder.write_text(json.dumps({"pid": os.getpid(), "host": socket.gethostname()}))
         if resume:
             for part in (folder / run_folder.PROBE, *folder.rglob("*.part")):
                 part.unlink(missing_ok=True)
         try:
             yield
         finally:
-            _write(file, "")
+            holder.unlink(missing_ok=True)
 
 
-def refuse_if_held(folder: Path) -> None:
-    """Raises Locked, which names who is writing into a folder, before it is said to hold a run."""
-    try:
-        with (folder / run_folder.LOCK).open() as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise Locked(_refusal(folder)) from None
-    except OSError:
-        return
+def refuse_if_locked(folder: Path) -> None:
+    """Raises Locked, which names the process, if a process is writing into a folder."""
+    path = folder / run_folder.LOCK
+    if path.is_file():
+        with suppress(DataError), lock_file(path) as mine:  # a writer will meet the same DataError
+            if not mine:
+                raise Locked(_refusal(folder))
 
 
 def _refusal(folder: Path) -> str:
+    # In a file of its own: filelock may empty the one that it locks, Windows lets nobody read it.
     try:
-        holder = json.loads((folder / run_folder.LOCK).read_text())
+        holder = json.loads((folder / run_folder.HOLDER).read_text())
         who = f"process {holder['pid']} on {holder['host']}"
     except (OSError, ValueError, KeyError, TypeError):
         who = "another process"
     return f"the folder {folder} is being written by {who}"
-
-
-def _write(file: object, text: str) -> None:
-    """In place: the lock belongs to the file, and a new one would not have it."""
-    try:
-        os.ftruncate(file.fileno(), 0)  # type: ignore[attr-defined]
-        os.write(file.fileno(), text.encode())  # type: ignore[attr-defined]
-    except OSError:
-        pass  # a full disk: the lock holds all the same

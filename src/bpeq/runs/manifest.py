@@ -86,6 +86,8 @@ def _names(folder: Path) -> list[str]:
     own = (
         n
         for n in names
-        if n != NAME and Path(n).name != run_folder.LOCK and not n.endswith(".part")
+        if n != NAME
+        and Path(n).name not in (run_folder.LOCK, run_folder.HOLDER)
+        and not n.endswith(".part")
     )
     return sorted(own)

@@ -8,6 +8,7 @@ import os
 import platform
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ import numpy as np
 
 from bpeq.types import DataError
 
-LOCK, PROBE = ".lock", ".writable"
+LOCK, HOLDER, PROBE = ".lock", ".holder", ".writable"
 MARKS = ("config.toml", "summary.json", "comparison.json", "metrics.jsonl")
 
 
@@ -46,9 +47,10 @@ def claimable(folder: Path) -> None:
     """Raises FileExistsError where a folder is none, or has more in it than a lock's remains."""
     if folder.exists() and not folder.is_dir():
         raise FileExistsError(f"{folder} is a file, not a folder")
-    names = {path.name for path in folder.iterdir()} - {PROBE} if folder.is_dir() else set()
+    names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
     if LOCK in names:  # a run that was killed before it had written anything
-        names = {name for name in names - {LOCK} if not name.endswith(".part")}
+        names = {name for name in names if not name.endswith(".part")}
+    names -= {LOCK, HOLDER, PROBE}
     if names:
         kind = "already holds a run" if names & {*MARKS} else "is not empty"
         raise FileExistsError(f"the folder {folder} {kind}; name a new one")
@@ -58,8 +60,9 @@ def disclaim(folder: Path) -> None:
     """Takes a claim back: a folder goes in which no step has been logged and nothing else is."""
     if (folder / "metrics.jsonl").exists():
         return
-    for name in ("config.toml", "environment.json", LOCK):
-        (folder / name).unlink(missing_ok=True)
+    for name in ("config.toml", "environment.json", HOLDER, LOCK):
+        with suppress(PermissionError):  # Windows keeps the lock's file while it is locked
+            (folder / name).unlink(missing_ok=True)
     if not any(folder.iterdir()):
         folder.rmdir()
 
@@ -217,7 +220,9 @@ def differences(then: dict[str, Any], now: dict[str, Any]) -> str:
 
 
 def _settle(folder: Path) -> None:
-    """A renaming is on the disk once its folder is."""
+    """A renaming is on the disk once its folder is. Windows cannot do this for a folder."""
+    if os.name == "nt":
+        return
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
