@@ -24,6 +24,7 @@ import pytest
 
 from bpeq.cli import signals
 from bpeq.config import loading
+from bpeq.core.compat import enable_x64
 from bpeq.experiment import distributed
 from bpeq.runs import checkpoints, manifest
 
@@ -489,7 +490,7 @@ def test_float64_is_had_whatever_jaxs_default_and_refused_where_no_device_has_it
 ) -> None:
     """JAX_ENABLE_X64=0 forbids nothing: it is JAX's default; a config's precision is its own."""
     asked = loading.load("c.toml", ["precision=float64"])
-    with jax.enable_x64(False):
+    with enable_x64(False):
         distributed.ready(asked)
 
     def without(*args: Any, **more: Any) -> Any:

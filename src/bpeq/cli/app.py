@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
@@ -17,6 +17,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+
+CommandError = cast(type[Exception], typer.BadParameter.__base__)
+"""Any wrong use of a command. Its class is click's up to typer 0.25, and typer's own since."""
 
 ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="a TOML config")]
 Set = Annotated[

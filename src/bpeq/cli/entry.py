@@ -27,10 +27,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     keep_memory()
     if supervisor.supervised():
         supervisor.settle_in()
-    from typer.exceptions import TyperException
-
     from bpeq.cli import look_commands, sweep_commands, train_commands  # noqa: F401  join the app
-    from bpeq.cli.app import app
+    from bpeq.cli.app import CommandError, app
 
     arguments = list(sys.argv[1:] if argv is None else argv) or ["--help"]
     try:
@@ -38,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             warnings.showwarning = _one_line(warnings.showwarning)
             result = app(arguments, prog_name="bpeq", standalone_mode=False, obj=arguments)
         return result if isinstance(result, int) else DONE
-    except TyperException as error:
+    except CommandError as error:
         return say(getattr(error, "format_message", error.__str__)(), BAD_INPUT)
     except Exception as error:
         if (said := _environment(error)) is not None:

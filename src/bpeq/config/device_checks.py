@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from bpeq.config.loading import Config, ConfigError
+from bpeq.core.compat import enable_x64
 from bpeq.types import Params
 
 
@@ -28,7 +29,7 @@ def ready(config: Config) -> None:
     precision = config.tree["precision"]
     if precision == "float64":
         try:
-            with jax.enable_x64(True):
+            with enable_x64(True):
                 found = jax.block_until_ready(jnp.ones(()) + 1).dtype.name
         except jax.errors.JaxRuntimeError:
             found = "nothing"

@@ -18,6 +18,7 @@ from bpeq.config.loading import Config, ConfigError
 from bpeq.config.registry import resolve
 from bpeq.config.schema import wires
 from bpeq.core import trees
+from bpeq.core.compat import enable_x64
 from bpeq.data import Dataset
 from bpeq.training.optimizers import with_rates
 from bpeq.types import Cost, Key, Layer, LearningRule, Params, Solver, System
@@ -59,7 +60,7 @@ def build(config: Config, data: Dataset | None = None) -> Problem:
       ConfigError: parts that do not fit each other or the data. DataError: the data are at fault.
     """
     ready(config)
-    with jax.enable_x64(config.tree["precision"] == "float64"):
+    with enable_x64(config.tree["precision"] == "float64"):
         data = build_data(config) if data is None else data
         network, cost = config.build_network(), config.build("cost")
         rule_factory = resolve("rules", config.tree["rule"]["name"], config.folder)
@@ -114,7 +115,7 @@ def build_data(config: Config) -> Dataset:
     """
     if "data" not in config.tree:
         raise config.fault("data.name", None, "is missing; only `bpeq run` and `check` need none")
-    with jax.enable_x64(config.tree["precision"] == "float64"):
+    with enable_x64(config.tree["precision"] == "float64"):
         return config.build("data")
 
 

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int
 
+from bpeq.core.compat import axis_size
 from bpeq.types import Shape
 
 AXIS = "data"
@@ -23,7 +24,7 @@ AXIS = "data"
 def count() -> int:
     """How many parts the batch is in; 1 outside a mesh."""
     try:
-        return jax.lax.axis_size(AXIS)
+        return axis_size(AXIS)
     except NameError:  # how JAX says that no such axis is in sight
         return 1
 

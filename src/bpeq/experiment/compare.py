@@ -14,6 +14,7 @@ from bpeq.analysis.compare_rules import function_of, functions_note, remark
 from bpeq.analysis.gradient_cost import CompiledGradient, compiled_gradient, gradient_costs
 from bpeq.config.loading import Config
 from bpeq.config.problem import Problem, build, build_data, seed_keys
+from bpeq.core.compat import enable_x64
 from bpeq.experiment import train, tune
 from bpeq.experiment.distributed import shared_by
 from bpeq.experiment.rule_fidelity import before_and_after, first_examples
@@ -95,7 +96,7 @@ def _compared(
         if not rows and not any(found["trials"] for found in tuned.values()):
             raise
     else:
-        with jax.enable_x64(config.tree["precision"] == "float64"):
+        with enable_x64(config.tree["precision"] == "float64"):
             for name, cost in gradient_costs(gradients).items():
                 rows[name]["cost"] = cost._asdict()
     comparison = {
@@ -136,7 +137,7 @@ def _row(
         said = {"said": "diverged"}
     if progress is not None:
         progress(epochs, epochs, {"said": "measuring"})
-    with jax.enable_x64(config.tree["precision"] == "float64"):
+    with enable_x64(config.tree["precision"] == "float64"):
         trained = saved_params(folder, problem, config.tree["seeds"])
         if not control:
             known = summary.get("fidelity")

@@ -8,7 +8,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -18,6 +17,7 @@ from bpeq.analysis.gdu import gdu_mismatch
 from bpeq.config.loading import Config
 from bpeq.config.problem import Problem, build, seed_keys
 from bpeq.core import trees
+from bpeq.core.compat import enable_x64
 from bpeq.experiment.fidelity_grids import At, Look, grid_jobs, precisions
 from bpeq.experiment.rule_fidelity import estimated, first_examples, probe, state_names
 from bpeq.experiment.saved_run import weights_like
@@ -113,13 +113,13 @@ def _lay(done: dict[str, Any], part: dict[str, Any]) -> None:
 def _rule(name: str, look: Look) -> dict[str, Any]:
     """The rule as configured; and, where [fidelity] asks for precisions, in each of them."""
     own, asked = look.config.tree["precision"], look.config.tree.get("fidelity", {})
-    with jax.enable_x64(own == "float64"):
+    with enable_x64(own == "float64"):
         row = probe(look.problem, look.at.params, look.at.state, look.at.batch, look.at.key)
     if asked.get("precisions") and "relative_error" in row:
         row["precisions"] = {own: {key: part for key, part in row.items() if key != "nudge"}}
         for precision in precisions(look.config):
             if precision != own:
-                with jax.enable_x64(precision == "float64"):
+                with enable_x64(precision == "float64"):
                     at = trees.cast(look.at, jnp.result_type(float))
                     row["precisions"][precision] = estimated(look.problem, *at)
     return {"rules": {name: row}}
@@ -185,7 +185,7 @@ def _gdu(look: Look) -> dict[str, Any]:
 def _at(config: Config, problem: Problem, trained: Path | None) -> At:
     """The first seed's weights, initial or of a run, and the first examples that it trains on."""
     keys = seed_keys(config.tree["seed"], 1)[0]
-    with jax.enable_x64(config.tree["precision"] == "float64"):
+    with enable_x64(config.tree["precision"] == "float64"):
         params, state = problem.rule.init(keys[1], problem.init(keys[0]))
         if trained is not None:
             rule = config.tree["rule"]["name"]

@@ -15,6 +15,7 @@ from bpeq.config.problem import Problem, build
 from bpeq.config.registry import resolve
 from bpeq.config.schema import ConfigError, fields, wires
 from bpeq.core import trees
+from bpeq.core.compat import enable_x64
 from bpeq.experiment.rule_fidelity import entry
 from bpeq.types import Batch, Estimate, Key, LearningRule, Params, Solver, State
 
@@ -98,7 +99,7 @@ def precisions(config: Config) -> list[str]:
 def _exact(look: Look, precision: str) -> Estimate:
     """The exact gradient that the rule is after: of its own objective, if it has one."""
     rule = look.problem.rule
-    with jax.enable_x64(precision == "float64"):
+    with enable_x64(precision == "float64"):
         at = trees.cast(look.at, jnp.result_type(float))
         aim = rule.info.objective or rule.info.reference
         return exact_gradient(rule, at.params, at.batch, key=at.key, reference=aim)
@@ -114,7 +115,7 @@ def _grid(
     """A row for every variant and β: the estimate against one exact gradient."""
     rows: list[dict[str, Any]] = []
     objective = look.problem.rule.info.objective
-    with jax.enable_x64(precision == "float64"):
+    with enable_x64(precision == "float64"):
         at = trees.cast(look.at, jnp.result_type(float))
         for each in variants:
             estimate = jax.jit(each.rule.estimate)

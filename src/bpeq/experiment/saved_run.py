@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from bpeq.config.loading import Config, ConfigError, load
 from bpeq.config.problem import Problem, build
 from bpeq.core import trees
+from bpeq.core.compat import enable_x64
 from bpeq.data import Dataset
 from bpeq.experiment import resume
 from bpeq.runs import run_folder
@@ -51,7 +52,7 @@ def load_run(folder: Path | str, seed: int = 0) -> LoadedRun:
     seeds = config.tree["seeds"]
     if not 0 <= seed < seeds:
         raise ValueError(f"load_run: seed = {seed}: the run has seeds 0 to {seeds - 1}")
-    with jax.enable_x64(config.tree["precision"] == "float64"):
+    with enable_x64(config.tree["precision"] == "float64"):
         everyone = saved_params(folder, problem, seeds)
         params = jax.tree.map(lambda leaf: leaf[seed], everyone)
     return LoadedRun(params, everyone, problem.rule, problem.network, problem.data, config, summary)
@@ -72,7 +73,7 @@ def weights_like(folder: Path, params: Params, whose: str) -> Params:
     loaded = load_run(folder).params
     if jax.tree.map(jnp.shape, loaded) != jax.tree.map(jnp.shape, params):
         raise ConfigError(f"--run = {folder}: its parameters do not fit {whose}")
-    with jax.enable_x64(True):  # or float64 weights could not be touched where the config's is 32
+    with enable_x64(True):  # or float64 weights could not be touched where the config's is 32
         return trees.cast(loaded, dtype)
 
 

@@ -19,6 +19,7 @@ from bpeq.config.device_checks import ready
 from bpeq.config.loading import Config
 from bpeq.config.problem import Problem, build, seed_keys
 from bpeq.core import trees
+from bpeq.core.compat import enable_x64
 from bpeq.experiment import resume as resuming
 from bpeq.experiment.distributed import agreed, alike, shared_by
 from bpeq.experiment.rule_fidelity import before_and_after
@@ -68,7 +69,7 @@ def run(
         work = partial(_training, config, problem, shared_by(config))
         checksum = problem.data.checksum
         alike(config, checksum)
-    double = jax.enable_x64(config.tree["precision"] == "float64")
+    double = enable_x64(config.tree["precision"] == "float64")
     with lock.lock_folder(folder, resume), double:
         if resume and resuming.finished(folder):
             manifest.seal(folder)

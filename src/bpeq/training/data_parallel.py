@@ -12,6 +12,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array
 
 from bpeq.core import sharding
+from bpeq.core.compat import shard_map
 from bpeq.rules._start import Remembering
 from bpeq.types import Batch, Estimate, Key, LearningRule, Params, State
 
@@ -71,7 +72,7 @@ def data_parallel(rule: LearningRule, devices: Mesh | int | Literal["all"] = "al
       True
     """
     mesh = data_mesh(devices) if isinstance(devices, int | str) else devices
-    split = partial(jax.shard_map, mesh=mesh, check_vma=False)
+    split = partial(shard_map, mesh=mesh)
 
     def apply(params: Params, x: Array, key: Key | None = None) -> Array:
         if key is not None:

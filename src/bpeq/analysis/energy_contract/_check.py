@@ -19,6 +19,7 @@ from bpeq.analysis.energy_contract._smoothness import holomorphic_finding
 from bpeq.analysis.energy_contract._subject import Finding, look
 from bpeq.analysis.equilibrium import Curvature, curvature
 from bpeq.core import trees
+from bpeq.core.compat import enable_x64
 from bpeq.costs import squared_error
 from bpeq.settings import Count, Positive, checked
 from bpeq.systems import from_energy
@@ -148,7 +149,7 @@ def check_energy(
         system = energy.ideal
     keys = jax.random.split(key, 5)  # the first checks' own, whatever is added
     extra = jax.random.split(jax.random.fold_in(key, 1), 3)
-    with jax.enable_x64(True):
+    with enable_x64(True):
         params, x = trees.cast((params, jnp.asarray(x)), jnp.float64)
         y = y if y is None else trees.cast(jnp.asarray(y), jnp.float64)
         cost = squared_error() if cost is None else cost
