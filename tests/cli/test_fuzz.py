@@ -98,7 +98,7 @@ def told(call, *argv: object) -> int:
 def to_the_door(monkeypatch) -> None:
     """What is wrong with a config is known before a folder is made; there it ends."""
     monkeypatch.setattr("bpeq.runs.lock.lock_folder", compiled)
-    monkeypatch.setattr("bpeq.experiment.sweep.claim", compiled)
+    monkeypatch.setattr("bpeq.experiment.sweep.open_folder", compiled)
 
 
 # --- trees, and what can be done to them -------------------------------------------------------

@@ -16,10 +16,11 @@ from pathlib import Path
 
 import jax
 import pytest
+from filelock import FileLock
 
 from bpeq.config.loading import ConfigError, load
-from bpeq.experiment import search, sweep_runs
 from bpeq.experiment import sweep as sweeping
+from bpeq.experiment import sweep_runs, tune
 from bpeq.runs import lock, run_folder
 from bpeq.types import DataError
 
@@ -99,20 +100,19 @@ def test_a_failure_loses_that_run_only_and_the_same_command_runs_nothing_twice(
 
 def test_what_another_worker_has_is_left_to_it_until_it_has_gone(config, tmp_path):
     grid = sweep_runs.read_grids(["optimizer.learning_rate=0.1,0.2"])
-    found = sweep_runs.cells(config, [], grid)
+    found = sweep_runs.grid_runs(config, [], grid)
     folder = tmp_path / "sweep"
-    sweeping.claim(folder)
+    sweeping.open_folder(folder)
     said = []
 
     def progress(done, total, row):
         said.append(row["said"])
         if "waiting" in row["said"]:
-            other.close()  # as the system does when a process ends
+            other.release()  # as the system does when a process ends
 
-    other = sweeping._claimed(folder, found[0])
-    assert other.__enter__()
-    other.close = lambda: other.__exit__(None, None, None)
-    sweeping.work(found, folder, progress)
+    other = FileLock(folder / sweeping.CLAIMS / found[0].name)
+    other.acquire()
+    sweeping.run_all(found, folder, progress)
     assert "waiting for 1 that others run" in said
     assert [row["run"] for row in log(folder)] == [found[1].name] * 2 + [found[0].name] * 2
 
@@ -123,25 +123,25 @@ def test_a_worker_that_comes_second_to_an_empty_folder_joins_in(tmp_path, monkey
 
     def late(folder):
         monkeypatch.undo()
-        sweeping.claim(folder)
+        sweeping.open_folder(folder)
         return claim(folder)
 
     monkeypatch.setattr(run_folder, "claim", late)
-    sweeping.claim(tmp_path / "sweep")
+    sweeping.open_folder(tmp_path / "sweep")
     assert {p.name for p in (tmp_path / "sweep").iterdir()} == {sweeping.CLAIMS}
 
 
 def test_workers_write_what_a_sweep_shows_one_after_the_other(tmp_path):
     """Both would write the same temporary file, and one would rename the other's away."""
-    sweeping.claim(tmp_path / "sweep")
+    sweeping.open_folder(tmp_path / "sweep")
     inside = []
 
     def worker():
-        with sweeping.alone(tmp_path / "sweep"):
+        with sweeping.one_writer(tmp_path / "sweep"):
             inside.append("second")
 
     second = threading.Thread(target=worker)
-    with sweeping.alone(tmp_path / "sweep"):
+    with sweeping.one_writer(tmp_path / "sweep"):
         second.start()
         second.join(0.2)
         inside.append("first")
@@ -150,9 +150,9 @@ def test_workers_write_what_a_sweep_shows_one_after_the_other(tmp_path):
 
 
 def test_a_run_that_a_process_outside_of_the_sweep_writes_is_waited_for(config, tmp_path):
-    found = sweep_runs.cells(config, [], sweep_runs.read_grids(["seed=1"]))
+    found = sweep_runs.grid_runs(config, [], sweep_runs.read_grids(["seed=1"]))
     folder, said = tmp_path / "sweep", []
-    sweeping.claim(folder)
+    sweeping.open_folder(folder)
     outside = lock.lock_folder(folder / found[0].name)
     outside.__enter__()
 
@@ -161,18 +161,18 @@ def test_a_run_that_a_process_outside_of_the_sweep_writes_is_waited_for(config, 
         if said.count("waiting for 1 that others run") == 1 and "waiting" in row["said"]:
             outside.__exit__(None, None, None)
 
-    sweeping.work(found, folder, progress)
+    sweeping.run_all(found, folder, progress)
     assert [row["event"] for row in log(folder)] == ["started", "finished"]
     assert sweeping.failure(folder, found[0]) is None
 
 
 def test_a_damaged_run_is_lost_and_a_disk_at_fault_stops_all(config, tmp_path, monkeypatch):
-    found = sweep_runs.cells(config, [], sweep_runs.read_grids(["seed=1,2"]))
+    found = sweep_runs.grid_runs(config, [], sweep_runs.read_grids(["seed=1,2"]))
     folder = tmp_path / "sweep"
-    sweeping.claim(folder)
+    sweeping.open_folder(folder)
     (folder / found[0].name).mkdir()
     (folder / found[0].name / "config.toml").write_text("seed = ")
-    sweeping.work(found, folder)
+    sweeping.run_all(found, folder)
     failed = sweeping.failure(folder, found[0])
     assert failed is not None
     assert failed["code"] == 3
@@ -183,21 +183,20 @@ def test_a_damaged_run_is_lost_and_a_disk_at_fault_stops_all(config, tmp_path, m
         raise DataError("metrics.jsonl: cannot write") from OSError(28, "No space left on device")
 
     monkeypatch.setattr("bpeq.experiment.train.run", full)
-    more = sweep_runs.cells(config, [], sweep_runs.read_grids(["seed=3"]))
+    more = sweep_runs.grid_runs(config, [], sweep_runs.read_grids(["seed=3"]))
     with pytest.raises(DataError, match="cannot write"):
-        sweeping.work(more, folder)
+        sweeping.run_all(more, folder)
     assert sweeping.failure(folder, more[0]) is None
 
 
-@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS])
-def test_a_file_system_without_locks_is_one_line(call, config, tmp_path, monkeypatch, number):
-    def flock(*args):
-        raise OSError(number, os.strerror(number))
+def test_a_file_system_without_locks_is_one_line(call, config, tmp_path, monkeypatch):
+    def acquire(self):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
-    monkeypatch.setattr("fcntl.flock", flock)
+    monkeypatch.setattr(FileLock, "acquire", acquire)
     said = call("sweep", config, *RATES, "--out", tmp_path / "sweep")
     assert (said.code, len(said.err)) == (3, 1)
-    assert ".claims/shown: cannot lock, which a sweep's workers need" in said.err[0]
+    assert ".claims/shown: cannot lock: No locks available" in said.err[0]
 
 
 @pytest.mark.parametrize(
@@ -228,16 +227,6 @@ def test_what_is_wrong_with_a_grid_is_one_line_and_nothing_is_written(
     assert not (tmp_path / "sweep").exists()
 
 
-def test_a_search_without_optuna_is_one_line(call, config, tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "optuna", None)
-    said = call("sweep", config, *RATES, "--search", 3, "--out", tmp_path / "sweep")
-    assert said.code == 2
-    assert said.err == [
-        "bpeq: --search = 3: needs optuna, which is not installed: pip install 'bpeq[search]'"
-    ]
-    assert not (tmp_path / "sweep").exists()
-
-
 @pytest.mark.parametrize(
     ("texts", "space"),
     [
@@ -248,26 +237,16 @@ def test_a_search_without_optuna_is_one_line(call, config, tmp_path, monkeypatch
     ],
 )
 def test_a_range_is_two_numbers_of_one_kind(texts, space):
-    assert search._space("key", texts) == space
+    assert sweep_runs.read_range("key", texts) == space
 
 
 @pytest.mark.parametrize("text", ["2..1", "0..1:log", "a..b", "1..1"])
 def test_a_range_that_means_nothing_is_refused(text):
     with pytest.raises(ConfigError, match=r"must be LOW\.\.HIGH with LOW < HIGH"):
-        search._space("rule.beta", [text])
-
-
-def test_a_search_with_other_lists_than_the_folders_is_one_line():
-    class Trial:
-        def suggest_categorical(self, key, texts):
-            raise ValueError("CategoricalDistribution does not support dynamic value space.")
-
-    with pytest.raises(ConfigError, match=r"--grid seed = 1,2: the search in this folder began"):
-        search._suggest(Trial(), "seed", ["1", "2"])
+        sweep_runs.read_range("rule.beta", [text])
 
 
 def test_a_search_runs_its_trials_and_the_same_command_runs_no_more(call, config, tmp_path):
-    pytest.importorskip("optuna", reason="an extra: pip install 'bpeq[search]'")
     options = [
         "--search",
         3,
@@ -285,23 +264,27 @@ def test_a_search_runs_its_trials_and_the_same_command_runs_no_more(call, config
     for row in sweep["runs"]:
         assert 1e-2 <= row["settings"]["optimizer.learning_rate"] <= 1
         assert row["settings"]["seed"] in range(10)
+    options[3] = "optimizer.learning_rate=0.1,0.2"
+    options[1] = 4
+    said = call("sweep", config, *options, "--out", tmp_path / "sweep")
+    assert said.code == 2
+    assert "learning_rate = 0.1,0.2: the search in this folder began with other" in said.err[0]
 
 
 def test_workers_of_a_search_draw_each_a_trial_of_its_own(config, tmp_path, monkeypatch):
     """The second begins while the first has its first trial, of which nobody knows the end."""
-    pytest.importorskip("optuna", reason="an extra: pip install 'bpeq[search]'")
     checked, grid = load(config), sweep_runs.read_grids(["optimizer.learning_rate=0.1..1.0"])
     drawn: list[float] = []
 
-    def work(found, folder, *how):
-        drawn.append(found[0].settings["optimizer.learning_rate"])
+    def run_all(runs, folder, *how):
+        drawn.append(runs[0].settings["optimizer.learning_rate"])
         if len(drawn) < 3:
-            search.search(checked, grid, 1, folder, "validation_error")
+            tune.search(checked, grid, 1, folder, "validation_error")
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(sweeping, "work", work)
+    monkeypatch.setattr(sweeping, "run_all", run_all)
     with pytest.raises(KeyboardInterrupt):
-        search.search(checked, grid, 1, tmp_path, "validation_error")
+        tune.search(checked, grid, 1, tmp_path, "validation_error")
     assert len(set(drawn)) == 3
 
 

@@ -32,8 +32,7 @@ def sweep(
     from bpeq.cli.exit_codes import DONE, say
     from bpeq.cli.terminal import bar, console
     from bpeq.config.schema import ConfigError
-    from bpeq.experiment import search as searching
-    from bpeq.experiment import sweep, sweep_runs, train
+    from bpeq.experiment import sweep, sweep_runs, train, tune
     from bpeq.report import sweep_table, write_sweep_report
     from bpeq.runs import run_folder
 
@@ -42,36 +41,36 @@ def sweep(
     if not grids:
         raise ConfigError("--grid: is missing; allowed: key=value,value such as rule.beta=0.1,0.2")
     if search is None:
-        grid_runs = sweep_runs.cells(config, checked.overrides, grids)
-        sweep_runs.check(grid_runs)
+        runs = sweep_runs.grid_runs(config, checked.overrides, grids)
+        sweep_runs.check_runs(runs)
     else:
-        metric = searching.check(checked, grids, search)
+        metric = tune.check_search(checked, grids, search)
     folder = Path("runs") / f"{checked.name}-sweep" if out is None else out
-    sweep.claim(folder)
+    sweep.open_folder(folder)
     signals.begin_saving()
 
-    def so_far(last: bool = False) -> dict:
-        with sweep.alone(folder):
-            found = grid_runs if search is None else searching.tried(checked, grids, folder)
-            result = sweep.result(checked, found, grids, folder)
+    def write_results(last: bool = False) -> dict:
+        with sweep.one_writer(folder):
+            rows = runs if search is None else tune.searched_runs(checked, folder)
+            result = sweep.results(checked, rows, grids, folder)
             run_folder.write_json(folder / "sweep.json", result)
             if last:
                 write_sweep_report(folder)
         return result
 
-    so_far()
+    write_results()
     try:
         with bar("runs") as track:
             how = (track(f"{checked.name}, sweep"), signals.asked_to_stop)
             if search is None:
-                sweep.work(grid_runs, folder, *how)
+                sweep.run_all(runs, folder, *how)
             else:
-                searching.search(checked, grids, search, folder, metric, *how)
+                tune.search(checked, grids, search, folder, metric, *how)
     except train.Interrupted as stopped:
-        so_far()
+        write_results()
         said = f"{stopped}; the same command goes on"
         raise train.Interrupted(stopped.signal, said) from stopped
-    result = so_far(last=True)
+    result = write_results(last=True)
     console.print(sweep_table(result))
     console.print(f"{folder / 'report.html'}", soft_wrap=True, highlight=False)
     failed = [row for row in result["runs"] if row["state"] == "failed"]

@@ -63,7 +63,7 @@ def compare(
         problems[name] = build(each, data)
         shared_by(each)
         if trials is not None:
-            tune.check(each, problems[name])
+            tune.validation_metric(each, problems[name], "--tune")
     if resume and (folder / "config.toml").exists():
         raise FileExistsError(f"the folder {folder} already holds a run; name a new one")
     with lock.lock_folder(folder, resume):

@@ -1,11 +1,11 @@
-"""Sweeps: many runs of one config, each named by what it computes, shared by any workers.
+"""Sweeps: many runs of one config in one folder, shared by any number of workers.
 
-A folder of run folders is all there is: whoever starts the same sweep on it takes what nobody has.
+The folder of run folders is the only state. A worker that starts the same sweep on it takes the
+runs that no other worker has taken.
 """
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import socket
@@ -19,102 +19,132 @@ import jax
 
 from bpeq.config.loading import Config, ConfigError
 from bpeq.experiment import resume, train
-from bpeq.experiment.sweep_runs import Cell, Grid
+from bpeq.experiment.sweep_runs import Grid, SweepRun
 from bpeq.runs import lock, manifest, run_folder
 from bpeq.types import DataError
 
 CLAIMS, LOG = ".claims", "sweep.log"
 _WAIT = 0.5
-"""Seconds between two looks at runs that other workers have."""
+"""Seconds between two attempts at runs that other workers have."""
 
 Progress = Callable[[int, int, dict[str, Any]], None]
 
 
-def claim(folder: Path) -> None:
-    """Makes a sweep's folder, or takes part in the one that is there.
+def open_folder(folder: Path) -> None:
+    """Makes the folder of a sweep, or joins the sweep that the folder holds.
+
+    Args:
+      folder: a new or empty folder, or one that a sweep has made.
 
     Raises:
-      FileExistsError: it holds something else. DataError: it cannot be made or written to.
+      FileExistsError: the folder holds something else.
+      DataError: the folder cannot be made or written to.
     """
+    claims = folder / CLAIMS
     try:
-        if not (folder / CLAIMS).is_dir():
+        if not claims.is_dir():
             run_folder.claim(folder)
-    except FileExistsError:  # or another worker has made it between these two lines
-        if not (folder / CLAIMS).is_dir():
+    except FileExistsError:
+        if not claims.is_dir():  # another worker may have made it since the first look
             raise
     try:
-        (folder / CLAIMS).mkdir(exist_ok=True)
+        claims.mkdir(exist_ok=True)
     except OSError as error:
         raise DataError(f"{folder}: cannot write there: {error.strerror}") from error
 
 
-def work(
-    found: Sequence[Cell],
+def run_all(
+    runs: Sequence[SweepRun],
     folder: Path,
     progress: Progress | None = None,
     stop: Callable[[], int | None] = lambda: None,
 ) -> None:
-    """Runs whatever nobody has run and nobody is running, until all have ended.
+    """Runs what no worker has run and no worker is running, until all runs have ended.
 
-    A run that a dead worker left is taken up where its last checkpoint is. One that fails is put on
-    record and lost; the others go on. A record of failure is removed by deleting it.
+    A run that a dead worker left goes on from its last checkpoint. A run that fails leaves a
+    record, `NAME.failed.json`, and the others go on. Deleting the record gives it another try.
+
+    Args:
+      runs: all runs of the sweep.
+      folder: the folder of the sweep.
+      progress: called with the number of runs that have ended, the number of all, and a label.
+      stop: returns the number of a signal that asks to stop, else None.
 
     Raises:
-      DataError: the disk is at fault, which other runs would meet too. Interrupted: after saving.
+      DataError: the disk fails, which would fail the other runs too.
+      Interrupted: after saving.
     """
-    claim(folder)
-    left = list(found)
-    while left:
-        busy = []
-        for each in left:
-            done = len([c for c in found if ended(folder, c)])
-            with _claimed(folder, each) as mine:
-                report = _part(progress, each, done, len(found))
-                if not mine or not (ended(folder, each) or _run(each, folder, report, stop)):
-                    busy.append(each)
-        left = busy
-        if busy:
-            done = len([c for c in found if ended(folder, c)])
-            _show(progress, done, len(found), f"waiting for {len(busy)} that others run")
+    open_folder(folder)
+
+    def show(pending: int, label: str) -> None:
+        if progress is not None:
+            progress(len(runs) - pending, len(runs), {"said": label})
+
+    pending = [run for run in runs if not has_ended(folder, run)]
+    while pending:
+        busy: list[SweepRun] = []
+        for i, run in enumerate(pending):
+            left = len(busy) + len(pending) - i
+
+            def report(turn: int, turns: int, row: Any, run: Any = run, left: int = left) -> None:
+                show(left, f"{run.label} {turn}/{turns}")
+
+            with lock.lock_file(folder / CLAIMS / run.name) as mine:
+                # Another worker may have ended the run since `pending` was made.
+                if not mine or not (has_ended(folder, run) or _run(run, folder, report, stop)):
+                    busy.append(run)
+        pending = busy
+        if pending:
+            show(len(pending), f"waiting for {len(pending)} that others run")
             if (signal := stop()) is not None:
-                raise train.Interrupted(signal, f"stopped, {done} of {len(found)} runs done")
+                done = len(runs) - len(pending)
+                raise train.Interrupted(signal, f"stopped, {done} of {len(runs)} runs done")
             time.sleep(_WAIT)
-    _show(progress, len(found), len(found), "")
+    show(0, "")
 
 
-def ended(folder: Path, each: Cell) -> bool:
-    """Whether a run came to its end, or is on record as failed."""
-    place = folder / each.name
-    return (resume.finished(place) and manifest.sealed(place)) or failure(folder, each) is not None
+def has_ended(folder: Path, run: SweepRun) -> bool:
+    """Whether a run has finished, or has left a record that it failed."""
+    place = folder / run.name
+    return (resume.finished(place) and manifest.sealed(place)) or failure(folder, run) is not None
 
 
-def failure(folder: Path, each: Cell) -> dict[str, Any] | None:
-    """The record of a run that failed: `code`, the exit code, and `said`.
+def failure(folder: Path, run: SweepRun) -> dict[str, Any] | None:
+    """The record of a run that failed: `code`, its exit code, and `said`, its message.
+
+    Returns:
+      None if the run has no such record.
 
     Raises:
-      DataError: it is damaged.
+      DataError: the record is damaged.
     """
-    path = folder / f"{each.name}.failed.json"
+    path = folder / f"{run.name}.failed.json"
     if not path.exists():
         return None
-    found = run_folder.read_json(path)
-    if type(found.get("code")) is not int or not isinstance(found.get("said"), str):
+    record = run_folder.read_json(path)
+    if type(record.get("code")) is not int or not isinstance(record.get("said"), str):
         raise DataError(f"{path}: is damaged: it has no code and what was said")
-    return found
+    return record
 
 
-def result(config: Config, found: Sequence[Cell], grid: Grid, folder: Path) -> dict[str, Any]:
-    """What sweep.json holds, as far as runs have ended."""
+def results(config: Config, runs: Sequence[SweepRun], grid: Grid, folder: Path) -> dict[str, Any]:
+    """The content of sweep.json: the settings and the metrics of every run, as far as known.
+
+    Args:
+      config: the config that the sweep varies.
+      runs: the rows, in their order.
+      grid: the texts of the values of each key.
+      folder: the folder of the sweep.
+    """
     rows = []
-    for each in found:
-        row: dict[str, Any] = {"run": each.name, "settings": each.settings, "state": "waiting"}
-        failed = failure(folder, each)
-        if failed is not None:
-            row |= {"state": "failed", "failed": failed["said"], "code": failed["code"]}
-        elif ended(folder, each):
-            summary = resume.summary(folder / each.name)
-            row |= {"state": "finished", "metrics": summary["metrics"]}
-            row["seconds"] = summary["seconds"]
+    for run in runs:
+        row: dict[str, Any] = {"run": run.name, "settings": run.settings, "state": "waiting"}
+        record = failure(folder, run)
+        if record is not None:
+            row |= {"state": "failed", "failed": record["said"], "code": record["code"]}
+        elif has_ended(folder, run):
+            summary = resume.summary(folder / run.name)
+            row |= {"state": "finished"} | {key: summary[key] for key in ("metrics", "seconds")}
         rows.append(row)
     return {
         "name": config.name,
@@ -125,94 +155,59 @@ def result(config: Config, found: Sequence[Cell], grid: Grid, folder: Path) -> d
     }
 
 
-def _run(each: Cell, folder: Path, progress: Any, stop: Any) -> bool:
-    """One run, from where it stands; how it ended goes to the log, and a failure on record.
+@contextmanager
+def one_writer(folder: Path) -> Iterator[None]:
+    """One worker at a time writes the sweep's results; the others wait."""
+    with lock.lock_file(folder / CLAIMS / "shown", wait=True):
+        yield
 
-    False where a process outside of the sweep writes into its folder: then nothing is done.
+
+def _run(run: SweepRun, folder: Path, progress: Progress, stop: Callable[[], int | None]) -> bool:
+    """Runs one run from where it stands. Its end goes to the log, a failure on record too.
+
+    Returns:
+      False, with nothing done, if a process outside of the sweep writes into the run's folder.
     """
-    place = folder / each.name
+    place = folder / run.name
     try:
         lock.refuse_if_locked(place)
     except lock.Locked:
         return False
-    _log(folder, each, "resumed" if (place / "config.toml").exists() else "started")
+    _log(folder, run, "resumed" if (place / "config.toml").exists() else "started")
     try:
-        train.run(each.config, place, progress, stop, resume=True)
-    except train.Interrupted as error:
-        _log(folder, each, "stopped", str(error))
-        raise
-    except DataError as error:
-        if isinstance(error.__cause__, OSError):  # the disk, which other runs would meet too
-            _log(folder, each, "stopped", str(error))
+        train.run(run.config, place, progress, stop, resume=True)
+    except Exception as error:
+        message = " ".join(str(error).split())
+        disk = isinstance(error, DataError) and isinstance(error.__cause__, OSError)
+        if disk or isinstance(error, train.Interrupted):  # which ends the whole sweep
+            _log(folder, run, "stopped", message)
             raise
-        _fail(folder, each, 3, str(error))
-    except (train.Diverged, ConfigError, FileExistsError) as error:
-        code = 4 if isinstance(error, train.Diverged) else 2
-        _fail(folder, each, code, str(error))
-    except Exception as error:  # a part of the user's own, memory, a bug: this run's, not all runs'
-        _fail(folder, each, 1, f"{type(error).__name__}: {error}")
+        code = _exit_code(error)
+        message = message if code > 1 else f"{type(error).__name__}: {message}"
+        record = {"code": code, "said": message}
+        run_folder.write_json(folder / f"{run.name}.failed.json", record)
+        _log(folder, run, "failed", message)
     else:
-        _log(folder, each, "finished")
+        _log(folder, run, "finished")
     jax.clear_caches()  # of programs that no other run can use
     return True
 
 
-def _fail(folder: Path, each: Cell, code: int, said: str) -> None:
-    said = " ".join(said.split())
-    run_folder.write_json(folder / f"{each.name}.failed.json", {"code": code, "said": said})
-    _log(folder, each, "failed", said)
+def _exit_code(error: Exception) -> int:
+    """The exit code that `bpeq run` would have ended with."""
+    if isinstance(error, DataError):
+        return 3
+    if isinstance(error, train.Diverged):
+        return 4
+    return 2 if isinstance(error, ConfigError | FileExistsError) else 1
 
 
-def _log(folder: Path, each: Cell, event: str, said: str = "") -> None:
-    """One line in one write, whoever else writes there."""
+def _log(folder: Path, run: SweepRun, event: str, said: str = "") -> None:
+    """Appends one line by one write, so that lines of several workers do not mix."""
     worker = f"{socket.gethostname()}:{os.getpid()}"
-    row = {"time": time.time(), "run": each.name, "event": event, "worker": worker, "said": said}
+    row = {"time": time.time(), "run": run.name, "event": event, "worker": worker, "said": said}
     try:
         with (folder / LOG).open("a") as file:
             file.write(json.dumps(row) + "\n")
     except OSError as error:
         raise DataError(f"{folder / LOG}: cannot write: {error.strerror or error}") from error
-
-
-@contextmanager
-def alone(folder: Path) -> Iterator[None]:
-    """While one worker writes what the sweep shows so far, the others wait for their turn."""
-    with _locked(folder / CLAIMS / "shown", fcntl.LOCK_EX):
-        yield
-
-
-@contextmanager
-def _claimed(folder: Path, each: Cell) -> Iterator[bool]:
-    """Whether a run is this worker's; the system lets go of a claim when its process ends."""
-    with _locked(folder / CLAIMS / each.name, fcntl.LOCK_EX | fcntl.LOCK_NB) as mine:
-        yield mine
-
-
-@contextmanager
-def _locked(path: Path, how: int) -> Iterator[bool]:
-    try:
-        file = path.open("a")
-    except OSError as error:
-        raise DataError(f"{path.parent}: cannot write: {error.strerror or error}") from error
-    with file:
-        mine = True
-        try:
-            fcntl.flock(file, how)
-        except BlockingIOError:
-            mine = False
-        except OSError as error:  # without locks two workers would write into one run
-            said = f"cannot lock, which a sweep's workers need: {error.strerror or error}"
-            raise DataError(f"{path}: {said}") from error
-        yield mine
-
-
-def _part(progress: Progress | None, each: Cell, done: int, total: int) -> Progress | None:
-    def report(turns: int, of: int, row: dict[str, Any]) -> None:
-        _show(progress, done, total, f"{each.said} {turns}/{of}")
-
-    return None if progress is None else report
-
-
-def _show(progress: Progress | None, done: int, total: int, said: str) -> None:
-    if progress is not None:
-        progress(done, total, {"said": said})

@@ -1,9 +1,10 @@
-"""The runs of a sweep: a grid's combinations, each named by what it computes."""
+"""The runs of a sweep: the combinations of a grid, each named by what it computes."""
 
 from __future__ import annotations
 
 import itertools
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,107 +16,162 @@ from bpeq.experiment import resume
 from bpeq.experiment.distributed import shared_by
 
 Grid = dict[str, list[str]]
-"""A setting's key -> the texts of its values, as `--set` takes them."""
+"""The key of a setting -> the texts of its values, in the form that `--set` takes."""
+_RANGE = re.compile(r"(?P<low>[^.].*?)\.\.(?P<high>[^:]+)(?P<log>:log)?")
 
 
-class Cell(NamedTuple):
-    """One run of a sweep: a checksum of all that it computes, what of that varies, its config."""
+class SweepRun(NamedTuple):
+    """One run of a sweep.
+
+    name:     a checksum of all settings, and the name of the run's folder.
+    settings: the values of the settings that vary, by key.
+    config:   the whole config.
+    """
 
     name: str
     settings: dict[str, Any]
     config: Config
 
     @property
-    def said(self) -> str:
-        return ", ".join(f"{k} = {v}" for k, v in self.settings.items())
+    def label(self) -> str:
+        """The settings that vary, for a progress bar or a message."""
+        return ", ".join(f"{key} = {value}" for key, value in self.settings.items())
 
 
 def read_grids(texts: Sequence[str]) -> Grid:
-    """`KEY=VALUE,VALUE,…` of each `--grid`; commas inside of brackets and quotes are the value's.
+    """Reads each `--grid`: `KEY=VALUE,VALUE,…`.
+
+    Args:
+      texts: a comma inside brackets or quotes belongs to the value.
 
     Raises:
-      ConfigError: one is something else, or names a key or a value twice.
+      ConfigError: a text has another form, or names a key or a value twice.
+
+    Example:
+      >>> read_grids(["network.layers.0=dense(4, bias=false),dense(8)"])
+      {'network.layers.0': ['dense(4, bias=false)', 'dense(8)']}
     """
     grid: Grid = {}
     for text in texts:
         key, sign, listed = (part.strip() for part in text.partition("="))
-        values = _split(listed)
+        values = _split_values(listed)
         if not sign or not key or not all(values):
             raise ConfigError(f"--grid {text}: must be key=value,value such as rule.beta=0.1,0.2")
         if key in grid:
             raise ConfigError(f"--grid {key} = {listed}: is there twice; give all values in one")
-        parsed = [str(read_pair(f"{key}={value}")[1]) for value in values]
-        if len(set(parsed)) < len(parsed):
+        parsed = {str(read_pair(f"{key}={value}")[1]) for value in values}
+        if len(parsed) < len(values):
             raise ConfigError(f"--grid {key} = {listed}: must be different values")
         grid[key] = values
     return grid
 
 
-def cells(path: Path, overrides: Sequence[str], grid: Grid) -> list[Cell]:
-    """Every run of a grid, the last key varying fastest.
+def read_range(key: str, texts: Sequence[str]) -> list[str] | tuple[float, float, bool]:
+    """Reads the values of a key of the grid.
+
+    Args:
+      key: named in an error.
+      texts: several values, or one text `LOW..HIGH` or `LOW..HIGH:log`.
+
+    Returns:
+      The texts to choose from, or (low, high, log) of a range.
 
     Raises:
-      ConfigError: a key or a value that the config does not allow.
+      ConfigError: a range that means nothing.
+
+    Example:
+      >>> read_range("rule.beta", ["0.01..1:log"]), read_range("seed", ["1", "2"])
+      ((0.01, 1.0, True), ['1', '2'])
     """
+    match = _RANGE.fullmatch(texts[0]) if len(texts) == 1 else None
+    if match is None:
+        return list(texts)
+    log, ends = match["log"] is not None, (match["low"], match["high"])
+    try:
+        low, high = (int(e) if all(map(str.isdecimal, ends)) else float(e) for e in ends)
+    except ValueError:
+        low = high = 0.0
+    if not low < high or (log and low <= 0):
+        remedy = "must be LOW..HIGH with LOW < HIGH, and LOW > 0 before :log"
+        raise ConfigError(f"--grid {key} = {texts[0]}: {remedy}")
+    return low, high, log
+
+
+def grid_runs(path: Path, overrides: Sequence[str], grid: Grid) -> list[SweepRun]:
+    """Every run of a grid. The last key varies fastest.
+
+    Args:
+      path: the config file.
+      overrides: its `key=value` texts, under those of the grid.
+      grid: the values of each key.
+
+    Raises:
+      ConfigError: the config does not allow a key or a value.
+    """
+    combinations = itertools.product(*grid.values())
     return [
-        cell(path, overrides, dict(zip(grid, values, strict=True)))
-        for values in itertools.product(*grid.values())
+        sweep_run(path, overrides, dict(zip(grid, values, strict=True))) for values in combinations
     ]
 
 
-def cell(path: Path, overrides: Sequence[str], chosen: dict[str, str]) -> Cell:
-    """The run with these settings. Raises ConfigError, which names --grid where it is at fault."""
+def sweep_run(path: Path, overrides: Sequence[str], chosen: dict[str, str]) -> SweepRun:
+    """The run with one value of each key.
+
+    Args:
+      path: the config file.
+      overrides: its `key=value` texts.
+      chosen: the text of one value for each key of the grid.
+
+    Raises:
+      ConfigError: it names `--grid` if a value of the grid is wrong.
+    """
     pairs = [f"{key}={value}" for key, value in chosen.items()]
     try:
         config = load(path, [*overrides, *pairs])
     except ConfigError as error:
-        raise _named(error, chosen) from None
+        raise _grid_error(error, chosen) from None
     name = resume.identity(config)["config"][:12]
-    return Cell(
-        name, {key: read_pair(pair)[1] for key, pair in zip(chosen, pairs, strict=True)}, config
-    )
+    return SweepRun(name, dict(map(read_pair, pairs)), config)
 
 
-def check(found: Sequence[Cell]) -> None:
-    """Builds every run's parts, of one data set where they have the same, and counts devices.
+def check_runs(runs: Sequence[SweepRun]) -> None:
+    """Builds the parts of every run. Runs with the same data share one data set.
 
     Raises:
-      ConfigError: two runs are the same, or parts do not fit. DataError: the data are at fault.
+      ConfigError: two runs are the same, or parts do not fit.
+      DataError: the data are at fault.
     """
-    known: dict[str, Any] = {}
-    names: dict[str, Cell] = {}
-    for each in found:
-        if each.name in names:
-            raise ConfigError(f"--grid: {each.said} and {names[each.name].said} are the same run")
-        names[each.name] = each
-        if "experiment" not in each.config.tree:
-            data = json.dumps([each.config.tree.get("data"), each.config.tree["precision"]])
+    datasets: dict[str, Any] = {}
+    names: dict[str, SweepRun] = {}
+    for run in runs:
+        if run.name in names:
+            same = names[run.name].label
+            raise ConfigError(f"--grid: {run.label} and {same} are the same run")
+        names[run.name] = run
+        if "experiment" not in run.config.tree:
+            key = json.dumps([run.config.tree.get("data"), run.config.tree["precision"]])
             try:
-                known[data] = build(each.config, known.get(data)).data
-                shared_by(each.config)
+                datasets[key] = build(run.config, datasets.get(key)).data
+                shared_by(run.config)
             except ConfigError as error:
-                raise _named(error, each.settings) from None
+                raise _grid_error(error, run.settings) from None
 
 
-def _named(error: ConfigError, chosen: dict[str, Any]) -> ConfigError:
-    """The error as one of --grid, where it is of one of its settings."""
-    said = str(error).removeprefix("--set ")
-    key = said.partition(" ")[0].rstrip(":")
-    theirs = str(error) != said and any(f"{key}.".startswith(f"{k}.") for k in chosen)
-    return ConfigError(f"--grid {said}") if theirs else error
+def _grid_error(error: ConfigError, chosen: dict[str, Any]) -> ConfigError:
+    """The same error under the name `--grid`, if it is about a key of the grid."""
+    message = str(error).removeprefix("--set ")
+    key = message.partition(" ")[0].rstrip(":")
+    in_grid = message != str(error) and any(f"{key}.".startswith(f"{k}.") for k in chosen)
+    return ConfigError(f"--grid {message}") if in_grid else error
 
 
-def _split(listed: str) -> list[str]:
-    """At commas that stand in no brackets and no quotes."""
-    parts, depth, quote = [""], 0, ""
-    for letter in listed:
-        if quote:
-            quote = "" if letter == quote else quote
-        elif letter in "\"'":
-            quote = letter
-        depth += (letter in "([{") - (letter in ")]}") if not quote else 0
-        if letter == "," and not quote and depth == 0:
-            parts.append("")
-        else:
-            parts[-1] += letter
-    return [part.strip() for part in parts]
+def _split_values(listed: str) -> list[str]:
+    """Splits at the commas outside of brackets and quotes."""
+    values: list[str] = []
+    open_ended = False
+    for part in listed.split(","):
+        values = [*values[:-1], f"{values[-1]},{part}"] if open_ended else [*values, part]
+        bare = re.sub(r"'[^']*'|\"[^\"]*\"", "", values[-1])
+        brackets = sum(bare.count(left) for left in "([{") - sum(bare.count(r) for r in ")]}")
+        open_ended = brackets > 0 or "'" in bare or '"' in bare
+    return [value.strip() for value in values]
