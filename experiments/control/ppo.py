@@ -12,7 +12,9 @@ from jaxtyping import Array, Float, Int
 
 from bpeq.config.networks import Network
 from bpeq.core.numerics import log_softmax
+from bpeq.layers import trained_leaves
 from bpeq.training.loops import Metrics
+from bpeq.training.optimizers import apply_updates
 from bpeq.types import Key, Params, Step
 
 from . import cartpole
@@ -144,7 +146,13 @@ def ppo(
         error = value - wanted[:, None]  # of ½ (v − v*)²
         grads["critic"] = _back(critic, params["critic"], kept, error)
         updates, state = optimizer.update(grads, state, params)
-        return (optax.apply_updates(params, updates), state), cost.mean()
+        return (apply_updates(params, updates, trained), state), cost.mean()
+
+    def trained(params: Params) -> Params:
+        return {
+            "actor": trained_leaves(actor.layer, params["actor"]),
+            "critic": trained_leaves(critic.layer, params["critic"]),
+        }
 
     def step(carry: Carry, batch: Any, key: Key) -> tuple[Carry, Metrics]:
         play_key, learn_key = jax.random.split(key)

@@ -14,6 +14,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from bpeq.config.networks import Network
 from bpeq.training.loops import Metrics
+from bpeq.training.optimizers import apply_updates
 from bpeq.types import Key, Params, Step
 
 LINES = ((0, 1, 2), (3, 4, 5), (6, 7, 8), (0, 3, 6), (1, 4, 7), (2, 5, 8), (0, 4, 8), (2, 4, 6))
@@ -86,7 +87,8 @@ def self_play(network: Network, optimizer: optax.GradientTransformation, explore
         updates, state = optimizer.update(grads, carry.optimizer, params)
         boards = jnp.where(over[:, None], 0, theirs)
         loss = 0.5 * jnp.sum(error**2) / len(boards)
-        return Carry(optax.apply_updates(params, updates), state, boards), {"loss": loss}
+        params = apply_updates(params, updates, network.layer.trained)
+        return Carry(params, state, boards), {"loss": loss}
 
     return step
 

@@ -32,7 +32,7 @@ from bpeq.layers import chain, repeat
 from bpeq.rules import backprop
 from bpeq.settings import Count, Positive
 from bpeq.training import evaluation
-from bpeq.training.loops import Carry, Metrics, over_seeds
+from bpeq.training.loops import Carry, Metrics, apply_estimate, over_seeds
 from bpeq.types import Batch, Key, Layer, LearningRule, Params, Shape, Step
 
 Depth = Annotated[int, Ge(3)]
@@ -321,13 +321,11 @@ def side_by_side(rule: LearningRule, ways: Optimizers) -> Step:
         estimate = jax.vmap(lambda p: rule.estimate(p, batch, (), key)[0])(carry.params)
         params, states = [], []
         for i, (way, state) in enumerate(zip(ways.values(), carry.optimizer, strict=True)):
-            own, grads = jax.tree.map(lambda leaf, i=i: leaf[i], (carry.params, estimate.grads))
-            updates, state = way.update(grads, state, own)
-            params.append(optax.apply_updates(own, updates))
+            own, made = jax.tree.map(lambda leaf, i=i: leaf[i], (carry.params, estimate))
+            own, state = apply_estimate(rule, way, own, state, made)
+            params.append(own)
             states.append(state)
         moved = trees.stack(params)
-        if rule.absorb is not None:
-            moved = jax.vmap(rule.absorb)(moved, estimate.info)
         losses = {f"{name}_loss": loss for name, loss in zip(ways, estimate.loss, strict=True)}
         return Carry(moved, tuple(states), ()), losses
 

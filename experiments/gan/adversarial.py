@@ -12,7 +12,8 @@ from jaxtyping import Array, Float
 
 from bpeq.config.networks import Network
 from bpeq.training.loops import Metrics
-from bpeq.types import Key, Params, Step
+from bpeq.training.optimizers import apply_updates
+from bpeq.types import Key, Layer, Params, Step
 
 
 class Carry(NamedTuple):
@@ -87,14 +88,14 @@ def adversarial(
         logits, seen = critic.layer.forward(carry.critic, both, keys[3])
         loss, error = cross_entropy(logits, truth)
         grads, _ = critic.layer.backward(carry.critic, carry.critic, seen, error / size)
-        judge, judge_state = _updated(optimizer, carry.critic, grads, carry.states[1])
+        judge, judge_state = _updated(critic.layer, optimizer, carry.critic, grads, carry.states[1])
 
         logits, seen = critic.layer.forward(judge, made + blur[1], keys[4])
         fooled, error = cross_entropy(logits, jnp.ones((size, 1)))
         _, dmade = critic.layer.backward(judge, judge, seen, error / size)
         own = carry.generator
         grads, _ = generator.layer.backward(own, own, kept, dmade)
-        own, own_state = _updated(optimizer, own, grads, carry.states[0])
+        own, own_state = _updated(generator.layer, optimizer, own, grads, carry.states[0])
         carry = Carry(own, judge, (own_state, judge_state), carry.done + 1)
         return carry, {"loss": loss.mean(), "generator_loss": fooled.mean()}
 
@@ -102,7 +103,11 @@ def adversarial(
 
 
 def _updated(
-    optimizer: optax.GradientTransformation, params: Params, grads: Params, state: Any
+    network: Layer,
+    optimizer: optax.GradientTransformation,
+    params: Params,
+    grads: Params,
+    state: Any,
 ) -> tuple[Params, Any]:
     updates, state = optimizer.update(grads, state, params)
-    return optax.apply_updates(params, updates), state
+    return apply_updates(params, updates, network.trained), state

@@ -58,6 +58,10 @@ class Layer(NamedTuple):
     activation: set on the elementwise layers where `layers.cut` may cut.
     absorb(params, residuals) -> params: writes running statistics in training, where there are any;
         from an evaluation pass's residuals that pass's own statistics (`layers.calibrate`).
+    trained(params) -> the tree of params with True or False for each leaf: whether an optimizer may
+        change it. It reads the structure of `params` alone. False is for what `absorb` writes, and
+        for weights that stay as they are. None: all leaves are trained. `layers.trained_leaves`
+        gives the tree in both cases, and combinators carry it.
     no_energy:  why the layer cannot stand in a per-example energy; empty where it can.
     not_holomorphic: why `forward` is no complex-differentiable function; empty where it is. What an
         activation is, `activation.holomorphic` says.
@@ -72,6 +76,7 @@ class Layer(NamedTuple):
     absorb: Callable[[Params, Any], Params] | None = None
     no_energy: str = ""
     not_holomorphic: str = ""
+    trained: Callable[[Params], Any] | None = None
 
 
 class Cost(NamedTuple):
@@ -277,6 +282,8 @@ class LearningRule(NamedTuple):
         example of the whole set x, or of each row of a batch; called once before training, after
         `init`. None if nothing is remembered.
     info: what reports, checks and configs must know.
+    trained: as a `Layer`'s, for the params that the rule's `init` gives: the leaves that training
+        may change. A rule on a network hands on the network's. None: all of them.
     """
 
     name: str
@@ -286,6 +293,7 @@ class LearningRule(NamedTuple):
     absorb: Callable[[Params, dict[str, Any]], Params] | None = None
     prepare: Callable[[Params, State, Array, int], State] | None = None
     info: RuleInfo = RuleInfo()
+    trained: Callable[[Params], Any] | None = None
 
 
 class Step(Protocol):

@@ -83,6 +83,8 @@ def build(config: Config, data: Dataset | None = None) -> Problem:
         _check_optimizer(config, rule)
         start = _need_network(config, network).init if init is None else init
         network = _check_fit(config, data, network, start)
+        if network is not None and rule.trained is None:  # a user's own rule may leave it out
+            rule = rule._replace(trained=network.trained)
         _check_begins(config, rule, lambda key: start(key, data.x.shape[1:])[0])
         rows = _for_seeds(data.train, config.tree["seeds"])
         optimizer = _optimizer(config, network, rows.shape[1])

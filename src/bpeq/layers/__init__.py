@@ -18,6 +18,7 @@ from bpeq.layers._batch_norm import batch_norm
 from bpeq.layers._calibrate import calibrate
 from bpeq.layers._chain import chain, deltas
 from bpeq.layers._check import CheckRow, check, check_network, gradient_error, tolerance
+from bpeq.layers._combine import trained_leaves
 from bpeq.layers._conv import conv
 from bpeq.layers._custom_vjp import with_custom_vjp
 from bpeq.layers._cut import Block, cut, part_names
@@ -76,5 +77,6 @@ __all__ = [
     "softplus",
     "tanh",
     "tolerance",
+    "trained_leaves",
     "with_custom_vjp",
 ]

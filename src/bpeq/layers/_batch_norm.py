@@ -25,8 +25,9 @@ def batch_norm(epsilon: Positive = 1e-5, decay: Fraction = 0.9) -> Layer:
     In evaluation they are the population's, constants held in `params` with zero gradient, and
     dx = δ̂ / √(v + ε). `backward` reads the gain of δ̂ from `feedback`.
 
-    `absorb` writes them: from a training pass as running averages, new = decay·old +
-    (1 − decay)·batch; from an evaluation pass as that pass's own (see `calibrate`).
+    No optimizer changes mean and variance. `absorb` writes them: from a training pass as running
+    averages, new = decay·old + (1 − decay)·batch; from an evaluation pass as that pass's own (see
+    `calibrate`).
 
     Shapes: x, y `[batch, ..., n]`, so `[batch, n]` and NHWC; params `{"gain", "bias", "mean",
     "variance"}`, each `[n]`; mean and variance start at 0 and 1. Keeps in training x̂, and μ and v
@@ -111,6 +112,7 @@ def batch_norm(epsilon: Positive = 1e-5, decay: Fraction = 0.9) -> Layer:
         backward,
         absorb=absorb,
         no_energy="mixes the examples of a batch, so that none has an energy; layer_norm does not",
+        trained=lambda params: {name: name in ("gain", "bias") for name in params},
     )
 
 

@@ -8,6 +8,7 @@ import jax
 from jaxtyping import Array
 
 from bpeq.core import trees
+from bpeq.layers._combine import combined, trained_leaves
 from bpeq.types import Key, Layer, Params, Shape
 
 
@@ -60,16 +61,12 @@ def chain(*layers: Layer) -> Layer:
             for part, part_params, kept in zip(parts, params, residuals, strict=True)
         )
 
-    return Layer(
-        "chain",
-        init,
-        forward,
-        backward,
-        parts=parts,
-        absorb=absorb if any(part.absorb for part in parts) else None,
-        no_energy=next((part.no_energy for part in parts if part.no_energy), ""),
-        not_holomorphic=next((part.not_holomorphic for part in parts if part.not_holomorphic), ""),
-    )
+    def trained(params: Params) -> Any:
+        entries = zip(parts, params[: len(parts)], strict=True)
+        appended = jax.tree.map(lambda leaf: True, params[len(parts) :])  # by a rule
+        return (*(trained_leaves(part, own) for part, own in entries), *appended)
+
+    return combined("chain", parts, init, forward, backward, absorb, trained)
 
 
 def deltas(

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array
 
+from bpeq.layers._combine import combined, trained_leaves
 from bpeq.settings import Count, checked
 from bpeq.types import Key, Layer, Params, Shape
 
@@ -73,13 +74,11 @@ def repeat(layer: Layer, n: Count) -> Layer:
         dx, dparams = lax.scan(copy, delta, (params, feedback, residuals), length=n, reverse=True)
         return dparams, dx
 
-    return Layer(
-        "repeat",
-        init,
-        forward,
-        backward,
-        parts=(layer,),
-        absorb=None if layer.absorb is None else jax.vmap(layer.absorb),
-        no_energy=layer.no_energy,
-        not_holomorphic=layer.not_holomorphic,
-    )
+    def absorb(params: Params, residuals: Any) -> Params:
+        assert layer.absorb is not None
+        return jax.vmap(layer.absorb)(params, residuals)
+
+    def trained(params: Params) -> Any:
+        return trained_leaves(layer, params)  # the copies are stacked: one leaf for all of them
+
+    return combined("repeat", (layer,), init, forward, backward, absorb, trained)

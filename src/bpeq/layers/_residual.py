@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from bpeq.layers._chain import chain
+from bpeq.layers._combine import combined, trained_leaves
 from bpeq.settings import checked
 from bpeq.types import Key, Layer, Params, Shape
 
@@ -81,14 +82,8 @@ def residual(*layers: Layer, shortcut: Layer | None = None) -> Layer:
             for name, path in paths.items()
         }
 
+    def trained(params: Params) -> Any:
+        return {name: trained_leaves(path, params[name]) for name, path in paths.items()}
+
     parts = tuple(paths.values())
-    return Layer(
-        "residual",
-        init,
-        forward,
-        backward,
-        parts=parts,
-        absorb=absorb if any(path.absorb for path in parts) else None,
-        no_energy=next((path.no_energy for path in parts if path.no_energy), ""),
-        not_holomorphic=next((path.not_holomorphic for path in parts if path.not_holomorphic), ""),
-    )
+    return combined("residual", parts, init, forward, backward, absorb, trained)

@@ -48,5 +48,6 @@ def autodiff(network: Layer, cost: Cost) -> LearningRule:
         info = {"residuals": residuals} if network.absorb else {}
         return Estimate(grads, value, output, info), state
 
-    rule = LearningRule("autodiff", init, apply, estimate, statistics_of(network))
+    absorb, trained = statistics_of(network), network.trained
+    rule = LearningRule("autodiff", init, apply, estimate, absorb, trained=trained)
     return rule._replace(info=RuleInfo(reference=rule))

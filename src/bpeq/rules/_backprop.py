@@ -53,6 +53,7 @@ def backprop(network: Layer, cost: Cost) -> LearningRule:
         estimate,
         statistics_of(network),
         info=RuleInfo(autodiff(network, cost)),
+        trained=network.trained,
     )
 
 

@@ -115,6 +115,7 @@ def direct_feedback_alignment(network: Layer, cost: Cost) -> LearningRule:
         estimate,
         statistics_of(network),
         info=RuleInfo(autodiff(network, cost)),
+        trained=network.trained,
     )
 
 

@@ -75,6 +75,7 @@ def feedback_alignment(network: Layer, cost: Cost, *, angle: Degrees = 90.0) -> 
         estimate,
         statistics_of(network),
         info=RuleInfo(autodiff(network, cost)),
+        trained=network.trained,
     )
 
 

@@ -92,7 +92,8 @@ def kolen_pollack(network: Layer, cost: Cost, *, angle: Degrees = 90.0) -> Learn
         return (*statistics(params[:-1], info), params[-1])
 
     kept = None if statistics is None else absorb
-    reference = LearningRule("autodiff", init, apply, exactly, kept)
+    trained = network.trained
+    reference = LearningRule("autodiff", init, apply, exactly, kept, trained=trained)
     return LearningRule(
         "kolen_pollack",
         init,
@@ -105,6 +106,7 @@ def kolen_pollack(network: Layer, cost: Cost, *, angle: Degrees = 90.0) -> Learn
             needs_decay=True,
             device_weights=(_both(trees.add), _both(trees.sub)),
         ),
+        trained=trained,
     )
 
 

@@ -210,6 +210,7 @@ def predictive_coding(
             # "timed" takes as many steps as there are blocks.
             sweep_settings=None if inference == "timed" else lambda n: {"steps": n},
         ),
+        trained=network.trained,
     )
 
 

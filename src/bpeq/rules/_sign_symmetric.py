@@ -85,4 +85,5 @@ def sign_symmetric(
         estimate,
         statistics_of(network),
         info=RuleInfo(autodiff(network, cost)),
+        trained=network.trained,
     )

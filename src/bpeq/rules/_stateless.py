@@ -14,12 +14,15 @@ def stateless(
     apply: Callable[..., Array],
     fn: Callable[[Params, Batch, Key], Estimate],
     name: str = "stateless",
+    trained: Callable[[Params], Any] | None = None,
 ) -> LearningRule:
     """A rule without a state out of (params, batch, key) -> Estimate.
 
     Args:
       apply: (params, x, key=None) -> output.
       fn: gives the Estimate of one batch; grads are batch means in the shape of params.
+      name: the rule's name.
+      trained: which leaves training may change, such as a network's `trained`; None: all.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -36,4 +39,4 @@ def stateless(
     def estimate(params: Params, batch: Batch, state: Any, key: Key) -> tuple[Estimate, State]:
         return fn(params, batch, key), state
 
-    return LearningRule(name, init, apply, estimate)
+    return LearningRule(name, init, apply, estimate, trained=trained)

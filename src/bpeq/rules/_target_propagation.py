@@ -107,7 +107,7 @@ def target_propagation(
         return Estimate(tuple(grads), mean_loss(cost, output, batch.y), output, {}), state
 
     plain = network._replace(forward=lambda p, x, key=None: network.forward(p[:own], x, key))
-    rule = LearningRule("target_propagation", init, apply, estimate)
+    rule = LearningRule("target_propagation", init, apply, estimate, trained=network.trained)
     objective = _local_losses(rule, blocks, cost, step, noise)
     return rule._replace(info=RuleInfo(autodiff(plain, cost), objective))
 

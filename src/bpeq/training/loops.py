@@ -13,8 +13,9 @@ import numpy as np
 import optax
 from jaxtyping import Array, Int
 
+from bpeq.training.optimizers import apply_updates
 from bpeq.training.settling import settling
-from bpeq.types import Batch, Key, Layer, LearningRule, Params, Step
+from bpeq.types import Batch, Estimate, Key, Layer, LearningRule, Params, Step
 
 Metrics = dict[str, Array]
 
@@ -37,16 +38,44 @@ def supervised(rule: LearningRule, optimizer: optax.GradientTransformation) -> S
 
     def step(carry: Carry, batch: Batch, key: Key) -> tuple[Carry, Metrics]:
         estimate, state = rule.estimate(carry.params, batch, carry.rule, key)
-        updates, optimizer_state = optimizer.update(estimate.grads, carry.optimizer, carry.params)
-        params = optax.apply_updates(carry.params, updates)
-        if rule.absorb is not None:
-            params = rule.absorb(params, estimate.info)
+        params, optimizer_state = apply_estimate(
+            rule, optimizer, carry.params, carry.optimizer, estimate
+        )
         return Carry(params, optimizer_state, state), {
             "loss": estimate.loss,
             **settling(estimate.info),
         }
 
     return step
+
+
+def apply_estimate(
+    rule: LearningRule,
+    optimizer: optax.GradientTransformation,
+    params: Params,
+    optimizer_state: Any,
+    estimate: Estimate,
+) -> tuple[Params, Any]:
+    """Moves the weights by one estimate: the optimizer's update, then the rule's `absorb`.
+
+    The optimizer changes no leaf that the rule declares as not trained, whatever it does to zero
+    gradients: neither decay nor momentum reaches the statistics of batch norm.
+
+    Args:
+      rule: whose estimate it is; read are `trained` and `absorb`.
+      optimizer: any of optax's.
+      params: the weights that the estimate was made with.
+      optimizer_state: the optimizer's state before.
+      estimate: of one batch.
+
+    Returns:
+      The weights and the optimizer's state after the update.
+    """
+    updates, optimizer_state = optimizer.update(estimate.grads, optimizer_state, params)
+    moved = apply_updates(params, updates, rule.trained)
+    if rule.absorb is not None:
+        moved = rule.absorb(moved, estimate.info)
+    return moved, optimizer_state
 
 
 def start(

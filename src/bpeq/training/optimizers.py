@@ -128,7 +128,7 @@ def with_rates(
       layer_rates: one absolute rate >= 0 for each block of `layers.cut(network)`, input first;
         0 freezes the block. A skip goes with the block that it drives, feedback weights with the
         block of their forward ones.
-      network: whose blocks those are; population statistics in it are left to its `absorb`.
+      network: whose blocks those are.
       clip_norm: gradients are first scaled down to this global norm, if they exceed it.
 
     Raises:
@@ -159,19 +159,29 @@ def with_rates(
         ratios = [rate / learning_rate for rate in layer_rates]
         own, named = _ratios(network, ratios)
         parts.append(optax.stateless(lambda updates, params: _scaled(updates, own, named)))
-    if network is not None and network.absorb is not None:
-        parts.append(optax.stateless(lambda updates, params: _no_statistics(updates)))
     return optax.chain(*parts) if len(parts) > 1 else optimizer
 
 
-def _no_statistics(updates: Params) -> Params:
-    """Population statistics are written by `absorb`: no weight decay, no momentum reaches them."""
+def apply_updates(
+    params: Params, updates: Params, trained: Callable[[Params], Any] | None = None
+) -> Params:
+    """θ + Δθ for the leaves that are trained; the others stay as they are.
 
-    def one(path: Any, update: Array) -> Array:
-        name = jax.tree_util.keystr(path[-1:], simple=True)
-        return jnp.zeros_like(update) if name in ("mean", "variance") else update
+    Args:
+      params: θ.
+      updates: Δθ, as optax gives them.
+      trained: a layer's or a rule's `trained`; None: all leaves are.
 
-    return jax.tree_util.tree_map_with_path(one, updates)
+    Example:
+      >>> import jax.numpy as jnp
+      >>> apply_updates({"w": 1.0, "mean": 1.0}, {"w": -0.5, "mean": -0.5},
+      ...               lambda params: {"w": True, "mean": False})
+      {'w': 0.5, 'mean': 1.0}
+    """
+    moved = optax.apply_updates(params, updates)
+    if trained is None:
+        return moved
+    return jax.tree.map(lambda t, new, old: new if t else old, trained(params), moved, params)
 
 
 def _ratios(network: Layer, per_block: Sequence[float]) -> tuple[list[float], dict[str, float]]:
