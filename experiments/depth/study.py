@@ -32,7 +32,7 @@ from bpeq.layers import chain, repeat
 from bpeq.rules import backprop
 from bpeq.settings import Count, Positive
 from bpeq.training import evaluation
-from bpeq.training.loops import Carry, Metrics, apply_estimate, over_seeds
+from bpeq.training.loops import Carry, Loop, Metrics, apply_estimate, over_seeds
 from bpeq.types import Batch, Key, Layer, LearningRule, Params, Shape, Step
 
 Depth = Annotated[int, Ge(3)]
@@ -332,7 +332,7 @@ def side_by_side(rule: LearningRule, ways: Optimizers) -> Step:
     return step
 
 
-def batch_scan(step: Step) -> Callable[..., tuple[Any, Metrics]]:
+def batch_scan(step: Step) -> Loop:
     """As `training.step_scan`, for batches whose rows `[steps, batch]` are drawn beforehand."""
 
     def run(
@@ -350,7 +350,7 @@ def batch_scan(step: Step) -> Callable[..., tuple[Any, Metrics]]:
         carry, metrics = lax.scan(one, carry, first + jnp.arange(count))
         return carry, jax.tree.map(lambda m: m.mean(keepdims=True), metrics)
 
-    return run
+    return Loop(run, (0, None, None, 0, 0, None))
 
 
 # --- pictures --------------------------------------------------------------------------------

@@ -57,7 +57,8 @@ class Layer(NamedTuple):
     parts:      the layers a combinator is made of.
     activation: set on the elementwise layers where `layers.cut` may cut.
     absorb(params, residuals) -> params: writes running statistics in training, where there are any;
-        from an evaluation pass's residuals that pass's own statistics (`layers.calibrate`).
+        from an evaluation pass's residuals that pass's own statistics (`layers.calibrate`). It
+        writes only leaves that `trained` declares as not trained.
     trained(params) -> the tree of params with True or False for each leaf: whether an optimizer may
         change it. It reads the structure of `params` alone. False is for what `absorb` writes, and
         for weights that stay as they are. None: all leaves are trained. `layers.trained_leaves`
@@ -179,11 +180,14 @@ class System(NamedTuple):
 class SolveInfo(NamedTuple):
     """How a solve ended, example by example. Failure is data; what to do about it is the caller's.
 
-    steps:     sweeps that the example took.
-    residual:  max |sweep(s) − s| over the example's units, of the undamped sweep.
-    converged: residual ≤ tolerance; NaN counts as not converged.
-    trajectory: every state along the way, steps on axis 0, where it was asked for.
-    end:       the state that it ended in, where it was asked for.
+    All of it is per example. The batch is the last axis of steps, residual and converged; several
+    phases stand on an axis 0 before it, in every field.
+
+    steps:     `[batch]`, sweeps that the example took.
+    residual:  `[batch]`, max |sweep(s) − s| over the example's units, of the undamped sweep.
+    converged: `[batch]`, residual ≤ tolerance; NaN counts as not converged.
+    trajectory: `[steps, batch, ...]`, every state along the way; None if it was not asked for.
+    end:       `[batch, ...]`, the state that it ended in; None if it was not asked for.
     """
 
     steps: Int[Array, " batch"]
@@ -211,13 +215,24 @@ class Batch(NamedTuple):
     rows: Int[Array, " batch"] | None = None
 
 
+class PerExample(NamedTuple):
+    """A record of each example, for an estimate's `info`. value: a tree, leaves `[batch, ...]`."""
+
+    value: PyTree
+
+
 class Estimate(NamedTuple):
     """What a rule says about one batch.
 
+    Each field says whether it is a mean over the batch or per example: devices that share a batch
+    average the means, and put the examples one after the other.
+
     grads:  the shape of params; the mean over the batch.
     loss:   scalar, the mean cost of the free (or forward) output.
-    output: [batch, ...], that output.
-    info:   named SolveInfos and other records of how the estimate came about; may be empty.
+    output: `[batch, ...]`, that output; per example.
+    info:   named records of how the estimate came about; may be empty. A `SolveInfo` and a
+        `PerExample`, also inside of other trees, are per example; all other numbers are means over
+        the batch, or the same for all of it.
     """
 
     grads: Params

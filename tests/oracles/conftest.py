@@ -43,14 +43,7 @@ def call(layer: Layer, params: Any, x: Any, dy: Any = None, key: Any = None) -> 
 
 def abstract_init(layer: Layer, shape: tuple[int, ...]) -> tuple[Any, tuple[int, ...]]:
     """What `init` gives, its params as shapes and dtypes: nothing is compiled."""
-    ends: list[tuple[int, ...]] = []
-
-    def init() -> Any:
-        params, end = layer.init(KEY, shape)
-        ends.append(end)
-        return params
-
-    return jax.eval_shape(init), ends[0]
+    return layers.init_shapes(layer.init, shape)
 
 
 def draw(layer: Layer, shape: tuple[int, ...], dtype: Any = jnp.float64, seed: int = 0) -> Any:

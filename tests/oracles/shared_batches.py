@@ -18,7 +18,7 @@ from bpeq.config.schema import wires
 from bpeq.experiment import train
 from bpeq.layers import chain, dense, tanh
 from bpeq.training.data_parallel import data_parallel
-from bpeq.types import Batch, Cost, Estimate, Layer, Solver, System
+from bpeq.types import Batch, Cost, Estimate, Layer, PerExample, Solver, System
 
 COST, NETWORK = costs.squared_error(), chain(dense(4), tanh(), dense(3))
 HOPFIELD = systems.hopfield(NETWORK)
@@ -41,11 +41,17 @@ def eqprop(**settings: Any) -> Any:
 
 
 def running_mean() -> Any:
-    """A rule of a user's own whose state follows the batch's mean, and its loss from infinity."""
+    """A rule of a user's own: its state follows the batch's mean, and its loss from infinity.
+
+    It records numbers of the batch and of each example. One has the batch's length by chance.
+    """
     plain = rules.backprop(NETWORK, COST)
 
     def estimate(params: Any, batch: Batch, state: Any, key: Any) -> tuple[Estimate, Any]:
         made, _ = plain.estimate(params, batch, (), key)
+        each = {"error": (made.output[:, 0] - 1.0) ** 2}
+        mean = jnp.mean(batch.x.sum(axis=1, keepdims=True) * jnp.arange(8.0), axis=0)
+        made = made._replace(info={"each": PerExample(each), "mean": mean})
         after = 0.9 * state["mean"] + 0.1 * batch.x.mean(axis=0)
         return made, {"mean": after, "last": made.loss}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from inspect import signature
 from typing import Any, NamedTuple
 
@@ -20,6 +21,7 @@ from bpeq.config.schema import wires
 from bpeq.core import trees
 from bpeq.core.compat import enable_x64
 from bpeq.data import Dataset
+from bpeq.layers import init_shapes
 from bpeq.training.optimizers import with_rates
 from bpeq.types import Cost, Key, Layer, LearningRule, Params, Solver, System
 
@@ -214,7 +216,6 @@ def _check_fit(config: Config, data: Dataset, network: Layer | None, init: Any) 
     """
     key, shape = jax.random.key(0), data.x.shape[1:]
     own = ":" in config.tree["system"]["name"] and (network is None or init is not network.init)
-    shapes: list[Any] = []
 
     def feed_forward() -> Params:  # traced only: what it refuses to compute on, such as embedding
         assert network is not None
@@ -222,26 +223,21 @@ def _check_fit(config: Config, data: Dataset, network: Layer | None, init: Any) 
         network.forward(params, jnp.zeros((1, *shape)))
         return params
 
-    def trained() -> Params:
-        params, out = initial(init, key, shape)
-        shapes.append(out)
-        return params
-
     try:
         inner = () if network is None else jax.eval_shape(feed_forward)
-        params = jax.eval_shape(trained)
+        params, out = init_shapes(partial(initial, init), shape)
     except Exception as error:
         if own or not isinstance(error, ValueError):
             config.blame(error, "system" if own else "network")
         other = config.fault("network.layers", None, f"do not fit {data.name}: {error}")
         raise config.named_fault("system", error) or other from error
-    if shapes[0] != (data.outputs,):
+    if out != (data.outputs,):
         last = len(config.tree.get("network", {}).get("layers", [])) - 1
         remedy = (
             f"one example of {data.name} ({'×'.join(map(str, shape))}) gives outputs of "
-            f"shape {shapes[0]}; it must be ({data.outputs},)"
+            f"shape {out}; it must be ({data.outputs},)"
         )
-        if len(shapes[0]) > 1:
+        if len(out) > 1:
             remedy += '; is a "flatten" missing?'
         raise config.fault("system.name" if own else f"network.layers.{last}", None, remedy)
     _check_task(config, data)

@@ -34,6 +34,7 @@ from bpeq.layers._max_pool import max_pool
 from bpeq.layers._repeat import repeat
 from bpeq.layers._residual import residual
 from bpeq.layers._rnn import rnn
+from bpeq.layers._shapes import init_shapes, output_shape
 from bpeq.layers._soft_pool import soft_pool
 
 __all__ = [
@@ -60,11 +61,13 @@ __all__ = [
     "gradient_error",
     "gru",
     "hard_sigmoid",
+    "init_shapes",
     "initialise",
     "layer_norm",
     "linear",
     "lstm",
     "max_pool",
+    "output_shape",
     "part_names",
     "position_embedding",
     "relu",

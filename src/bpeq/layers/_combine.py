@@ -20,6 +20,9 @@ def trained_leaves(layer: Layer, params: Params) -> Any:
     Returns:
       A tree of the structure of `params` with True or False for each leaf.
 
+    Raises:
+      ValueError: a layer has `absorb` and does not declare which leaves that writes.
+
     Example:
       >>> import jax
       >>> from bpeq.layers import batch_norm
@@ -29,6 +32,11 @@ def trained_leaves(layer: Layer, params: Params) -> Any:
     """
     if layer.trained is not None:
         return layer.trained(params)
+    if layer.absorb is not None:
+        raise ValueError(
+            f"{layer.name}: has `absorb`, which writes leaves that are not trained; it must "
+            "declare them by `trained`"
+        )
     return jax.tree.map(lambda leaf: True, params)
 
 

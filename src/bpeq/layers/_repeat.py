@@ -10,6 +10,7 @@ from jax import lax
 from jaxtyping import Array
 
 from bpeq.layers._combine import combined, trained_leaves
+from bpeq.layers._shapes import output_shape
 from bpeq.settings import Count, checked
 from bpeq.types import Key, Layer, Params, Shape
 
@@ -42,19 +43,17 @@ def repeat(layer: Layer, n: Count) -> Layer:
         return jnp.arange(n, dtype=jnp.uint32)
 
     def init(key: Key, shape: Shape) -> tuple[Params, Shape]:
-        ends: list[Shape] = []
+        end = output_shape(layer, shape)
+        if end != shape:
+            raise ValueError(
+                f"repeat: {layer.name} turns shape {shape} into {end}; it must keep it"
+            )
 
         def copy(i: Array) -> Params:
-            params, end = layer.init(jax.random.fold_in(key, i), shape)
-            ends.append(end)
-            return params
+            return layer.init(jax.random.fold_in(key, i), shape)[0]
 
-        params = jax.vmap(copy)(numbers())  # one by one they would take n times as long to compile
-        if ends[0] != shape:
-            raise ValueError(
-                f"repeat: {layer.name} turns shape {shape} into {ends[0]}; it must keep it"
-            )
-        return params, shape
+        # One by one the copies would take n times as long to compile.
+        return jax.vmap(copy)(numbers()), shape
 
     def forward(params: Params, x: Array, key: Key | None = None) -> tuple[Array, Any]:
         def copy(x: Array, own: Any) -> tuple[Array, Any]:

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 from jaxtyping import Array
 
-from bpeq.rules._means import mean_loss, statistics_of
+from bpeq.rules._means import mean_loss, recorded_statistics, statistics_of
 from bpeq.settings import checked
 from bpeq.types import Batch, Cost, Estimate, Key, Layer, LearningRule, Params, RuleInfo, State
 
@@ -45,7 +45,7 @@ def autodiff(network: Layer, cost: Cost) -> LearningRule:
             return mean_loss(cost, output, batch.y), (output, residuals)
 
         (value, (output, residuals)), grads = jax.value_and_grad(loss, has_aux=True)(params)
-        info = {"residuals": residuals} if network.absorb else {}
+        info = recorded_statistics(network, params, residuals)
         return Estimate(grads, value, output, info), state
 
     absorb, trained = statistics_of(network), network.trained

@@ -7,7 +7,7 @@ from typing import Any
 from jaxtyping import Array
 
 from bpeq.rules._autodiff import autodiff
-from bpeq.rules._means import mean_loss, statistics_of
+from bpeq.rules._means import mean_loss, recorded_statistics, statistics_of
 from bpeq.settings import checked
 from bpeq.types import Batch, Cost, Estimate, Key, Layer, LearningRule, Params, RuleInfo, State
 
@@ -64,5 +64,5 @@ def passed_back(
     output, residuals = network.forward(params, batch.x, key)
     delta = cost.error(output, batch.y) / output.shape[0]
     grads, _ = network.backward(params, feedback, residuals, delta)
-    info = {"residuals": residuals} if network.absorb else {}
+    info = recorded_statistics(network, params, residuals)
     return Estimate(grads, mean_loss(cost, output, batch.y), output, info)

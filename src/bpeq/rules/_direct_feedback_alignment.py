@@ -10,9 +10,9 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from bpeq.core import trees
-from bpeq.layers import Block, cut
+from bpeq.layers import Block, cut, output_shape
 from bpeq.rules._autodiff import autodiff
-from bpeq.rules._means import mean_loss, statistics_of
+from bpeq.rules._means import mean_loss, recorded_statistics, statistics_of
 from bpeq.settings import checked
 from bpeq.types import (
     Batch,
@@ -100,12 +100,12 @@ def direct_feedback_alignment(network: Layer, cost: Cost) -> LearningRule:
         error = through(last, cost.error(output, batch.y) / output.shape[0])
         matrices = state["feedback"]
         if not isinstance(matrices, tuple):
-            shapes = _shapes(network, params, batch.x)
+            shapes = _shapes(network, batch.x.shape[1:])
             at = [shapes[block.slice.stop] for block in hidden]
             matrices = _drawn(matrices, error.shape[1:], at, error.dtype)
         for block, matrix in zip(hidden, matrices, strict=True):
             through(block, jnp.tensordot(error, matrix, axes=error.ndim - 1))
-        info = {"residuals": residuals} if network.absorb else {}
+        info = recorded_statistics(network, params, residuals)
         return Estimate(tuple(grads), mean_loss(cost, output, batch.y), output, info), state
 
     return LearningRule(
@@ -119,13 +119,12 @@ def direct_feedback_alignment(network: Layer, cost: Cost) -> LearningRule:
     )
 
 
-def _shapes(network: Layer, params: Params, x: Any) -> list[Shape]:
-    """The shape of every part's output, for one example; nothing is computed."""
-    shapes: list[Shape] = []
-    for part, own in zip(network.parts, params, strict=True):
-        x = jax.eval_shape(part.forward, own, x)[0]
-        shapes.append(x.shape[1:])
-    return shapes
+def _shapes(network: Layer, shape: Shape) -> list[Shape]:
+    """The shape of every part's output, for one example."""
+    shapes = [shape]
+    for part in network.parts:
+        shapes.append(output_shape(part, shapes[-1]))
+    return shapes[1:]
 
 
 def _drawn(key: Key, out: Shape, shapes: list[Shape], dtype: Any) -> tuple[Array, ...]:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jax
 
 from bpeq.core import trees
-from bpeq.layers import Block
+from bpeq.layers import Block, output_shape
 from bpeq.types import Layer, Params, Shape
 
 Skips = Mapping[tuple[int, int], Layer] | Mapping[str, Layer]
@@ -152,13 +152,8 @@ def pools(layer: Layer) -> bool:
 def state_shapes(graph: Graph, shape: Shape) -> list[Shape]:
     """One example's shape of every state, the input's first; nothing is computed."""
     shapes = [shape]
-
-    def walk(key: jax.Array) -> tuple[()]:
-        for block in graph.states:
-            shapes.append(block.connection.init(key, shapes[-1])[1])
-        return ()
-
-    jax.eval_shape(walk, jax.random.key(0))
+    for block in graph.states:
+        shapes.append(output_shape(block.connection, shapes[-1]))
     return shapes
 
 

@@ -14,7 +14,7 @@ from jaxtyping import Array
 from bpeq.core import sharding
 from bpeq.core.compat import shard_map
 from bpeq.rules._start import Remembering
-from bpeq.types import Batch, Estimate, Key, LearningRule, Params, State
+from bpeq.types import Batch, Estimate, Key, LearningRule, Params, PerExample, SolveInfo, State
 
 WHOLE, PART = PartitionSpec(), PartitionSpec(sharding.AXIS)
 
@@ -45,12 +45,14 @@ def data_parallel(rule: LearningRule, devices: Mesh | int | Literal["all"] = "al
     are those that one device would have drawn. So the result is one device's, up to the order of
     its sums. Only a noisy device's noise, which a state's last bits choose, is another draw.
 
-    A rule of your own may couple its examples too, or draw for each from the key it is given: then
-    it must say so by the functions of `bpeq.sharding`.
+    What is a mean and what is per example, `Estimate` declares; a rule of your own wraps its own
+    records of each example in `types.PerExample`. If it couples its examples, or draws numbers for
+    each of them, it must use the functions of `bpeq.sharding`.
 
     `apply` without a key is shared too; with a key, where layers may draw, every device does all.
 
     Args:
+      rule: any rule.
       devices: how many, or a mesh with one axis named "data".
 
     Raises:
@@ -87,13 +89,17 @@ def data_parallel(rule: LearningRule, devices: Mesh | int | Literal["all"] = "al
                 f"{rule.name}: a batch of {len(batch.x)} examples: must be a multiple of "
                 f"{mesh.size}, the devices that share it"
             )
-        axes = _batch_axes(rule, params, batch, state, key)
+        shapes, _ = jax.eval_shape(rule.estimate, params, batch, state, key)
+        axes = _batch_axes(shapes)
 
-        def own(params: Params, batch: Batch, state: State, key: Key) -> tuple[Estimate, State]:
-            made, after = rule.estimate(params, batch, state, key)
-            return _averaged(made, axes), _agreed(state, after)
+        def on_part(params: Params, batch: Batch, state: State, key: Key) -> tuple[Estimate, State]:
+            estimate, after = rule.estimate(params, batch, state, key)
+            return _averaged(estimate, axes), _agreed(state, after)
 
-        each = split(own, in_specs=(WHOLE, PART, WHOLE, WHOLE), out_specs=(_specs(axes), WHOLE))
+        specs = jax.tree.map(
+            lambda a: PartitionSpec(*[None] * a, sharding.AXIS) if a >= 0 else WHOLE, axes
+        )
+        each = split(on_part, in_specs=(WHOLE, PART, WHOLE, WHOLE), out_specs=(specs, WHOLE))
         return each(params, batch, state, key)
 
     return rule._replace(apply=apply, estimate=estimate)
@@ -114,31 +120,21 @@ def across(
     return data_parallel(rule, mesh), jax.jit(lambda tree: tree, out_shardings=placing), placing
 
 
-def _batch_axes(rule: LearningRule, *args: Any) -> Estimate:
-    """Which axis of each leaf of an estimate is the batch: the one that is longer for a longer one.
+def _batch_axes(estimate: Estimate) -> Estimate:
+    """The batch axis of each leaf of an estimate, as its types declare it; -1 for a mean."""
 
-    -1 where none is. Traced only, on the whole batch and on two of it.
-    """
-    params, batch, state, key = args
+    def record(node: Any) -> Any:
+        if isinstance(node, SolveInfo):
+            last = node.steps.ndim - 1
+            path = jax.tree.map(lambda leaf: last + 1, node.trajectory)
+            return SolveInfo(last, last, last, path, jax.tree.map(lambda leaf: last, node.end))
+        return jax.tree.map(lambda leaf: 0 if isinstance(node, PerExample) else -1, node)
 
-    def twice(a: Array) -> Any:
-        return jax.ShapeDtypeStruct((2 * a.shape[0], *a.shape[1:]), a.dtype)
+    def is_record(node: Any) -> bool:
+        return isinstance(node, SolveInfo | PerExample)
 
-    once = jax.eval_shape(rule.estimate, *args)[0]
-    double = jax.eval_shape(rule.estimate, params, jax.tree.map(twice, batch), state, key)[0]
-
-    def axis(a: Any, b: Any) -> int:
-        longer = [m != n for m, n in zip(a.shape, b.shape, strict=True)]
-        return longer.index(True) if any(longer) else -1
-
-    return jax.tree.map(axis, once, double)
-
-
-def _specs(axes: Estimate) -> Any:
-    def spec(axis: int) -> PartitionSpec:
-        return WHOLE if axis < 0 else PartitionSpec(*[None] * axis, sharding.AXIS)
-
-    return jax.tree.map(spec, axes)
+    info = jax.tree.map(record, estimate.info, is_leaf=is_record)
+    return Estimate(jax.tree.map(lambda leaf: -1, estimate.grads), -1, 0, info)
 
 
 def _averaged(made: Estimate, axes: Estimate) -> Estimate:

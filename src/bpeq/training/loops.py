@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from inspect import signature
 from typing import Any, NamedTuple
 
 import jax
@@ -96,10 +95,25 @@ def start(
     return Carry(params, optimizer.init(params), state)
 
 
-def epoch_scan(step: Step, batch_size: int) -> Callable[..., tuple[Any, Metrics]]:
-    """A pure function that runs `count` epochs of `step` on a data set that lives on the device.
+class Loop(NamedTuple):
+    """A pure function that runs a step many times, and what each seed has of its own in it.
 
-    The function is (carry, x, y, rows, key, first, count) -> (carry, metrics `[count]`), metrics
+    run: (carry, ..., count) -> (carry, metrics), with a static `count` as its last argument.
+    seed_axes: for each argument before `count`: 0 if every seed has its own, stacked on axis 0;
+        None if the seeds share it.
+    """
+
+    run: Callable[..., tuple[Any, Metrics]]
+    seed_axes: tuple[int | None, ...]
+
+    def __call__(self, *args: Any, **named: Any) -> tuple[Any, Metrics]:
+        return self.run(*args, **named)
+
+
+def epoch_scan(step: Step, batch_size: int) -> Loop:
+    """A loop that runs `count` epochs of `step` on a data set that lives on the device.
+
+    It is (carry, x, y, rows, key, first, count) -> (carry, metrics `[count]`), metrics
     averaged over an epoch's steps. `rows` `[m]` are the training examples; epoch e visits them in
     an order that depends on (key, e) alone, in m // batch_size batches. What is left over and
     fills no batch is left out of that epoch, another remainder each time. With one batch of all
@@ -128,15 +142,13 @@ def epoch_scan(step: Step, batch_size: int) -> Callable[..., tuple[Any, Metrics]
 
         return jax.lax.scan(epoch, carry, first + jnp.arange(count))
 
-    return run
+    return Loop(run, (0, None, None, 0, 0, None))
 
 
-def step_scan(
-    step: Step, sample: Callable[[Key], Any] = lambda key: None
-) -> Callable[..., tuple[Any, Metrics]]:
-    """A pure function that runs `count` steps, each on a batch of its own, drawn by `sample(key)`.
+def step_scan(step: Step, sample: Callable[[Key], Any] = lambda key: None) -> Loop:
+    """A loop that runs `count` steps, each on a batch of its own, drawn by `sample(key)`.
 
-    The function is (carry, key, first, count) -> (carry, metrics `[1]`), metrics averaged over the
+    It is (carry, key, first, count) -> (carry, metrics `[1]`), metrics averaged over the
     steps; step i's batch and random numbers depend on (key, i) alone. `count` is static. It serves
     tasks whose data are made as they are needed, and environments.
     """
@@ -149,31 +161,34 @@ def step_scan(
         carry, metrics = jax.lax.scan(one, carry, first + jnp.arange(count))
         return carry, jax.tree.map(lambda m: m.mean(axis=0, keepdims=True), metrics)
 
-    return run
+    return Loop(run, (0, 0, None))
 
 
 def over_seeds(
-    run: Callable[..., tuple[Any, Metrics]],
-    network: Layer | None = None,
-    placing: jax.sharding.Sharding | None = None,
-) -> Any:
-    """`epoch_scan`'s or `step_scan`'s function, jitted for S seeds; `network` as in `each_seed`.
+    loop: Loop, network: Layer | None = None, placing: jax.sharding.Sharding | None = None
+) -> Callable[..., tuple[Any, Metrics]]:
+    """A loop, jitted for S seeds at once.
 
-    carry, key and rows get a leading axis S; the data set is shared. `placing` is where results
-    are put; None leaves it to JAX.
+    Args:
+      loop: `epoch_scan`'s, `step_scan`'s, or one of your own. Arguments that its `seed_axes` mark
+        with 0 get a leading axis S; the seeds share the others.
+      network: as in `each_seed`.
+      placing: where results are put; None leaves it to JAX.
+
+    Returns:
+      A function of the loop's arguments; its carry is donated, its last argument is static.
     """
-    given = len(signature(run).parameters)
-    axes = (0, None, None, 0, 0, None) if given == 7 else (0, 0, None)
 
     @partial(
         jax.jit,
-        static_argnums=given - 1,
+        static_argnums=len(loop.seed_axes),
         donate_argnums=0,
         out_shardings=placing,
         compiler_options=compiling(),
     )
     def all_seeds(*args: Any) -> tuple[Any, Metrics]:
-        return each_seed(partial(run, count=args[-1]), axes, network)(*args[:-1])
+        run = partial(loop.run, count=args[-1])
+        return each_seed(run, loop.seed_axes, network)(*args[:-1])
 
     return all_seeds
 
