@@ -123,6 +123,7 @@ class SystemTraits(NamedTuple):
     linear_output: whether the output is a state without a σ, along which E curves by 1. A squared
         error that is weighed by −β, as in a negative nudge, is then bounded for β < 1 only.
     device: the imperfections of a device; None for a perfect system.
+    trained: as a `Layer`'s. A rule on the system hands it on. None: all leaves are trained.
     """
 
     not_holomorphic: str = ""
@@ -132,6 +133,7 @@ class SystemTraits(NamedTuple):
     nudge_outside: str = ""
     linear_output: bool = False
     device: Device | None = None
+    trained: Callable[[Params], Any] | None = None
 
 
 class System(NamedTuple):

@@ -6,8 +6,8 @@ import numpy as np
 import optax
 import pytest
 
-from bpeq import layers, optimizers, rules, train
-from bpeq.costs import softmax_cross_entropy
+from bpeq import layers, optimizers, rules, solvers, systems, train
+from bpeq.costs import softmax_cross_entropy, squared_error
 from bpeq.layers import batch_norm, chain, dense, flatten, repeat, residual, tanh, trained_leaves
 from bpeq.training.loops import apply_estimate, start
 from bpeq.types import Batch, Layer
@@ -115,6 +115,21 @@ def test_all_that_a_rule_appends_is_trained():
     assert leaf_values(mask[:-1], "mean") == [False]
 
 
+@pytest.mark.parametrize("system", [systems.hopfield, systems.predictive])
+def test_a_rule_that_relaxes_leaves_frozen_weights_alone(system):
+    def frozen(layer):
+        return layer._replace(trained=lambda params: jax.tree.map(lambda leaf: False, params))
+
+    network = chain(flatten(), frozen(dense(4)), tanh(), dense(3))
+    params, _ = network.init(KEY, (3, 2))
+    brief = solvers.fixed_steps(2)
+    rule = rules.eqprop(system(network), squared_error(), brief, brief)
+    batch = Batch(BATCH.x, jax.nn.one_hot(BATCH.y, 3))
+    after = train(rule, ADAMW, params, batch, epochs=1, batch_size=8, key=KEY).params
+    jax.tree.map(np.testing.assert_array_equal, after[1], params[1])
+    assert (after[3]["w"] != params[3]["w"]).all()
+
+
 def test_a_layer_without_a_declaration_is_trained_whole():
     network = chain(dense(3), layers.tanh())
     params, _ = network.init(KEY, (2,))
@@ -126,5 +141,5 @@ def test_a_layer_that_absorbs_must_declare_what_it_writes():
     silent = batch_norm()._replace(trained=None)
     for network in (silent, chain(dense(3), silent), chain(dense(3), silent, batch_norm())):
         params, _ = network.init(KEY, (2,))
-        with pytest.raises(ValueError, match="batch_norm: has `absorb`"):
+        with pytest.raises(ValueError, match="has `absorb`"):
             trained_leaves(network, params)

@@ -168,6 +168,7 @@ def _noisy(
 
 
 def _constrained(rule: LearningRule, system: System) -> LearningRule:
+    rule = rule._replace(trained=system.traits.trained)
     if system.traits.project is None:
         return rule
     project, own = system.traits.project, rule.absorb

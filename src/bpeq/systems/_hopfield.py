@@ -247,6 +247,7 @@ def hopfield(
             reverse=in_turn(groups[::-1]) if len(groups) > 1 else None,
             nudge_outside=sigma if nudge == "outside" else "",
             linear_output=output == "state" and sigma == "linear",
+            trained=network.trained,
         ),
     )
 

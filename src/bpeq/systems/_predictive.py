@@ -188,5 +188,6 @@ def predictive(
             not_holomorphic=why_not_holomorphic(network),
             forward=init_state,
             linear_output=linear and output == "state",
+            trained=network.trained,
         ),
     )

@@ -239,6 +239,7 @@ def resistive(
             project=non_negative,
             forward=forward,
             reverse=in_turn(1) if top > 1 else None,
+            trained=network.trained,
         ),
     )
 

@@ -126,15 +126,16 @@ def _batch_axes(estimate: Estimate) -> Estimate:
     def record(node: Any) -> Any:
         if isinstance(node, SolveInfo):
             last = node.steps.ndim - 1
-            path = jax.tree.map(lambda leaf: last + 1, node.trajectory)
-            return SolveInfo(last, last, last, path, jax.tree.map(lambda leaf: last, node.end))
+            axes = jax.tree.map(lambda leaf: last, node)
+            path = jax.tree.map(lambda leaf: last + 1, node.trajectory)  # steps stand before it
+            return axes._replace(trajectory=path)
         return jax.tree.map(lambda leaf: 0 if isinstance(node, PerExample) else -1, node)
 
     def is_record(node: Any) -> bool:
         return isinstance(node, SolveInfo | PerExample)
 
-    info = jax.tree.map(record, estimate.info, is_leaf=is_record)
-    return Estimate(jax.tree.map(lambda leaf: -1, estimate.grads), -1, 0, info)
+    axes: Any = jax.tree.map(record, estimate, is_leaf=is_record)
+    return axes._replace(output=0)
 
 
 def _averaged(made: Estimate, axes: Estimate) -> Estimate:

@@ -282,7 +282,7 @@ def train(
     start_key, run_key = jax.random.split(key)
     x, y = jnp.asarray(batch.x), jnp.asarray(batch.y)
     carry = start(rule, optimizer, params, start_key, x, batch_size)
-    scanned = partial(epoch_scan(supervised(rule, optimizer), batch_size), count=epochs)
+    scanned = partial(epoch_scan(supervised(rule, optimizer), batch_size).run, count=epochs)
     run = jax.jit(scanned, compiler_options=compiling())
     carry, metrics = run(carry, x, y, jnp.arange(n), run_key, jnp.asarray(0))
     return TrainResult(carry.params, carry.rule, metrics)
