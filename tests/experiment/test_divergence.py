@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from bpeq.experiment.runner import Diverged, Runner
+from bpeq.runs import checkpoints
 
 PHASES = """\
 seeds = 2
@@ -155,10 +156,10 @@ def test_the_step_the_leaf_and_the_last_good_checkpoint_are_named(tmp_path, spoi
     said = f"loop: diverged in {what}; the last good checkpoint is {saved}, {kept}"
     assert str(caught.value) == said
     assert saved.exists()
-    assert json.loads(saved.with_suffix(".json").read_text())["done"] == 2
+    assert checkpoints.read(saved)[0]["done"] == 2
 
 
 def test_a_state_that_starts_without_bound_is_no_divergence(tmp_path):
     loop(tmp_path, lambda carry, turns: (carry, turns.astype(float)), np.inf)
     loop_folder = tmp_path / "checkpoints"
-    assert [path.name for path in loop_folder.glob("*.json")] == ["1-000000006.json"]
+    assert [path.name for path in loop_folder.iterdir()] == ["1-000000006.safetensors"]

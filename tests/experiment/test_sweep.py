@@ -119,14 +119,14 @@ def test_what_another_worker_has_is_left_to_it_until_it_has_gone(config, tmp_pat
 
 def test_a_worker_that_comes_second_to_an_empty_folder_joins_in(tmp_path, monkeypatch):
     """Another one makes the sweep's folder after this one has looked, and before it makes it."""
-    claim = run_folder.claim
+    claim = run_folder.create_folder
 
     def late(folder):
         monkeypatch.undo()
         sweeping.open_folder(folder)
         return claim(folder)
 
-    monkeypatch.setattr(run_folder, "claim", late)
+    monkeypatch.setattr(run_folder, "create_folder", late)
     sweeping.open_folder(tmp_path / "sweep")
     assert {p.name for p in (tmp_path / "sweep").iterdir()} == {sweeping.CLAIMS}
 

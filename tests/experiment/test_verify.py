@@ -80,7 +80,7 @@ def test_a_run_that_repeats_is_equal_in_every_row_and_bit_and_is_not_touched(cal
 FILES = [
     *("config.toml", "environment.json", "metrics.jsonl", "params.safetensors", "summary.json"),
     *("report.html", "learning_curves.png"),
-    *("checkpoints/1-000000004.json", "checkpoints/1-000000004.safetensors"),
+    "checkpoints/1-000000004.safetensors",
 ]
 
 
@@ -148,7 +148,7 @@ def forge(run: Path, what: str) -> str:
         summary["metrics"]["solved"]["mean"] = 0.75
         (run / what).write_text(json.dumps(summary))
         said = "solved is {'mean': 0.75, "
-    sealing.seal(run)
+    sealing.write_manifest(run)
     return f"bpeq: run: its repeat differs: {what}: {said}"
 
 
@@ -164,7 +164,7 @@ def test_a_forged_figure_is_found_by_the_repeat_and_ends_with_4(call, run, what)
 def test_rows_that_are_missing_are_counted(call, run):
     lines = (run / "metrics.jsonl").read_text().splitlines(keepends=True)
     (run / "metrics.jsonl").write_text("".join(lines[:3]))
-    sealing.seal(run)
+    sealing.write_manifest(run)
     said = call("verify", run)
     line = "bpeq: run: its repeat differs: metrics.jsonl: 4 rows in the repeat"
     assert (said.code, said.err) == (4, [line])

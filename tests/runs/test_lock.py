@@ -58,11 +58,11 @@ def test_a_lock_leaves_nothing_that_counts_as_content(tmp_path):
     folder = tmp_path / "run"
     for _ in range(2):
         with lock.lock_folder(folder):
-            manifest.seal(folder)
+            manifest.write_manifest(folder)
             assert manifest.read(folder) == {}
             (folder / manifest.NAME).unlink()
     assert {path.name for path in folder.iterdir()} <= {run_folder.LOCK}
-    run_folder.disclaim(folder)
+    run_folder.remove_if_unstarted(folder)
     assert not folder.exists()
 
 

@@ -63,5 +63,5 @@ def load(path: Path, overrides: list[str] | None, seeds: int | None) -> Config:
 def folder(out: Path | None, name: str, resume: bool = False) -> Path:
     from bpeq.runs import run_folder
 
-    place = run_folder.latest if resume else run_folder.fresh
+    place = run_folder.newest_taken if resume else run_folder.next_free
     return place(Path("runs"), name) if out is None else out

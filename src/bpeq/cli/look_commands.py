@@ -103,7 +103,7 @@ def report(folders: Annotated[list[Path], typer.Argument(metavar="DIR...")]) -> 
     for folder in folders:
         try:
             path = write_report(folder)
-            manifest.renew(folder, path)
+            manifest.add_report(folder, path)
         except ValueError as error:
             raise error if type(error) is not ValueError else ConfigError(str(error)) from error
         console.print(f"{path}", soft_wrap=True, highlight=False)

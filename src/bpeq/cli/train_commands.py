@@ -58,7 +58,7 @@ def run(
     several = distributed.check(checked, processes, coordinator, process_id, process_count)
     ended = resume and resuming.begun(checked, folder) and resuming.finished(folder)
     report = "report.html"
-    if ended and (folder / report).exists() and manifest.sealed(folder, report):
+    if ended and (folder / report).exists() and manifest.has_manifest(folder, report):
         console.print(f"{folder} is finished; nothing was changed", soft_wrap=True, highlight=False)
         return 0
     signals.begin_saving()
@@ -79,7 +79,7 @@ def run(
     if "metrics" in summary and distributed.first():
         console.print(run_table(summary))
         page = write_run_report(folder)
-        manifest.renew(folder, page)
+        manifest.add_report(folder, page)
         console.print(f"{page}", soft_wrap=True, highlight=False)
     return 0
 

@@ -51,7 +51,7 @@ def measure(
     """
     done: dict[str, Any] = {"rules": {}, "grid": [], "notes": []}
     jobs, examples = _jobs({name: config.with_rule(name) for name in rules}, trained, done)
-    run_folder.claim(folder)
+    run_folder.create_folder(folder)
     for i, (label, job) in enumerate(jobs):
         if progress is not None:
             progress(i, len(jobs), {"said": label})

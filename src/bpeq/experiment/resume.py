@@ -68,7 +68,7 @@ def begun(config: Config, folder: Path) -> bool:
         be no checkpoints.
     """
     if not (folder / "config.toml").exists():
-        run_folder.claimable(folder)
+        run_folder.refuse_if_used(folder)
         return False
     try:
         theirs = tomllib.loads((folder / "config.toml").read_text())

@@ -1,4 +1,4 @@
-"""Steps run to their end: compiled by strides, logged as they come, stopped where need be."""
+"""Runs a compiled loop to its end, with rows, checkpoints, signals and divergence."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ import numpy as np
 from bpeq.core import trees
 from bpeq.experiment.clock import Clock
 from bpeq.runs import host_arrays, run_folder
-from bpeq.runs.checkpoints import FOLDER, Checkpoints, Point
-from bpeq.runs.metrics_log import Journal, Values, canonical
+from bpeq.runs.checkpoints import FOLDER, Checkpoint, Checkpoints
+from bpeq.runs.metrics_log import MetricsLog, Values, as_read
 from bpeq.types import Caution
 
 Progress = Callable[[int, int, dict[str, Any]], None]
-"""(done, in all, the row just logged)"""
+"""Called with (turns done, turns in all, the row just logged)."""
 
 
 class Diverged(ArithmeticError):
@@ -36,15 +36,20 @@ class Interrupted(Exception):
 
 
 class Runner:
-    """Runs compiled loops into a run folder; what a study gets to run its own steps with.
+    """Runs compiled loops into a run folder. A study gets one to run its own steps with.
 
-    folder: of the run, already made. clock: seconds spent compiling, training and evaluating.
-    progress, stop, resume: what it was given, for runs inside the run.
+    folder: the run folder, which exists. clock: seconds spent compiling, training and evaluating.
+    progress, stop, resume: as given, for runs inside the run.
 
     Args:
-      identity: what must be the same where a run goes on, as words to their values.
-      resume: loops go on from their checkpoints.
-      share: of its time may be spent on checkpoints; those at a loop's end are always made.
+      folder: the run folder.
+      subject: what is run, such as the config's file. Messages begin with it.
+      progress: called after each row, and when a loop starts.
+      stop: asked after each row. It returns the number of a signal that came, or None.
+      identity: what must be the same when a run is resumed.
+      resume: loops continue from their checkpoints.
+      share: the share of its time that the run may spend on checkpoints. Those at the end of a loop
+        are always made.
     """
 
     def __init__(
@@ -60,7 +65,7 @@ class Runner:
     ) -> None:
         self.folder, self.subject, self.clock = folder, subject, Clock()
         self.progress, self.stop, self.resume, self.share = progress, stop, resume, share
-        self._identity, self._journal = identity or {}, Journal(folder / "metrics.jsonl")
+        self._identity, self._log = identity or {}, MetricsLog(folder / "metrics.jsonl")
         self._loops, self._saving = 0, 0.0
 
     def repeat(
@@ -80,164 +85,175 @@ class Runner:
         remedy: Callable[[Values], str] | None = None,
         refuse: Callable[[Values, str], str] | None = None,
     ) -> tuple[Any, Values, list[dict[str, Any]]]:
-        """`total` turns of a loop, `every` so many of them one row of `metrics.jsonl`.
+        """Runs a loop, with one row of `metrics.jsonl` after every `every` turns.
 
-        After a row there may be a checkpoint, from which a resumed run goes on: all that matters
-        to what comes after must be in `carry` or follow from the config. `measure` must not count
+        After a row there may be a checkpoint, from which a resumed run continues. So all that later
+        turns depend on must be in `carry` or follow from the config, and `measure` must not depend
         on having been called before.
 
         Args:
-          run: jitted, (carry, *inputs, first, count) -> (carry, metrics), `count` static and last;
-            metrics `[seeds, anything]`, whose last entry is logged. `carry` may be donated.
-          measure: carry -> `{metric: [seeds]}`, taken after every stride.
+          run: jitted, (carry, *inputs, first, count) -> (carry, metrics), `count` static and last.
+            Metrics are `[seeds, anything]`; the last entry is logged. `carry` may be donated.
+          carry: the carry before the first turn.
+          inputs: what `run` gets besides the carry.
+          total: turns of the loop.
+          every: turns between two rows.
+          measure: carry -> `{metric: [seeds]}`, taken for every row.
           row: turns done -> what else the row says, such as its step.
-          name: put before the names of all metrics, and after the file name of saved parameters.
-          params: carry -> what is saved where the loop ends early.
-          may_diverge: a loss that is not finite is logged, and no reason to stop.
-          remedy: the last values -> what to try where it diverged.
-          refuse: (a stride's metrics, its turns in words) -> why it is as bad as diverged, or
-            nothing.
+          unit: what messages call a turn.
+          name: the loop's name. It begins the names of its metrics, and ends the file name of saved
+            parameters.
+          params: carry -> what is saved if the loop ends early.
+          may_diverge: a loss that is not finite is logged, and does not end the loop.
+          remedy: last values -> what the message of a divergence advises.
+          refuse: (metrics, their turns in words) -> why the loop must end, or an empty text.
 
         Returns:
           The last carry, the last values, and all rows.
 
         Raises:
-          Diverged, Interrupted: a `loss` or a parameter is not finite; a signal came. After saving.
+          Diverged: a loss, a parameter or a state is not finite, or `refuse` gave a reason.
+          Interrupted: a signal came. In both cases after saving.
         """
-        before = f"{name}_" if name else ""
+        prefix = f"{name}_" if name else ""
         path = self.folder / f"params{'-' if name else ''}{name}.safetensors"
-        saved = self._checkpoints(name, inputs, total=total, every=every)
-        good, rows, started = self._begin(saved, carry)
-        values, done, excused = good.values, good.done, _unbounded(started, "state")
+        checkpoints = self._checkpoints(name, inputs, total=total, every=every)
+        start = host_arrays.to_host(carry)
+        last, rows = self._begin(checkpoints, carry, start)
+        # A state that is infinite from the start, such as the best loss so far, has not diverged.
+        excused = _not_finite(start, "state")
+        values, done = last.values, last.done
         if done:
-            carry = host_arrays.to_device(good.carry, carry)
-        best = host_arrays.to_host(params(carry))
+            carry = host_arrays.to_device(last.carry, carry)
+        kept = host_arrays.to_host(params(carry))
         compiled: dict[int, Any] = {}
         self._show(done, total, rows[-1] if rows else {}, name)
         for first in range(done, total, every):
-            count = min(every, total - first)
-            given = (carry, *inputs, jnp.asarray(first))
+            done = min(first + every, total)
+            when = _when(unit, row, first, done)
+            # The turns until the next row, and what is measured after them.
+            arguments, count = (carry, *inputs, jnp.asarray(first)), done - first
             if count not in compiled:
                 with self.clock("compile"):
-                    compiled[count] = run.lower(*given, count).compile()  # type: ignore[attr-defined]
+                    compiled[count] = run.lower(*arguments, count).compile()  # type: ignore[attr-defined]
             with self.clock("train"):
-                carry, trained = jax.block_until_ready(compiled[count](*given))
+                carry, trained = jax.block_until_ready(compiled[count](*arguments))
             with self.clock("evaluate"):
                 trained = jax.device_get(trained)
-                found = {f"train_{k}" if k == "loss" else k: v[:, -1] for k, v in trained.items()}
-                values = {f"{before}{k}": v for k, v in (found | measure(carry)).items()}
+                ends = {f"train_{k}" if k == "loss" else k: v[:, -1] for k, v in trained.items()}
+                values = {f"{prefix}{k}": v for k, v in (ends | measure(carry)).items()}
                 values = {k: np.asarray(v) for k, v in jax.device_get(values).items()}
-            after, done = host_arrays.to_host(params(carry)), first + count
+            before, kept = kept, host_arrays.to_host(params(carry))
             host = host_arrays.to_host(carry)
-            ends, how = (first, done), "diverged"
-            said = "" if may_diverge else _lost(trained, values, ends, unit, row)
-            leaves = _unbounded(after, "parameter") + _unbounded(host, "state", excused)
-            if leaves and not may_diverge:
-                said = f"{said}, " if said else f"{_when(unit, ends, row)}: "
-                said += f"{leaves[0]} is not finite"
-            if said and remedy:
-                said += f"; try {remedy(values)}"
-            when = _when(unit, ends, row)
-            if not said and refuse and (why := refuse(trained, when)):
-                how, said = "stopped", f"{when}: {why}"
-            if said:
-                run_folder.save_arrays(path, best)
-                who = f"{name} {how}".lstrip()
+            # The loop ends here if a number is not finite, or if the caller refuses to go on.
+            how, why = "diverged", ""
+            if not may_diverge:
+                why = _lost(trained, values, unit, row, first, done)
+                leaves = _not_finite(kept, "parameter") + _not_finite(host, "state", excused)
+                if leaves:
+                    why = f"{why}, " if why else f"{when}: "
+                    why += f"{leaves[0]} is not finite"
+            if why and remedy:
+                why += f"; try {remedy(values)}"
+            if not why and refuse and (reason := refuse(trained, when)):
+                how, why = "stopped", f"{when}: {reason}"
+            if why:
+                run_folder.save_arrays(path, before)
                 raise Diverged(
-                    f"{self.subject}: {who} in {said}; the last good checkpoint is "
-                    f"{saved.save(good, self.clock.all())}, "
+                    f"{self.subject}: {f'{name} {how}'.lstrip()} in {why}; the last good "
+                    f"checkpoint is {checkpoints.save(last, self.clock.seconds())}, "
                     f"the parameters of {unit} {first} are in {path}"
                 )
-            best = after
+            # The row, and a checkpoint if there is time for it.
             new = row(done) | {k: float(np.mean(v)) for k, v in values.items()}
             new |= {"seconds": self.clock.spent["train"], "values": values}
-            rows.append(canonical(self._journal.append(new), values))
-            good = Point(done, host, values, row(done), self._journal.mark(), good.start)
+            rows.append(as_read(self._log.append(new), values))
+            last = Checkpoint(done, host, values, row(done), self._log.position(), last.start)
             self._show(done, total, rows[-1], name)
-            signal = self.stop()
-            stopped = signal is not None and done < total
-            if stopped or done == total or self._saving <= self.share * self.clock.elapsed:
-                self._save(saved, good)
-            if stopped:
-                assert signal is not None
-                run_folder.save_arrays(path, best)
-                raise Interrupted(
-                    signal, f"stopped after {unit} {done} of {total}; saved {self.folder}"
-                )
-        saved.finish()
+            signal, ended = self.stop(), done == total
+            spare = self._saving <= self.share * self.clock.elapsed
+            if signal is not None or ended or spare:
+                self._save(checkpoints, last)
+            if signal is not None and not ended:
+                run_folder.save_arrays(path, kept)
+                message = f"stopped after {unit} {done} of {total}; saved {self.folder}"
+                raise Interrupted(signal, message)
+        checkpoints.finish()
         if name:
             path.unlink(missing_ok=True)  # of an interruption before
         return carry, values, rows
 
     def _checkpoints(self, name: str, inputs: Any, **length: int) -> Checkpoints:
-        """Where a loop's checkpoints are; a study's loops come in the same order every time."""
+        """The checkpoints of the next loop. A study's loops come in the same order every time."""
         self._loops += 1
         part = f"{self._loops}{'-' if name else ''}{name}"
         keys = host_arrays.random_keys(inputs)
         return Checkpoints(self.folder / FOLDER, part, self._identity | length, keys)
 
-    def _begin(self, saved: Checkpoints, carry: Any) -> tuple[Point, list[dict[str, Any]], Any]:
-        """Where a loop starts or goes on, its rows so far, and its carry as it starts."""
-        started = host_arrays.to_host(carry)
-        found = saved.newest(carry, self._journal) if self.resume else None
-        if found is None:
-            if self.resume and self._loops == 1 and not saved.told:
-                said = f"{self.folder}: has no checkpoint yet: the run starts anew"
-                warnings.warn(said, Caution, stacklevel=3)
-            return Point(0, started, {}, {}, self._journal.mark(), self._journal.size), [], started
-        point, seconds, rows = found
-        self.clock.go_on(seconds)
-        return point, rows, started
+    def _begin(
+        self, checkpoints: Checkpoints, carry: Any, start: Any
+    ) -> tuple[Checkpoint, list[dict[str, Any]]]:
+        """Where a loop starts or continues, and its rows so far."""
+        newest = checkpoints.newest(carry, self._log) if self.resume else None
+        if newest is not None:
+            self.clock.add_earlier(newest[1])
+            return newest[0], newest[2]
+        if self.resume and self._loops == 1 and not checkpoints.reported:
+            message = f"{self.folder}: has no checkpoint yet: the run starts anew"
+            warnings.warn(message, Caution, stacklevel=3)
+        return Checkpoint(0, start, {}, {}, self._log.position(), self._log.size), []
 
-    def _save(self, saved: Checkpoints, point: Point) -> None:
-        began = time.perf_counter()
+    def _save(self, checkpoints: Checkpoints, checkpoint: Checkpoint) -> None:
+        before = time.perf_counter()
         with self.clock("checkpoint"):
-            self._journal.sync()
-            saved.save(point, self.clock.all())
-        self._saving += time.perf_counter() - began
+            self._log.sync()
+            checkpoints.save(checkpoint, self.clock.seconds())
+        self._saving += time.perf_counter() - before
 
     def _show(self, done: int, total: int, row: dict[str, Any], name: str) -> None:
         if self.progress is None:
             return
-        if name:  # a study's part: the bar's own headline knows nothing of its metrics
-            own = [f"{k[len(name) + 1 :]} {row[k]:.4g}" for k in row if k.startswith(f"{name}_")]
-            said = [name]
-            for text in own[:3]:  # as many as leave room for the bar in 80 columns
-                said += [text] if len(", ".join([*said, text])) <= 40 else []
-            row = {**row, "said": ", ".join(said)}
+        if name:  # the bar knows nothing of the metrics of a study's loops
+            own = {k.removeprefix(f"{name}_"): row[k] for k in row if k.startswith(f"{name}_")}
+            metrics = [f"{metric} {value:.4g}" for metric, value in own.items()]
+            words = [name]
+            for text in metrics[:3]:  # as many as leave room for the bar in 80 columns
+                words += [text] if len(", ".join([*words, text])) <= 40 else []
+            row = {**row, "said": ", ".join(words)}
         self.progress(done, total, row)
 
 
-def _lost(trained: Values, values: Values, ends: tuple[int, int], unit: str, row: Any) -> str:
-    """When a loss was no longer finite, and whose, or nothing."""
-    first, done = ends
+def _lost(
+    trained: Values, values: Values, unit: str, row: Callable[[int], Any], first: int, done: int
+) -> str:
+    """When a loss was no longer finite, and of which seed, or an empty text."""
     losses = np.asarray(trained.get("loss", np.zeros((1, 1))))
     bad = ~np.isfinite(losses)
     if bad.any():
         turn = int(np.argwhere(bad.any(axis=0))[0, 0])
         seed = int(np.argmax(bad[:, turn]))
-        if losses.shape[1] == done - first:  # and no mean over the stride
-            ends = first + turn, first + turn + 1
-        said = f"the training loss of seed {seed} is {losses[seed, turn]}"
-        return f"{_when(unit, ends, row)}: {said}"
+        if losses.shape[1] == done - first:  # a loss for each turn, and no mean over them
+            first, done = first + turn, first + turn + 1
+        loss = losses[seed, turn]
+        return f"{_when(unit, row, first, done)}: the training loss of seed {seed} is {loss}"
     late = [k for k, v in values.items() if k.endswith("loss") and not np.isfinite(v).all()]
-    return f"{_when(unit, (done - 1, done), row)}: {late[0]} is not finite" if late else ""
+    return f"{_when(unit, row, done - 1, done)}: {late[0]} is not finite" if late else ""
 
 
-def _when(unit: str, ends: tuple[int, int], row: Callable[[int], dict[str, Any]]) -> str:
-    """The turns from `ends[0]`, not counted, to `ends[1]`, and the steps that they took."""
-    said = _span(unit, *ends)
-    steps = [row(turns).get("step", 0) for turns in ends]
-    return said if unit == "step" or not steps[1] else f"{said} ({_span('step', *steps)})"
+def _when(unit: str, row: Callable[[int], dict[str, Any]], before: int, last: int) -> str:
+    """The turns after `before` up to `last` in words, with the steps that they took."""
+    steps = [row(turns).get("step", 0) for turns in (before, last)]
+    extra = f" ({_span('step', *steps)})" if unit != "step" and steps[1] else ""
+    return f"{_span(unit, before, last)}{extra}"
 
 
 def _span(unit: str, before: int, last: int) -> str:
     return f"{unit} {last}" if last == before + 1 else f"{unit}s {before + 1} to {last}"
 
 
-def _unbounded(host: Any, kind: str, excused: Sequence[str] = ()) -> list[str]:
-    """The leaves that are not finite, as `the parameter 0.w`."""
-    named = zip(trees.names(host), map(np.asarray, jax.tree.leaves(host)), strict=True)
-    floats = ((k, v) for k, v in named if np.issubdtype(v.dtype, np.inexact))
-    lost = (f"the {kind} {k}".rstrip() for k, v in floats if not np.isfinite(v).all())
+def _not_finite(host: Any, kind: str, excused: Sequence[str] = ()) -> list[str]:
+    """The leaves that are not finite, such as `the parameter 0.w`, but for the excused ones."""
+    leaves = zip(trees.names(host), map(np.asarray, jax.tree.leaves(host)), strict=True)
+    floats = ((name, leaf) for name, leaf in leaves if np.issubdtype(leaf.dtype, np.inexact))
+    lost = (f"the {kind} {name}".rstrip() for name, leaf in floats if not np.isfinite(leaf).all())
     return [name for name in lost if name not in excused]

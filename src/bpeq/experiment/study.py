@@ -37,7 +37,7 @@ def study_work(config: Config) -> Callable[[Runner], dict[str, Any]]:
         except (Exception, SystemExit) as error:
             own = _faulty(config, study, error)
             if isinstance(own, ConfigError | DataError):
-                run_folder.disclaim(runner.folder)
+                run_folder.remove_if_unstarted(runner.folder)
             if own is error:
                 raise
             raise own from error

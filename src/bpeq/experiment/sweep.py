@@ -43,7 +43,7 @@ def open_folder(folder: Path) -> None:
     claims = folder / CLAIMS
     try:
         if not claims.is_dir():
-            run_folder.claim(folder)
+            run_folder.create_folder(folder)
     except FileExistsError:
         if not claims.is_dir():  # another worker may have made it since the first look
             raise
@@ -106,7 +106,9 @@ def run_all(
 def has_ended(folder: Path, run: SweepRun) -> bool:
     """Whether a run has finished, or has left a record that it failed."""
     place = folder / run.name
-    return (resume.finished(place) and manifest.sealed(place)) or failure(folder, run) is not None
+    return (resume.finished(place) and manifest.has_manifest(place)) or failure(
+        folder, run
+    ) is not None
 
 
 def failure(folder: Path, run: SweepRun) -> dict[str, Any] | None:

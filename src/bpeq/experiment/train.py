@@ -59,7 +59,7 @@ def run(
     """
     began = time.perf_counter()
     resume = resume and resuming.begun(config, folder)
-    if resume and resuming.finished(folder) and manifest.sealed(folder):
+    if resume and resuming.finished(folder) and manifest.has_manifest(folder):
         return resuming.summary(folder)
     if "experiment" in config.tree:
         ready(config)
@@ -72,7 +72,7 @@ def run(
     double = enable_x64(config.tree["precision"] == "float64")
     with lock.lock_folder(folder, resume), double:
         if resume and resuming.finished(folder):
-            manifest.seal(folder)
+            manifest.write_manifest(folder)
             return resuming.summary(folder)
         environment = resuming.begin(config, folder, resume, checksum)
         runner = Runner(
@@ -84,7 +84,7 @@ def run(
             resume=resume,
             share=config.tree["checkpoint_share"],
         )
-        runner.clock.born = began
+        runner.clock.started = began
         found = work(runner)
         found["metrics"] = {k: statistics(v) for k, v in found["metrics"].items()}
         summary = {
@@ -92,11 +92,11 @@ def run(
             "config": config.tree,
             "seeds": config.tree["seeds"],
             **found,
-            "seconds": runner.clock.all(),
+            "seconds": runner.clock.seconds(),
             "environment": environment,
         }
         run_folder.write_json(folder / "summary.json", summary)
-        manifest.seal(folder)
+        manifest.write_manifest(folder)
     return summary
 
 

@@ -272,7 +272,7 @@ def _run_trial(
         return {"failed": str(error)}
     for path in (folder / "params.safetensors", *folder.glob("checkpoints/*")):
         path.unlink(missing_ok=True)  # those of many trials would fill a disk
-    manifest.seal(folder)
+    manifest.write_manifest(folder)
     means = {name: statistic["mean"] for name, statistic in metrics.items()}
     return {k: v for k, v in means.items() if k.startswith("validation") and np.isfinite(v)}
 

@@ -50,13 +50,13 @@ def verify(
       ConfigError: no finished run. DataError: a file was changed or is missing. Interrupted: by
       `stop`, which is asked after every row; the folder is as it was.
     """
-    if not folder.is_dir() or not (manifest.sealed(folder) or resume.finished(folder)):
+    if not folder.is_dir() or not (manifest.has_manifest(folder) or resume.finished(folder)):
         begun = (folder / "config.toml").exists()
         how = f"its run is not finished: bpeq run {folder} --resume" if begun else "holds no run"
         raise ConfigError(f"{folder}: {how}")
-    if not manifest.sealed(folder):
+    if not manifest.has_manifest(folder):
         raise DataError(f"{folder / manifest.NAME}: is missing: nothing vouches for the files")
-    if faults := manifest.faults(folder):
+    if faults := manifest.changed_files(folder):
         said = ", ".join(f"{name} {why}" for name, why in faults.items())
         raise DataError(f"{folder}: is not as its run left it: {said}")
     if files_only:

@@ -1,4 +1,4 @@
-"""Where a loop stands, on disk: its carry as safetensors, vouched for by a JSON manifest."""
+"""Checkpoints: where a loop stands, each one safetensors file with its manifest inside it."""
 
 from __future__ import annotations
 
@@ -13,250 +13,243 @@ import jax
 import numpy as np
 
 from bpeq.runs import host_arrays, run_folder
-from bpeq.runs.metrics_log import Journal, Values, canonical
+from bpeq.runs.metrics_log import MetricsLog, Values, as_read
 from bpeq.types import Caution, DataError
 
-FOLDER = "checkpoints"
+FOLDER, FORMAT = "checkpoints", 2
+_CHECKSUM = b'"sha256":"'
+"""What stands in front of a file's checksum, in its header."""
 
 
-class Point(NamedTuple):
-    """Between two strides of a loop: all that the next one needs, in host memory.
+class Checkpoint(NamedTuple):
+    """All that the rest of a loop depends on, in host memory.
 
-    done: turns done. carry: the loop's, random keys as their data. values: the last measured.
-    row: what the last row says of its place, such as its epoch. mark: how much of the journal there
-    is. start: where in the journal the loop's own rows begin, in bytes.
+    done: turns done. carry: the loop's carry, with random keys as their data. values: the last
+    measured metrics. row: the place that the last row names, such as its epoch. log: the length and
+    the checksum of the metrics log. start: the byte of the log where this loop's rows begin.
     """
 
     done: int
     carry: Any
     values: Values
     row: dict[str, Any]
-    mark: dict[str, Any]
+    log: dict[str, Any]
     start: int
 
 
-class Checkpoints:
-    """The checkpoints of one loop of a run: PART-TURNS.safetensors, and beside each its .json.
+class DamagedCheckpoint(Exception):
+    """A checkpoint file cannot be used. The text says why."""
 
-    folder: where they are. part: the loop's name, its place among the run's loops before it.
-    identity: what must be the same in the run that goes on: its config's checksum, its loop's
-    length. keys: the loop's random keys, which must be the same too.
+
+def write(path: Path, arrays: dict[str, np.ndarray], manifest: dict[str, Any]) -> None:
+    """Writes one file, whole or not at all, with a checksum of all its other bytes.
+
+    Args:
+      path: the file. Its name is part of the checkpoint.
+      arrays: the arrays by name, of any dtype.
+      manifest: what else belongs to the checkpoint, in the form that JSON has.
+
+    Raises:
+      DataError: the disk is full or cannot be written.
+    """
+    from safetensors.numpy import save
+
+    kinds = {name: [array.dtype.name, list(array.shape)] for name, array in arrays.items()}
+    text = json.dumps(run_folder.to_json({**manifest, "name": path.name, "arrays": kinds}))
+    packed = {name: host_arrays.pack(array) for name, array in arrays.items()}
+    content = save(packed, {"manifest": text, "sha256": "0" * 64})
+    at = content.index(_CHECKSUM) + len(_CHECKSUM)
+    run_folder.write_bytes(path, content[:at] + _checksum(content, at) + content[at + 64 :])
+
+
+def read(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """The manifest and the arrays of a checkpoint.
+
+    Raises:
+      DamagedCheckpoint: a bit has changed, or the file cannot be read.
+    """
+    from safetensors.numpy import load
+
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise DamagedCheckpoint(f"cannot be read: {error.strerror or error}") from error
+    at = content.find(_CHECKSUM) + len(_CHECKSUM)
+    if content[at : at + 64] != _checksum(content, at):
+        raise DamagedCheckpoint("is damaged: its checksum is wrong")
+    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+    manifest = json.loads(header["__metadata__"]["manifest"])
+    if manifest["name"] != path.name:
+        raise DamagedCheckpoint(f"is damaged: it is {manifest['name']} under another name")
+    packed, kinds = load(content), manifest["arrays"].items()
+    return manifest, {name: host_arrays.unpack(packed[name], *kind) for name, kind in kinds}
+
+
+class Checkpoints:
+    """The checkpoints of one loop of a run, in files PART-TURNS.safetensors.
+
+    Args:
+      folder: the folder of the files.
+      part: the loop's name. It begins with its place among the loops of the run.
+      identity: what a resumed run must have in common with the checkpoint, such as the checksum of
+        its config and the length of its loop.
+      keys: the loop's random keys, which must be the same too.
     """
 
     def __init__(self, folder: Path, part: str, identity: dict[str, Any], keys: list[Any]) -> None:
         self.folder, self.part, self.identity = folder, part, identity
-        self.keys = {f"key.{i}": host_arrays.data(key) for i, key in enumerate(keys)}
-        self.saved, self.told = -1, False
+        self.keys = {
+            f"key.{i}": jax.device_get(host_arrays.data(key)) for i, key in enumerate(keys)
+        }
+        self.saved, self.reported = -1, False
 
     def path(self, done: int) -> Path:
+        """The file of the checkpoint after `done` turns."""
         return self.folder / f"{self.part}-{done:09d}.safetensors"
 
-    def save(self, point: Point, seconds: dict[str, float]) -> Path:
-        """Writes a point, manifest last, and then lets go of all but this and the one before.
+    def save(self, checkpoint: Checkpoint, seconds: dict[str, float]) -> Path:
+        """Writes a checkpoint, and then removes all but this one and the one before.
+
+        Args:
+          checkpoint: where the loop stands.
+          seconds: what the run has spent until then, by name.
+
+        Returns:
+          Its path.
 
         Raises:
-          DataError: the disk is full or cannot be written; those that there are stay.
+          DataError: the disk is full or cannot be written. The earlier checkpoints stay.
         """
-        from safetensors.numpy import save
-
-        path = self.path(point.done)
-        if point.done == self.saved:
+        path = self.path(checkpoint.done)
+        if checkpoint.done == self.saved:
             return path
-        arrays = jax.device_get(self.keys) | host_arrays.named("carry", point.carry)
-        arrays |= {f"values.{name}": v for name, v in point.values.items()}
-        arrays = {name: np.asarray(array) for name, array in arrays.items()}
-        content = save({name: host_arrays.packed(array) for name, array in arrays.items()})
+        arrays = self.keys | host_arrays.named("carry", checkpoint.carry)
+        arrays |= {f"values.{name}": value for name, value in checkpoint.values.items()}
         manifest = {
-            "format": 1,
-            "part": self.part,
-            "done": point.done,
-            **self.identity,
-            "row": point.row,
-            "metrics": {**point.mark, "start": point.start},
+            "format": FORMAT,
+            "done": checkpoint.done,
+            "identity": self.identity,
+            "row": checkpoint.row,
+            "log": checkpoint.log,
+            "start": checkpoint.start,
             "seconds": seconds,
-            "sha256": hashlib.sha256(content).hexdigest(),
-            "arrays": {n: [a.dtype.name, list(a.shape)] for n, a in arrays.items()},
             "environment": run_folder.environment(),
         }
         try:
             self.folder.mkdir(exist_ok=True)
         except OSError as error:
             raise DataError(f"{self.folder}: cannot write: {error.strerror or error}") from error
-        run_folder.write_bytes(path, content)
-        try:
-            run_folder.write_json(
-                path.with_suffix(".json"), manifest | {"own_sha256": _sum(manifest)}
-            )
-        except DataError:
-            path.unlink(missing_ok=True)  # half a checkpoint only fills the disk
-            raise
-        self.saved = point.done
+        write(path, {name: np.asarray(array) for name, array in arrays.items()}, manifest)
+        self.saved = checkpoint.done
         self._keep(2)
         return path
 
     def finish(self) -> None:
-        """Lets go of all but the newest."""
+        """Removes all checkpoints but the newest."""
         self._keep(1)
 
     def newest(
-        self, carry: Any, journal: Journal
-    ) -> tuple[Point, dict[str, float], list[dict[str, Any]]] | None:
-        """The newest good point, the seconds spent until it, and the loop's rows, if there is one.
-
-        The journal then stands where it stood there. Damaged ones are told of, and removed.
+        self, carry: Any, log: MetricsLog
+    ) -> tuple[Checkpoint, dict[str, float], list[dict[str, Any]]] | None:
+        """Finds the newest good checkpoint. A warning names damaged ones, which are removed.
 
         Args:
-          carry: the template: as the loop starts, whose leaves a checkpoint's must be like.
+          carry: the loop's carry at its start. The checkpoint's must have the same leaves.
+          log: the metrics log, which then ends where it ended at the checkpoint.
+
+        Returns:
+          The checkpoint, the seconds spent until then and the loop's rows, or None if there is no
+          good checkpoint.
 
         Raises:
-          DataError: a checkpoint of another run or network; metrics.jsonl was changed.
+          DataError: a checkpoint belongs to another run, network or version of bpeq; the metrics
+          log was changed.
         """
-        bad: dict[Path, str] = {}
-        found: tuple[Point, dict[str, float], list[dict[str, Any]]] | None = None
-        edited = False
-        for path in self._all():
+        damaged: dict[Path, str] = {}
+        result, edited = None, False
+        for path in self._newest_first():
+            if path.with_suffix(".json").exists():
+                raise DataError(
+                    f"{path}: was written by an earlier version of bpeq, in two files: "
+                    "resume the run with that version, or name a new folder"
+                )
             try:
-                manifest, arrays = self._read(path)
-                self._check(path, manifest, arrays, carry)
-            except _Damaged as error:
-                bad[path] = str(error)
+                manifest, arrays = read(path)
+            except DamagedCheckpoint as error:
+                damaged[path] = str(error)
                 continue
-            if not journal.go_to(manifest["metrics"]):
-                bad[path], edited = f"{journal.path} was changed", True
+            self._check(path, manifest, arrays, carry)
+            if not log.go_to(manifest["log"]):
+                damaged[path], edited = f"{log.path} was changed", True
                 continue
-            point = self._point(manifest, arrays, carry)
-            try:
-                rows = [canonical(r, point.values) for r in journal.rows(point.start)]
-            except (ValueError, KeyError, TypeError) as error:
-                bad[path] = f"its manifest is damaged: {type(error).__name__} in {journal.path}"
-                continue
-            self.saved = point.done
-            found = point, manifest["seconds"], rows
-            self._tell_environment(manifest)
+            checkpoint = _restore(manifest, arrays, carry)
+            rows = [as_read(row, checkpoint.values) for row in log.rows(checkpoint.start)]
+            result = checkpoint, manifest["seconds"], rows
+            self.saved = checkpoint.done
+            self._report_environment(manifest["environment"])
             break
-        if edited and found is None:
+        if edited and result is None:
             raise DataError(
-                f"{journal.path}: was changed: its rows are not those that the checkpoints in "
+                f"{log.path}: was changed: its rows are not those that the checkpoints in "
                 f"{self.folder} go on from; bring it back, or name a new folder"
             )
-        if bad:
-            then = f"goes on from {self.path(found[0].done).name}" if found else "starts anew"
-            said = "; ".join(f"{path}: {why}" for path, why in bad.items())
-            warnings.warn(f"{said}: the run {then}", Caution, stacklevel=2)
-            self.told = True
-            for path in bad:
-                _remove(path)
-        return found
+        if damaged:
+            then = f"goes on from {self.path(self.saved).name}" if result else "starts anew"
+            reasons = "; ".join(f"{path}: {why}" for path, why in damaged.items())
+            warnings.warn(f"{reasons}: the run {then}", Caution, stacklevel=2)
+            self.reported = True
+            for path in damaged:
+                path.unlink(missing_ok=True)
+        return result
 
-    def _all(self) -> list[Path]:
-        """Newest first; also those of which only one of the two files is there."""
-        places = {
-            p.with_suffix(".safetensors") for p in self.folder.glob(f"{glob.escape(self.part)}-*")
-        }
-        mine = [p for p in places if p.stem[len(self.part) + 1 :].isdigit()]
-        return sorted(mine, key=lambda p: int(p.stem[len(self.part) + 1 :]), reverse=True)
+    def _newest_first(self) -> list[Path]:
+        paths = self.folder.glob(f"{glob.escape(self.part)}-*.safetensors")
+        mine = {path.stem.removeprefix(f"{self.part}-"): path for path in paths}
+        return [mine[turns] for turns in sorted(filter(str.isdigit, mine), key=int, reverse=True)]
 
     def _keep(self, count: int) -> None:
-        for path in self._all()[count:]:
-            _remove(path)
-
-    def _read(self, path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-        from safetensors.numpy import load
-
-        try:
-            text, content = path.with_suffix(".json").read_text(), path.read_bytes()
-            manifest = json.loads(text)
-            if manifest.pop("own_sha256", None) != _sum(manifest):
-                raise _Damaged("its manifest is damaged: its own_sha256 is that of another")
-            for key, kind in _KINDS.items():
-                if not isinstance(manifest[key], kind):
-                    raise _Damaged(f"its manifest is damaged: its {key} is no {kind.__name__}")
-            if (manifest["format"], self.path(manifest["done"])) != (1, path):
-                raise _Damaged("its manifest is damaged: it is of another checkpoint")
-            if hashlib.sha256(content).hexdigest() != manifest["sha256"]:
-                raise _Damaged("is damaged: its sha256 is not its manifest's")
-            arrays = load(content)
-            told = manifest["arrays"].items()
-            arrays = {n: host_arrays.unpacked(arrays[n], kind, shape) for n, (kind, shape) in told}
-            size, start, _ = (manifest["metrics"][key] for key in ("bytes", "start", "sha256"))
-            if {type(size), type(start)} != {int} or not 0 <= start <= size:
-                raise _Damaged("its manifest is damaged: it has no place in metrics.jsonl")
-            if not all(isinstance(spent, int | float) for spent in manifest["seconds"].values()):
-                raise _Damaged("its manifest is damaged: its seconds are no numbers")
-            return manifest, arrays
-        except FileNotFoundError as error:
-            raise _Damaged(f"is incomplete: {Path(error.filename).name} is missing") from error
-        except OSError as error:
-            raise _Damaged(f"cannot be read: {error.strerror or error}") from error
-        except _Damaged:
-            raise
-        except Exception as error:  # whatever a damaged file makes of the parsers
-            raise _Damaged(f"its manifest is damaged: {type(error).__name__}") from error
+        for path in self._newest_first()[count:]:
+            path.unlink(missing_ok=True)
 
     def _check(self, path: Path, manifest: Any, arrays: dict[str, np.ndarray], carry: Any) -> None:
+        """Raises DataError if the checkpoint belongs to another run, network or version."""
+        if manifest["format"] != FORMAT:
+            raise DataError(f"{path}: was written by another version of bpeq; use that one")
         for key, ours in self.identity.items():
-            if manifest.get(key) != ours:
+            if manifest["identity"].get(key) != ours:
                 raise DataError(f"{path}: is of another run: its {key} is not this one's")
-        own = jax.device_get(self.keys)
-        wanted = own | {
-            n: a for n, a in host_arrays.named("carry", host_arrays.specs(carry)).items()
-        }
-        given = {n for n in arrays if not n.startswith("values.")}
-        if given != set(wanted):
-            odd = sorted(given ^ set(wanted))
-            raise DataError(f"{path}: holds another network: {', '.join(odd[:4])} do not match")
-        for name, leaf in wanted.items():
-            found = arrays[name]
-            if found.shape != leaf.shape or found.dtype != leaf.dtype:
-                raise DataError(
-                    f"{path}: {name} is {found.dtype}{list(found.shape)}, the config makes "
-                    f"{leaf.dtype}{list(leaf.shape)}"
-                )
-        for place, key in own.items():
-            if not np.array_equal(arrays[place], key):
-                raise DataError(f"{path}: is of a run with other random keys")
+        leaves = {name: array for name, array in arrays.items() if not name.startswith("values.")}
+        specs = host_arrays.named("carry", host_arrays.specs(carry))
+        run_folder.check_arrays(path, leaves, self.keys | specs)
+        if any(not np.array_equal(arrays[name], key) for name, key in self.keys.items()):
+            raise DataError(f"{path}: is of a run with other random keys")
 
-    def _point(self, manifest: Any, arrays: dict[str, np.ndarray], carry: Any) -> Point:
-        leaves = [arrays[name] for name in host_arrays.named("carry", host_arrays.specs(carry))]
-        values = {n[7:]: a for n, a in arrays.items() if n.startswith("values.")}
-        metrics = manifest["metrics"]
-        return Point(
-            manifest["done"],
-            jax.tree.unflatten(jax.tree.structure(carry), leaves),
-            values,
-            manifest["row"],
-            {k: metrics[k] for k in ("bytes", "sha256")},
-            metrics["start"],
-        )
-
-    def _tell_environment(self, manifest: dict[str, Any]) -> None:
-        said = run_folder.differences(manifest["environment"], run_folder.environment())
-        if said:
+    def _report_environment(self, environment: dict[str, Any]) -> None:
+        changes = run_folder.differences(environment, run_folder.environment())
+        if changes:
             warnings.warn(
                 f"{self.folder}: the run began elsewhere, and may differ from one never "
-                f"interrupted in its last bits: {said}",
+                f"interrupted in its last bits: {changes}",
                 Caution,
-                stacklevel=2,
+                stacklevel=3,
             )
 
 
-_KINDS = {"format": int, "part": str, "done": int, "row": dict, "metrics": dict, "seconds": dict}
-_KINDS |= {"sha256": str, "arrays": dict, "environment": dict}
-"""What a manifest must have, in which form, beside its identity."""
+def _restore(manifest: dict[str, Any], arrays: dict[str, np.ndarray], carry: Any) -> Checkpoint:
+    leaves = [arrays[name] for name in host_arrays.named("carry", host_arrays.specs(carry))]
+    return Checkpoint(
+        manifest["done"],
+        jax.tree.unflatten(jax.tree.structure(carry), leaves),
+        {n.removeprefix("values."): a for n, a in arrays.items() if n.startswith("values.")},
+        manifest["row"],
+        manifest["log"],
+        manifest["start"],
+    )
 
 
-class _Damaged(Exception):
-    """A checkpoint that cannot be used; says why."""
-
-
-def _sum(manifest: dict[str, Any]) -> str:
-    """Of a manifest as it is read back: what vouches for the arrays must not be damaged itself."""
-    return hashlib.sha256(
-        json.dumps(run_folder.plain(manifest), sort_keys=True).encode()
-    ).hexdigest()
-
-
-def _remove(path: Path) -> None:
-    """The manifest first: without it what is left counts as incomplete."""
-    for each in (path.with_suffix(".json"), path):
-        each.unlink(missing_ok=True)
+def _checksum(content: bytes, at: int) -> bytes:
+    """The SHA-256 of all bytes but the 64 from `at` on, which are the checksum itself."""
+    view = memoryview(content)
+    checksum = hashlib.sha256(view[:at])
+    checksum.update(view[at + 64 :])
+    return checksum.hexdigest().encode()

@@ -19,7 +19,7 @@ def to_host(carry: Any) -> Any:
 
 
 def to_device(host: Any, like: Any) -> Any:
-    """What `to_host` made, as the arrays and keys that `like` has, where it has them."""
+    """Arrays in host memory, as arrays and keys on the devices where those of `like` are."""
 
     def one(leaf: Any, template: Any) -> Any:
         array = jnp.array(leaf)  # a copy: the loop may be given its memory to write in
@@ -61,13 +61,12 @@ def named(place: str, tree: Any) -> dict[str, Any]:
     return {f"{place}.{path}".rstrip("."): leaf for path, leaf in named}
 
 
-def packed(array: Any) -> np.ndarray:
-    """As safetensors takes it: dtypes that it may not know, such as complex ones, as bytes."""
+def pack(array: Any) -> np.ndarray:
+    """An array as safetensors takes it. Dtypes that it may not know, such as complex, as bytes."""
     array = np.asarray(array, order="C")
     return array if array.dtype in NATIVE else np.frombuffer(array.tobytes(), np.uint8)
 
 
-def unpacked(array: np.ndarray, kind: str, shape: list[int]) -> np.ndarray:
-    dtype = jnp.dtype(kind)
-    same = array.dtype == dtype
-    return (array if same else np.frombuffer(array.tobytes(), dtype)).reshape(shape)
+def unpack(array: np.ndarray, kind: str, shape: list[int]) -> np.ndarray:
+    """An array that `pack` made, with its own dtype and shape."""
+    return array.view(jnp.dtype(kind)).reshape(shape)

@@ -77,7 +77,7 @@ def lock_folder(folder: Path, resume: bool = False) -> Iterator[None]:
     path = folder / run_folder.LOCK
     if not (resume and (path.exists() or (folder / "config.toml").exists())):
         refuse_if_locked(folder)
-        run_folder.claim(folder)
+        run_folder.create_folder(folder)
     with ExitStack() as stack:
         try:
             if not stack.enter_context(lock_file(path)):
@@ -86,7 +86,9 @@ def lock_folder(folder: Path, resume: bool = False) -> Iterator[None]:
             message = f"{folder}: its file system has no locks: nothing keeps a second writer off"
             warnings.warn(message, Caution, stacklevel=3)
         if not resume:
-            run_folder.claim(folder)  # another process may have begun and ended a run meanwhile
+            run_folder.create_folder(
+                folder
+            )  # another process may have begun and ended a run meanwhile
         holder = folder / run_folder.HOLDER
         with suppress(OSError):  # a full disk: the lock holds all the same
             holder.write_text(json.dumps({"pid": os.getpid(), "host": socket.gethostname()}))

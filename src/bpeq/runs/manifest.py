@@ -1,4 +1,4 @@
-"""The manifest of a finished run folder: every file's checksum, so that none changes unseen."""
+"""The manifest of a finished run folder: the checksum of every file, so that changes are found."""
 
 from __future__ import annotations
 
@@ -9,30 +9,35 @@ from bpeq.runs import run_folder
 from bpeq.types import DataError
 
 NAME = "manifest.json"
-VOUCHED = ("config.toml", "environment.json", "metrics.jsonl", "params.safetensors", "summary.json")
-"""What a manifest must name where it is there: nobody may make it vouch for less."""
+REQUIRED = ["config.toml", "environment.json", "metrics.jsonl", "params.safetensors"]
+REQUIRED += ["summary.json"]
+"""A manifest must name each of these files that the folder has: nobody may make it cover less."""
 
 
-def seal(folder: Path) -> None:
-    """Writes manifest.json over all files below a folder."""
-    _write(folder, {name: checksum(folder / name) for name in _names(folder)})
+def write_manifest(folder: Path) -> None:
+    """Writes manifest.json with the checksums of all files below a folder."""
+    locks = (run_folder.LOCK, run_folder.HOLDER)
+    files = (path for path in folder.rglob("*") if path.is_file() and path.name not in locks)
+    paths = {path.relative_to(folder).as_posix(): path for path in files if path.suffix != ".part"}
+    paths.pop(NAME, None)
+    _write(folder, {name: checksum(path) for name, path in paths.items()})
 
 
-def renew(folder: Path, page: Path) -> None:
-    """Takes a report that was written since, with its picture, into a sealed folder's manifest.
+def add_report(folder: Path, page: Path) -> None:
+    """Adds a report that was written later, and its picture, to a finished folder's manifest.
 
-    The other entries stay: a file that was changed meanwhile is found all the same.
+    The other entries stay, so that a change of another file is still found.
     """
-    if not sealed(folder):
+    if not has_manifest(folder):
         return
     pages = {page.name, "learning_curves.png"}
-    known = {name: found for name, found in read(folder).items() if name not in pages}
+    kept = {name: sha256 for name, sha256 in read(folder).items() if name not in pages}
     new = {name: checksum(folder / name) for name in pages if (folder / name).exists()}
-    _write(folder, known | new)
+    _write(folder, kept | new)
 
 
-def sealed(folder: Path, name: str = "") -> bool:
-    """Whether a folder has a manifest, in which there is that file."""
+def has_manifest(folder: Path, name: str = "") -> bool:
+    """Whether a folder has a manifest and, if a name is given, whether that names the file."""
     return (folder / NAME).exists() and (not name or name in read(folder))
 
 
@@ -40,7 +45,7 @@ def read(folder: Path) -> dict[str, str]:
     """Each file's checksum, by its path in the folder.
 
     Raises:
-      DataError: it cannot be read, or names what is not in the folder.
+      DataError: the manifest cannot be read, or names a file outside of its folder.
     """
     files = run_folder.read_json(folder / NAME).get("sha256")
     if not isinstance(files, dict) or not all(isinstance(v, str) for v in files.values()):
@@ -51,43 +56,31 @@ def read(folder: Path) -> dict[str, str]:
     return files
 
 
-def faults(folder: Path) -> dict[str, str]:
-    """What is wrong with each file that is not as it was when the folder was sealed."""
-    found, known = {}, read(folder)
+def changed_files(folder: Path) -> dict[str, str]:
+    """The files that are not as they were when the manifest was written, and what is wrong."""
+    wrong, known = {}, read(folder)
     for name, expected in known.items():
         path = folder / name
         try:
             if path.exists() and not path.is_file():  # such as a pipe, which would never end
-                found[name] = "is no file"
+                wrong[name] = "is no file"
             elif checksum(path) != expected:
-                found[name] = "was changed"
+                wrong[name] = "was changed"
         except FileNotFoundError:
-            found[name] = "is missing"
+            wrong[name] = "is missing"
         except OSError as error:
-            found[name] = f"cannot be read: {error.strerror}"
-    for name in VOUCHED:
+            wrong[name] = f"cannot be read: {error.strerror}"
+    for name in REQUIRED:
         if name not in known and (folder / name).exists():
-            found[name] = f"is not in {NAME}"
-    return found
+            wrong[name] = f"is not in {NAME}"
+    return wrong
 
 
 def checksum(path: Path) -> str:
+    """The SHA-256 of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _write(folder: Path, sums: dict[str, str]) -> None:
     run_folder.write_json(folder / NAME, {"format": 1, "sha256": dict(sorted(sums.items()))})
-
-
-def _names(folder: Path) -> list[str]:
-    files = (path for path in folder.rglob("*") if path.is_file())
-    names = (path.relative_to(folder).as_posix() for path in files)
-    own = (
-        n
-        for n in names
-        if n != NAME
-        and Path(n).name not in (run_folder.LOCK, run_folder.HOLDER)
-        and not n.endswith(".part")
-    )
-    return sorted(own)

@@ -1,4 +1,4 @@
-"""metrics.jsonl: rows are added where they belong, and read back as they were."""
+"""metrics.jsonl: a log of rows that continues at a known place, and rows as they are read back."""
 
 from __future__ import annotations
 
@@ -18,67 +18,70 @@ Values = dict[str, np.ndarray]
 """Metric -> `[seeds]`"""
 
 
-class Journal:
-    """metrics.jsonl: rows are added at a place that is known, and what stands behind it is cut off.
+class MetricsLog:
+    """metrics.jsonl. Rows are added at a known byte, and whatever stands behind it is cut off.
 
-    So a row that a killed run began to write, or a resumed one writes again, is there once.
+    So a row is there once, also if a killed run wrote half of it or a resumed run writes it again.
+
+    Args:
+      path: the file. It need not exist.
     """
 
     def __init__(self, path: Path) -> None:
-        self.path, self.size, self._sum = path, 0, hashlib.sha256()
+        self.path, self.size, self._checksum = path, 0, hashlib.sha256()
 
     def append(self, row: Any) -> dict[str, Any]:
-        """One more row, handed to the system at once; it is returned as it will be read back.
+        """Adds one row, hands it to the operating system, and returns it as it is read back.
 
         Raises:
-          DataError: it cannot be written.
+          DataError: the file cannot be written.
         """
-        line = json.dumps(run_folder.plain(row), allow_nan=False).encode() + b"\n"
+        line = json.dumps(run_folder.to_json(row), allow_nan=False).encode() + b"\n"
         try:
             with self.path.open("ab") as file:
                 if file.tell() != self.size:
                     file.truncate(self.size)
                 file.write(line)
         except OSError as error:
-            said = error.strerror or error
-            raise DataError(f"{self.path}: cannot write: {said}") from error
+            raise DataError(f"{self.path}: cannot write: {error.strerror or error}") from error
         self.size += len(line)
-        self._sum.update(line)
+        self._checksum.update(line)
         return json.loads(line)
 
-    def mark(self) -> dict[str, Any]:
-        """How much there is, and its checksum."""
-        return {"bytes": self.size, "sha256": self._sum.hexdigest()}
+    def position(self) -> dict[str, Any]:
+        """How many bytes there are, and their checksum."""
+        return {"bytes": self.size, "sha256": self._checksum.hexdigest()}
 
     def sync(self) -> None:
-        """All of it is on the disk."""
+        """Waits until all rows are on the disk."""
         if self.size:
-            with self.path.open("rb") as file:
+            with self.path.open("ab") as file:
                 os.fsync(file.fileno())
 
-    def go_to(self, mark: dict[str, Any]) -> bool:
-        """Goes on from a mark, if what stands before it is what stood there."""
+    def go_to(self, position: dict[str, Any]) -> bool:
+        """Continues at a position. False, and no change, if the bytes before it have changed."""
+        size = position["bytes"]
         try:
-            content = self.path.read_bytes() if mark["bytes"] else b""
+            content = self.path.read_bytes()[:size] if size else b""
         except OSError:
             return False
-        found = hashlib.sha256(content[: mark["bytes"]])
-        if len(content) < mark["bytes"] or found.hexdigest() != mark["sha256"]:
-            return False
-        self.size, self._sum = mark["bytes"], found
-        return True
+        checksum = hashlib.sha256(content)
+        same = (len(content), checksum.hexdigest()) == (size, position["sha256"])
+        if same:
+            self.size, self._checksum = size, checksum
+        return same
 
     def rows(self, start: int) -> list[dict[str, Any]]:
-        """Those from byte `start` on."""
+        """The rows from byte `start` on."""
         if self.size == start:
             return []
         return [json.loads(line) for line in self.path.read_bytes()[start : self.size].splitlines()]
 
 
-def canonical(row: dict[str, Any], values: Values) -> dict[str, Any]:
-    """A row that was read back: null is NaN, and the values have their dtypes again.
+def as_read(row: dict[str, Any], values: Values) -> dict[str, Any]:
+    """A row that was read back, with NaN for null and with the dtypes of `values`.
 
-    JSON has no infinities: they are NaN too, in a loop that was resumed as in one that was not.
+    JSON has no infinities. They become NaN, in a loop that was resumed as in one that was not.
     """
     kept = {k: math.nan if v is None else v for k, v in row.items()}
     kept["values"] = {k: np.array(v, values[k].dtype) for k, v in row["values"].items()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import os
@@ -21,15 +22,15 @@ LOCK, HOLDER, PROBE = ".lock", ".holder", ".writable"
 MARKS = ("config.toml", "summary.json", "comparison.json", "metrics.jsonl")
 
 
-def claim(folder: Path) -> Path:
-    """Makes a folder for a run.
+def create_folder(folder: Path) -> Path:
+    """Makes a folder for a run, if need be, and tries whether it can be written to.
 
     Raises:
       FileExistsError: it already holds a run, or is not empty; nothing is touched.
       DataError: it cannot be made or written to.
     """
     try:
-        claimable(folder)
+        refuse_if_used(folder)
         folder.mkdir(parents=True, exist_ok=True)
         probe = folder / PROBE
         probe.touch()
@@ -43,8 +44,8 @@ def claim(folder: Path) -> Path:
     return folder
 
 
-def claimable(folder: Path) -> None:
-    """Raises FileExistsError where a folder is none, or has more in it than a lock's remains."""
+def refuse_if_used(folder: Path) -> None:
+    """Raises FileExistsError if a path is a file, or a folder with more than a lock in it."""
     if folder.exists() and not folder.is_dir():
         raise FileExistsError(f"{folder} is a file, not a folder")
     names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
@@ -56,8 +57,8 @@ def claimable(folder: Path) -> None:
         raise FileExistsError(f"the folder {folder} {kind}; name a new one")
 
 
-def disclaim(folder: Path) -> None:
-    """Takes a claim back: a folder goes in which no step has been logged and nothing else is."""
+def remove_if_unstarted(folder: Path) -> None:
+    """Removes the folder of a run that has logged no row, unless other files are in it."""
     if (folder / "metrics.jsonl").exists():
         return
     for name in ("config.toml", "environment.json", HOLDER, LOCK):
@@ -67,20 +68,20 @@ def disclaim(folder: Path) -> None:
         folder.rmdir()
 
 
-def fresh(parent: Path, name: str) -> Path:
+def next_free(parent: Path, name: str) -> Path:
     """The first of parent/name, parent/name-2, … that does not exist."""
-    number = 1
-    while (parent / (name if number == 1 else f"{name}-{number}")).exists():
-        number += 1
-    return parent / (name if number == 1 else f"{name}-{number}")
+    return next(path for path in _numbered(parent, name) if not path.exists())
 
 
-def latest(parent: Path, name: str) -> Path:
-    """The last of parent/name, parent/name-2, … that exists; the first where none does."""
-    number = 1
-    while (parent / f"{name}-{number + 1}").exists():
-        number += 1
-    return parent / (name if number == 1 else f"{name}-{number}")
+def newest_taken(parent: Path, name: str) -> Path:
+    """The last of parent/name, parent/name-2, … before the first that does not exist."""
+    folders = itertools.pairwise(_numbered(parent, name))
+    return next(path for path, following in folders if not following.exists())
+
+
+def _numbered(parent: Path, name: str) -> Iterator[Path]:
+    yield parent / name
+    yield from (parent / f"{name}-{number}" for number in itertools.count(2))
 
 
 def write_text(path: Path, text: str) -> None:
@@ -101,7 +102,7 @@ def write_bytes(path: Path, content: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
-        _settle(path.parent)
+        fsync_directory(path.parent)
     except OSError as error:
         temporary.unlink(missing_ok=True)
         raise DataError(f"{path}: cannot write: {error.strerror or error}") from error
@@ -109,7 +110,7 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 def write_json(path: Path, content: Any) -> None:
     """JSON with NaN and infinities as null, since JSON has none."""
-    write_text(path, json.dumps(plain(content), indent=1, allow_nan=False) + "\n")
+    write_text(path, json.dumps(to_json(content), indent=1, allow_nan=False) + "\n")
 
 
 def read_json(path: Path, *parts: str) -> dict[str, Any]:
@@ -122,7 +123,7 @@ def read_json(path: Path, *parts: str) -> dict[str, Any]:
       DataError: the file is absent, is not JSON, or holds something else.
     """
     try:
-        found = json.loads(path.read_text())
+        found = json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError) as error:
         raise DataError(
             f"{path}: cannot read: {getattr(error, 'strerror', '') or error}"
@@ -135,14 +136,14 @@ def read_json(path: Path, *parts: str) -> dict[str, Any]:
     return found
 
 
-def plain(value: Any) -> Any:
+def to_json(value: Any) -> Any:
     """Arrays and NumPy scalars as Python's own, non-finite numbers as None."""
     if isinstance(value, dict):
-        return {str(key): plain(part) for key, part in value.items()}
+        return {str(key): to_json(part) for key, part in value.items()}
     if isinstance(value, list | tuple):
-        return [plain(part) for part in value]
+        return [to_json(part) for part in value]
     if hasattr(value, "tolist"):
-        return plain(value.tolist())
+        return to_json(value.tolist())
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value
@@ -152,7 +153,7 @@ def save_arrays(path: Path, tree: Any) -> None:
     """A pytree's arrays as one safetensors file, named by tree path."""
     from safetensors.numpy import save
 
-    arrays = {name: np.ascontiguousarray(leaf) for name, leaf in _named(tree)}
+    arrays = {name: np.ascontiguousarray(leaf) for name, leaf in _named(tree).items()}
     write_bytes(path, save(arrays))
 
 
@@ -175,19 +176,23 @@ def load_arrays(path: Path, template: Any) -> Any:
     """
     import jax
 
-    arrays = read_arrays(path)
-    wanted = dict(_named(template))
+    arrays, wanted = read_arrays(path), _named(template)
+    check_arrays(path, arrays, wanted)
+    return jax.tree.unflatten(jax.tree.structure(template), [arrays[name] for name in wanted])
+
+
+def check_arrays(path: Path, arrays: dict[str, Any], wanted: dict[str, Any]) -> None:
+    """Raises DataError, about a file, if its arrays lack the names, shapes or dtypes of others."""
     if set(arrays) != set(wanted):
         odd = sorted(set(arrays) ^ set(wanted))
         raise DataError(f"{path}: holds another network: {', '.join(odd[:4])} do not match")
     for name, leaf in wanted.items():
-        found = arrays[name]
-        if found.shape != leaf.shape or found.dtype != leaf.dtype:
+        array = arrays[name]
+        if array.shape != leaf.shape or array.dtype != leaf.dtype:
             raise DataError(
-                f"{path}: {name} is {found.dtype}{list(found.shape)}, the config makes "
+                f"{path}: {name} is {array.dtype}{list(array.shape)}, the config makes "
                 f"{leaf.dtype}{list(leaf.shape)}"
             )
-    return jax.tree.unflatten(jax.tree.structure(template), [arrays[name] for name in wanted])
 
 
 def environment() -> dict[str, Any]:
@@ -219,8 +224,8 @@ def differences(then: dict[str, Any], now: dict[str, Any]) -> str:
     return ", ".join(found)
 
 
-def _settle(folder: Path) -> None:
-    """A renaming is on the disk once its folder is. Windows cannot do this for a folder."""
+def fsync_directory(folder: Path) -> None:
+    """Waits until renamed files are on the disk. Windows cannot do this for a folder."""
     if os.name == "nt":
         return
     handle = os.open(folder, os.O_RDONLY)
@@ -230,9 +235,9 @@ def _settle(folder: Path) -> None:
         os.close(handle)
 
 
-def _named(tree: Any) -> Iterator[tuple[str, Any]]:
+def _named(tree: Any) -> dict[str, Any]:
     import jax
 
     from bpeq.core import trees
 
-    yield from zip(trees.names(tree), jax.tree.leaves(tree), strict=True)
+    return dict(zip(trees.names(tree), jax.tree.leaves(tree), strict=True))
