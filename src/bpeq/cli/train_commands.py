@@ -142,7 +142,7 @@ def fidelity(
     names = _app.names(rules) if rules is not None else [checked.tree["rule"]["name"]]
     folder = _app.folder(out, f"{checked.name}-fidelity")
     with bar("measurements") as track:
-        result = fidelity.measure(checked, names, folder, trained, track("fidelity"))
+        result = fidelity.measure_fidelity(checked, names, folder, trained, track("fidelity"))
     console.print(fidelity_table(result))
     console.print(f"{write_fidelity_report(folder)}", soft_wrap=True, highlight=False)
 

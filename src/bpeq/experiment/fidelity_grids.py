@@ -1,4 +1,4 @@
-"""The grids of the microscope: every rule's error over β, N, sweeps and precision."""
+"""The grids of `bpeq fidelity`: the error of every rule over β, N, sweeps and precision."""
 
 from __future__ import annotations
 
@@ -13,193 +13,190 @@ from bpeq.analysis.gradient_fidelity import exact_gradient, judge
 from bpeq.config.loading import Config
 from bpeq.config.problem import Problem, build
 from bpeq.config.registry import resolve
-from bpeq.config.schema import ConfigError, fields, wires
-from bpeq.core import trees
-from bpeq.core.compat import enable_x64
-from bpeq.experiment.rule_fidelity import entry
-from bpeq.types import Batch, Estimate, Key, LearningRule, Params, Solver, State
+from bpeq.config.schema import ConfigError, wires
+from bpeq.experiment.rule_fidelity import OperatingPoint, fidelity_entry
+from bpeq.types import Estimate, LearningRule, RuleInfo, Solver
 
-Job = Callable[[], dict[str, Any]]
-KEYS = ("betas", "points", "sweeps")
-_WHAT = {"betas": "a β", "points": "points on a circle", "sweeps": "a count of sweeps"}
+GRIDS = {"betas": "a β", "points": "points on a circle", "sweeps": "a count of sweeps"}
+"""The grids of [fidelity], and what a rule must have to be in one."""
 
 
-class At(NamedTuple):
-    """Where everything is measured: one network's weights, one batch, one key."""
-
-    params: Params
-    state: State
-    batch: Batch
-    key: Key
-
-
-class Look(NamedTuple):
-    """One rule's config, its parts, and where it is looked at."""
+class RuleUnderTest(NamedTuple):
+    """One rule's config, its parts, and the point where it is measured."""
 
     config: Config
     problem: Problem
-    at: At
+    point: OperatingPoint
 
     @property
     def name(self) -> str:
+        """The rule's name in the config."""
         return str(self.config.tree["rule"]["name"])
 
     @property
-    def knob(self) -> str:
-        """The traced setting that a grid over β varies: coupled learning's is called eta."""
-        known = self.at.state if isinstance(self.at.state, dict) else {}
-        return next((name for name in ("beta", "eta") if name in known), "")
+    def info(self) -> RuleInfo:
+        """What the rule declares."""
+        return self.problem.rule.info
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What [fidelity] asks for."""
+        return self.config.tree.get("fidelity", {})
+
+    @property
+    def precisions(self) -> list[str]:
+        """The precisions of the grids; the config's own if [fidelity] names none."""
+        return self.settings.get("precisions") or [self.config.tree["precision"]]
+
+    @property
+    def own_beta(self) -> float | None:
+        """The β of the config; 0.1 for "auto", which is no point of a grid; None without a β."""
+        beta = self.config.tree["rule"].get(self.info.beta)
+        if beta is None and self.info.beta:
+            return float(self.point.state[self.info.beta])
+        return 0.1 if beta == "auto" else beta
 
 
 class Variant(NamedTuple):
-    """A rule in one of the settings of a grid, with the β to try, its N and its phases' sweeps.
+    """A rule under one setting of a grid.
 
-    estimator: which of eqprop's nudgings; empty for other rules. betas: None: the rule's own.
+    estimator: the nudging, such as "holomorphic-4"; empty if the rule keeps its own.
+    betas:     the values of β to try; [None] for a rule without one.
+    sweeps:    of every phase; None if the phases keep their solvers.
     """
 
     estimator: str
     rule: LearningRule
-    betas: list[float | None]
-    points: int | None = None
-    sweeps: int | None = None
+    betas: Sequence[float | None]
+    sweeps: int | None
+
+    @property
+    def points(self) -> int | None:
+        """N of a holomorphic estimator, else None."""
+        number = self.estimator.rpartition("-")[2]
+        return int(number) if number.isdecimal() else None
 
 
-def grid_jobs(looks: Sequence[Look]) -> tuple[list[tuple[str, Job]], list[str]]:
-    """What to run for the grids that [fidelity] asks for, and what there is to note.
+Job = tuple[str, Callable[[], list[dict[str, Any]]]]
+"""A label, and what measures the rows of a grid."""
+
+
+def grid_jobs(rules: Sequence[RuleUnderTest]) -> tuple[list[Job], list[str]]:
+    """Prepares the grids that [fidelity] asks for.
 
     Args:
-      looks: of one config under several rules; those that have nothing to vary are noted.
+      rules: one config under several rules.
+
+    Returns:
+      The measurements, and a note for each grid that leaves out rules, which have nothing to vary.
 
     Raises:
       ConfigError: a nudging that the system does not allow.
     """
-    settings = looks[0].config.tree.get("fidelity", {})
-    known = [look for look in looks if look.problem.rule.info.reference is not None]
-    exacts = {look.name: functools.cache(functools.partial(_exact, look)) for look in known}
-    jobs: list[tuple[str, Job]] = []
-    notes: list[str] = []
-    for key in (key for key in KEYS if settings.get(key)):
-        found = {look.name: (look, list(_variants(look, key))) for look in known}
-        without = [look.name for look in looks if not found.get(look.name, (look, []))[1]]
+    by_name = {rule.name: rule for rule in rules}
+
+    @functools.cache
+    def exact(name: str, precision: str) -> Estimate:
+        """The exact gradient that a rule is after: of its own objective, if it has one."""
+        info = by_name[name].info
+        with by_name[name].point.cast(precision) as (params, _, batch, key):
+            aim = info.objective or info.reference
+            rule = by_name[name].problem.rule
+            return exact_gradient(rule, params, batch, key=key, reference=aim)
+
+    jobs: list[Job] = []
+    notes = []
+    for grid in (grid for grid in GRIDS if rules[0].settings.get(grid)):
+        variants = {rule.name: list(_variants(rule, grid)) for rule in rules}
+        without = ", ".join(name for name, found in variants.items() if not found)
         if without:
-            notes.append(f"Without {_WHAT[key]}, not in the grid over it: {', '.join(without)}.")
-        for precision in precisions(looks[0].config):
-            for name, (look, variants) in found.items():
-                if variants:
-                    job = functools.partial(_grid, look, key, variants, precision, exacts[name])
-                    jobs.append((f"{key}, {name}, {precision}", job))
+            notes.append(f"Without {GRIDS[grid]}, not in the grid over it: {without}.")
+        for precision in rules[0].precisions:
+            for rule in (rule for rule in rules if variants[rule.name]):
+                measure = functools.partial(
+                    _grid_rows, rule, grid, variants[rule.name], precision, exact
+                )
+                jobs.append((f"{grid}, {rule.name}, {precision}", measure))
     return jobs, notes
 
 
-def precisions(config: Config) -> list[str]:
-    """Those that [fidelity] asks for; the config's own without."""
-    return list(config.tree.get("fidelity", {}).get("precisions") or [config.tree["precision"]])
-
-
-def _exact(look: Look, precision: str) -> Estimate:
-    """The exact gradient that the rule is after: of its own objective, if it has one."""
-    rule = look.problem.rule
-    with enable_x64(precision == "float64"):
-        at = trees.cast(look.at, jnp.result_type(float))
-        aim = rule.info.objective or rule.info.reference
-        return exact_gradient(rule, at.params, at.batch, key=at.key, reference=aim)
-
-
-def _grid(
-    look: Look,
-    key: str,
+def _grid_rows(
+    rule: RuleUnderTest,
+    grid: str,
     variants: Sequence[Variant],
     precision: str,
-    exact: Callable[[str], Estimate],
-) -> dict[str, Any]:
+    exact: Callable[[str, str], Estimate],
+) -> list[dict[str, Any]]:
     """A row for every variant and β: the estimate against one exact gradient."""
-    rows: list[dict[str, Any]] = []
-    objective = look.problem.rule.info.objective
-    with enable_x64(precision == "float64"):
-        at = trees.cast(look.at, jnp.result_type(float))
-        for each in variants:
-            estimate = jax.jit(each.rule.estimate)
-            for beta in each.betas:
-                state = at.state
+    rows = []
+    with rule.point.cast(precision) as (params, state, batch, key):
+        for variant in variants:
+            estimate = jax.jit(variant.rule.estimate)
+            for beta in variant.betas:
                 if beta is not None:
-                    state = {**state, look.knob: jnp.asarray(beta, jnp.result_type(float))}
-                elif look.knob:  # as the config's own precision has it, in every precision
-                    beta = float(look.at.state[look.knob])
-                made, _ = estimate(at.params, at.batch, state, at.key)
-                rows.append(
-                    {
-                        **entry(judge(made, exact(precision), look.problem.network)),
-                        "rule": look.name,
-                        "estimator": each.estimator,
-                        "beta": beta,
-                        "points": each.points,
-                        "phase_sweeps": each.sweeps,
-                        "precision": precision,
-                        "varied": "beta" if key == "betas" else key,
-                        **({} if objective is None else {"against": objective.name}),
-                    }
-                )
-    return {"grid": rows}
+                    state = {**state, rule.info.beta: jnp.asarray(beta, jnp.result_type(float))}
+                gradients, _ = estimate(params, batch, state, key)
+                fidelity = judge(gradients, exact(rule.name, precision), rule.problem.network)
+                row = {
+                    **fidelity_entry(fidelity),
+                    "rule": rule.name,
+                    "estimator": variant.estimator,
+                    "beta": beta,
+                    "points": variant.points,
+                    "phase_sweeps": variant.sweeps,
+                    "precision": precision,
+                    "varied": "beta" if grid == "betas" else grid,
+                }
+                if rule.info.objective is not None:
+                    row["against"] = rule.info.objective.name
+                rows.append(row)
+    return rows
 
 
-def _variants(look: Look, key: str) -> Iterator[Variant]:
-    """The rule in the settings of one of the grids; none where it has nothing to vary."""
-    settings, own = look.config.tree["fidelity"], look.config.tree["rule"]
-    counts = settings["sweeps"] if key == "sweeps" else [None]
-    if own["name"] == "eqprop":
-        betas = settings["betas"] if key == "betas" else [_number(own["beta"])]
-        for name in _nudgings(look, key):
-            for sweeps in counts:
-                yield _eqprop(look, name, betas, sweeps)
-    elif key == "betas" and look.knob:
-        betas = [beta for beta in settings["betas"] if look.knob == "beta" or beta <= 1]
-        yield Variant("", look.problem.rule, betas)
-    elif key == "sweeps" and _with_sweeps(look.config, 1) is not None:
-        for sweeps in settings["sweeps"]:
-            changed = _with_sweeps(look.config, sweeps)
-            assert changed is not None
-            yield Variant("", build(changed, look.problem.data).rule, [None], sweeps=sweeps)
+def _variants(rule: RuleUnderTest, grid: str) -> Iterator[Variant]:
+    """The rule under every setting of a grid; none if it has nothing to vary."""
+    info, settings = rule.info, rule.settings
+    missing = {"betas": not info.beta, "points": not info.nudgings, "sweeps": False}[grid]
+    if info.reference is None or missing:
+        return
+    names: Sequence[str] = [""]
+    if grid == "points":
+        names = [f"holomorphic-{n}" for n in settings["points"]]
+    elif info.nudgings:
+        names = settings.get("nudgings") or info.nudgings
+    betas = [rule.own_beta]
+    if grid == "betas":
+        betas = [beta for beta in settings["betas"] if beta <= info.beta_max]
+    for name in names:
+        for sweeps in settings["sweeps"] if grid == "sweeps" else [None]:
+            config = rule.config if sweeps is None else _with_sweeps(rule, sweeps)
+            if config is None:
+                return
+            variant = Variant(name, rule.problem.rule, betas, sweeps)
+            if name or sweeps is not None:
+                variant = variant._replace(rule=_rebuilt(rule, config, variant))
+            yield variant
 
 
-def _nudgings(look: Look, key: str) -> list[str]:
-    settings = look.config.tree["fidelity"]
-    if key == "points":
-        return [f"holomorphic-{n}" for n in settings["points"]]
-    assert look.problem.system is not None
-    short = look.config.tree["rule"].get("relaxation", "same") != "same"
-    smooth = [] if short or look.problem.system.traits.not_holomorphic else ["holomorphic-4"]
-    return settings.get("nudgings") or ["one-sided", "centered", *smooth]
-
-
-def _eqprop(look: Look, name: str, betas: list[float | None], sweeps: int | None) -> Variant:
-    circle, _, number = name.rpartition("-")
-    points = int(number) if number.isdecimal() else None
-    nudging = {"nudging": circle, "points": points} if points else {"nudging": name}
-    rule = {**nudging, "beta": _number(look.config.tree["rule"]["beta"])}
-    config = look.config if sweeps is None else _with_sweeps(look.config, sweeps)
-    assert config is not None
-    try:
-        made = build(config.changed(rule=rule), look.problem.data).rule
-    except ConfigError as error:
-        reason = str(error.__cause__ or error)
-        raise look.config.fault("fidelity.nudgings", name, reason) from error
-    return Variant(name, made, betas, points, sweeps)
-
-
-def _with_sweeps(config: Config, sweeps: int) -> Config | None:
-    """All of the rule's phases, and its own count, run for so many sweeps; None without any."""
-    own = config.tree["rule"]
-    factory = resolve("rules", own["name"], config.folder)
+def _with_sweeps(rule: RuleUnderTest, sweeps: int) -> Config | None:
+    """The config under which every phase runs so many sweeps; None if the rule has no phases."""
+    factory = resolve("rules", rule.name, rule.config.folder)
     phases = [name for name, word in wires(factory).items() if word is Solver]
     solvers = {n: {"name": "fixed_steps", "steps": sweeps} for n in phases if n != "evaluation"}
-    counted: dict[str, int] = {key: sweeps for key in ("sweeps", "steps") if key in fields(factory)}
-    if own.get("inference") == "timed":  # as many steps as there are blocks
-        counted = {}
-    if own.get("truncate"):
-        counted["truncate"] = min(own["truncate"], sweeps)
-    return config.changed(solvers=solvers, rule=counted) if solvers or counted else None
+    counts = rule.info.sweep_settings(sweeps) if rule.info.sweep_settings else {}
+    return rule.config.changed(solvers=solvers, rule=counts) if solvers or counts else None
 
 
-def _number(beta: Any) -> float:
-    """ "auto" is no point of a grid."""
-    return beta if isinstance(beta, float) else 0.1
+def _rebuilt(rule: RuleUnderTest, config: Config, variant: Variant) -> LearningRule:
+    """The rule of a changed config, with a variant's nudging."""
+    name, data = variant.estimator, rule.problem.data
+    if not name:
+        return build(config, data).rule
+    nudging: dict[str, Any] = {"nudging": name}
+    if variant.points:
+        nudging = {"nudging": name.rpartition("-")[0], "points": variant.points}
+    try:
+        return build(config.changed(rule={**nudging, rule.info.beta: rule.own_beta}), data).rule
+    except ConfigError as error:
+        reason = str(error.__cause__ or error)
+        raise rule.config.fault("fidelity.nudgings", name, reason) from error

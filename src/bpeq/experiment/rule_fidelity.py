@@ -1,9 +1,10 @@
-"""A rule of a config under the microscope: one row of what its estimate is worth."""
+"""One rule of a config against the exact gradient of its own function: one row of fidelity.json."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,87 +19,134 @@ from bpeq.solvers import fixed_point
 from bpeq.types import Batch, Key, Params, State
 
 
-def probe(problem: Problem, params: Params, state: State, batch: Batch, key: Key) -> dict[str, Any]:
-    """The rule's estimate, as configured, against the exact gradient of its own function.
+class OperatingPoint(NamedTuple):
+    """Where a rule is measured.
 
-    A row of fidelity.json, and the `fidelity` of a run's summary.json: the measures of `Closeness`,
-    in total and by layer, how the solves ended, and for a rule with a β how far it moves each
-    state. For a rule that follows another objective than ∇C the same measures stand against the
-    gradient of that under `own_objective`, with its name. A rule without a reference gives a row
-    with a note only.
+    params, state: the first seed's weights and the rule's state.
+    batch: examples that the seed trains on.
+    key:   the one key of every estimate.
+    """
+
+    params: Params
+    state: State
+    batch: Batch
+    key: Key
+
+    @contextmanager
+    def cast(self, precision: str) -> Iterator[OperatingPoint]:
+        """The same point in "float32" or "float64", which jax uses until the block ends."""
+        with jax.enable_x64(precision == "float64"):
+            yield trees.cast(self, jnp.result_type(float))
+
+
+def fidelity_row(problem: Problem, point: OperatingPoint) -> dict[str, Any]:
+    """Compares a rule's estimate, as configured, with the exact gradient of its own function.
+
+    A row of fidelity.json, and the `fidelity` of a run's summary.json. For a rule with a β on a
+    system it also tells how far the nudge moves each state.
 
     Args:
-      params, state: as the rule's `init` gives them, or as training left them.
+      problem: the parts of the config.
+      point: the weights, the examples and the key.
+
+    Returns:
+      The row of `estimate_row`, with `nudge`; only a `note` if the rule has no exact reference.
     """
-    rule = problem.rule
-    if rule.info.reference is None:
-        return {"note": f"{rule.name} has no exact reference to compare with"}
-    row = estimated(problem, params, state, batch, key)
+    info, batch = problem.rule.info, point.batch
+    if info.reference is None:
+        return {"note": f"{problem.rule.name} has no exact reference to compare with"}
+    row = estimate_row(problem, point)
     if problem.system is not None and "beta" in row:
         free, nudged = (problem.solvers.get(k, fixed_point()) for k in ("free", "nudged"))
-        args = (problem.system, problem.cost, params, batch, row["beta"], free, nudged)
-        moved = nudge_amplitude(*args, rule.info.nudged_system)
-        names = state_names(problem, moved.amplitude)
-        row["nudge"] = {
-            "amplitude": dict(zip(names, moved.amplitude, strict=True)),
-            "residual": moved.residual,
-        }
+        args = (problem.system, problem.cost, point.params, batch, row["beta"], free, nudged)
+        amplitude, residual = nudge_amplitude(*args, info.nudged_system)
+        names = state_names(problem, amplitude)
+        amplitudes = dict(zip(names, amplitude, strict=True))
+        row["nudge"] = {"amplitude": amplitudes, "residual": residual}
     return row
 
 
-def estimated(
-    problem: Problem, params: Params, state: State, batch: Batch, key: Key
-) -> dict[str, Any]:
-    """What a row says of the estimate itself, in the dtype of params."""
-    rule = problem.rule
+def estimate_row(problem: Problem, point: OperatingPoint) -> dict[str, Any]:
+    """What a row says of the estimate itself, in the dtype of the point's params.
+
+    Args:
+      problem: the parts of the config. Its rule has an exact reference.
+      point: the weights, the examples and the key.
+
+    Returns:
+      The entries of `fidelity_entry`, the names of the reference and of the rule's own objective,
+      the rule's note, its β, and the error bar of an estimate that has one.
+    """
+    rule, (params, state, batch, key) = problem.rule, point
     assert rule.info.reference is not None
     estimate = jax.jit(rule.estimate)(params, batch, state, key)[0]
-    found = judged(rule, estimate, params, batch, key=key, network=problem.network)
-    row = {**entry(found), "reference": rule.info.reference.name}
+    fidelity = judged(rule, estimate, params, batch, key=key, network=problem.network)
+    row = {**fidelity_entry(fidelity), "reference": rule.info.reference.name}
     if rule.info.note:
         row["note"] = rule.info.note
     if rule.info.objective is not None:
         row["own_objective"]["objective"] = rule.info.objective.name
-    row |= {k: float(estimate.info[k]) for k in ("beta", "error_bar") if k in estimate.info}
-    if isinstance(state, dict) and "beta" in state:
-        row.setdefault("beta", float(state["beta"]))
-    return row
+    if rule.info.beta == "beta":
+        row["beta"] = float(state["beta"])
+    return row | {k: float(estimate.info[k]) for k in ("beta", "error_bar") if k in estimate.info}
 
 
 def before_and_after(config: Config, problem: Problem, trained: Params) -> dict[str, Any]:
     """The first seed's rows at the initial and at the trained weights, for a run's record.
 
     Args:
-      trained: every seed's weights, seeds on axis 0.
+      config: the config of the run.
+      problem: its parts.
+      trained: the weights of every seed, seeds on axis 0.
     """
-    weights_key, rule_key, _ = seed_keys(config.tree["seed"], 1)[0]
-    params, state = problem.rule.init(rule_key, problem.init(weights_key))
-    last = jax.tree.map(lambda leaf: jnp.asarray(leaf[0]), trained)
-    batch = first_examples(config, problem)
+    initial = initial_point(config, problem)
+    weights = jax.tree.map(lambda leaf: jnp.asarray(leaf[0]), trained)
     return {
         "rule": config.tree["rule"]["name"],
-        "examples": len(batch.x),
-        "initial": probe(problem, params, state, batch, rule_key),
-        "trained": probe(problem, last, state, batch, rule_key),
+        "examples": len(initial.batch.x),
+        "initial": fidelity_row(problem, initial),
+        "trained": fidelity_row(problem, initial._replace(params=weights)),
     }
 
 
-def entry(found: Fidelity) -> dict[str, Any]:
-    """A Fidelity as fidelity.json has it."""
-    own = found.own_objective
+def initial_point(config: Config, problem: Problem) -> OperatingPoint:
+    """The first seed's initial weights, and the first examples that it trains on.
+
+    Args:
+      config: the config; [fidelity] says how many examples.
+      problem: its parts.
+    """
+    weights_key, rule_key, _ = seed_keys(config.tree["seed"], 1)[0]
+    params, state = problem.rule.init(rule_key, problem.init(weights_key))
+    return OperatingPoint(params, state, first_examples(config, problem), rule_key)
+
+
+def fidelity_entry(fidelity: Fidelity) -> dict[str, Any]:
+    """A Fidelity in the form of fidelity.json.
+
+    Args:
+      fidelity: with its own objective, which becomes an entry of the entry.
+    """
+    own = fidelity.own_objective
     return {
-        **found.total._asdict(),
-        "converged": found.settled,
-        "sweeps": found.sweeps,
-        "reference_settled": found.reference_settled,
-        "reference_residual": found.reference_residual,
-        "layers": {name: part._asdict() for name, part in found.layers.items()},
-        **({} if own is None else {"own_objective": entry(own)}),
+        **fidelity.total._asdict(),
+        "converged": fidelity.settled,
+        "sweeps": fidelity.sweeps,
+        "reference_settled": fidelity.reference_settled,
+        "reference_residual": fidelity.reference_residual,
+        "layers": {name: part._asdict() for name, part in fidelity.layers.items()},
+        **({} if own is None else {"own_objective": fidelity_entry(own)}),
     }
 
 
 def first_examples(config: Config, problem: Problem, count: int | None = None) -> Batch:
-    """The first training examples of the first seed; without a count as [fidelity] asks for."""
+    """The first training examples of the first seed.
+
+    Args:
+      config: its [fidelity] says how many.
+      problem: the parts of the config.
+      count: how many, whatever [fidelity] says.
+    """
     rows, data = problem.rows[0], problem.data
     if count is None:
         count = config.tree.get("fidelity", {}).get("examples", min(32, len(rows)))
@@ -108,7 +156,12 @@ def first_examples(config: Config, problem: Problem, count: int | None = None) -
 
 
 def state_names(problem: Problem, states: Sequence[Any]) -> list[str]:
-    """The blocks' names for a layered system's states, else the states' own or their numbers."""
+    """Names for the states of a system: its blocks if it is layered, else the states' own names.
+
+    Args:
+      problem: the parts of the config.
+      states: one entry for each state.
+    """
     blocks = [block.name for block in cut(problem.network)] if problem.network is not None else []
     if len(blocks) >= len(states):
         return blocks[: len(states)]
