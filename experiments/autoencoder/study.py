@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Array, Float
 from matplotlib.figure import Figure
 
-from bpeq.config.loading import Config, load
+from bpeq.config.loading import Config
 from bpeq.config.networks import Network, build_networks, learner
 from bpeq.config.problem import seed_keys
 from bpeq.experiment.runner import Runner
@@ -45,25 +45,24 @@ def run(
       noise: σ of the Gaussian noise on every pixel. code: layers of the encoder.
       smoke: digits in place of MNIST, and five epochs.
     """
-    data = None if smoke else config.build("data")
+    data = None if smoke else config.build(config.data)
     pixels = None if data is None else (int(np.prod(data.x.shape[1:])),)
     wanted = dict.fromkeys(("autoencoder", "linear"), (pixels, pixels))
     networks = build_networks(config, wanted)
     layers = len(networks["autoencoder"].layer.parts)
     if code >= layers:
-        raise config.fault("study.code", code, f"must be 1 to {layers - 1}, of {layers} layers")
+        raise config.error("study.code", code, f"must be 1 to {layers - 1}, of {layers} layers")
     if smoke:
-        small = [*config.overrides, 'data={name="digits", validation=0}']
-        config = load(config.path, [*small, "training.epochs=5"], study=False)
+        config = config.override('data={name="digits", validation=0}', "training.epochs=5")
         networks = {name: resized(network, 64) for name, network in networks.items()}
-        data = config.build("data")
+        data = config.build(config.data)
     images = np.asarray(data.x, np.float32).reshape(len(data.x), -1)
     task = Task(images, np.asarray(data.train[0]), np.asarray(data.test[0]), noise)
-    size = config.tree["training"]["batch_size"]
+    size = config.training.batch_size
     if size > len(task.train):
         remedy = f"must be 1 to {len(task.train)}, the training set"
-        raise config.fault("training.batch_size", size, remedy)
-    keys = seed_keys(config.tree["seed"], config.tree["seeds"])
+        raise config.error("training.batch_size", size, remedy)
+    keys = seed_keys(config.seed, config.seeds)
     encoder = lambda layer: chain(*layer.parts[:code])  # noqa: E731
     width = encoder(networks["autoencoder"].layer).init(keys[0, 0], networks["autoencoder"].shape)
     components = principal(images[task.train], width[1][0])
@@ -120,11 +119,11 @@ def fit(
     sigma: float,
 ) -> tuple[Params, np.ndarray, np.ndarray]:
     """(params, squared error on the test set, and on the training set), seeds on axis 0."""
-    settings, rows = config.tree["training"], jnp.asarray(task.train)
-    size = settings["batch_size"]
+    settings, rows = config.training, jnp.asarray(task.train)
+    size = settings.batch_size
     per_epoch = len(rows) // size
-    updates = settings["epochs"] * per_epoch
-    carry, update = learner(config, network, config.build("cost"), keys, updates)
+    updates = settings.epochs * per_epoch
+    carry, update = learner(config, network, config.build(config.cost), keys, updates)
     x = jnp.asarray(task.images)
 
     def step(carry: Any, batch: Batch, key: Key) -> tuple[Any, dict[str, Array]]:
@@ -149,8 +148,8 @@ def fit(
         loops.over_seeds(loops.epoch_scan(step, size)),
         carry,
         (x, x, seeds, keys[:, 2]),
-        total=settings["epochs"],
-        every=settings["evaluate_every"],
+        total=settings.epochs,
+        every=settings.evaluate_every,
         measure=lambda carry: {"squared_error": reconstructed_test(carry.params)},
         row=lambda done: {"epoch": done, "step": done * per_epoch},
         unit="epoch",

@@ -59,12 +59,12 @@ def run(
         them random. smoke: a fifth of the iterations, a tenth of the turns.
     """
     if carts * moves % parts:
-        raise config.fault("study.parts", parts, f"must divide the {carts * moves} moves")
+        raise config.error("study.parts", parts, f"must divide the {carts * moves} moves")
     if smoke:
         iterations, turns = max(iterations // 5, 1), max(turns // 10, 1)
     strides = 4 if smoke else 30
     networks = build_networks(config, NETWORKS)
-    keys = seed_keys(config.tree["seed"], config.tree["seeds"])
+    keys = seed_keys(config.seed, config.seeds)
     rows, path, metrics = balance(
         config, runner, networks, keys, iterations, carts, moves, passes, parts, strides
     )

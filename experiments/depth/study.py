@@ -89,24 +89,24 @@ def run(
       smoke: a few networks and initialisations, and 40 updates, for the tests.
     """
     if not depths:
-        raise config.fault("study.depths", depths, "must be one or more")
-    data: Dataset = config.build("data")
+        raise config.error("study.depths", depths, "must be one or more")
+    data: Dataset = config.build(config.data)
     if data.task != "classification":
-        raise config.fault("data.name", data.name, "is no classification")
+        raise config.error("data.name", data.name, "is no classification")
     classes = (None, (int(data.y.max()) + 1,))
-    built = build_networks(config, dict.fromkeys(config.tree.get("networks", ["relu"]), classes))
+    built = build_networks(config, dict.fromkeys(config.networks or ["relu"], classes))
     nets = {name: net.layer for name, net in built.items()}
     for name, net in nets.items():
         if sum(part.name == "repeat" for part in net.parts) != 1:
-            layers = config.tree["networks"][name]["layers"]
-            raise config.fault(f"networks.{name}.layers", layers, "must have one repeat(block, n)")
+            layers = config.networks[name].as_dict()["layers"]
+            raise config.error(f"networks.{name}.layers", layers, "must have one repeat(block, n)")
     if smoke:
         steps, inits, depths = min(steps, 40), min(inits, 8), depths[:2]
         nets = {name: net for name, net in nets.items() if name in SMOKE}
     x, y = jnp.asarray(data.x), jnp.asarray(data.y)
-    chosen = np.random.default_rng(config.tree["seed"]).choice(data.train[0], LOOKED_AT)
+    chosen = np.random.default_rng(config.seed).choice(data.train[0], LOOKED_AT)
     batch = Batch(x[chosen], y[chosen])
-    keys = seed_keys(config.tree["seed"], max(inits, config.tree["seeds"]))[:, 0]
+    keys = seed_keys(config.seed, max(inits, config.seeds))[:, 0]
     found: dict[tuple[str, int], Profile] = {}
     begun: dict[str, Params] = {}
     for name, net in nets.items():
@@ -116,9 +116,7 @@ def run(
                 params = jax.jit(jax.vmap(partial(initial, own, x.shape[1:])))(keys)
                 look = jax.jit(jax.vmap(partial(profile, own, batch)))
                 found[name, depth] = jax.device_get(look(params, keys))
-            begun[f"{name}_{depth}"] = jax.tree.map(
-                lambda leaf: leaf[: config.tree["seeds"]], params
-            )
+            begun[f"{name}_{depth}"] = jax.tree.map(lambda leaf: leaf[: config.seeds], params)
     theory = {(name, d): mean_field(nets[name], batch.x, d) for name, d in found}
     metrics: dict[str, Any] = {f"spread_{name}_{d}": p.spread for (name, d), p in found.items()}
     for name in nets:
@@ -280,7 +278,7 @@ class Learner(NamedTuple):
 
     def __call__(self, place: str, net: Layer, params: Params, ways: Optimizers) -> Learned:
         rule = backprop(net, softmax_cross_entropy())
-        keys = seed_keys(self.config.tree["seed"], self.config.tree["seeds"])
+        keys = seed_keys(self.config.seed, self.config.seeds)
         states = tuple(jax.vmap(way.init)(params) for way in ways.values())
         carry = Carry(jax.tree.map(partial(each, len(ways)), params), states, ())
         rows = jax.vmap(lambda k: jax.random.randint(k, self.shape, 0, self.data.train.shape[1]))

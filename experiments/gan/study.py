@@ -65,7 +65,7 @@ def run(
     if smoke:
         updates, digits_updates = max(updates // 6, 1), max(digits_updates // 20, 1)
     networks = build_networks(config, NETWORKS)
-    keys = seed_keys(config.tree["seed"], config.tree["seeds"])
+    keys = seed_keys(config.seed, config.seeds)
     pair = networks["ring_generator"], networks["ring_critic"]
     metrics: dict[str, Any] = {}
     pictures = {}
@@ -87,7 +87,7 @@ def run(
     table, labels = jnp.asarray(train), images.y[images.train[0]]
     sample = lambda k: table[jax.random.randint(k, (digits_batch,), 0, len(table))]  # noqa: E731
     judge = lambda made: digits_judge(np.asarray(made), train, labels)  # noqa: E731
-    rate = config.tree["optimizer"]["learning_rate"] * digits_rate
+    rate = config.optimizer.settings["learning_rate"] * digits_rate
     pair = networks["digits_generator"], networks["digits_critic"]
     slower = config.changed(optimizer={"learning_rate": rate})
     measures, shown, found = duel(

@@ -49,8 +49,8 @@ def run(
     """
     if smoke:
         copy_updates, text_updates = max(copy_updates // 5, 1), 5
-    networks, keys = read_networks(config), seed_keys(config.tree["seed"], config.tree["seeds"])
-    cost = config.build("cost")
+    networks, keys = read_networks(config), seed_keys(config.seed, config.seeds)
+    cost = config.build(config.cost)
     metrics: dict[str, Any] = {}
     curves: dict[str, list[dict[str, Any]]] = {}
     for name, ending in (("copy", ""), ("copy_without_attention", "_without_attention")):
@@ -85,12 +85,13 @@ def read_networks(config: Config) -> dict[str, Network]:
     """The three networks: tokens in, as many numbers for each of them out."""
     wanted = {}
     for name in ("copy", "copy_without_attention", "text"):
-        spec = config.tree.get("networks", {}).get(name, {})
-        if spec and "tokens" not in spec:
-            raise config.fault(f"networks.{name}.tokens", None, "is missing")
-        if spec and spec["input"][0] < 2:
-            raise config.fault(f"networks.{name}.input", spec["input"], "must be 2 tokens or more")
-        wanted[name] = ((None,), (None, spec.get("tokens")))
+        spec = config.networks.get(name)
+        if spec is not None and spec.tokens is None:
+            raise config.error(f"networks.{name}.tokens", None, "is missing")
+        if spec is not None and spec.input[0] < 2:
+            size = list(spec.input)
+            raise config.error(f"networks.{name}.input", size, "must be 2 tokens or more")
+        wanted[name] = ((None,), (None, spec and spec.tokens))
     return build_networks(config, wanted)
 
 

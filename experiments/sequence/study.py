@@ -55,17 +55,17 @@ def run(
       smoke: 200 updates on 5 steps, for the tests.
     """
     if not lengths:
-        raise config.fault("study.lengths", lengths, "must be one or more")
+        raise config.error("study.lengths", lengths, "must be one or more")
     if smoke:
         lengths, steps, tests = [5], min(steps, 200), min(tests, 500)
-    named = config.tree.get("networks", ["rnn"])
+    named = config.networks or ["rnn"]
     nets = build_networks(config, dict.fromkeys(named, ((None, 2), (1,))))
-    keys = seed_keys(config.tree["seed"], config.tree["seeds"])
+    keys = seed_keys(config.seed, config.seeds)
     metrics: dict[str, Any] = {"mse_trivial": TRIVIAL}
     curves: dict[str, np.ndarray] = {}
     reaches: dict[str, np.ndarray] = {}
     for length in lengths:
-        test = adding(jax.random.fold_in(jax.random.key(config.tree["seed"]), 1), tests, length)
+        test = adding(jax.random.fold_in(jax.random.key(config.seed), 1), tests, length)
         for name, net in nets.items():
             place, own = f"{name}_{length}", net._replace(shape=(length, *net.shape[1:]))
             carry, step = learner(config, own, squared_error(), keys, steps)

@@ -11,7 +11,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
-from bpeq.config.loading import Config, load
+from bpeq.config.loading import Config, load_config
 from bpeq.experiment import compare
 from bpeq.experiment.runner import Runner
 from bpeq.experiment.saved_run import load_run
@@ -38,14 +38,13 @@ def run(
       smoke: two epochs of digits in place of MNIST, and no other CNN.
     """
     first = config
-    same = [f"{key}={config.tree[key]}" for key in ("seed", "seeds", "precision")]
+    same = [f"{key}={getattr(config, key)}" for key in ("seed", "seeds", "precision")]
     if smoke:
-        small = [*config.overrides, 'data={name="digits"}', "training.epochs=2"]
-        first = load(config.path, small, study=False)
+        first = config.override('data={name="digits"}', "training.epochs=2")
     found = {}
     both = (
         ("mnist", first, ["backprop", "feedback_alignment"]),
-        ("digits", load(config.folder / digits, same), ["eqprop", "backprop"]),
+        ("digits", load_config(config.folder / digits, same), ["eqprop", "backprop"]),
     )
     for name, each, rules in both[:1] if smoke else both:
         place, shown = runner.folder / name, lambda _: runner.progress or _silent

@@ -51,10 +51,10 @@ def run(config: Config, runner: Runner) -> dict[str, Any]:
 def initial_weights(config: Config) -> list[tuple[np.ndarray, ...]]:
     """(w1, b1, w2, b2) of every seed, in float64."""
     problem = build(config)
-    keys = seed_keys(config.tree["seed"], config.tree["seeds"])
+    keys = seed_keys(config.seed, config.seeds)
     params = jax.vmap(problem.init)(keys[:, 0])
     flat = [np.asarray(params[i][name], np.float64) for i in (0, 2) for name in ("w", "b")]
-    return [tuple(leaf[seed].copy() for leaf in flat) for seed in range(config.tree["seeds"])]
+    return [tuple(leaf[seed].copy() for leaf in flat) for seed in range(config.seeds)]
 
 
 def numpy_program(

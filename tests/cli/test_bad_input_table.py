@@ -23,7 +23,7 @@ import numpy as np
 import pytest
 
 from bpeq.cli import signals
-from bpeq.config import loading
+from bpeq.config import device_checks, loading
 from bpeq.core.compat import enable_x64
 from bpeq.experiment import distributed
 from bpeq.runs import checkpoints, manifest
@@ -226,11 +226,11 @@ TABLE: dict[str, list[Bad]] = {
         Bad("run c.toml --processes 2 --coordinator h:1", 2,
             "--processes = 2: means processes of this machine alone; leave out --coordinator"),
         Bad("run c.toml --coordinator host", 2,
-            "--coordinator = host: must be HOST:PORT or auto, the port 1 to 65535"),
+            "--coordinator = 'host': must be HOST:PORT or auto, the port 1 to 65535"),
         Bad("run c.toml --coordinator h:65536 --process-count 2 --process-id 0", 2,
-            "--coordinator = h:65536: must be HOST:PORT or auto, the port 1 to 65535"),
+            "--coordinator = 'h:65536': must be HOST:PORT or auto, the port 1 to 65535"),
         Bad("run c.toml --coordinator h:0 --process-count 2 --process-id 0", 2,
-            "--coordinator = h:0: must be HOST:PORT or auto, the port 1 to 65535"),
+            "--coordinator = 'h:0': must be HOST:PORT or auto, the port 1 to 65535"),
         Bad("run c.toml --coordinator h:1 --process-count 2 --process-id -1", 2,
             "--process-id = -1: must be 0 to 1"),
         Bad("run c.toml --process-count 2", 2,
@@ -345,9 +345,9 @@ TABLE: dict[str, list[Bad]] = {
         Bad("run half --resume", 3, f"{HALF}: holds another network: carry.",
             only_checkpoint()),
         Bad("fidelity c.toml --run half", 3, "half/summary.json: cannot read: No such file"),
-        Bad("fidelity c.toml --run nowhere", 2, "--run = nowhere: must be the folder of a"),
+        Bad("fidelity c.toml --run nowhere", 2, "--run = 'nowhere': must be the folder of a"),
         Bad("""fidelity c.toml --run done --set 'network.layers=["dense(4)","tanh","dense(1)"]'""",
-            2, "--run = done: its parameters do not fit "),
+            2, "--run = 'done': its parameters do not fit "),
         Bad("fidelity c.toml --run done", 3, "done/params.safetensors: cannot read: ",
             text("done/params.safetensors", "not tensors")),
     ],
@@ -463,7 +463,10 @@ def test_there_are_enough_that_differ() -> None:
 
 
 ENVIRONMENTS = {
-    "JAX_PLATFORMS": ("banana", "JAX_PLATFORMS = banana: Unable to initialize backend 'banana': "),
+    "JAX_PLATFORMS": (
+        "banana",
+        "JAX_PLATFORMS = 'banana': Unable to initialize backend 'banana': ",
+    ),
     "JAX_ENABLE_X64": ("maybe", "JAX_ENABLE_X64 = maybe: invalid truth value 'maybe'"),
     "JAX_NUM_CPU_DEVICES": ("many", "JAX_NUM_CPU_DEVICES = many: Invalid value"),
 }
@@ -490,12 +493,12 @@ def test_float64_is_had_whatever_jaxs_default_and_refused_where_no_device_has_it
     """JAX_ENABLE_X64=0 forbids nothing: it is JAX's default; a config's precision is its own."""
     asked = loading.load("c.toml", ["precision=float64"])
     with enable_x64(False):
-        distributed.ready(asked)
+        device_checks.check_devices(asked)
 
     def without(*args: Any, **more: Any) -> Any:
         raise jax.errors.JaxRuntimeError("UNIMPLEMENTED: float64")
 
-    monkeypatch.setattr(distributed.jnp, "ones", without)
+    monkeypatch.setattr(device_checks.jnp, "ones", without)
     said = call("run", "c.toml", "--set", "precision=float64")
     line = "bpeq: --set precision = 'float64': its cpu devices have none; allowed: 'float32'"
     assert (said.code, said.err) == (2, [line])

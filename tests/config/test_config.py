@@ -15,11 +15,11 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from bpeq.config import registry
-from bpeq.config.layer_calls import build_layer, parse_layer, settle_layer
 from bpeq.config.loading import Config, ConfigError, load
 from bpeq.config.overrides import merge, put
-from bpeq.config.schema import Fault, phrase, settle
-from bpeq.settings import Count, NonNegative, complaint
+from bpeq.config.parts import parse_layer, read_part
+from bpeq.config.schema import phrase, validate
+from bpeq.settings import Count, NonNegative, SettingError, complaint
 
 REST = {"unsettled": "record"}  # of [training], by default
 SHIPPED = sorted((Path(__file__).parents[2] / "configs").glob("*.toml"))
@@ -372,37 +372,21 @@ def test_the_shipped_configs_run_under_both_rules(path, rule):
         ("dense(3, bias=False)", {"name": "dense", "features": 3, "bias": False}),
         ("dense((3, 4))", {"name": "dense", "features": [3, 4]}),
         ("dense({'a': (1,)})", {"name": "dense", "features": {"a": [1]}}),
-        (
-            "residual(dense(4), relu)",
-            {"name": "residual", "layers": [{"name": "dense", "features": 4}, {"name": "relu"}]},
-        ),
+        ("residual(dense(4), relu)", {"name": "residual", "layers": ["dense(4)", "relu"]}),
         (
             "residual(tanh, shortcut=dense(2))",
-            {
-                "name": "residual",
-                "layers": [{"name": "tanh"}],
-                "shortcut": {"name": "dense", "features": 2},
-            },
+            {"name": "residual", "layers": ["tanh"], "shortcut": "dense(2)"},
         ),
-        (
-            "repeat(dense(4), 3)",
-            {"name": "repeat", "layer": {"name": "dense", "features": 4}, "n": 3},
-        ),
+        ("repeat(dense(4), 3)", {"name": "repeat", "layer": "dense(4)", "n": 3}),
         (
             "residual(residual(tanh), dense(2))",
-            {
-                "name": "residual",
-                "layers": [
-                    {"name": "residual", "layers": [{"name": "tanh"}]},
-                    {"name": "dense", "features": 2},
-                ],
-            },
+            {"name": "residual", "layers": ["residual(tanh)", "dense(2)"]},
         ),
     ],
 )
 def test_a_call_is_parsed_to_its_arguments(text, spec):
-    assert parse_layer(text, lookup) == spec
-    assert parse_layer(spec, lookup) == spec
+    assert parse_layer(text, "layer") == spec
+    assert parse_layer(spec, "layer") == spec
 
 
 @pytest.mark.parametrize(
@@ -414,27 +398,26 @@ def test_a_call_is_parsed_to_its_arguments(text, spec):
         "repeat(residual(tanh), 3)",
     ],
 )
-def test_a_settled_layer_settles_to_itself_and_builds(text):
-    spec = settle_layer(parse_layer(text, lookup), lookup)
-    assert settle_layer(parse_layer(spec, lookup), lookup) == spec
-    assert tomllib.loads(tomli_w.dumps(spec)) == spec
-    assert build_layer(spec, lookup).name == text.partition("(")[0]
+def test_a_checked_layer_is_written_and_read_as_itself_and_builds(path, text):
+    part = read_part("layers", text, "layer")
+    assert read_part("layers", tomllib.loads(tomli_w.dumps(part.as_dict())), "layer") == part
+    assert load(path).build(part).name == text.partition("(")[0]
 
 
-def test_a_fault_in_a_nested_layer_names_its_place():
-    spec = parse_layer("residual(tanh, residual(dense(0)))", lookup)
-    with pytest.raises(Fault) as caught:
-        settle_layer(spec, lookup)
-    assert caught.value.key == "layers.1.layers.0.features"
+def test_a_wrong_setting_of_a_nested_layer_names_its_place():
+    with pytest.raises(SettingError) as caught:
+        read_part("layers", "residual(tanh, residual(dense(0)))", "layer")
+    assert caught.value.setting == "layer.layers.1.layers.0.features"
     assert (caught.value.value, caught.value.remedy) == (0, "must be a whole number >= 1")
 
 
-def test_one_layer_in_place_of_several_and_several_in_place_of_one():
-    several = settle_layer(parse_layer({"name": "residual", "layers": "tanh"}, lookup), lookup)
-    assert build_layer(several, lookup).name == "residual"
+def test_one_layer_in_place_of_several_and_several_in_place_of_one(path):
+    several = read_part("layers", {"name": "residual", "layers": "tanh"}, "layer")
+    assert load(path).build(several).name == "residual"
     listed = {"name": "repeat", "layer": ["tanh", "relu"], "n": 2}
-    with pytest.raises(ValueError, match="repeat: layer is one layer, not a list of them"):
-        build_layer(settle_layer(parse_layer(listed, lookup), lookup), lookup)
+    with pytest.raises(SettingError, match="one layer, not a list of them") as caught:
+        read_part("layers", listed, "layer")
+    assert caught.value.setting == "layer.layer"
 
 
 # --- settings ----------------------------------------------------------------------------------
@@ -460,15 +443,15 @@ def factory(a: Count, b: NonNegative | None = None, c: list[NonNegative] | None 
         ({"a": 1, "bb": 0}, "bb", "unknown key; allowed: a, b, c; did you mean 'b'?"),
     ],
 )
-def test_settle_says_what_a_setting_may_be(given, key, remedy):
-    with pytest.raises(Fault) as caught:
-        settle(factory, given)
-    assert (caught.value.key, caught.value.remedy) == (key, remedy)
+def test_validate_says_what_a_setting_may_be(given, key, remedy):
+    with pytest.raises(SettingError) as caught:
+        validate(factory, given, "place")
+    assert (caught.value.setting, caught.value.remedy) == (f"place.{key}", remedy)
 
 
-def test_settle_fills_in_defaults_and_makes_numbers_floats():
-    assert settle(factory, {"a": 1, "b": 2}) == {"a": 1, "b": 2.0, "c": None}
-    assert isinstance(settle(factory, {"a": 1, "b": 2})["b"], float)
+def test_validate_fills_in_defaults_and_makes_numbers_floats():
+    assert validate(factory, {"a": 1, "b": 2}, "") == {"a": 1, "b": 2.0}
+    assert isinstance(validate(factory, {"a": 1, "b": 2}, "")["b"], float)
 
 
 def test_a_whole_number_beyond_all_floats_is_out_of_range_in_python_too():
@@ -490,10 +473,6 @@ def test_none_is_not_offered_for_a_setting_that_may_be_left_out():
 
 
 # --- nothing but a Config or a ConfigError -----------------------------------------------------
-
-
-def lookup(name: str) -> Any:
-    return registry.resolve("layers", name)
 
 
 def outcome(path: Path, overrides: list[str]) -> str:
@@ -610,7 +589,7 @@ calls = st.one_of(
 @example(text="dense(dense(" * 80 + "))" * 80)
 def test_any_text_is_a_layer_or_a_value_error(text):
     try:
-        spec = parse_layer(text, lookup)
+        spec = parse_layer(text, "layer")
     except ValueError:
         return
     assert spec["name"] in registry.KINDS["layers"]
@@ -623,8 +602,8 @@ def test_put_then_look_finds_the_value(key, value):
     tree: dict[str, Any] = {"a": {"b": 1}, "b": [1, 2]}
     try:
         put(tree, key, value)
-    except Fault as fault:
-        found = (fault.key, fault.value)
+    except SettingError as error:
+        found = (error.setting, error.value)
     else:
         node: Any = tree
         for step in key.split("."):

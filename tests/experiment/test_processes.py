@@ -196,7 +196,9 @@ def test_auto_outside_of_a_cluster_is_one_line(monkeypatch):
 
     monkeypatch.setattr(jax.config, "update", lambda *setting: None)
     monkeypatch.setattr(jax.distributed, "initialize", initialize)
-    with pytest.raises(ConfigError, match="--coordinator = auto: the environment does not say it"):
+    with pytest.raises(
+        ConfigError, match="--coordinator = 'auto': the environment does not say it"
+    ):
         distributed.join("auto")
 
 

@@ -42,21 +42,23 @@ ProcessCount = Annotated[int | None, typer.Option("--process-count", help="of ho
 
 
 def names(rules: str) -> list[str]:
-    from bpeq.config.schema import ConfigError
+    from bpeq.config.errors import ConfigError
 
     names = [name.strip() for name in rules.split(",") if name.strip()]
     if not names or len(set(names)) < len(names):
-        raise ConfigError(f"--rules = {rules!r}: must be different rules, such as backprop,eqprop")
+        raise ConfigError("--rules", "", rules, "must be different rules, such as backprop,eqprop")
     return names
 
 
 def load(path: Path, overrides: list[str] | None, seeds: int | None) -> Config:
-    from bpeq.config.loading import ConfigError, load
+    from bpeq.config.errors import ConfigError
+    from bpeq.config.loading import load_config
 
     extra = [] if seeds is None else [f"seeds={seeds}"]
-    config = load(path, [*(overrides or []), *extra])
+    config = load_config(path, [*(overrides or []), *extra])
     if not config.name.strip("."):
-        raise ConfigError(f"{path}: its name must be more than dots: it names the run's folder")
+        remedy = "its name must be more than dots: it names the run's folder"
+        raise ConfigError(str(path), remedy=remedy)
     return config
 
 

@@ -12,7 +12,7 @@ _DISK |= {errno.EIO, errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOO
 
 def exit_code(error: Exception) -> int:
     """The exit code that an error stands for; BUG for any that is not expected."""
-    from bpeq.config.schema import ConfigError
+    from bpeq.config.errors import ConfigError
     from bpeq.types import DataError
 
     if isinstance(error, ConfigError | FileExistsError):

@@ -96,7 +96,7 @@ def verify(
 def report(folders: Annotated[list[Path], typer.Argument(metavar="DIR...")]) -> None:
     """Write the report of a finished run or comparison anew."""
     from bpeq.cli.terminal import console
-    from bpeq.config.schema import ConfigError
+    from bpeq.config.errors import ConfigError
     from bpeq.report import write_report
     from bpeq.runs import manifest
 

@@ -31,7 +31,7 @@ def sweep(
     from bpeq.cli import signals
     from bpeq.cli.exit_codes import DONE, say
     from bpeq.cli.terminal import bar, console
-    from bpeq.config.schema import ConfigError
+    from bpeq.config.errors import ConfigError
     from bpeq.experiment import sweep, sweep_runs, train, tune
     from bpeq.report import sweep_table, write_sweep_report
     from bpeq.runs import run_folder
@@ -39,7 +39,8 @@ def sweep(
     checked = _app.load(config, set_, seeds)
     grids = sweep_runs.read_grids(grid or ())
     if not grids:
-        raise ConfigError("--grid: is missing; allowed: key=value,value such as rule.beta=0.1,0.2")
+        remedy = "is missing; allowed: key=value,value such as rule.beta=0.1,0.2"
+        raise ConfigError("--grid", remedy=remedy)
     if search is None:
         runs = sweep_runs.grid_runs(config, checked.overrides, grids)
         sweep_runs.check_runs(runs)

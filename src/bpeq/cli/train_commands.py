@@ -67,10 +67,10 @@ def run(
         return supervisor.supervise([*context.obj, "--out", str(folder)], places, folder)
     if coordinator is not None:
         distributed.join(coordinator, process_id, process_count)
-    study = "experiment" in checked.tree
+    study = checked.experiment is not None
     try:
         with bar("steps" if study else "epochs") as track, distributed.workplace(folder) as place:
-            name = checked.name if study else checked.tree["rule"]["name"]
+            name = checked.name if study else checked.rule.name
             progress = track(name) if distributed.first() else None
             stop = signals.asked_to_stop
             summary = train.run(checked, place, progress, stop, resume=resume)
@@ -139,7 +139,7 @@ def fidelity(
     from bpeq.report import fidelity_table, write_fidelity_report
 
     checked = _app.load(config, set_, None)
-    names = _app.names(rules) if rules is not None else [checked.tree["rule"]["name"]]
+    names = _app.names(rules) if rules is not None else [checked.rule.name]
     folder = _app.folder(out, f"{checked.name}-fidelity")
     with bar("measurements") as track:
         result = fidelity.measure_fidelity(checked, names, folder, trained, track("fidelity"))
@@ -148,18 +148,18 @@ def fidelity(
 
 
 def _check_alone(processes: int | None) -> None:
-    from bpeq.config.schema import ConfigError
+    from bpeq.config.errors import ConfigError
 
     if processes is not None:  # as given by hand; those that we start have both
-        said = "means processes of this machine alone; leave out --coordinator"
-        raise ConfigError(f"--processes = {processes}: {said}")
+        remedy = "means processes of this machine alone; leave out --coordinator"
+        raise ConfigError("--processes", "", processes, remedy)
 
 
 def _check_trials(tune: int | None) -> None:
-    from bpeq.config.schema import ConfigError
+    from bpeq.config.errors import ConfigError
 
     if tune is not None and tune < 1:
-        raise ConfigError(f"--tune = {tune}: must be a whole number >= 1")
+        raise ConfigError("--tune", "", tune, "must be a whole number >= 1")
 
 
 def _resumable(stopped: Interrupted, command: str) -> Interrupted:

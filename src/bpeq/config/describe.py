@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from bpeq.config.loading import load
+from bpeq.config.errors import ConfigError
+from bpeq.config.loading import load_config
 from bpeq.config.registry import KINDS, choices, resolve
-from bpeq.config.schema import ConfigError, fields, phrase, wires
+from bpeq.config.schema import fields, phrase, wires
 
 
 def describe(what: str, name: str = "", overrides: Sequence[str] = ()) -> str:
@@ -22,20 +23,20 @@ def describe(what: str, name: str = "", overrides: Sequence[str] = ()) -> str:
         import tomli_w
 
         if not name:
-            raise ConfigError(
-                "show config: needs a file, such as bpeq show config configs/xor.toml"
-            )
-        return tomli_w.dumps(load(Path(name), overrides).tree).rstrip()
+            remedy = "needs a file, such as bpeq show config configs/xor.toml"
+            raise ConfigError("show config", remedy=remedy)
+        return tomli_w.dumps(load_config(Path(name), overrides).as_dict()).rstrip()
     singular = {kind.removesuffix("s"): kind for kind in KINDS} | {"data": "data"}
     kind = singular.get(what, what)
     if kind not in KINDS:
-        raise ConfigError(f"show {what}: {choices({**KINDS, **singular, 'config': ''}, what)}")
+        remedy = choices({**KINDS, **singular, "config": ""}, what)
+        raise ConfigError(f"show {what}", remedy=remedy)
     if not name:
         return "\n".join(f"{each:25} {_first_line(KINDS[kind][each])}" for each in KINDS[kind])
     try:
         return _one(name, resolve(kind, name))
     except ValueError as error:
-        raise ConfigError(f"show {what} {name}: {error}") from error
+        raise ConfigError(f"show {what} {name}", remedy=str(error)) from error
 
 
 def _one(name: str, factory: Any) -> str:

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from bpeq.config.loading import Config
-from bpeq.config.user_code import own_parts
+from bpeq.config.user_code import EXPECTED, user_error
 from bpeq.core import trees
 from bpeq.data import Dataset
 from bpeq.training.evaluation import evaluator
@@ -23,7 +23,7 @@ from bpeq.types import Batch, Cost, Estimate, Key, LearningRule, Params, Shape, 
 EXAMPLES = 3
 
 
-def rehearse(
+def dry_run(
     config: Config,
     data: Dataset,
     init: Any,
@@ -32,36 +32,44 @@ def rehearse(
     rule: LearningRule,
     optimizer: Any,
 ) -> None:
-    """One update on shapes alone, where the config has parts of the user's own.
+    """Makes one update on shapes alone if the config has parts of the user's own.
+
+    Args:
+      init: gives the parameters that are trained; the others are the config's parts, built.
 
     Raises:
-      ConfigError: the part that does not fit.
+      ConfigError: a part that does not fit the others.
     """
-    if not own_parts(config.tree, config.folder):
+    own = [part for part in config.parts() if part.is_users_own]
+    if not own:
         return
+
+    @contextmanager
+    def blame(*sections: str) -> Iterator[None]:
+        """What our checks refuse is the first own part of these sections, else the first of all."""
+        try:
+            yield
+        except EXPECTED:
+            raise
+        except Exception as error:
+            places = [part.place.partition(".")[0] for part in own]
+            named = [own[places.index(section)] for section in sections if section in places]
+            raise user_error(config, (named or own)[0], error) from error
 
     def once(key: Key) -> None:
         x, _ = examples(data)
         params, shape = init(key, x.shape[1:])
-        with _blaming(config, "system", "network"):
+        with blame("system", "network"):
             if system is not None:
                 try_system(system, params, x, shape)
-        with _blaming(config, "cost"):
+        with blame("cost"):
             try_cost(cost, data)
         used = ["network"] if system is None else ["system", "network", "solvers"]
-        with _blaming(config, "rule", *used, "optimizer", "schedule"):
+        with blame("rule", *used, "optimizer", "schedule"):
             try_rule(rule, cost, optimizer, data, params)
 
     with jax.numpy_dtype_promotion("standard"):  # which optax needs
         jax.eval_shape(once, jax.random.key(0))
-
-
-@contextmanager
-def _blaming(config: Config, *sections: str) -> Iterator[None]:
-    try:
-        yield
-    except Exception as error:
-        config.blame(error, *sections)
 
 
 def initial(init: Any, key: Key, shape: Shape) -> tuple[Params, Shape]:

@@ -1,265 +1,350 @@
-"""TOML to checked settings: one function reads a config, and nothing in it is taken on trust."""
+"""TOML to checked settings: `load_config` reads a config, and every error in it is one line."""
 
 from __future__ import annotations
 
 import inspect
-import os
 import re
 import tomllib
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial, reduce
-from operator import getitem
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import Any
 
 from bpeq.config import registry
-from bpeq.config.layer_calls import (
-    build_layer,
-    each_network,
-    parse_each,
-    parse_network,
-    settle_each,
+from bpeq.config.errors import ConfigError
+from bpeq.config.overrides import SECTIONS, Source, lay
+from bpeq.config.parts import Part
+from bpeq.config.schema import fields
+from bpeq.config.sections import (
+    Fidelity,
+    NetworkSettings,
+    Run,
+    Training,
+    read_section,
+    read_sections,
 )
-from bpeq.config.overrides import SECTIONS, Source, check_tables, chosen_rule, lay, put, read_pair
-from bpeq.config.schema import ConfigError, Fault, fields, layer_tables
-from bpeq.config.sections import settle_sections
-from bpeq.config.user_code import blame, own_parts
+from bpeq.config.user_code import guard_functions, user_error
+from bpeq.settings import SettingError
 from bpeq.types import DataError
 
-Tree = dict[str, Any]
+_FIELDS = {"data": "data_or_none", "training": "training_or_none", "fidelity": "fidelity_or_none"}
+"""Sections that may be absent, and whose property says what absence means."""
 
 
-class Config(NamedTuple):
-    """A checked config: `tree` has every setting, defaults filled in, as a file would write it."""
+@dataclass(frozen=True)
+class Config:
+    """A config: every setting typed and checked, with the defaults filled in. It never changes.
+
+    name: of the file, which names run folders. rule, system, cost, ...: a `Part` each, whose
+    `settings` are what the factory takes. network: the layers of [network]; networks: those of
+    [networks.NAME]. solvers: a Part a phase. study: the settings of the experiment. run: what
+    stands outside any section. source: where each setting was written.
+    """
 
     name: str
     path: Path
-    tree: Tree
-    overrides: tuple[str, ...]
     source: Source
+    run: Run
+    cost: Part
+    system: Part
+    rule: Part
+    optimizer: Part
+    schedule: Part
+    solvers: Mapping[str, Part]
+    imperfections: Part | None = None
+    network: NetworkSettings | None = None
+    networks: Mapping[str, NetworkSettings] = field(default_factory=dict)
+    study: Mapping[str, Any] = field(default_factory=dict)
+    data_or_none: Part | None = None
+    training_or_none: Training | None = None
+    fidelity_or_none: Fidelity | None = None
+
+    # --- reading ---
+
+    @property
+    def seed(self) -> int:
+        return self.run.seed
+
+    @property
+    def seeds(self) -> int:
+        return self.run.seeds
+
+    @property
+    def precision(self) -> str:
+        return self.run.precision
+
+    @property
+    def double(self) -> bool:
+        """Whether the config computes in float64."""
+        return self.run.precision == "float64"
+
+    @property
+    def experiment(self) -> str | None:
+        """The study file that the config names."""
+        return self.run.experiment
+
+    @property
+    def data(self) -> Part:
+        """[data]. Raises ConfigError if a study's config has none."""
+        if self.data_or_none is None:
+            remedy = "is missing; only `bpeq run` and `check` need none"
+            raise self.error("data.name", None, remedy)
+        return self.data_or_none
+
+    @property
+    def training(self) -> Training:
+        """[training]. Raises ConfigError if a study's config has none."""
+        if self.training_or_none is None:
+            raise self.error("training.epochs", None, "is missing; only `bpeq run` needs none")
+        return self.training_or_none
+
+    @property
+    def fidelity(self) -> Fidelity:
+        """[fidelity], or its defaults; `fidelity_or_none` tells whether a run measures it."""
+        return self.fidelity_or_none or Fidelity()
+
+    @property
+    def overrides(self) -> tuple[str, ...]:
+        """What --set said."""
+        return self.source.texts
 
     @property
     def folder(self) -> Path:
         """Where dotted paths are looked for."""
-        return self.path.parent / self.tree.get("folder", ".")
+        return self.source.folder
 
-    def fault(self, key: str, value: Any, remedy: str) -> ConfigError:
-        """The error for a key: `FILE:KEY = VALUE: REMEDY`, or --set KEY if it came thence."""
-        return self.source.error(key, value, remedy)
+    def parts(self) -> Iterator[Part]:
+        """Every part of the config, layers inside layers too."""
+        networks = filter(None, (self.network, *self.networks.values()))
+        layers = (layer for network in networks for layer in network.layers)
+        sections = (getattr(self, _FIELDS.get(name, name)) for name in SECTIONS)
+        for part in (*filter(None, sections), *layers, *self.solvers.values()):
+            yield from part.walk()
 
-    def blame(self, error: Exception, *sections: str) -> NoReturn:
-        """Raises what may come from the user's own parts, those of `sections` first, as one line.
+    def as_dict(self) -> dict[str, Any]:
+        """Every setting as a TOML file has it; to be read anew, not to be changed."""
+        tree: dict[str, Any] = {k: v for k, v in self.run._asdict().items() if v is not None}
+        if any(part.is_users_own for part in self.parts()):  # a copy elsewhere must find them too
+            tree["folder"] = str(self.folder.resolve())
+        for name in (*SECTIONS, "network"):
+            section = getattr(self, _FIELDS.get(name, name))
+            if section is not None:
+                tree[name] = section.as_dict()
+        if self.networks:
+            tree["networks"] = {key: each.as_dict() for key, each in self.networks.items()}
+        if self.experiment is not None:
+            tree["study"] = dict(self.study)
+        for name in ("training", "fidelity"):
+            section = getattr(self, _FIELDS[name])
+            if section is not None:
+                tree[name] = {k: v for k, v in section._asdict().items() if v is not None}
+        tree["solvers"] = {phase: each.as_dict() for phase, each in self.solvers.items()}
+        return tree
 
-        It stays as it is where it is such a line, or where the config has no parts of the user's
-        own: then it is a bug of ours.
-        """
-        parts = own_parts(self.tree, self.folder)
-        if not parts or isinstance(error, ConfigError | DataError | MemoryError):
-            raise error
-        part, said = blame(error, parts, *sections)
-        raise self.fault(part.key, part.name, said) from error
+    @cached_property
+    def tree(self) -> dict[str, Any]:
+        return self.as_dict()
+
+    # --- other configs from the same file ---
 
     def with_rule(self, name: str) -> Config:
         """The same config under another rule, which brings its own [rules.NAME] along.
 
-        A `--set rule.beta=…` stays behind where the other rule has no such setting.
+        A `--set rule.beta=…` stays behind if the other rule has no such setting.
         """
-        if name == self.tree["rule"]["name"]:
-            return self
-        made = load(self.path, self._under(name), study="experiment" in self.tree)
-        return made._replace(source=made.source._replace(listed=True))
+        return self if name == self.rule.name else self._under(name, listed=True)
 
     def for_controls(self) -> Config:
         """The same config under backprop, with what [controls] asks for the null controls."""
-        own = {"controls": True, "study": "experiment" in self.tree}
-        return load(self.path, self._under("backprop"), **own)
+        return self._under("backprop", listed=False, controls=True)
 
-    def changed(self, **sections: Any) -> Config:
-        """The same config with some sections' entries replaced."""
-        laid = {name: {**self.tree.get(name, {}), **own} for name, own in sections.items()}
-        return self._replace(tree={**self.tree, **laid})
+    def override(self, *texts: str) -> Config:
+        """The same config with further `key=value` texts of --set."""
+        source = self.source.add(texts)
+        config = _assemble(source)
+        _check_others(source)
+        return config
 
-    def build(self, section: str, wired: Tree | None = None) -> Any:
-        """What a section such as "rule" or "solvers.free" names, its settings applied."""
-        kind = "solvers" if section.startswith("solvers.") else SECTIONS[section][0]
-        settings = reduce(getitem, section.split("."), self.tree)
-        name = settings["name"]
-        factory = registry.resolve(kind, name, self.folder)
-        arguments = {key: settings[key] for key in fields(factory) if key in settings}
-        for key in layer_tables(factory):
-            if key in arguments:
-                arguments[key] = self.build_layers(f"{section}.{key}", arguments[key])
-        arguments |= wired or {}
-        try:
-            inspect.signature(factory).bind(**arguments)
-        except TypeError as error:
-            raise self.fault(f"{section}.name", name, str(error)) from error
-        try:
-            made = factory(**arguments)
-        except DataError:
-            raise
-        except ValueError as error:
-            other = self.fault(f"{section}.name", name, str(error))
-            raise self.named_fault(section, error) or other from error
-        except Exception as error:
-            if ":" not in name:
-                raise
-            if kind == "data" and isinstance(error, OSError):
-                raise DataError(f"{self.path}:data.name = {name!r}: {error}") from error
-            self.blame(error, section.partition(".")[0])
-        if not isinstance(made, registry.WORDS[kind]):
-            wanted = " or a ".join(word.__name__ for word in registry.WORDS[kind])
-            remedy = f"gives a {type(made).__name__}; it must give a {wanted}"
-            raise self.fault(f"{section}.name", name, remedy)
-        return made
+    def without_study(self) -> Config:
+        """The config that it would be if it named no experiment."""
+        if self.training_or_none is None:  # then the study reads its own few sections
+            return replace(self, run=self.run._replace(experiment=None), study={})
+        return _assemble(self.source._replace(study=False))
 
-    def named_fault(self, section: str, error: Exception) -> ConfigError | None:
-        """The error for the setting that `factory: setting = value: remedy` names, if it does."""
-        settings = reduce(getitem, section.split("."), self.tree)
-        said = re.fullmatch(r"\w+: (\w+) = (.*?): (.*)", str(error), re.DOTALL)
-        if said is None or said[1] not in settings:
-            return None
-        place, value, entry = f"{section}.{said[1]}", settings[said[1]], said[2].strip("'")
-        if isinstance(value, dict) and entry in value:  # one layer of a table of them
-            place, value = f"{place}.{entry}", value[entry]["name"]
-        return self.fault(place, value, said[3])
+    def changed(self, **sections: Mapping[str, Any] | None) -> Config:
+        """The same config with some settings of sections replaced; None takes a section away.
 
-    def build_network(self) -> Any:
-        """The chain of [network] layers, or None where there is no such section."""
-        from bpeq.layers import chain
+        Raises:
+          ConfigError: a setting is wrong.
+        """
+        fields: dict[str, Any] = {}
+        for name, settings in sections.items():
+            own = None
+            if settings is not None:
+                own = self._read(name, {**self.tree.get(name, {}), **settings})
+            fields[_FIELDS.get(name, name)] = own
+        return replace(self, **fields)
 
-        if "network" not in self.tree:
-            return None
-        specs = dict(enumerate(self.tree["network"]["layers"]))
-        return chain(*self.build_layers("network.layers", specs).values())
+    def _read(self, name: str, given: dict[str, Any]) -> Any:
+        with self.source.locate_errors():
+            return read_section(name, given, self.folder, self.rule)
 
-    def build_layers(self, place: str, specs: Mapping[Any, Tree]) -> dict[Any, Any]:
-        """Several layers, each under its spec's key."""
-        lookup = partial(registry.resolve, "layers", folder=self.folder)
-        made = {}
-        for key, spec in specs.items():
-            try:
-                made[key] = build_layer(spec, lookup)
-            except ValueError as error:
-                raise self.fault(f"{place}.{key}", spec["name"], str(error)) from error
-            except Exception as error:
-                if ":" not in str(spec):
-                    raise
-                self.blame(error, place.partition(".")[0])
-        return made
-
-    def _under(self, rule: str) -> list[str]:
-        """The overrides, with another rule's name and without settings that it does not have."""
+    def _under(self, rule: str, *, listed: bool, controls: bool = False) -> Config:
+        """The config with another rule's name, without --set of settings that it does not have."""
         try:
             known = fields(registry.resolve("rules", rule, self.folder))
         except ValueError as error:
-            raise ConfigError(f"--rules = {rule!r}: {error}") from error
-        keys = [read_pair(text)[0].split(".") for text in self.overrides]
-        kept = [
+            raise ConfigError("--rules", "", rule, str(error)) from error
+        keys = [key.split(".") for key, _ in self.source.pairs]
+        kept = (
             text
-            for text, key in zip(self.overrides, keys, strict=True)
+            for text, key in zip(self.source.texts, keys, strict=True)
             if key[0] != "rule" or key[-1] in known
-        ]
-        return [*kept, f"rule.name={rule}"]
+        )
+        study = self.source.study and self.experiment is not None
+        source = self.source._replace(texts=(*kept, f"rule.name={rule}"), study=study)
+        return _assemble(source._replace(listed=listed, controls=controls))
+
+    # --- building ---
+
+    def error(self, key: str, value: Any, remedy: str) -> ConfigError:
+        """The error for a key: `FILE:KEY = VALUE: REMEDY`, or --set KEY if it came from there."""
+        return self.source.error(key, value, remedy)
+
+    fault = error
+
+    def part_error(self, part: Part, error: ValueError) -> ConfigError:
+        """The error for what a part's factory refuses: of the setting that it names, if it does."""
+        if not isinstance(error, SettingError):
+            text = re.fullmatch(r"(\w+): (\w+) = (.*?): (.*)", str(error), re.DOTALL)
+            if text is not None:
+                error = SettingError(text[1], text[2], text[3].strip("'"), text[4])
+        if isinstance(error, SettingError):
+            first, _, rest = error.setting.partition(".")
+            if first in part.settings:
+                key, value = f"{part.place}.{first}", part.settings[first]
+                if isinstance(value, dict):  # one layer of a table of them
+                    entry = rest or str(error.value)
+                    key, value = f"{key}.{entry}", getattr(value.get(entry), "name", None)
+                return self.error(key, value, error.remedy)
+        return self.error(part.key, part.name, str(error))
+
+    def build(self, part: Part, /, **wired: Any) -> Any:
+        """What a part's factory makes of its settings; layers inside it are built first.
+
+        Args:
+          wired: the factory's other arguments, such as the network of a rule.
+
+        Raises:
+          ConfigError: the factory refuses a setting, or gives something else than its kind must.
+          DataError: the data are at fault.
+        """
+        parameters = inspect.signature(part.factory).parameters
+        arguments: dict[str, Any] = dict(wired)
+        several: tuple[Any, ...] = ()
+        for key in (key for key in parameters if key in part.settings):
+            value = part.settings[key]
+            if isinstance(value, dict) and all(isinstance(v, Part) for v in value.values()):
+                value = {name: self.build(layer) for name, layer in value.items()}
+            elif isinstance(value, Part):
+                value = self.build(value)
+            if parameters[key].kind is inspect.Parameter.VAR_POSITIONAL:
+                several = tuple(map(self.build, value))
+            else:
+                arguments[key] = value
+        return self._call(part, several, arguments)
+
+    def _call(self, part: Part, several: Sequence[Any], arguments: Mapping[str, Any]) -> Any:
+        try:
+            inspect.signature(part.factory).bind(*several, **arguments)
+        except TypeError as error:
+            raise self.error(part.key, part.name, str(error)) from error
+        try:
+            made = part.factory(*several, **arguments)
+        except (ConfigError, DataError, MemoryError):
+            raise
+        except ValueError as error:
+            raise self.part_error(part, error) from error
+        except Exception as error:
+            if not part.is_users_own:
+                raise
+            if part.kind == "data" and isinstance(error, OSError):
+                raise DataError(f"{self.path}:{part.key} = {part.name!r}: {error}") from error
+            raise user_error(self, part, error) from error
+        if not isinstance(made, registry.WORDS[part.kind]):
+            wanted = " or a ".join(word.__name__ for word in registry.WORDS[part.kind])
+            remedy = f"gives a {type(made).__name__}; it must give a {wanted}"
+            raise self.error(part.key, part.name, remedy)
+        return guard_functions(self, part, made) if part.is_users_own else made
+
+    def build_network(self) -> Any:
+        """The chain of [network] layers; None without such a section."""
+        from bpeq.layers import chain
+
+        return None if self.network is None else chain(*map(self.build, self.network.layers))
 
 
-def load(
-    path: Path | str, overrides: Sequence[str] = (), *, controls: bool = False, study: bool = True
-) -> Config:
+def load_config(path: Path | str, overrides: Sequence[str] = ()) -> Config:
     """Reads and checks a config, with `key=value` overrides on top.
 
     The settings of [rule] belong to the rule that it names. When an override names another rule,
     they stay behind, and [rules.NAME] of the new one applies: its settings, and whole sections like
-    `optimizer` that this rule wants different. With `controls`, the sections of [controls] are laid
-    on top. Other overrides come last. What does not apply to this run is checked all the same.
-    Without `study`, the config is what it would be if it named no experiment.
+    `optimizer` that this rule wants different. Other overrides come last. What does not apply to
+    this run, such as [controls], is checked all the same.
+
+    Args:
+      path: a TOML file.
+      overrides: texts of `--set`, such as "rule.beta=0.1".
 
     Raises:
       ConfigError: anything at all that is wrong with it, in one line.
     """
     path = Path(path)
-    file = {k: v for k, v in _read(path).items() if study or k not in ("experiment", "study")}
-    pairs = [read_pair(text) for text in overrides]
-    source = Source(path, file, tuple(key for key, _ in pairs))
-    try:
-        for key, value in pairs:
-            if key.partition(".")[0] in ("rules", "controls"):
-                put(file, key, value)
-        check_tables(file, pairs)
-        source = source._replace(rule=chosen_rule(file, pairs), controls=controls)
-        tree = _assembled(source, pairs)
-        _check_others(source)
-        return Config(path.stem, path, tree, tuple(overrides), source)
-    except Fault as fault:
-        raise source.error(fault.key, fault.value, fault.remedy) from None
+    source = Source(path, _read_toml(path)).add(overrides)
+    config = _assemble(source)
+    _check_others(source)
+    return config
 
 
-def _read(path: Path) -> Tree:
+load = load_config
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(path.read_bytes().decode("utf-8-sig"))
     except UnicodeDecodeError as error:
-        raise ConfigError(f"{path}: is not text: {error.reason} at byte {error.start}") from None
+        remedy = f"is not text: {error.reason} at byte {error.start}"
     except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{path}: malformed TOML: {error}") from None
+        remedy = f"malformed TOML: {error}"
     except (ValueError, RecursionError):
-        problem = "a number too long, or lists nested too deeply"
-        raise ConfigError(f"{path}: malformed TOML: {problem}") from None
+        remedy = "malformed TOML: a number too long, or lists nested too deeply"
     except OSError as error:
-        raise ConfigError(f"{path}: cannot read the config: {error.strerror}") from None
+        remedy = f"cannot read the config: {error.strerror}"
+    raise ConfigError(str(path), remedy=remedy)
 
 
-def _assembled(source: Source, pairs: Sequence[tuple[str, Any]]) -> Tree:
-    """All sections laid over each other, the overrides put in, checked and completed."""
-    home = source.file.get("folder", ".")
-    folder = source.path.parent / (home if isinstance(home, str) else ".")
-    tree = lay(source.file, pairs, source.controls, folder)
-    tree = each_network(tree, parse_network, folder)
-    tree = _with_tables(tree, folder, parse_each)
-    for key, value in pairs:
-        if key.partition(".")[0] not in ("rules", "controls"):
-            put(tree, key, value)
-    check_tables(tree)
-    done = settle_sections(_with_tables(tree, folder, settle_each), folder)
-    given = done.get("data", {}).get("path")
-    if isinstance(given, str) and given and os.path.exists(folder / given):
-        done["data"]["path"] = str((folder / given).resolve())  # found from elsewhere too
-    if re.search(r"\w:\w", str(done)):  # perhaps a dotted path: a copy elsewhere must find it too
-        done["folder"] = str(folder.resolve())
-    return done
-
-
-def _with_tables(tree: Tree, folder: Path, change: Callable[..., Tree]) -> Tree:
-    """The tree with the layers changed in every table of layers, such as [system] skips.
-
-    What is no table, and a section whose factory is not found, is left for its section's own check.
-    """
-    lookup = partial(registry.resolve, "layers", folder=folder)
-    changed = dict(tree)
-    for section, (kind, default) in SECTIONS.items():
-        given = tree.get(section, {})
-        try:
-            factory = registry.resolve(kind, str(given.get("name", default)), folder)
-        except ValueError:
-            continue
-        for key in layer_tables(factory):
-            if isinstance(given.get(key), dict):
-                own = change(f"{section}.{key}", given[key], lookup)
-                changed[section] = {**changed[section], key: own}
-    return changed
+def _assemble(source: Source) -> Config:
+    """All sections laid over each other, checked and completed."""
+    with source.locate_errors():
+        sections = read_sections(lay(source), source.folder)
+    sections = {_FIELDS.get(name, name): section for name, section in sections.items()}
+    return Config(source.path.stem, source.path, source, **sections)
 
 
 def _check_others(source: Source) -> None:
-    """[rule], [rules.NAME] and [controls] are checked even where they do not apply to this run."""
-    rules = [*source.file.get("rules", {}), chosen_rule(source.file, ())]
-    variants = [source._replace(rule=rule, controls=False) for rule in rules if rule != source.rule]
-    if not source.controls:
-        variants.append(source._replace(rule="backprop", controls=True))
-    for variant in variants:
+    """Checks [rule], [rules.NAME] and [controls] even if they do not apply to this run."""
+    rules = [*source.file.get("rules", {}), source.rule_of_file]
+    others = [(rule, False) for rule in rules if rule != source.rule]
+    others += [("backprop", True)] * (not source.controls)
+    for rule, controls in others:
+        named = (f"rule.name={rule}",)
+        variant = source._replace(texts=named, controls=controls)
         try:
-            _assembled(variant, [("rule.name", variant.rule)])
-        except Fault as fault:
-            written = variant.written(fault.key, fault.value)
+            read_sections(lay(variant), source.folder)
+        except SettingError as error:
+            written = variant.written(error.setting, error.value)
             if written.partition(".")[0] in ("rule", "rules", "controls"):
-                beside = tuple(key for key in source.keys if key != "rule.name")
-                named = variant._replace(keys=beside)
-                raise named.error(fault.key, fault.value, fault.remedy) from None
+                texts = tuple(t for t in source.texts if t.partition("=")[0].strip() != "rule.name")
+                located = variant._replace(texts=(*texts, *named))
+                raise located.error(error.setting, error.value, error.remedy) from None

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array
 
+from bpeq.config.errors import ConfigError
 from bpeq.config.loading import Config
 from bpeq.layers import chain
 from bpeq.rules import backprop
@@ -61,25 +62,26 @@ def build_networks(
         there, or there with another input or output.
     """
     built = {}
-    for name, spec in config.tree.get("networks", {}).items():
-        place = f"networks.{name}"
-        layers = config.build_layers(f"{place}.layers", dict(enumerate(spec["layers"])))
-        network = Network(chain(*layers.values()), tuple(spec["input"]), spec.get("tokens"))
+    for name, spec in config.networks.items():
+        network = Network(chain(*map(config.build, spec.layers)), spec.input, spec.tokens)
         try:
             _ = network.output
+        except ConfigError:
+            raise
         except (ValueError, TypeError) as error:
-            raise config.fault(f"{place}.layers", spec["layers"], str(error)) from error
+            layers = spec.as_dict()["layers"]
+            raise config.error(f"networks.{name}.layers", layers, str(error)) from error
         built[name] = network
     for name, sizes in (wanted or {}).items():
         if name not in built:
-            raise config.fault(f"networks.{name}", None, "is missing; the study needs it")
+            raise config.error(f"networks.{name}", None, "is missing; the study needs it")
         found = built[name].shape, built[name].output
         for key, shape, size in zip(("input", "layers"), found, sizes, strict=True):
             if not _fits(shape, size):
                 verb = "take" if key == "input" else "give"
-                said = f"the study's {name} must {verb} {_shown(size)}, not {_shown(shape)}"
-                spec = config.tree["networks"][name]
-                raise config.fault(f"networks.{name}.{key}", spec[key], said)
+                remedy = f"the study's {name} must {verb} {_shown(size)}, not {_shown(shape)}"
+                value = config.networks[name].as_dict()[key]
+                raise config.error(f"networks.{name}.{key}", value, remedy)
     return built
 
 
@@ -101,15 +103,15 @@ def build_optimizer(config: Config, updates: int) -> optax.GradientTransformatio
     Raises:
       ConfigError: rates per layer, which need to know the one network that is trained.
     """
-    chosen = config.tree["optimizer"]
+    chosen = config.optimizer.settings
     if "layer_rates" in chosen:
         remedy = "a study's networks have one rate for all layers"
-        raise config.fault("optimizer.layer_rates", chosen["layer_rates"], remedy)
+        raise config.error("optimizer.layer_rates", chosen["layer_rates"], remedy)
     return with_rates(
-        config.build("optimizer"),
+        config.build(config.optimizer),
         learning_rate=chosen["learning_rate"],
         total_steps=updates,
-        schedule=config.build("schedule"),
+        schedule=config.build(config.schedule),
         clip_norm=chosen.get("clip_norm"),
     )
 

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import copy
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from bpeq.config import registry
-from bpeq.config.schema import ConfigError, Fault, fields
+from bpeq.config.errors import ConfigError
+from bpeq.config.parts import parse_layer, resolve
+from bpeq.config.schema import fields
+from bpeq.settings import SettingError
 
 Tree = dict[str, Any]
 Pair = tuple[str, Any]
@@ -40,32 +44,78 @@ _OWN = (
 class Source(NamedTuple):
     """Where settings were written, for errors to name the place.
 
-    file: the tree as read, with `--set rules.…` and `--set controls.…` in it. keys: all of --set.
-    rule, controls: whose sections are laid over the others. listed: the rule is one of --rules.
+    file: the tree as read, with `--set rules.…` and `--set controls.…` in it. texts: all of --set.
+    controls: [controls] is laid over the rest. listed: the rule is one of --rules. study: False
+    leaves out the experiment and its settings.
     """
 
     path: Path
     file: Tree
-    keys: tuple[str, ...]
-    rule: str = ""
+    texts: tuple[str, ...] = ()
     controls: bool = False
     listed: bool = False
+    study: bool = True
+
+    def add(self, texts: Sequence[str]) -> Source:
+        """The same with further texts of --set.
+
+        Raises:
+          ConfigError: a text is not `key=value`, or its key leads nowhere.
+        """
+        added = self._replace(file=copy.deepcopy(self.file), texts=(*self.texts, *texts))
+        for key, value in map(read_pair, texts):
+            if key.partition(".")[0] in ("rules", "controls"):
+                with added.locate_errors():
+                    put(added.file, key, value, self.folder)
+        return added
+
+    @property
+    def pairs(self) -> list[Pair]:
+        """The keys and values of --set."""
+        return [read_pair(text) for text in self.texts]
+
+    @property
+    def rule(self) -> Any:
+        """The name of the rule that runs: the last --set rule.name, the file's, or the default."""
+        named = [value for key, value in self.pairs if key == "rule.name"]
+        return named[-1] if named else self.rule_of_file
+
+    @property
+    def rule_of_file(self) -> Any:
+        section = self.file.get("rule")
+        stated = section.get("name") if isinstance(section, dict) else None
+        return stated or SECTIONS["rule"][1]
+
+    @property
+    def folder(self) -> Path:
+        """Where dotted paths are looked for."""
+        home = self.file.get("folder", ".")
+        return self.path.parent / (home if isinstance(home, str) else ".")
+
+    @contextmanager
+    def locate_errors(self) -> Iterator[None]:
+        """Raises a SettingError from inside, whose setting is a key, as the error of its place."""
+        try:
+            yield
+        except ConfigError:
+            raise
+        except SettingError as error:
+            raise self.error(error.setting, error.value, error.remedy) from error.__cause__
 
     def error(self, key: str, value: Any, remedy: str) -> ConfigError:
-        """`FILE:KEY = VALUE: REMEDY`, or `--set KEY` where the value came thence."""
+        """The error of a key in the file, or of --set if the value was given there."""
         steps = key.split(".")
         written = self.written(key, value)
         absent = _depth(self.file, steps) < len(steps)
-        place = f"{self.path}:{written}"
-        for name in self.keys:
+        place, setting = str(self.path), written
+        for name, _ in self.pairs:
             inside = f"{key}.".startswith(f"{name}.") or f"{written}.".startswith(f"{name}.")
-            laid = absent or name.startswith(("rules.", "controls."))  # these are in `file` by now
-            if inside or (laid and name.startswith(f"{key}.")):
-                place = f"--set {written if written.startswith(name) else key}"
+            in_file = absent or name.startswith(("rules.", "controls."))
+            if inside or (in_file and name.startswith(f"{key}.")):
+                place, setting = "--set", written if written.startswith(name) else key
         if key == "rule.name" and self.listed:
-            place = "--rules"
-        given = "" if value is None else f" = {_shown(value)}"
-        return ConfigError(f"{place}{given}: {remedy}")
+            place, setting = "--rules", ""
+        return ConfigError(place, setting, value, remedy)
 
     def written(self, key: str, value: Any) -> str:
         """The key as the file has it: `rules.eqprop.beta` for a `rule.beta` that comes from there.
@@ -75,7 +125,7 @@ class Source(NamedTuple):
         steps = key.split(".")
         least = 1 if value is None else 0
         before = _depth(self.file, steps[: len(steps) - least])
-        if steps[0] == "rule" and self.rule != chosen_rule(self.file, ()):
+        if steps[0] == "rule" and self.rule != self.rule_of_file:
             before = 0  # the file's [rule] stayed behind
         for name in ["controls"] * self.controls + [f"rules.{self.rule}"]:
             group = ["controls"] if name == "controls" else ["rules", self.rule]
@@ -88,62 +138,65 @@ class Source(NamedTuple):
         return key
 
 
-def lay(file: Tree, pairs: Sequence[Pair], controls: bool, folder: Path) -> Tree:
+def lay(source: Source) -> Tree:
     """The sections of a config as one rule, and the null controls, want them.
 
-    The settings of [rule] belong to the rule that it names; another one gets those of [rules.NAME],
-    and every rule the sections that stand there.
+    The settings of [rule] belong to the rule that it names. Another rule gets those of
+    [rules.NAME], and every rule the sections that stand there. --set comes last.
+
+    Raises:
+      SettingError: an unknown rule; what stands in [rules.NAME] or [controls] and cannot.
     """
-    name = chosen_rule(file, pairs)
+    file, name, folder = source.file, source.rule, source.folder
+    check_tables(file, source.pairs)
     resolve("rules", name, "rule.name", folder)
-    for other, own in {**file.get("rules", {}), None: file.get("controls", {})}.items():
-        place = "controls" if other is None else f"rules.{other}"
-        _check_own(place, own, [] if other is None else _settings(other, place, folder))
-    tree = {key: value for key, value in copy.deepcopy(file).items() if key != "rules"}
+    for other, own in file.get("rules", {}).items():
+        _check_own(f"rules.{other}", own, _settings(other, f"rules.{other}", folder))
+    _check_own("controls", file.get("controls", {}), [])
+    left_out = ("rules",) if source.study else ("rules", "experiment", "study")
+    tree = copy.deepcopy({key: value for key, value in file.items() if key not in left_out})
     own = copy.deepcopy(file.get("rules", {}).get(name, {}))
+    stated = tree.get("rule", {}) if name == source.rule_of_file else {}
     tree = merge(tree, {key: value for key, value in own.items() if key in _OWN})
-    stated = file.get("rule", {}) if name == chosen_rule(file, ()) else {}
     settings = {key: value for key, value in own.items() if key not in _OWN}
-    tree["rule"] = {**settings, **copy.deepcopy(stated), "name": name}
+    tree["rule"] = {**settings, **stated, "name": name}
     over = tree.pop("controls", {})
-    if controls:  # what a perfect device would do
-        tree.pop("imperfections", None)
-    return merge(tree, over) if controls else tree
-
-
-def chosen_rule(file: Tree, pairs: Sequence[Pair]) -> Any:
-    """The name of the rule that runs: the last --set rule.name, the file's, or the default."""
-    section = file.get("rule")
-    stated = section.get("name") if isinstance(section, dict) else None
-    named = [stated or SECTIONS["rule"][1], *(v for key, v in pairs if key == "rule.name")]
-    return named[-1]
+    if source.controls:
+        tree.pop("imperfections", None)  # the controls are what a perfect device would do
+        tree = merge(tree, over)
+    for key, value in source.pairs:
+        if key.partition(".")[0] not in ("controls", *left_out):
+            put(tree, key, value, folder)
+    check_tables(tree)
+    return tree
 
 
 def check_tables(tree: Tree, pairs: Sequence[Pair] = ()) -> None:
-    """Every section is a table, and what is laid over a study's config is for one that it reads.
+    """Checks that every section is a table, and that --set reaches what a study reads.
 
-    That is a section which the config has, and where one is [training], any that a run has.
+    A study without [training] reads the sections that its config has. One with [training] may read
+    any section that a run has.
+
+    Raises:
+      SettingError: it is not so.
     """
     for name in TABLES:
         if not isinstance(tree.get(name, {}), dict):
             hint = f"; did you mean {name}.name?" if isinstance(tree[name], str) else ""
-            raise Fault(name, tree[name], f"must be a section{hint}")
+            raise SettingError("", name, tree[name], f"must be a section{hint}")
     if "experiment" in tree and "training" not in tree:
         for key, value in pairs:
             section = key.partition(".")[0]
-            own = key == "rule.name" or section in (
-                *tree,
-                "study",
-            )  # with_rule
-            if section in TABLES and not own:
-                raise Fault(key, value, f"the study reads no [{section}]")
+            read = key == "rule.name" or section in (*tree, "study")
+            if section in TABLES and not read:
+                raise SettingError("", key, value, f"the study reads no [{section}]")
 
 
 def read_pair(text: str) -> Pair:
     """`key=value`, the value as TOML writes it or, failing that, as plain text."""
     key, sign, value = (part.strip() for part in text.partition("="))
     if not sign or not all(key.split(".")):
-        raise ConfigError(f"--set {text}: must be key=value, such as rule.beta=0.1")
+        raise ConfigError("--set", text, None, "must be key=value, such as rule.beta=0.1")
     try:
         parsed = tomllib.loads(f"v = {value}")
     except (ValueError, RecursionError):  # not TOML, or whole numbers and lists beyond its limits
@@ -151,27 +204,36 @@ def read_pair(text: str) -> Pair:
     return key, parsed["v"] if len(parsed) == 1 else value
 
 
-def put(tree: Tree, key: str, value: Any) -> None:
-    """Sets a dotted key, making sections on the way; a number steps into a list."""
+def put(tree: Tree, key: str, value: Any, folder: Path | None = None) -> None:
+    """Sets a dotted key, making sections on the way; a number steps into a list.
+
+    A step into a layer that is written as a call, such as `network.layers.0.features`, replaces the
+    call by a table.
+
+    Raises:
+      SettingError: a step leads nowhere.
+    """
     *way, last = key.split(".")
     node: Any = tree
     for i, step in enumerate(way):
-        if isinstance(node, dict):
-            node = node.setdefault(step, {})
-        else:
-            node = node[_place(node, step, ".".join(way[:i]), key, value)]
+        place = _place(node, step, ".".join(way[:i]), key, value)
+        inner = node.setdefault(place, {}) if isinstance(node, dict) else node[place]
+        if isinstance(inner, str):
+            with suppress(SettingError):  # no layer: the next step says that it has no keys
+                inner = node[place] = parse_layer(inner, key, folder)
+        node = inner
+    node[_place(node, last, ".".join(way), key, value)] = value
+
+
+def _place(node: Any, step: str, name: str, key: str, value: Any) -> Any:
+    """The key in a table, or the place in a list, that a step of a key names."""
     if isinstance(node, dict):
-        node[last] = value
-    else:
-        node[_place(node, last, ".".join(way), key, value)] = value
-
-
-def _place(node: Any, step: str, name: str, key: str, value: Any) -> int:
-    """The place in a list that a step of a key names."""
+        return step
     if not isinstance(node, list):
-        raise Fault(key, value, f"{name} is a single value and has no keys")
+        raise SettingError("", key, value, f"{name} is a single value and has no keys")
     if not step.isdecimal() or int(step) >= len(node):
-        raise Fault(key, value, f"no such entry of {name}; allowed: 0 to {len(node) - 1}")
+        remedy = f"no such entry of {name}; allowed: 0 to {len(node) - 1}"
+        raise SettingError("", key, value, remedy)
     return int(step)
 
 
@@ -190,33 +252,23 @@ def merge(base: Tree, over: Tree) -> Tree:
     return merged
 
 
-def resolve(kind: str, name: Any, place: str, folder: Path) -> Any:
-    if not isinstance(name, str):
-        remedy = registry.choices(registry.KINDS[kind], "")
-        raise Fault(place, name, remedy if name is not None else f"is missing; {remedy}")
-    try:
-        return registry.resolve(kind, name, folder)
-    except ValueError as error:
-        raise Fault(place, name, str(error)) from None
-
-
 def _check_own(place: str, own: Any, settings: Sequence[str]) -> None:
     """[rules.NAME] and [controls]: settings of the rule, and whole sections."""
     if not isinstance(own, dict):
-        raise Fault(place, own, "must be a section")
+        raise SettingError("", place, own, "must be a section")
     for key, value in own.items():
         if key not in settings and key not in _OWN:
             remedy = f"unknown key; {registry.choices([*settings, *_OWN], key)}"
-            raise Fault(f"{place}.{key}", value, remedy)
+            raise SettingError("", f"{place}.{key}", value, remedy)
         if key in _OWN and not isinstance(value, dict):
-            raise Fault(f"{place}.{key}", value, "must be a section")
+            raise SettingError("", f"{place}.{key}", value, "must be a section")
 
 
 def _settings(rule: str, place: str, folder: Path) -> list[str]:
     try:
         return list(fields(resolve("rules", rule, place, folder)))
-    except Fault as fault:  # the name is the key: there is no value to show
-        raise Fault(place, None, fault.remedy) from None
+    except SettingError as error:  # the name is the key: there is no value to show
+        raise SettingError("", place, None, error.remedy) from None
 
 
 def _depth(node: Any, steps: Sequence[str]) -> int:
@@ -229,8 +281,3 @@ def _depth(node: Any, steps: Sequence[str]) -> int:
         else:
             return count
     return len(steps)
-
-
-def _shown(value: Any) -> str:
-    text = str(value).lower() if isinstance(value, bool) else repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."

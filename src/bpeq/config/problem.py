@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from functools import partial
-from inspect import signature
 from typing import Any, NamedTuple
 
 import jax
@@ -12,12 +12,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from bpeq.config import dry_run
-from bpeq.config.device_checks import check_memory, ready
-from bpeq.config.dry_run import initial
-from bpeq.config.loading import Config, ConfigError
-from bpeq.config.registry import resolve
+from bpeq.config.device_checks import check_devices, check_memory
+from bpeq.config.dry_run import dry_run, initial
+from bpeq.config.errors import ConfigError
+from bpeq.config.loading import Config
+from bpeq.config.parts import Part
 from bpeq.config.schema import wires
+from bpeq.config.user_code import EXPECTED
 from bpeq.core import trees
 from bpeq.core.compat import enable_x64
 from bpeq.data import Dataset
@@ -27,7 +28,10 @@ from bpeq.types import Cost, Key, Layer, LearningRule, Params, Solver, System
 
 
 class Problem(NamedTuple):
-    """Everything a config names, built: what a user's own loop would start from."""
+    """Everything a config names, built: what a user's own loop would start from.
+
+    rows, validation, test: `[seeds, m]` the examples of each seed.
+    """
 
     network: Layer | None
     cost: Cost
@@ -37,12 +41,13 @@ class Problem(NamedTuple):
     data: Dataset
     optimizer: optax.GradientTransformation
     init: Callable[[Key], Params]
-    rows: np.ndarray  # [seeds, m] the training rows of each seed
+    rows: np.ndarray
     validation: np.ndarray
     test: np.ndarray
 
     @property
-    def relaxes(self) -> bool:  # a rule that settles a system has another function
+    def relaxes(self) -> bool:
+        """Whether the rule settles a system, whose function is another than the network's."""
         return self.system is not None
 
 
@@ -50,6 +55,10 @@ def seed_keys(seed: int, seeds: int) -> Key:
     """`[seeds, 3]` keys: for the initial weights, for the rule's own init, for the data order.
 
     None depends on the rule, so that compared rules start and shuffle alike.
+
+    Args:
+      seed: the config's.
+      seeds: how many.
     """
     base = jax.random.key(seed)
     return jax.vmap(lambda i: jax.random.split(jax.random.fold_in(base, i), 3))(jnp.arange(seeds))
@@ -58,56 +67,59 @@ def seed_keys(seed: int, seeds: int) -> Key:
 def build(config: Config, data: Dataset | None = None) -> Problem:
     """The parts of a config, with everything checked that can be before compiling.
 
+    Args:
+      data: the config's data set, if it is there already.
+
     Raises:
       ConfigError: parts that do not fit each other or the data. DataError: the data are at fault.
     """
-    ready(config)
-    with enable_x64(config.tree["precision"] == "float64"):
+    check_devices(config)
+    with enable_x64(config.double):
         data = build_data(config) if data is None else data
-        network, cost = config.build_network(), config.build("cost")
-        rule_factory = resolve("rules", config.tree["rule"]["name"], config.folder)
+        network, cost = config.build_network(), config.build(config.cost)
+        solvers: dict[str, Solver] = {}
+        # the rule, with the system that it relaxes
         wired: dict[str, Any] = {}
-        init: Any = network.init if network is not None else None
-        for name, word in wires(rule_factory).items():
-            if word is Solver:
-                if name in config.tree["solvers"]:
-                    wired[name] = config.build(f"solvers.{name}")
-            elif word is System:
-                wired[name] = _device(config, _system(config, network))
-                init = wired[name].init
-            elif word is Layer:
-                wired[name] = _network_for(rule_factory, name, config, network)
+        system: System | None = None
+        for name, word in wires(config.rule.factory).items():
+            if word is System:
+                layers = _wire_network(config, config.system, network)
+                system = wired[name] = _on_device(config, config.build(config.system, **layers))
+            elif word is Solver and name in config.solvers:
+                solvers[name] = wired[name] = config.build(config.solvers[name])
             elif word is Cost:
                 wired[name] = cost
-        rule = config.build("rule", wired)
-        if not any(isinstance(part, System) for part in wired.values()):
-            rule = _device(config, rule)
+        wired |= _wire_network(config, config.rule, network)
+        rule = config.build(config.rule, **wired)
+        if system is None:
+            rule = _on_device(config, rule)
+        # what is trained, and whether it fits the data
         _check_optimizer(config, rule)
-        start = _need_network(config, network).init if init is None else init
+        _check_bounded(config, rule, system)
+        start = system.init if system is not None else _need_network(config, network).init
         network = _check_fit(config, data, network, start)
         if network is not None and rule.trained is None:  # a user's own rule may leave it out
             rule = rule._replace(trained=network.trained)
-        _check_begins(config, rule, lambda key: start(key, data.x.shape[1:])[0])
-        rows = _for_seeds(data.train, config.tree["seeds"])
-        optimizer = _optimizer(config, network, rows.shape[1])
-        looked_at = config.tree.get("fidelity", {}).get("examples", 1)
-        if looked_at > rows.shape[1]:
+        _check_rule_begins(config, rule, lambda key: start(key, data.x.shape[1:])[0])
+        rows = _for_seeds(data.train, config.seeds)
+        optimizer = _build_optimizer(config, network, rows.shape[1])
+        examples = config.fidelity.examples
+        if examples is not None and examples > rows.shape[1]:
             remedy = f"must be 1 to {rows.shape[1]}, the training set"
-            raise config.fault("fidelity.examples", looked_at, remedy)
-        system = next((part for part in wired.values() if isinstance(part, System)), None)
-        dry_run.rehearse(config, data, start, system, cost, rule, optimizer)
+            raise config.error("fidelity.examples", examples, remedy)
+        dry_run(config, data, start, system, cost, rule, optimizer)
         return Problem(
             network,
             cost,
             rule,
             system,
-            {k: part for k, part in wired.items() if k in config.tree["solvers"]},
+            solvers,
             data,
             optimizer,
             lambda key: start(key, data.x.shape[1:])[0],
             rows,
-            _for_seeds(data.validation, config.tree["seeds"]),
-            _for_seeds(data.test, config.tree["seeds"]),
+            _for_seeds(data.validation, config.seeds),
+            _for_seeds(data.test, config.seeds),
         )
 
 
@@ -115,87 +127,91 @@ def build_data(config: Config) -> Dataset:
     """The config's data set.
 
     Raises:
-      ConfigError: it has none, as where a study makes its own. DataError: the data are at fault.
+      ConfigError: it has none, as if a study makes its own. DataError: the data are at fault.
     """
-    if "data" not in config.tree:
-        raise config.fault("data.name", None, "is missing; only `bpeq run` and `check` need none")
-    with enable_x64(config.tree["precision"] == "float64"):
-        return config.build("data")
+    with enable_x64(config.double):
+        return config.build(config.data)
 
 
 def _check_optimizer(config: Config, rule: LearningRule) -> None:
-    name = config.tree["optimizer"]["name"]
+    name, decay = config.optimizer.name, config.optimizer.settings.get("weight_decay")
     known = rule.info.optimizers
     if known and name not in known:
         remedy = f"means nothing under the rule {rule.name!r}; allowed: {', '.join(known)}"
-        raise config.fault("optimizer.name", name, remedy)
-    decay = config.tree["optimizer"].get("weight_decay")
-    if rule.info.needs_decay and not decay and ":" not in name:
+        raise config.error("optimizer.name", name, remedy)
+    if rule.info.needs_decay and not decay and not config.optimizer.is_users_own:
         key, value = ("name", name) if decay is None else ("weight_decay", decay)
         remedy = (
             f"means nothing under the rule {rule.name!r}, whose feedback comes to the weights by "
             "decay alone; allowed: adamw with weight_decay > 0"
         )
-        raise config.fault(f"optimizer.{key}", value, remedy)
+        raise config.error(f"optimizer.{key}", value, remedy)
 
 
-def _check_begins(config: Config, rule: LearningRule, init: Callable[[Key], Params]) -> None:
-    """A rule of ours takes the parameters that it is to train; traced only."""
-    if ":" in config.tree["rule"]["name"]:
+def _check_bounded(config: Config, rule: LearningRule, system: System | None) -> None:
+    """E − βC has no minimum in a linear output once β reaches 1: E curves by 1 there, as C does.
+
+    What hidden units can take up of β on the way is known only when they have settled.
+    """
+    beta = config.rule.settings.get("beta")
+    linear = system is not None and system.traits.linear_output
+    squared = config.cost.name == "squared_error"
+    if rule.info.pushes_away and linear and squared and isinstance(beta, float) and beta >= 1:
+        nudging = config.rule.settings.get("nudging")
+        remedy = "a linear output, pushed away from its target, is not bounded from 1 on"
+        raise config.error("rule.beta", beta, f"must be < 1 with nudging = {nudging!r}: {remedy}")
+
+
+def _check_rule_begins(config: Config, rule: LearningRule, init: Callable[[Key], Params]) -> None:
+    """Checks that a rule of ours takes the parameters that it is to train; traced only."""
+    if config.rule.is_users_own:
         return
     try:
         jax.eval_shape(lambda key: rule.init(key, init(key)), jax.random.key(0))
-    except Exception as error:
-        if fault := config.named_fault("rule", error):
-            raise fault from error
-        config.blame(error, "system", "network")
+    except EXPECTED:
+        raise
+    except ValueError as error:
+        raise config.part_error(config.rule, error) from error
 
 
-def _system(config: Config, network: Layer | None) -> System:
-    factory = resolve("systems", config.tree["system"]["name"], config.folder)
-    wired = {}
-    for name in (name for name, word in wires(factory).items() if word is Layer):
-        wired[name] = _network_for(factory, name, config, network)
-    return config.build("system", wired)
+def _wire_network(config: Config, part: Part, network: Layer | None) -> dict[str, Layer | None]:
+    """The network for each argument of a factory that takes one.
+
+    Raises:
+      ConfigError: the factory needs a network and the config has none.
+    """
+    parameters = inspect.signature(part.factory).parameters
+    names = [name for name, word in wires(part.factory).items() if word is Layer]
+    optional = all(parameters[name].default is None for name in names)
+    return dict.fromkeys(names, network if optional else _need_network(config, network))
 
 
-def _network_for(
-    factory: Any, argument: str, config: Config, network: Layer | None
-) -> Layer | None:
-    optional = signature(factory).parameters[argument].default is None
-    return network if optional else _need_network(config, network)
-
-
-def _device(config: Config, part: Any) -> Any:
+def _on_device(config: Config, made: Any) -> Any:
     """A system, or a rule that has none, on the device that [imperfections] describes."""
-    if "imperfections" not in config.tree:
-        return part
-    factory = resolve("imperfections", config.tree["imperfections"]["name"], config.path.parent)
-    return config.build("imperfections", dict.fromkeys(wires(factory), part))
+    part = config.imperfections
+    return made if part is None else config.build(part, **dict.fromkeys(wires(part.factory), made))
 
 
 def _need_network(config: Config, network: Layer | None) -> Layer:
     if network is None:
-        rule = config.tree["rule"]["name"]
-        raise config.fault("network.layers", None, f"is missing; the rule {rule!r} needs a network")
+        remedy = f"is missing; the rule {config.rule.name!r} needs a network"
+        raise config.error("network.layers", None, remedy)
     return network
 
 
-def _optimizer(config: Config, network: Layer | None, examples: int) -> Any:
-    settings, chosen = config.tree["training"], config.tree["optimizer"]
-    size = settings["batch_size"]
+def _build_optimizer(config: Config, network: Layer | None, examples: int) -> Any:
+    chosen, size = config.optimizer.settings, config.training.batch_size
     if "learning_rate" not in chosen:
-        raise config.fault("optimizer.name", chosen["name"], "has no setting learning_rate")
+        raise config.error("optimizer.name", config.optimizer.name, "has no setting learning_rate")
     if size > examples:
-        raise config.fault(
-            "training.batch_size", size, f"must be 1 to {examples}, the training set"
-        )
+        remedy = f"must be 1 to {examples}, the training set"
+        raise config.error("training.batch_size", size, remedy)
     try:
         return with_rates(
-            config.build("optimizer"),
+            config.build(config.optimizer),
             learning_rate=chosen["learning_rate"],
-            total_steps=settings["epochs"] * (examples // size),
-            schedule=config.build("schedule"),
+            total_steps=config.training.epochs * (examples // size),
+            schedule=config.build(config.schedule),
             layer_rates=chosen.get("layer_rates"),
             network=network,
             clip_norm=chosen.get("clip_norm"),
@@ -204,18 +220,20 @@ def _optimizer(config: Config, network: Layer | None, examples: int) -> Any:
         raise
     except ValueError as error:
         rates = chosen.get("layer_rates")
-        raise config.fault("optimizer.layer_rates", rates, str(error)) from error
+        raise config.error("optimizer.layer_rates", rates, str(error)) from error
 
 
 def _check_fit(config: Config, data: Dataset, network: Layer | None, init: Any) -> Layer | None:
-    """What is trained takes the data's examples and gives as many outputs as the data have.
+    """Checks that what is trained takes the data's examples and gives as many outputs as they have.
 
     Returns:
       The network, if its parameters are the first of those that are trained: a user's own system
       may have others, beside a network that serves other rules and the null controls.
     """
     key, shape = jax.random.key(0), data.x.shape[1:]
-    own = ":" in config.tree["system"]["name"] and (network is None or init is not network.init)
+    own = config.system.is_users_own and (
+        network is None or inspect.unwrap(init) is not inspect.unwrap(network.init)
+    )
 
     def feed_forward() -> Params:  # traced only: what it refuses to compute on, such as embedding
         assert network is not None
@@ -226,20 +244,25 @@ def _check_fit(config: Config, data: Dataset, network: Layer | None, init: Any) 
     try:
         inner = () if network is None else jax.eval_shape(feed_forward)
         params, out = init_shapes(partial(initial, init), shape)
-    except Exception as error:
-        if own or not isinstance(error, ValueError):
-            config.blame(error, "system" if own else "network")
-        other = config.fault("network.layers", None, f"do not fit {data.name}: {error}")
-        raise config.named_fault("system", error) or other from error
+    except EXPECTED:
+        raise
+    except ValueError as error:
+        part = config.system
+        if own:
+            raise config.error(part.key, part.name, str(error)) from error
+        located = config.part_error(part, error)
+        if located.setting != part.key:
+            raise located from error
+        raise config.error("network.layers", None, f"do not fit {data.name}: {error}") from error
     if out != (data.outputs,):
-        last = len(config.tree.get("network", {}).get("layers", [])) - 1
+        last = len(config.network.layers) - 1 if config.network is not None else 0
         remedy = (
             f"one example of {data.name} ({'×'.join(map(str, shape))}) gives outputs of "
             f"shape {out}; it must be ({data.outputs},)"
         )
         if len(out) > 1:
             remedy += '; is a "flatten" missing?'
-        raise config.fault("system.name" if own else f"network.layers.{last}", None, remedy)
+        raise config.error("system.name" if own else f"network.layers.{last}", None, remedy)
     _check_task(config, data)
     check_memory(config, params, data.train.shape[1])
     first = params[: len(inner)] if isinstance(params, tuple) else None
@@ -247,10 +270,10 @@ def _check_fit(config: Config, data: Dataset, network: Layer | None, init: Any) 
 
 
 def _check_task(config: Config, data: Dataset) -> None:
-    if config.tree["cost"]["name"] == "softmax_cross_entropy" and data.task != "classification":
+    if config.cost.name == "softmax_cross_entropy" and data.task != "classification":
         kind = "a regression" if data.task == "regression" else "a task of binary outputs"
         remedy = f"{data.name} is {kind}; use squared_error"
-        raise config.fault("cost.name", "softmax_cross_entropy", remedy)
+        raise config.error("cost.name", config.cost.name, remedy)
 
 
 def _for_seeds(splits: np.ndarray, seeds: int) -> np.ndarray:

@@ -7,8 +7,7 @@ import importlib
 import importlib.util
 import inspect
 import sys
-import traceback
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Iterable
 from functools import cache
 from importlib.machinery import PathFinder
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any, get_type_hints
 import optax
 
 from bpeq import costs, data, layers, rules, solvers, systems, types
+from bpeq.config.errors import describe_error
 from bpeq.systems import devices
 from bpeq.training import optimizers
 
@@ -109,7 +109,7 @@ def _executed(path: Path, _changed: int) -> Factory:
     try:
         spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:
-        raise ValueError(f"cannot be run: {told(error)}") from error
+        raise ValueError(f"cannot be run: {describe_error(error)}") from error
     run = getattr(module, "run", None)
     if not inspect.isfunction(run) or len(inspect.signature(run).parameters) < 2:
         raise ValueError("has no function run(config, runner, ...)")
@@ -145,7 +145,7 @@ def _import(name: str, folder: Path | None) -> Factory:
     except ImportError as error:
         raise ValueError(f"cannot import {module_name!r}: {error}") from error
     except Exception as error:
-        raise ValueError(f"cannot import {module_name!r}: {told(error)}") from error
+        raise ValueError(f"cannot import {module_name!r}: {describe_error(error)}") from error
     finally:
         sys.path[:] = [entry for entry in sys.path if entry in before or entry not in extra]
     factory = getattr(module, attribute, None)
@@ -163,21 +163,6 @@ def _check_readable(name: str, factory: Factory) -> None:
         get_type_hints(factory, include_extras=True)
     except Exception as error:
         raise ValueError(f"the signature of {name} cannot be read: {error}") from error
-
-
-def told(error: BaseException, files: Collection[str] = ()) -> str:
-    """An error of a user's code in one line: `mine.py, line 3: KeyError: 'a'`.
-
-    Args:
-      files: where the user's factories stand; of the places on the error's way the innermost in one
-        of them is named, or else the innermost of all.
-    """
-    places = traceback.extract_tb(error.__traceback__)
-    last = [place for place in places if place.filename in files or not files]
-    said = f"{type(error).__name__}: {error}".splitlines()[0]
-    if not last or isinstance(error, SyntaxError):  # which says so itself
-        return said
-    return f"{Path(last[-1].filename).name}, line {last[-1].lineno}: {said}"
 
 
 def _check_unambiguous(name: str) -> None:

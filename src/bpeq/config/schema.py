@@ -12,24 +12,12 @@ from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 
 from bpeq.config.registry import choices, nearest
-from bpeq.settings import allowed
+from bpeq.settings import SettingError, allowed
 from bpeq.types import Cost, Layer, LearningRule, Solver, System
 
 WORDS = (Layer, Cost, System, Solver, LearningRule)
 LayerTable = dict[str, dict[str, Any]]
 """How a config holds an argument that maps keys to layers: a spec each, as in [network]."""
-
-
-class ConfigError(ValueError):
-    """A config is at fault; its text is the line that the user sees: place, key, value, remedy."""
-
-
-class Fault(ValueError):
-    """One wrong setting, before it is known in which section of which file it stands."""
-
-    def __init__(self, key: str, value: Any, remedy: str) -> None:
-        super().__init__(key, value, remedy)
-        self.key, self.value, self.remedy = key, value, remedy
 
 
 @cache
@@ -88,16 +76,19 @@ def study_settings(run: Callable[..., Any]) -> Callable[..., Any]:
     return study
 
 
-def settle(factory: Callable[..., Any], given: dict[str, Any]) -> dict[str, Any]:
-    """The factory's settings with `given` checked and the defaults filled in.
+def validate(factory: Callable[..., Any], given: Mapping[str, Any], place: str) -> dict[str, Any]:
+    """The factory's settings with `given` checked and the defaults filled in; None is left out.
+
+    Args:
+      place: the key of the section, put before the names of its settings in errors.
 
     Raises:
-      Fault: the first setting that is unknown, missing, of the wrong type or out of range.
+      SettingError: the first setting that is unknown, missing, of the wrong type or out of range.
     """
-    known = fields(factory)
+    known, before = fields(factory), f"{place}." if place else ""
     for key, value in given.items():
         if key not in known:
-            raise Fault(key, value, f"unknown key; {choices(known, key)}")
+            raise SettingError("", before + key, value, f"unknown key; {choices(known, key)}")
     try:
         model = _model(factory)(**given)
     except ValidationError as error:
@@ -105,9 +96,11 @@ def settle(factory: Callable[..., Any], given: dict[str, Any]) -> dict[str, Any]
         key = str(first["loc"][0])
         wanted = phrase(known[key][0], given.get(key))
         if first["type"] == "missing":
-            raise Fault(key, None, "; ".join(filter(None, ("is missing", wanted)))) from None
-        raise Fault(key, given[key], wanted or first["msg"].lower()) from None
-    return {name: getattr(model, _alias(name)) for name in known}
+            remedy = "; ".join(filter(None, ("is missing", wanted)))
+            raise SettingError("", before + key, None, remedy) from None
+        raise SettingError("", before + key, given[key], wanted or first["msg"].lower()) from None
+    checked = {name: getattr(model, _alias(name)) for name in known}
+    return {name: value for name, value in checked.items() if value is not None}
 
 
 @cache

@@ -1,57 +1,61 @@
-"""A user's own parts of a config: where it names them, and what to say when their code fails."""
+"""A user's own parts: what fails inside them is one error, with their file and line."""
 
 from __future__ import annotations
 
+import functools
 import inspect
 import sys
-import traceback
-from pathlib import Path
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
-from bpeq.config import registry
+from bpeq.config.errors import ConfigError, describe_error
+from bpeq.config.parts import Part
+from bpeq.types import DataError
 
+if TYPE_CHECKING:
+    from bpeq.config.loading import Config
 
-class Part(NamedTuple):
-    """A dotted path in a config: the key that it is the value of, and the files of its code."""
-
-    key: str
-    name: str
-    files: frozenset[str]
-
-
-def own_parts(tree: Any, folder: Path, place: str = "") -> list[Part]:
-    """Every dotted path that stands for a name in a settled config."""
-    found, steps = [], place.split(".")
-    if isinstance(tree, dict) and ":" in str(tree.get("name", "")):
-        section = len(steps) == 1 or steps[0] == "solvers"  # else one of several layers
-        key = f"{place}.name" if section else place
-        found.append(Part(key, tree["name"], _files(tree["name"], folder)))
-    inner = dict(enumerate(tree)) if isinstance(tree, list) else tree
-    for key, value in inner.items() if isinstance(inner, dict) else ():
-        found += own_parts(value, folder, f"{place}.{key}".lstrip("."))
-    return found
+EXPECTED = (ConfigError, DataError, MemoryError)
+"""Errors that already say what is wrong; they pass as they are."""
 
 
-def blame(error: Exception, parts: list[Part], *sections: str) -> tuple[Part, str]:
-    """The part that is at fault, and the error in one line.
+def guard_functions(config: Config, part: Part, made: Any) -> Any:
+    """What a user's factory gives, each of its functions replaced by one that names the part.
 
-    That is a part through whose files the error came, one of `sections` before others; or else the
-    first of those.
+    An error from such a function becomes a ConfigError of the part's key.
     """
-    order = sorted(parts, key=lambda part: [part.key.split(".")[0] != s for s in sections])
-    places = traceback.extract_tb(error.__traceback__)
-    seen = {place.filename for place in places}
-    part = next((part for part in order if part.files & seen), order[0])
-    ours = Path(places[-1].filename).is_relative_to(Path(__file__).parent)
-    if ours and type(error) is ValueError:  # a check, worded for the user
-        return part, str(error)
-    return part, registry.told(error, frozenset().union(*(part.files for part in parts)))
+    if inspect.isfunction(made):
+        return _guard(config, part, made)
+    if not hasattr(made, "_replace"):
+        return made
+    changed = {}
+    for name, value in made._asdict().items():
+        if inspect.isfunction(value) or (hasattr(value, "_fields") and name != "parts"):
+            changed[name] = guard_functions(config, part, value)
+    return made._replace(**changed)
 
 
-def _files(name: str, folder: Path) -> frozenset[str]:
-    """The module that is named, and the one that the factory comes from."""
-    factory = inspect.unwrap(registry.resolve("", name, folder))
-    module = sys.modules[name.partition(":")[0]]
-    code = getattr(factory, "__code__", None)
+def _guard(config: Config, part: Part, function: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return function(*args, **kwargs)
+        except EXPECTED:
+            raise
+        except Exception as error:
+            raise user_error(config, part, error) from error
+
+    return call
+
+
+def user_error(config: Config, part: Part, error: Exception) -> ConfigError:
+    """The error of a user's part, with the innermost line of their code."""
+    return config.error(part.key, part.name, describe_error(error, _files(part)))
+
+
+def _files(part: Part) -> frozenset[str]:
+    """The module that a dotted path names, and the one that its factory comes from."""
+    module = sys.modules[part.name.partition(":")[0]]
+    code = getattr(inspect.unwrap(part.factory), "__code__", None)
     found = (getattr(module, "__file__", None), getattr(code, "co_filename", None))
     return frozenset(filter(None, found))

@@ -8,10 +8,10 @@ from typing import NamedTuple
 import jax
 
 from bpeq.analysis.locality import Locality, audit_locality
+from bpeq.config.errors import ConfigError
 from bpeq.config.loading import Config
 from bpeq.config.problem import build, seed_keys
 from bpeq.config.registry import KINDS
-from bpeq.config.schema import ConfigError
 from bpeq.core.compat import enable_x64
 from bpeq.data import Dataset
 from bpeq.experiment.rule_fidelity import first_examples
@@ -47,8 +47,8 @@ def audit_rules(config: Config, rules: Sequence[str] | None = None) -> Audit:
             notes[name] = str(error)
             continue
         data = problem.data
-        weights_key, rule_key, _ = seed_keys(own.tree["seed"], 1)[0]
-        with enable_x64(own.tree["precision"] == "float64"):
+        weights_key, rule_key, _ = seed_keys(own.seed, 1)[0]
+        with enable_x64(own.double):
             params, state = problem.rule.init(rule_key, problem.init(weights_key))
             batch = jax.tree.map(lambda leaf: leaf[:2], first_examples(own, problem))
             where = {"key": rule_key, "state": state, "network": problem.network}

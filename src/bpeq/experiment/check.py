@@ -32,11 +32,11 @@ def check_problem(config: Config, batch: int = 8) -> list[CheckRow]:
       ConfigError, DataError: as `problem.build`.
     """
     several = build_networks(config)
-    problem = None if several and "network" not in config.tree else build(config)
+    problem = None if several and config.network is None else build(config)
     rows = []
     with enable_x64(True):
         for dtype in (jnp.float64, jnp.float32):
-            key = jax.random.key(config.tree["seed"])
+            key = jax.random.key(config.seed)
             found = []
             for name, network in several.items():
                 x = network.examples(jax.random.fold_in(key, 2), batch)
@@ -73,18 +73,18 @@ def check_system(config: Config) -> EnergyContract:
       ConfigError: the rule relaxes no system with an energy; else, and DataError, as
         `problem.build`.
     """
-    problem, rule = build(config), config.tree["rule"]
+    problem, rule = build(config), config.rule.settings
     if problem.system is None or problem.system.energy is None:
         remedy = "settles no system with an energy to check"
-        raise config.fault("rule.name", rule["name"], remedy)
+        raise config.error("rule.name", config.rule.name, remedy)
     with enable_x64(True):
-        params = problem.init(seed_keys(config.tree["seed"], 1)[0][0])
+        params = problem.init(seed_keys(config.seed, 1)[0][0])
         batch = first_examples(config, problem)
         return check_energy(
             problem.system,
             params,
             batch.x[:LOOKED_AT],
-            key=jax.random.key(config.tree["seed"]),
+            key=jax.random.key(config.seed),
             cost=problem.cost,
             y=batch.y[:LOOKED_AT],
             beta=rule["beta"] if isinstance(rule.get("beta"), float) else 0.1,

@@ -96,13 +96,13 @@ def _compared(
         if not rows and not any(found["trials"] for found in tuned.values()):
             raise
     else:
-        with enable_x64(config.tree["precision"] == "float64"):
+        with enable_x64(config.double):
             for name, cost in gradient_costs(gradients).items():
                 rows[name]["cost"] = cost._asdict()
     comparison = {
         "name": config.name,
-        "config": config.tree,
-        "seeds": config.tree["seeds"],
+        "config": config.as_dict(),
+        "seeds": config.seeds,
         "rules": rows,
         "paired": paired(rows),
         **({"tuning": tuned} if trials is not None else {}),
@@ -123,7 +123,7 @@ def _row(
 
     That is one of the first seed's first batch, at the weights that training left.
     """
-    control, epochs = name in CONTROLS, config.tree["training"]["epochs"]
+    control, epochs = name in CONTROLS, config.training.epochs
     row: dict[str, Any] = {"metrics": {}, "control": control}
     row["note"] = _control_note(name, config) if control else remark(problem.rule)
     summary: dict[str, Any] = {}
@@ -137,8 +137,8 @@ def _row(
         said = {"said": "diverged"}
     if progress is not None:
         progress(epochs, epochs, {"said": "measuring"})
-    with enable_x64(config.tree["precision"] == "float64"):
-        trained = saved_params(folder, problem, config.tree["seeds"])
+    with enable_x64(config.double):
+        trained = saved_params(folder, problem, config.seeds)
         if not control:
             known = summary.get("fidelity")
             row["fidelity"] = known or before_and_after(config, problem, trained)
@@ -193,16 +193,16 @@ def _controls(config: Config) -> dict[str, Config]:
 
     Without a [network], as with a system of the user's own, there is no net to freeze.
     """
-    if "network" not in config.tree:
-        alone = {"name": "dense", "features": config.build("data").outputs}
+    if config.network is None:
+        alone = {"name": "dense", "features": build_data(config).outputs}
         config = config.changed(network={"layers": [{"name": "flatten"}, alone]})
-    specs = list(config.tree["network"]["layers"])
+    assert config.network is not None
+    specs = config.network.as_dict()["layers"]
     network = config.build_network()
-    assert network is not None
-    if config.tree["cost"]["name"] == "softmax_cross_entropy" and network.parts[-1].activation:
+    if config.cost.name == "softmax_cross_entropy" and network.parts[-1].activation:
         specs.pop()  # its logits are unbounded: a squashed output would cripple the control
         config = config.changed(network={"layers": specs})
-    optimizer = config.tree["optimizer"]
+    optimizer = config.optimizer.settings
     rates = optimizer.get("layer_rates") or [optimizer["learning_rate"]] * len(cut(network))
     last = next((spec for spec in reversed(specs) if spec["name"] == "dense"), None)
     controls = {}
@@ -217,15 +217,15 @@ def _controls(config: Config) -> dict[str, Config]:
 
 
 def _gradient(config: Config, problem: Problem, trained: Any) -> CompiledGradient:
-    weights_key, rule_key, _ = seed_keys(config.tree["seed"], 1)[0]
+    weights_key, rule_key, _ = seed_keys(config.seed, 1)[0]
     _, state = problem.rule.init(rule_key, problem.init(weights_key))
     params = jax.tree.map(lambda leaf: leaf[0], trained)
-    batch = first_examples(config, problem, config.tree["training"]["batch_size"])
+    batch = first_examples(config, problem, config.training.batch_size)
     return compiled_gradient(problem.rule, params, batch, state, rule_key)
 
 
 def _control_note(name: str, config: Config) -> str:
-    return CONTROLS[name].format(config.tree["cost"]["name"])
+    return CONTROLS[name].format(config.cost.name)
 
 
 def _notes(config: Config, configs: dict[str, Config], problems: dict[str, Problem]) -> list[str]:
@@ -252,8 +252,8 @@ def _function(config: Config, usual: Config, problem: Problem) -> str:
     said = settled if reference is None else function_of(reference)
     own = []
     for section in ["cost", *(["system"] if said == "the settled system" else [])]:
-        here, there = config.tree[section], usual.tree[section]
+        here, there = getattr(config, section).as_dict(), getattr(usual, section).as_dict()
         keys = ["name"] if here["name"] != there["name"] else here
         own += [f"{section}.{key} = {here[key]!r}" for key in keys if here[key] != there.get(key)]
-    own += ["another network"] * (config.tree.get("network") != usual.tree.get("network"))
+    own += ["another network"] * (config.network != usual.network)
     return f"{said} with {', '.join(own)}" if own else said

@@ -15,7 +15,8 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from bpeq.config.loading import Config, ConfigError
+from bpeq.config.errors import ConfigError
+from bpeq.config.loading import Config
 from bpeq.training.data_parallel import data_mesh
 from bpeq.types import DataError
 
@@ -36,24 +37,24 @@ def check(
       ConfigError: options that do not say which, or a config that one process must run.
     """
     if processes is not None and processes < 1:
-        raise ConfigError(f"--processes = {processes}: must be a whole number >= 1")
+        raise ConfigError("--processes", "", processes, "must be a whole number >= 1")
     if coordinator is None:
         for option, value in (("--process-id", index), ("--process-count", count)):
             if value is not None:
-                raise ConfigError(f"{option} = {value}: means nothing without --coordinator")
+                raise ConfigError(option, "", value, "means nothing without --coordinator")
     elif coordinator != "auto":
         port = re.fullmatch(r"\S+:(\d{1,5})", coordinator)
         if port is None or not 0 < int(port[1]) < 2**16:
-            said = "must be HOST:PORT or auto, the port 1 to 65535"
-            raise ConfigError(f"--coordinator = {coordinator}: {said}")
+            remedy = "must be HOST:PORT or auto, the port 1 to 65535"
+            raise ConfigError("--coordinator", "", coordinator, remedy)
         if count is None or count < 1:
-            raise ConfigError(f"--process-count = {count}: must be a whole number >= 1")
+            raise ConfigError("--process-count", "", count, "must be a whole number >= 1")
         if index is None or not 0 <= index < count:
-            raise ConfigError(f"--process-id = {index}: must be 0 to {count - 1}")
+            raise ConfigError("--process-id", "", index, f"must be 0 to {count - 1}")
     several = coordinator is not None or (processes or 1) > 1
-    if several and "experiment" in config.tree:
+    if several and config.experiment is not None:
         remedy = "a study's own steps run in one process"
-        raise config.fault("experiment", config.tree["experiment"], remedy)
+        raise config.error("experiment", config.experiment, remedy)
     if several:  # before any is started: each has one device or more
         _check_batch(config, processes or count or 1)
     return several
@@ -82,7 +83,7 @@ def join(coordinator: str, index: int | None = None, count: int | None = None) -
         )
     except ValueError as error:
         remedy = "the environment does not say it (see docs/devices.md); give HOST:PORT"
-        raise ConfigError(f"--coordinator = {coordinator}: {remedy}") from error
+        raise ConfigError("--coordinator", "", coordinator, remedy) from error
 
 
 def first() -> bool:
@@ -108,8 +109,7 @@ def workplace(folder: Path) -> Iterator[Path]:
             shutil.copytree(folder, place)
         files = (p for p in place.rglob("*") if p.suffix in (".safetensors", ".json", ".jsonl"))
         held = sorted((p.name, p.stat().st_size) for p in files)
-        digests = _gathered(zlib.crc32(str(held).encode()))  # they also wait for each other
-        if (digests != digests[0]).any():
+        if _differ(str(held)):  # they also wait for each other
             said = "is not the same to all processes: it must be where all of them can read"
             raise DataError(f"{folder}: {said}")
         yield place
@@ -123,12 +123,14 @@ def alike(config: Config, checksum: str) -> None:
     """
     if jax.process_count() == 1:
         return
-    data = {key: v for key, v in config.tree["data"].items() if key != "path"}
-    settings = json.dumps({**config.tree, "data": data}, sort_keys=True, default=str)
-    for what, text, kind in (("settings", settings, ConfigError), ("data", checksum, DataError)):
-        digests = _gathered(zlib.crc32(text.encode()))
-        if (digests != digests[0]).any():
-            raise kind(f"{config.path}: the {what} are not the same in all processes")
+    tree = config.as_dict()
+    tree["data"].pop("path", None)
+    settings = json.dumps(tree, sort_keys=True, default=str)
+    if _differ(settings):
+        remedy = "the settings are not the same in all processes"
+        raise ConfigError(str(config.path), remedy=remedy)
+    if _differ(checksum):
+        raise DataError(f"{config.path}: the data are not the same in all processes")
 
 
 def agreed(stop: Callable[[], int | None]) -> Callable[[], int | None]:
@@ -149,6 +151,12 @@ def _gathered(number: int) -> np.ndarray:
     return np.asarray(process_allgather(np.uint32(number)))
 
 
+def _differ(text: str) -> bool:
+    """Whether processes have different texts, once all have come to this place."""
+    digests = _gathered(zlib.crc32(text.encode()))
+    return bool((digests != digests[0]).any())
+
+
 def shared_by(config: Config) -> Mesh | None:
     """The devices that share each batch of a training; None for one alone.
 
@@ -156,20 +164,20 @@ def shared_by(config: Config) -> Mesh | None:
       ConfigError: there are not as many, or a batch does not fall into equal parts.
     """
     processes = jax.process_count()
-    asked = config.tree.get("devices", "all" if processes > 1 else 1)
+    asked = config.run.devices or ("all" if processes > 1 else 1)
     try:
         mesh = data_mesh(asked)
     except ValueError as error:
-        raise config.fault("devices", asked, str(error)) from None
+        raise config.error("devices", asked, str(error)) from None
     if processes > 1 and mesh.size < jax.device_count():
         remedy = f"must be 'all' or {jax.device_count()}, the devices of {processes} processes"
-        raise config.fault("devices", asked, remedy)
+        raise config.error("devices", asked, remedy)
     _check_batch(config, mesh.size)
     return mesh if mesh.size > 1 else None
 
 
 def _check_batch(config: Config, devices: int) -> None:
-    size = config.tree["training"]["batch_size"]
+    size = config.training.batch_size
     if size % devices:
         remedy = f"must be a multiple of {devices}, the devices that share a batch"
-        raise config.fault("training.batch_size", size, remedy)
+        raise config.error("training.batch_size", size, remedy)

@@ -10,10 +10,11 @@ import jax
 import jax.numpy as jnp
 
 from bpeq.analysis.gradient_fidelity import exact_gradient, judge
+from bpeq.config.errors import ConfigError
 from bpeq.config.loading import Config
 from bpeq.config.problem import Problem, build
 from bpeq.config.registry import resolve
-from bpeq.config.schema import ConfigError, wires
+from bpeq.config.schema import wires
 from bpeq.experiment.rule_fidelity import OperatingPoint, fidelity_entry
 from bpeq.types import Estimate, LearningRule, RuleInfo, Solver
 

@@ -7,12 +7,14 @@ import json
 import subprocess
 import tomllib
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import tomli_w
 
-from bpeq.config.loading import Config, ConfigError, load
+from bpeq.config.errors import ConfigError
+from bpeq.config.loading import Config, load_config
 from bpeq.runs import checkpoints, run_folder
 from bpeq.types import Caution, DataError
 
@@ -43,16 +45,16 @@ def begin(config: Config, folder: Path, resume: bool, checksum: str = "") -> dic
         if before.get("data_checksum", "") != checksum:
             raise DataError(f"{folder}: the data are not those that its run began with")
         if before.get("study_sha256") != _study(config):
-            said = f"{config.tree['experiment']}: has changed since the run in {folder} began"
+            said = f"{config.experiment}: has changed since the run in {folder} began"
             warnings.warn(said, Caution, stacklevel=2)
         return before
     environment = {
         **run_folder.environment(),
         "name": config.name,
-        "seed": config.tree["seed"],
-        "seeds": config.tree["seeds"],
+        "seed": config.seed,
+        "seeds": config.seeds,
         **({"data_checksum": checksum} if checksum else {}),
-        **({"study_sha256": _study(config)} if "experiment" in config.tree else {}),
+        **({"study_sha256": _study(config)} if config.experiment else {}),
         **revision(config.path.parent),
     }
     run_folder.write_json(path, environment)
@@ -82,7 +84,7 @@ def begun(config: Config, folder: Path) -> bool:
     for key in [*ours, *old]:
         if key not in HARMLESS and ours.get(key) != old.get(key):
             had = f"{old[key]!r}" if key in old else "no such setting"
-            raise config.fault(
+            raise config.error(
                 key,
                 ours.get(key),
                 f"the run in {folder} has {had}; go on with its own config, or name a new folder",
@@ -107,11 +109,11 @@ def reload(folder: Path, overrides: list[str] | None = None) -> Config:
       ConfigError: the folder holds no run.
     """
     if not (folder / "config.toml").is_file():
-        raise ConfigError(f"{folder}: holds no run")
-    config = load(folder / "config.toml", overrides or ())
+        raise ConfigError(str(folder), remedy="holds no run")
+    config = load_config(folder / "config.toml", overrides or ())
     path = folder / "environment.json"
     name = _environment(path).get("name") if path.exists() else None
-    return config._replace(name=name) if isinstance(name, str) else config
+    return replace(config, name=name) if isinstance(name, str) else config
 
 
 def identity(config: Config) -> dict[str, Any]:
@@ -121,17 +123,17 @@ def identity(config: Config) -> dict[str, Any]:
     text = json.dumps(kept, sort_keys=True, default=str)
     return {
         "config": hashlib.sha256(text.encode()).hexdigest(),
-        "seed": config.tree["seed"],
-        "seeds": config.tree["seeds"],
+        "seed": config.seed,
+        "seeds": config.seeds,
     }
 
 
 def as_written(config: Config) -> dict[str, Any]:
     """The resolved config, its data file by its whole path, so that it loads from anywhere."""
-    data = dict(config.tree.get("data", {}))
-    if "path" in data:
-        data["path"] = str(Path(data["path"]).resolve())
-    return {**config.tree, "data": data} if data else config.tree
+    tree = config.as_dict()
+    if "path" in tree.get("data", {}):
+        tree["data"]["path"] = str(Path(tree["data"]["path"]).resolve())
+    return tree
 
 
 def revision(folder: Path) -> dict[str, str]:
@@ -162,5 +164,5 @@ def _environment(path: Path) -> dict[str, Any]:
 
 
 def _study(config: Config) -> str | None:
-    path = config.tree.get("experiment")
+    path = config.experiment
     return hashlib.sha256(Path(path).read_bytes()).hexdigest() if path else None

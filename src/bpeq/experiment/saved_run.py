@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from bpeq.config.loading import Config, ConfigError, load
+from bpeq.config.errors import ConfigError
+from bpeq.config.loading import Config, load_config
 from bpeq.config.problem import Problem, build
 from bpeq.core import trees
 from bpeq.core.compat import enable_x64
@@ -47,12 +48,12 @@ def load_run(folder: Path | str, seed: int = 0) -> LoadedRun:
     """
     folder = Path(folder)
     summary = resume.summary(folder)
-    config = load(folder / "config.toml")
+    config = load_config(folder / "config.toml")
     problem = build(config)
-    seeds = config.tree["seeds"]
+    seeds = config.seeds
     if not 0 <= seed < seeds:
         raise ValueError(f"load_run: seed = {seed}: the run has seeds 0 to {seeds - 1}")
-    with enable_x64(config.tree["precision"] == "float64"):
+    with enable_x64(config.double):
         everyone = saved_params(folder, problem, seeds)
         params = jax.tree.map(lambda leaf: leaf[seed], everyone)
     return LoadedRun(params, everyone, problem.rule, problem.network, problem.data, config, summary)
@@ -68,11 +69,11 @@ def weights_like(folder: Path, params: Params, whose: str) -> Params:
       ConfigError: no folder, or the weights of another network. DataError: as `load_run`.
     """
     if not folder.is_dir():
-        raise ConfigError(f"--run = {folder}: must be the folder of a finished run")
+        raise ConfigError("--run", "", str(folder), "must be the folder of a finished run")
     dtype = jnp.result_type(float)
     loaded = load_run(folder).params
     if jax.tree.map(jnp.shape, loaded) != jax.tree.map(jnp.shape, params):
-        raise ConfigError(f"--run = {folder}: its parameters do not fit {whose}")
+        raise ConfigError("--run", "", str(folder), f"its parameters do not fit {whose}")
     with enable_x64(True):  # or float64 weights could not be touched where the config's is 32
         return trees.cast(loaded, dtype)
 

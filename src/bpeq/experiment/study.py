@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from bpeq.config.loading import Config, load
-from bpeq.config.registry import load_study, told
-from bpeq.config.schema import ConfigError
+from bpeq.config.errors import ConfigError, describe_error
+from bpeq.config.loading import Config
+from bpeq.config.registry import load_study
 from bpeq.experiment.runner import Diverged, Interrupted, Runner
 from bpeq.runs import run_folder
 from bpeq.types import DataError
@@ -24,15 +24,12 @@ def study_work(config: Config) -> Callable[[Runner], dict[str, Any]]:
     That returns metrics, each a number or `[seeds]`; PNG files that it leaves in the folder join
     the report. One that fails before its first step leaves no folder.
     """
-    plain = config._replace(tree={k: v for k, v in config.tree.items() if k != "experiment"})
-    if "training" in config.tree:  # then the rest is a config of its own, also under other rules
-        beside = [o for o in config.overrides if not o.startswith(("study.", "experiment"))]
-        plain = load(config.path, beside, study=False)._replace(source=config.source)
-    study = load_study(config.tree["experiment"], config.folder)
+    assert config.experiment is not None
+    plain, study = config.without_study(), load_study(config.experiment, config.folder)
 
     def work(runner: Runner) -> dict[str, Any]:
         try:
-            metrics = study(plain, runner, **config.tree.get("study", {}))
+            metrics = study(plain, runner, **config.study)
             found = _metrics(metrics)
         except (Exception, SystemExit) as error:
             own = _faulty(config, study, error)
@@ -64,5 +61,5 @@ def _faulty(config: Config, study: Any, error: BaseException) -> BaseException:
     if isinstance(error, _OURS) or disk or "RESOURCE_EXHAUSTED" in str(error):
         return error
     path = study.__code__.co_filename
-    beside = {str(file) for file in Path(path).parent.glob("*.py")}
-    return config.fault("experiment", config.tree["experiment"], f"fails: {told(error, beside)}")
+    beside = frozenset(str(file) for file in Path(path).parent.glob("*.py"))
+    return config.error("experiment", config.experiment, f"fails: {describe_error(error, beside)}")

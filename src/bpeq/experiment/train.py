@@ -15,7 +15,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from bpeq.analysis.gradient_fidelity import grouped
-from bpeq.config.device_checks import ready
+from bpeq.config.device_checks import check_devices
 from bpeq.config.loading import Config
 from bpeq.config.problem import Problem, build, seed_keys
 from bpeq.core import trees
@@ -61,16 +61,15 @@ def run(
     resume = resume and resuming.begun(config, folder)
     if resume and resuming.finished(folder) and manifest.has_manifest(folder):
         return resuming.summary(folder)
-    if "experiment" in config.tree:
-        ready(config)
+    if config.experiment is not None:
+        check_devices(config)
         work, checksum = study_work(config), ""
     else:
         problem = build(config) if problem is None else problem
         work = partial(_training, config, problem, shared_by(config))
         checksum = problem.data.checksum
         alike(config, checksum)
-    double = enable_x64(config.tree["precision"] == "float64")
-    with lock.lock_folder(folder, resume), double:
+    with lock.lock_folder(folder, resume), enable_x64(config.double):
         if resume and resuming.finished(folder):
             manifest.write_manifest(folder)
             return resuming.summary(folder)
@@ -82,15 +81,15 @@ def run(
             agreed(stop),
             identity=resuming.identity(config),
             resume=resume,
-            share=config.tree["checkpoint_share"],
+            share=config.run.checkpoint_share,
         )
         runner.clock.started = began
         found = work(runner)
         found["metrics"] = {k: statistics(v) for k, v in found["metrics"].items()}
         summary = {
             "name": config.name,
-            "config": config.tree,
-            "seeds": config.tree["seeds"],
+            "config": config.as_dict(),
+            "seeds": config.seeds,
             **found,
             "seconds": runner.clock.seconds(),
             "environment": environment,
@@ -107,14 +106,14 @@ def _training(
     params, metrics, last = _train(config, problem, mesh, runner)
     run_folder.save_arrays(runner.folder / "params.safetensors", params)
     found = {
-        "rule": config.tree["rule"]["name"],
+        "rule": config.rule.name,
         "metrics": metrics,
         "updates": last["step"],
         "last": last,
         "layers": _layer_sizes(problem, params),
         "data": _about(problem),
     }
-    if "fidelity" in config.tree:
+    if config.fidelity_or_none is not None:
         found["fidelity"] = before_and_after(config, problem, params)
     return found
 
@@ -122,15 +121,15 @@ def _training(
 def _train(
     config: Config, problem: Problem, mesh: Mesh | None, runner: Runner
 ) -> tuple[Params, dict[str, np.ndarray], dict[str, Any]]:
-    settings, seeds = config.tree["training"], config.tree["seeds"]
+    settings, seeds = config.training, config.seeds
     dtype = jnp.result_type(float)
     x = jnp.asarray(problem.data.x, dtype)
     classes = problem.data.task == "classification"
     y = jnp.asarray(problem.data.y, jnp.int32 if classes else dtype)
-    keys = seed_keys(config.tree["seed"], seeds)
+    keys = seed_keys(config.seed, seeds)
     params = jax.vmap(problem.init)(keys[:, 0])
     rule, put, placing = across(mesh, problem.rule)
-    optimizer, size = problem.optimizer, settings["batch_size"]
+    optimizer, size = problem.optimizer, settings.batch_size
     carry = jax.vmap(lambda p, k: loops.start(rule, optimizer, p, k, x, size))(params, keys[:, 1])
     evaluate = evaluation.evaluator(rule, problem.cost, problem.data.task, unit=problem.data.unit)
     evaluate = loops.each_seed(evaluate, (0, None, None, 0), problem.network)
@@ -146,7 +145,7 @@ def _train(
         return found
 
     def remedy(values: dict[str, Any]) -> str:
-        rate = config.tree["optimizer"]["learning_rate"]
+        rate = config.optimizer.settings["learning_rate"]
         said = f"a smaller optimizer.learning_rate than {rate}"
         if "unsettled" in values:  # a phase or an adjoint may have run away, whatever the weights
             said += ", or solvers under which every phase settles"
@@ -155,10 +154,10 @@ def _train(
     def unsettled(trained: dict[str, np.ndarray], when: str) -> str:
         share = np.max(np.mean(trained.get("unsettled", [0.0]), axis=0))
         said = f"{100 * share:.3g} % of its phases did not settle"
-        if share > 0 and settings["unsettled"] == "warn" and not told:
+        if share > 0 and settings.unsettled == "warn" and not told:
             told.append(when)
             warnings.warn(f"{config.path}: {when}: {said}", Caution, stacklevel=2)
-        stops = share > 0 and settings["unsettled"] == "stop"
+        stops = share > 0 and settings.unsettled == "stop"
         return f"{said} (training.unsettled = 'stop')" if stops else ""
 
     told: list[str] = []
@@ -167,8 +166,8 @@ def _train(
         loops.over_seeds(epochs, problem.network, placing),
         carry,
         (x, y, rows, keys[:, 2]),
-        total=settings["epochs"],
-        every=min(settings["evaluate_every"], settings["epochs"]),
+        total=settings.epochs,
+        every=min(settings.evaluate_every, settings.epochs),
         measure=measure,
         row=lambda done: {"epoch": done, "step": done * per_epoch},
         unit="epoch",

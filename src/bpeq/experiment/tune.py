@@ -263,7 +263,7 @@ def _run_trial(
     resume: bool,
 ) -> dict[str, Any]:
     """Trains once without the test examples. Returns the validation metrics, or why it failed."""
-    config = config._replace(tree={k: v for k, v in config.tree.items() if k != "fidelity"})
+    config = config.changed(fidelity=None)
     try:
         problem = build(config, problem.data)
         blind = problem._replace(test=problem.test[:, :0])

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from bpeq.config.loading import ConfigError
+from bpeq.config.errors import ConfigError
 from bpeq.experiment import resume, train
 from bpeq.experiment.runner import Interrupted, Progress
 from bpeq.runs import manifest, run_folder
@@ -53,7 +53,7 @@ def verify(
     if not folder.is_dir() or not (manifest.has_manifest(folder) or resume.finished(folder)):
         begun = (folder / "config.toml").exists()
         how = f"its run is not finished: bpeq run {folder} --resume" if begun else "holds no run"
-        raise ConfigError(f"{folder}: {how}")
+        raise ConfigError(str(folder), remedy=how)
     if not manifest.has_manifest(folder):
         raise DataError(f"{folder / manifest.NAME}: is missing: nothing vouches for the files")
     if faults := manifest.changed_files(folder):

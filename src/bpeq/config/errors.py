@@ -1,0 +1,62 @@
+"""The one error of a wrong config or option: where it stands, its value, what is allowed."""
+
+from __future__ import annotations
+
+import traceback
+from pathlib import Path
+from typing import Any
+
+from bpeq.settings import SettingError
+
+
+class ConfigError(SettingError):
+    """A config or an option of the command line is wrong. `str(error)` is the line that users see.
+
+    Args:
+      place: where the setting was written: a file, or an option such as "--set" or "--tune".
+      setting: its dotted key; empty if the place is an option that stands for itself.
+      value: what was given; None if nothing was given.
+      remedy: what is allowed, or what to do.
+
+    Example:
+      >>> print(ConfigError("c.toml", "rule.beta", -1, "must be a number > 0"))
+      c.toml:rule.beta = -1: must be a number > 0
+      >>> print(ConfigError("--tune", "", 0, "must be a whole number >= 1"))
+      --tune = 0: must be a whole number >= 1
+    """
+
+    def __init__(self, place: str, setting: str = "", value: Any = None, remedy: str = "") -> None:
+        super().__init__(place, setting, value, remedy)
+
+    @property
+    def place(self) -> str:
+        return self.owner
+
+    def __str__(self) -> str:
+        between = " " if self.place.startswith("--") else ":"
+        subject = between.join(filter(None, (self.place, self.setting)))
+        value = "" if self.value is None else f" = {_shown(self.value)}"
+        return f"{subject}{value}: {self.remedy}" if self.remedy else subject
+
+
+def describe_error(error: BaseException, files: frozenset[str] = frozenset()) -> str:
+    """An error in one line: `mine.py, line 3: KeyError: 'a'`.
+
+    Args:
+      files: the user's; the innermost place in one of them is named. Without files it is the
+        innermost place of all.
+    """
+    places = traceback.extract_tb(error.__traceback__)
+    last = [place for place in places if place.filename in files or not files]
+    text = f"{type(error).__name__}: {error}".splitlines()[0]
+    if isinstance(error, SettingError) or (type(error) is ValueError and not last):
+        return str(error)  # a check of ours, worded for the user
+    if not last or isinstance(error, SyntaxError):  # which names its file and line itself
+        return text
+    return f"{Path(last[-1].filename).name}, line {last[-1].lineno}: {text}"
+
+
+def _shown(value: Any) -> str:
+    """A value as a line has room for it."""
+    text = str(value).lower() if isinstance(value, bool) else repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

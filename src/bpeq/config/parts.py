@@ -1,0 +1,213 @@
+"""A part of a config: a factory's name with its settings, read from TOML and checked.
+
+A layer may also be written as a call, `"dense(128)"`. Its arguments are literals, which are parsed
+and never executed.
+"""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import re
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from bpeq.config import registry
+from bpeq.config.schema import LayerTable, layer_tables, phrase, validate, wires
+from bpeq.settings import SettingError
+
+_CALL = re.compile(r"\s*([A-Za-z_][\w.]*(?::[A-Za-z_]\w*)?)\s*(?:\((.*)\))?\s*", re.DOTALL)
+_TOO_DEEP = "cannot be read as a call: nested too deeply"
+
+
+@dataclass(frozen=True)
+class Part:
+    """A factory of the registry, or of the user's own, with its settings.
+
+    kind: the registry's table that it is of, such as "rules". settings: checked, with the defaults
+    filled in; those without a value are absent. A layer inside a layer is a Part, several are a
+    tuple of Parts, and a table of layers (hopfield's `skips`) is a dict of Parts. place: its key in
+    the config, such as "rule" or "network.layers.1".
+    """
+
+    kind: str
+    name: str
+    settings: Mapping[str, Any]
+    factory: Callable[..., Any] = field(compare=False)
+    place: str = field(compare=False)
+
+    @property
+    def key(self) -> str:
+        """The key that holds the name, for errors."""
+        return self.place if self.kind == "layers" else f"{self.place}.name"
+
+    @property
+    def is_users_own(self) -> bool:
+        """Whether a dotted path names it."""
+        return ":" in self.name
+
+    def as_dict(self) -> dict[str, Any]:
+        """The part as a section of a TOML file has it."""
+        return {"name": self.name, **{k: _plain(v) for k, v in self.settings.items()}}
+
+    def walk(self) -> Iterator[Part]:
+        """This part and all layers inside it."""
+        yield self
+        for value in self.settings.values():
+            inner = list(value.values()) if isinstance(value, dict) else value
+            for part in inner if isinstance(inner, list | tuple) else [inner]:
+                if isinstance(part, Part):
+                    yield from part.walk()
+
+
+def read_part(
+    kind: str, given: Any, place: str, folder: Path | None = None, beside: Any = None
+) -> Part:
+    """Checks one part, and all layers inside it.
+
+    Args:
+      given: a table with `name` and settings; a layer may be a call such as "dense(128)".
+      folder: where dotted paths are looked for.
+      beside: a NamedTuple of further settings that the section has beside the factory's own.
+
+    Raises:
+      SettingError: the first thing that is wrong; its `setting` is the whole key, from `place` on.
+    """
+    if kind == "layers":
+        given = parse_layer(given, place, folder)
+    key = place if kind == "layers" else f"{place}.name"
+    factory = resolve(kind, given.get("name"), key, folder)
+    tables = layer_tables(factory)
+    inside = {*tables, *(wires(factory) if kind == "layers" else ())}
+    plain = {k: v for k, v in given.items() if k != "name" and k not in inside}
+    others = {k: plain.pop(k) for k in list(plain) if beside and k in beside._fields}
+    settings = validate(factory, plain, place)
+    if beside:
+        settings |= validate(beside, others, place)
+    parameters = inspect.signature(factory).parameters
+    for name in (name for name in given if name in inside):
+        inner, value = f"{place}.{name}", given[name]
+        if name in tables:
+            settings[name] = _read_table(value, inner, folder)
+        elif parameters[name].kind is inspect.Parameter.VAR_POSITIONAL:
+            listed = enumerate(value if isinstance(value, list) else [value])
+            layers = (read_part("layers", each, f"{inner}.{i}", folder) for i, each in listed)
+            settings[name] = tuple(layers)
+        elif isinstance(value, list):
+            raise SettingError("", inner, value, "must be one layer, not a list of them")
+        else:
+            settings[name] = read_part("layers", value, inner, folder)
+    return Part(kind, given["name"], settings, factory, place)
+
+
+def resolve(kind: str, name: Any, key: str, folder: Path | None) -> Callable[..., Any]:
+    """The factory of a kind by its name.
+
+    Raises:
+      SettingError: no name, or an unknown one.
+    """
+    if not isinstance(name, str):
+        remedy = registry.choices(registry.KINDS[kind], "")
+        raise SettingError("", key, name, remedy if name is not None else f"is missing; {remedy}")
+    try:
+        return registry.resolve(kind, name, folder)
+    except ValueError as error:
+        raise SettingError("", key, name, str(error)) from None
+
+
+def parse_layer(given: Any, place: str, folder: Path | None = None) -> dict[str, Any]:
+    """`conv(32, kernel=5)` as {"name": "conv", "features": 32, "kernel": 5}, settings unchecked.
+
+    Layers among the arguments, as in `residual(dense(8), relu)`, stay texts. A table
+    {name = "dense", features = 8} is taken as it is.
+
+    Raises:
+      SettingError: no call, an unknown layer, an argument that is no literal, or too many of them.
+    """
+    if isinstance(given, dict) and isinstance(given.get("name"), str):
+        return given
+    try:
+        return _parse(given, folder)
+    except ValueError as error:
+        raise SettingError("", place, given, str(error)) from None
+
+
+def _parse(given: Any, folder: Path | None) -> dict[str, Any]:
+    if isinstance(given, dict):
+        raise ValueError('must have a name, as in {name = "dense", features = 128}')
+    match = _CALL.fullmatch(given) if isinstance(given, str) else None
+    if match is None:
+        raise ValueError('must be a call such as "dense(128)"')
+    name, arguments = match.group(1), match.group(2) or ""
+    try:
+        with warnings.catch_warnings(action="ignore"):  # of odd escapes, on stderr
+            tree = ast.parse(f"f({arguments})", mode="eval").body
+    except (SyntaxError, ValueError) as error:
+        raise ValueError(f"cannot be read as a call: {error.args[0]}") from None
+    except (MemoryError, RecursionError):
+        raise ValueError(_TOO_DEEP) from None
+    if not isinstance(tree, ast.Call):
+        raise ValueError('must be one call such as "dense(128)"')
+    factory = registry.resolve("layers", name, folder)
+    layers = wires(factory)
+    spec: dict[str, Any] = {"name": name}
+    parameters = list(inspect.signature(factory).parameters.values())
+    for node in tree.args:
+        if parameters and parameters[0].kind == inspect.Parameter.VAR_POSITIONAL:
+            key = parameters[0].name
+            spec.setdefault(key, []).append(_argument(node, key in layers))
+        elif parameters and parameters[0].kind == inspect.Parameter.POSITIONAL_OR_KEYWORD:
+            key = parameters.pop(0).name
+            spec[key] = _argument(node, key in layers)
+        else:
+            raise ValueError(f"too many arguments without a name for {name}")
+    for keyword in tree.keywords:
+        if keyword.arg is None:
+            raise ValueError(f"the arguments of {name} are named one by one, not by **")
+        if keyword.arg in spec:
+            raise ValueError(f"the argument {keyword.arg} of {name} is given twice")
+        spec[keyword.arg] = _argument(keyword.value, keyword.arg in layers)
+    return spec
+
+
+def _argument(node: ast.expr, layer: bool) -> Any:
+    """A literal's value; a layer's text."""
+    try:
+        text = ast.unparse(node)
+    except RecursionError:
+        raise ValueError(_TOO_DEEP) from None
+    if layer and isinstance(node, ast.Call | ast.Name):
+        return text
+    try:
+        return _as_toml(ast.literal_eval(node))
+    except (ValueError, TypeError, MemoryError, RecursionError):
+        raise ValueError(f"{text} is not a literal that a config can hold") from None
+
+
+def _as_toml(value: Any) -> Any:
+    """A literal as TOML has it: tuples are lists there; None, bytes and sets do not exist."""
+    if isinstance(value, list | tuple):
+        return [_as_toml(part) for part in value]
+    if isinstance(value, dict) and all(isinstance(key, str) for key in value):
+        return {key: _as_toml(part) for key, part in value.items()}
+    if not isinstance(value, bool | int | float | str):
+        raise ValueError(value)
+    return value
+
+
+def _read_table(given: Any, place: str, folder: Path | None) -> dict[str, Part]:
+    """Layers by their keys, such as hopfield's `skips`."""
+    if not isinstance(given, dict):
+        raise SettingError("", place, given, phrase(LayerTable))
+    return {key: read_part("layers", x, f"{place}.{key}", folder) for key, x in given.items()}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Part):
+        return value.as_dict()
+    if isinstance(value, tuple):
+        return [_plain(each) for each in value]
+    return {k: _plain(v) for k, v in value.items()} if isinstance(value, dict) else value
