@@ -476,7 +476,7 @@ ENVIRONMENTS = {
 def test_an_unknown_device_or_a_wrong_word_to_jax_is_one_line(desk, name: str) -> None:
     value, line = ENVIRONMENTS[name]
     program = [sys.executable, "-c", "from bpeq.cli import script; script()"]
-    source = str(Path(distributed.__file__).parents[1])
+    source = str(Path(distributed.__file__).parents[2])
     environment = {**os.environ, "PYTHONPATH": source, name: value}
     done = subprocess.run(
         [*program, "run", "c.toml"], env=environment, capture_output=True, text=True

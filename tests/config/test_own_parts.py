@@ -354,7 +354,7 @@ OTHERS = [
         "    open('absent')\n    x = np.ones",
         "data.name=own_parts:data",
         3,
-        "c.toml:data.name = 'own_parts:data': [Errno 2] No such file or directory: 'absent'",
+        "--set data.name = 'own_parts:data': [Errno 2] No such file or directory: 'absent'",
     ),
     (
         "    x = np.ones",

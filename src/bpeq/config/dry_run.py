@@ -54,7 +54,7 @@ def dry_run(
         except Exception as error:
             places = [part.place.partition(".")[0] for part in own]
             named = [own[places.index(section)] for section in sections if section in places]
-            raise user_error(config, (named or own)[0], error) from error
+            raise user_error(config.error, (named or own)[0], error) from error
 
     def once(key: Key) -> None:
         x, _ = examples(data)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
-import re
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -12,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from bpeq.config import registry
+from bpeq.config.building import build_part, part_error
 from bpeq.config.errors import ConfigError
 from bpeq.config.overrides import SECTIONS, Source, lay
 from bpeq.config.parts import Part
@@ -24,9 +23,7 @@ from bpeq.config.sections import (
     read_section,
     read_sections,
 )
-from bpeq.config.user_code import guard_functions, user_error
 from bpeq.settings import SettingError
-from bpeq.types import DataError
 
 _FIELDS = {"data": "data_or_none", "training": "training_or_none", "fidelity": "fidelity_or_none"}
 """Sections that may be absent, and whose property says what absence means."""
@@ -215,68 +212,12 @@ class Config:
     fault = error
 
     def part_error(self, part: Part, error: ValueError) -> ConfigError:
-        """The error for what a part's factory refuses: of the setting that it names, if it does."""
-        if not isinstance(error, SettingError):
-            text = re.fullmatch(r"(\w+): (\w+) = (.*?): (.*)", str(error), re.DOTALL)
-            if text is not None:
-                error = SettingError(text[1], text[2], text[3].strip("'"), text[4])
-        if isinstance(error, SettingError):
-            first, _, rest = error.setting.partition(".")
-            if first in part.settings:
-                key, value = f"{part.place}.{first}", part.settings[first]
-                if isinstance(value, dict):  # one layer of a table of them
-                    entry = rest or str(error.value)
-                    key, value = f"{key}.{entry}", getattr(value.get(entry), "name", None)
-                return self.error(key, value, error.remedy)
-        return self.error(part.key, part.name, str(error))
+        """The error for what a part refuses: of the setting that it names, if it names one."""
+        return part_error(self.error, part, error)
 
     def build(self, part: Part, /, **wired: Any) -> Any:
-        """What a part's factory makes of its settings; layers inside it are built first.
-
-        Args:
-          wired: the factory's other arguments, such as the network of a rule.
-
-        Raises:
-          ConfigError: the factory refuses a setting, or gives something else than its kind must.
-          DataError: the data are at fault.
-        """
-        parameters = inspect.signature(part.factory).parameters
-        arguments: dict[str, Any] = dict(wired)
-        several: tuple[Any, ...] = ()
-        for key in (key for key in parameters if key in part.settings):
-            value = part.settings[key]
-            if isinstance(value, dict) and all(isinstance(v, Part) for v in value.values()):
-                value = {name: self.build(layer) for name, layer in value.items()}
-            elif isinstance(value, Part):
-                value = self.build(value)
-            if parameters[key].kind is inspect.Parameter.VAR_POSITIONAL:
-                several = tuple(map(self.build, value))
-            else:
-                arguments[key] = value
-        return self._call(part, several, arguments)
-
-    def _call(self, part: Part, several: Sequence[Any], arguments: Mapping[str, Any]) -> Any:
-        try:
-            inspect.signature(part.factory).bind(*several, **arguments)
-        except TypeError as error:
-            raise self.error(part.key, part.name, str(error)) from error
-        try:
-            made = part.factory(*several, **arguments)
-        except (ConfigError, DataError, MemoryError):
-            raise
-        except ValueError as error:
-            raise self.part_error(part, error) from error
-        except Exception as error:
-            if not part.is_users_own:
-                raise
-            if part.kind == "data" and isinstance(error, OSError):
-                raise DataError(f"{self.path}:{part.key} = {part.name!r}: {error}") from error
-            raise user_error(self, part, error) from error
-        if not isinstance(made, registry.WORDS[part.kind]):
-            wanted = " or a ".join(word.__name__ for word in registry.WORDS[part.kind])
-            remedy = f"gives a {type(made).__name__}; it must give a {wanted}"
-            raise self.error(part.key, part.name, remedy)
-        return guard_functions(self, part, made) if part.is_users_own else made
+        """What a part's factory makes of its settings; see `build_part`."""
+        return build_part(self.error, part, wired)
 
     def build_network(self) -> Any:
         """The chain of [network] layers; None without such a section."""

@@ -6,36 +6,42 @@ import functools
 import inspect
 import sys
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from bpeq.config.errors import ConfigError, describe_error
 from bpeq.config.parts import Part
 from bpeq.types import DataError
 
-if TYPE_CHECKING:
-    from bpeq.config.loading import Config
-
 EXPECTED = (ConfigError, DataError, MemoryError)
 """Errors that already say what is wrong; they pass as they are."""
 
 
-def guard_functions(config: Config, part: Part, made: Any) -> Any:
+Wording = Callable[[str, Any, str], ConfigError]
+"""`Config.error`: the error for a key, its value and a remedy."""
+
+
+def guard_functions(word: Wording, part: Part, made: Any) -> Any:
     """What a user's factory gives, each of its functions replaced by one that names the part.
 
     An error from such a function becomes a ConfigError of the part's key.
+
+    Args:
+      word: `config.error`.
+      part: the user's part.
+      made: what its factory gave: a function, or a tuple of functions such as a Layer.
     """
     if inspect.isfunction(made):
-        return _guard(config, part, made)
+        return _guard(word, part, made)
     if not hasattr(made, "_replace"):
         return made
     changed = {}
     for name, value in made._asdict().items():
         if inspect.isfunction(value) or (hasattr(value, "_fields") and name != "parts"):
-            changed[name] = guard_functions(config, part, value)
+            changed[name] = guard_functions(word, part, value)
     return made._replace(**changed)
 
 
-def _guard(config: Config, part: Part, function: Callable[..., Any]) -> Callable[..., Any]:
+def _guard(word: Wording, part: Part, function: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
         try:
@@ -43,14 +49,14 @@ def _guard(config: Config, part: Part, function: Callable[..., Any]) -> Callable
         except EXPECTED:
             raise
         except Exception as error:
-            raise user_error(config, part, error) from error
+            raise user_error(word, part, error) from error
 
     return call
 
 
-def user_error(config: Config, part: Part, error: Exception) -> ConfigError:
+def user_error(word: Wording, part: Part, error: Exception) -> ConfigError:
     """The error of a user's part, with the innermost line of their code."""
-    return config.error(part.key, part.name, describe_error(error, _files(part)))
+    return word(part.key, part.name, describe_error(error, _files(part)))
 
 
 def _files(part: Part) -> frozenset[str]:
