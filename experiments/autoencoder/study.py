@@ -10,10 +10,7 @@ import numpy as np
 from jaxtyping import Array, Float
 from matplotlib.figure import Figure
 
-from bpeq.config.loading import Config
-from bpeq.config.networks import Network, build_networks, learner
-from bpeq.config.problem import seed_keys
-from bpeq.experiment.runner import Runner
+from bpeq.experiment import Config, Network, Runner, build_networks, learner, seed_keys
 from bpeq.layers import chain
 from bpeq.settings import Count, NonNegative
 from bpeq.training import loops

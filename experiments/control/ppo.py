@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
 
-from bpeq.config.networks import Network
 from bpeq.core.numerics import log_softmax
+from bpeq.experiment import Network
 from bpeq.layers import trained_leaves
 from bpeq.training.loops import Metrics
 from bpeq.training.optimizers import apply_updates

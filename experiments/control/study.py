@@ -11,10 +11,7 @@ import numpy as np
 from jaxtyping import Array
 from matplotlib.figure import Figure
 
-from bpeq.config.loading import Config
-from bpeq.config.networks import Network, build_networks, build_optimizer
-from bpeq.config.problem import seed_keys
-from bpeq.experiment.runner import Runner
+from bpeq.experiment import Config, Network, Runner, build_networks, build_optimizer, seed_keys
 from bpeq.settings import Count, Fraction
 from bpeq.training import loops
 

@@ -12,7 +12,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Bool, Float, Int
 
-from bpeq.config.networks import Network
+from bpeq.experiment import Network
 from bpeq.training.loops import Metrics
 from bpeq.training.optimizers import apply_updates
 from bpeq.types import Key, Params, Step

@@ -21,13 +21,10 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 
 from bpeq import optimizers
-from bpeq.config.loading import Config
-from bpeq.config.networks import build_networks
-from bpeq.config.problem import seed_keys
 from bpeq.core import trees
 from bpeq.costs import softmax_cross_entropy
 from bpeq.data import Dataset
-from bpeq.experiment.runner import Runner
+from bpeq.experiment import Config, Runner, build_networks, seed_keys
 from bpeq.layers import chain, repeat
 from bpeq.rules import backprop
 from bpeq.settings import Count, Positive

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float
 
-from bpeq.config.networks import Network
+from bpeq.experiment import Network
 from bpeq.training.loops import Metrics
 from bpeq.training.optimizers import apply_updates
 from bpeq.types import Key, Layer, Params, Step

@@ -14,10 +14,7 @@ from matplotlib.figure import Figure
 from safetensors.numpy import load_file
 
 from bpeq import data
-from bpeq.config.loading import Config
-from bpeq.config.networks import Network, build_networks, build_optimizer
-from bpeq.config.problem import seed_keys
-from bpeq.experiment.runner import Runner
+from bpeq.experiment import Config, Network, Runner, build_networks, build_optimizer, seed_keys
 from bpeq.runs import run_folder
 from bpeq.settings import Count, NonNegative, Positive
 from bpeq.training import loops

@@ -15,11 +15,8 @@ import numpy as np
 from jaxtyping import Array, Int
 from matplotlib.figure import Figure
 
-from bpeq.config.loading import Config
-from bpeq.config.networks import Network, build_networks, learner
-from bpeq.config.problem import seed_keys
 from bpeq.core.numerics import log_softmax
-from bpeq.experiment.runner import Runner
+from bpeq.experiment import Config, Network, Runner, build_networks, learner, seed_keys
 from bpeq.settings import Count
 from bpeq.training import loops
 from bpeq.types import Batch, Cost, Key, Params

@@ -15,11 +15,8 @@ from annotated_types import Ge
 from jaxtyping import Array, Float
 from matplotlib.figure import Figure
 
-from bpeq.config.loading import Config
-from bpeq.config.networks import build_networks, learner
-from bpeq.config.problem import seed_keys
 from bpeq.costs import squared_error
-from bpeq.experiment.runner import Runner
+from bpeq.experiment import Config, Runner, build_networks, learner, seed_keys
 from bpeq.settings import Count
 from bpeq.training.loops import Carry, over_seeds, step_scan
 from bpeq.types import Batch, Key, Layer, Params, Step

@@ -11,10 +11,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
-from bpeq.config.loading import Config, load_config
-from bpeq.experiment import compare
-from bpeq.experiment.runner import Runner
-from bpeq.experiment.saved_run import load_run
+from bpeq.experiment import Config, Runner, load_config, load_run, run_comparison
 
 COLOURS = {
     "backprop": "#0072b2",
@@ -48,7 +45,7 @@ def run(
     )
     for name, each, rules in both[:1] if smoke else both:
         place, shown = runner.folder / name, lambda _: runner.progress or _silent
-        result = compare.compare(each, rules, place, shown, runner.stop, resume=runner.resume)
+        result = run_comparison(each, rules, place, shown, runner.stop, resume=runner.resume)
         found[name] = result["rules"]
     metrics = {}
     for name, rows in found.items():

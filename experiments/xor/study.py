@@ -9,10 +9,8 @@ import jax
 import numpy as np
 from matplotlib.figure import Figure
 
-from bpeq.config.loading import Config
-from bpeq.config.problem import build, seed_keys
-from bpeq.experiment import train
-from bpeq.experiment.runner import Runner
+from bpeq.experiment import Config, Runner, build, seed_keys
+from bpeq.experiment import run as run_config
 
 RATES = (1.0, 0.1)
 OURS, TEXTBOOK = "#0072b2", "#d55e00"
@@ -29,7 +27,7 @@ def run(config: Config, runner: Runner) -> dict[str, Any]:
     for place, rate in enumerate(RATES):
         at_rate = config.changed(optimizer={"learning_rate": rate})
         ours = runner.folder / f"rate-{rate}"
-        summary = train.run(at_rate, ours, resume=runner.resume)
+        summary = run_config(at_rate, ours, resume=runner.resume)
         rows = [json.loads(line) for line in (ours / "metrics.jsonl").read_text().splitlines()]
         curve = np.array([row["values"]["test_loss"] for row in rows])
         epochs = [row["epoch"] for row in rows]

@@ -110,7 +110,7 @@ def compare(
     try:
         with bar() as track:
             stop = signals.asked_to_stop
-            result = compare.compare(checked, names, folder, track, stop, tune, resume)
+            result = compare.run_comparison(checked, names, folder, track, stop, tune, resume)
     except train.Interrupted as stopped:
         again = f"the same command, --out {shlex.quote(str(folder))} --resume"
         raise _resumable(stopped, again) from stopped

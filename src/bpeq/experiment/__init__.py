@@ -1,1 +1,70 @@
-"""What each command does, from a checked config to a finished run folder."""
+"""What each command does, and what a study builds on: configs, their parts, and the runner.
+
+A study is a file with a function `run(config, runner, *, ...)` that a config names. All that it
+needs from here and from `bpeq.config` is public:
+
+* `Config`, `load_config`, `ConfigError`: typed settings; `config.error(key, value, remedy)` words
+  what a study refuses.
+* `build`, `build_data`, `build_networks`, `build_optimizer`, `learner`, `seed_keys`: the parts that
+  a config names, and the keys of its seeds.
+* `Runner`: runs a loop into the run folder, with rows, checkpoints and an early stop.
+* `run`, `run_comparison`, `load_run`: whole runs inside a study, and what they left.
+
+Everything is loaded when it is first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from bpeq.config.errors import ConfigError
+    from bpeq.config.loading import Config, load_config
+    from bpeq.config.networks import Network, build_networks, build_optimizer, learner
+    from bpeq.config.problem import Problem, build, build_data, seed_keys
+    from bpeq.experiment.compare import run_comparison
+    from bpeq.experiment.runner import Diverged, Interrupted, Progress, Runner
+    from bpeq.experiment.saved_run import LoadedRun, load_run
+    from bpeq.experiment.train import run, statistics
+
+_HOMES = {
+    "config.errors": ("ConfigError",),
+    "config.loading": ("Config", "load_config"),
+    "config.networks": ("Network", "build_networks", "build_optimizer", "learner"),
+    "config.problem": ("Problem", "build", "build_data", "seed_keys"),
+    "experiment.compare": ("run_comparison",),
+    "experiment.runner": ("Diverged", "Interrupted", "Progress", "Runner"),
+    "experiment.saved_run": ("LoadedRun", "load_run"),
+    "experiment.train": ("run", "statistics"),
+}
+_MODULES = {name: module for module, names in _HOMES.items() for name in names}
+
+__all__ = [
+    "Config",
+    "ConfigError",
+    "Diverged",
+    "Interrupted",
+    "LoadedRun",
+    "Network",
+    "Problem",
+    "Progress",
+    "Runner",
+    "build",
+    "build_data",
+    "build_networks",
+    "build_optimizer",
+    "learner",
+    "load_config",
+    "load_run",
+    "run",
+    "run_comparison",
+    "seed_keys",
+    "statistics",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return getattr(importlib.import_module(f"bpeq.{_MODULES[name]}"), name)
+    raise AttributeError(f"module 'bpeq.experiment' has no attribute {name!r}")

@@ -28,7 +28,7 @@ CONTROLS = {
 }
 
 
-def compare(
+def run_comparison(
     config: Config,
     rules: Sequence[str],
     folder: Path,
@@ -73,7 +73,7 @@ def compare(
 def _compared(
     config: Config, configs: dict[str, Config], problems: dict[str, Problem], *how: Any
 ) -> dict[str, Any]:
-    """`compare`, once all parts are built and the folder is its own."""
+    """`run_comparison`, once all parts are built and the folder is its own."""
     folder, progress, stop, trials, resume = how
     rows: dict[str, Any] = {}
     tuned: dict[str, Any] = {}
