@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -47,7 +48,7 @@ def run_comparison(
       rules: names or dotted paths, each with its own [rules.NAME] settings.
       progress: given a row's name, makes the callback for its run.
       trials: every row, null controls too, is tuned by as many trials on the validation split
-        before the run that counts (see `tuning.tune`); None: it runs with the config's settings.
+        before the run that counts (see `tune.tune`); None: it runs with the config's settings.
       resume: rows and trials that the folder holds are taken from there, unfinished ones go on.
 
     Raises:
@@ -178,11 +179,11 @@ def paired(rows: dict[str, Any], level: float = 0.95) -> list[dict[str, Any]]:
             continue
         values = [np.array(rows[name]["metrics"][metric]["values"]) for name in (a, b)]
         gap, n = values[0] - values[1], len(values[0])
-        half = None
+        mean, low, high = float(gap.mean()), None, None
         if n > 1:
-            half = float(stats.t.ppf(0.5 + level / 2, n - 1) * gap.std(ddof=1) / np.sqrt(n))
-        mean = float(gap.mean())
-        low, high = (None, None) if half is None else (mean - half, mean + half)
+            with warnings.catch_warnings():  # of equal differences, whose interval is a point
+                warnings.simplefilter("ignore", RuntimeWarning)
+                low, high = map(float, stats.ttest_1samp(gap, 0.0).confidence_interval(level))
         found.append({"a": a, "b": b, "metric": metric, "mean": mean, "low": low, "high": high})
         found[-1] |= {"level": level, "n": n}
     return found
