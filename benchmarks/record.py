@@ -17,17 +17,17 @@ def write_results(result: dict[str, Any], path: Path) -> Path:
         f"{machine['processor']}, {machine['cpu_count']} cores, jax {machine['versions']['jax']}, "
         f"{machine['backend']}, {result['data']}, {today}; load average "
         f"{_first(machine['load_before'])} before and {_first(machine['load_after'])} after, which "
-        "the benchmark itself is a part of."
+        "includes the benchmark itself."
     )
     lines = [
         "# Speed and memory, as measured",
         "",
-        "Each figure is a ratio within one run, the median over rounds of two times in the same "
-        "round; in brackets the least time over the least. All of them: `make bench`, in "
-        f"{result['seconds']['total'] / 60:.0f} minutes.",
+        "Each figure is a ratio of two times that were measured in turn in one run: the median over "
+        "rounds. In brackets: the smallest time divided by the smallest time. `make bench` measures "
+        f"all of them in {result['seconds']['total'] / 60:.0f} minutes.",
         where,
         "",
-        "| ratio | of what | `python -m benchmarks.bench` | read | wanted |",
+        "| ratio | what is divided by what | `python -m benchmarks.bench` | measured | goal |",
         "| --- | --- | --- | --- | --- |",
     ]
     for name, (what, goal) in GOALS.items():
