@@ -13,7 +13,7 @@ from jax.extend.core import Literal
 from jax.interpreters.partial_eval import dce_jaxpr
 from jaxtyping import Array
 
-from bpeq.core.tracing import plain
+from bpeq.core.tracing import disable_fast_paths
 
 
 def count_macs(fn: Callable[..., Any], *args: Any) -> float:
@@ -32,7 +32,7 @@ def count_macs(fn: Callable[..., Any], *args: Any) -> float:
       >>> count_macs(shrink, 3 * jnp.eye(2))  # 3, 2.25, 1.27, 0.40: three rounds of 8
       24.0
     """
-    with plain.on():
+    with disable_fast_paths.on():
         traced = jax.make_jaxpr(fn)(*args)
     if not _loops(traced.jaxpr):
         return _count(_used(traced.jaxpr))

@@ -96,7 +96,9 @@ def try_system(system: System, params: Params, x: Any, shape: Shape) -> None:
     clamped = system.clamp(params, x)
     state = system.init_state(params, clamped)
     if not all(jnp.issubdtype(s.dtype, jnp.floating) for s in jax.tree.leaves(state)):
-        raise ValueError(f"init_state gives {trees.told(state)}: states must be floating-point")
+        raise ValueError(
+            f"init_state gives {trees.describe_tree(state)}: states must be floating-point"
+        )
     output = system.readout.forward(params, state)[0]
     _expect(f"readout gives, of {len(x)} examples,", output, _like(len(x), *shape))
     _expect("a sweep makes", system.sweep(params, clamped, state), state)
@@ -172,5 +174,5 @@ def _expect(what: str, given: Any, like: Any) -> None:
 
 def _pair(what: str, given: Any, names: str) -> Any:
     if not isinstance(given, tuple) or len(given) != 2:
-        raise ValueError(f"{what} gives {trees.told(given)}; it must give {names}")
+        raise ValueError(f"{what} gives {trees.describe_tree(given)}; it must give {names}")
     return given

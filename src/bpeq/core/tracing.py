@@ -1,4 +1,4 @@
-"""What a program is traced for, where that is something else than to be run fast."""
+"""Switches for programs that are traced to be read or counted, not to be run fast."""
 
 from __future__ import annotations
 
@@ -8,12 +8,17 @@ from contextvars import ContextVar
 
 
 class Switch:
-    """Off, but for what is traced in `with switch.on():`; `switch()` says which.
+    """A switch that is on inside of `with switch.on():` and off elsewhere; `switch()` reads it.
+
+    What is traced inside of the block sees the switch on. Threads and tasks have their own.
+
+    Args:
+      name: the name of the switch, for debugging.
 
     Example:
-      >>> with plain.on():
-      ...     inside = plain()
-      >>> inside, plain()
+      >>> with disable_fast_paths.on():
+      ...     inside = disable_fast_paths()
+      >>> inside, disable_fast_paths()
       (True, False)
     """
 
@@ -22,6 +27,7 @@ class Switch:
 
     @contextmanager
     def on(self) -> Iterator[None]:
+        """The block in which the switch is on."""
         token = self._state.set(True)
         try:
             yield
@@ -32,8 +38,8 @@ class Switch:
         return self._state.get()
 
 
-plain = Switch("plain")
-"""As the formulas say, without short cuts that only save time: for counts."""
+disable_fast_paths = Switch("disable_fast_paths")
+"""Programs follow the formulas, without the ways around them that save time. For counts."""
 
 carries_all = Switch("carries_all")
-"""Loops carry whole states, so that a program can be read by their names: for audits."""
+"""Loops carry whole states, so that a program can be read by the states' names. For audits."""

@@ -133,24 +133,24 @@ def difference(a: Any, like: Any) -> str:
     """
     ours, theirs = (str(jax.tree.structure(tree)) for tree in (a, like))
     if ours != theirs and names(a) != names(like):
-        return f"{told(a)}, not {told(like)}"
+        return f"{describe_tree(a)}, not {describe_tree(like)}"
     if ours != theirs:  # a list and a tuple, say, whose leaves have the same names
         return f"{ours}, not {theirs}"
-    for x, y in zip(_leaves_told(a), _leaves_told(like), strict=True):
+    for x, y in zip(_describe_leaves(a), _describe_leaves(like), strict=True):
         if x != y:
             return f"{x}, not {y}"
     return ""
 
 
-def told(a: Any) -> str:
+def describe_tree(a: Any) -> str:
     """A tree's leaves with their dtypes and shapes, as far as they fit a line."""
-    leaves = _leaves_told(a)
+    leaves = _describe_leaves(a)
     if not leaves:
         return "nothing" if a is None else repr(a)
     return ", ".join(leaves[:4]) + (", …" if len(leaves) > 4 else "")
 
 
-def _leaves_told(a: Any) -> list[str]:
+def _describe_leaves(a: Any) -> list[str]:
     def one(leaf: Any) -> str:
         return f"{leaf.dtype.name}{list(leaf.shape)}" if hasattr(leaf, "dtype") else repr(leaf)
 

@@ -12,7 +12,7 @@ import numpy as np
 from bpeq.data._checks import Name, data_error, refuse_endless
 from bpeq.data._table import TEST, VALIDATION, Choices, Classes, Part, TaskChoice, table
 from bpeq.data._types import Dataset
-from bpeq.settings import Count, Fraction, checked
+from bpeq.settings import Count, Fraction, SettingError, checked
 
 _WHOLE = re.compile(r"[+-]?[0-9]+")
 
@@ -67,7 +67,7 @@ def csv(
     sheet = _read(path)
     if target and target not in sheet.columns:
         allowed = ", ".join(map(repr, sheet.columns))
-        raise ValueError(f"csv: target = {target!r}: the columns of {path} are {allowed}")
+        raise SettingError("csv", "target", target, f"the columns of {path} are {allowed}")
     aim = sheet.columns.index(target) if target else len(sheet.columns) - 1
     inputs = [column for column in range(len(sheet.columns)) if column != aim]
     resolved, y = _target(sheet, aim, task)

@@ -21,6 +21,7 @@ from bpeq.data._checks import (
 from bpeq.data._finish import finish
 from bpeq.data._splits import Splits, TooFew, carve, shuffled, single
 from bpeq.data._types import Dataset, Task
+from bpeq.settings import SettingError
 
 TaskChoice = Literal["auto", "classification", "binary", "regression"]
 Classes = Annotated[int, Interval(ge=2, lt=LABEL_LIMIT)]
@@ -80,9 +81,8 @@ def _check_choices(factory: str, path: str, parts: dict[str, Part], choices: Cho
         left["validation"] = (choices.validation, VALIDATION)
     for setting, (value, default) in left.items():
         if value != default:
-            raise ValueError(
-                f"{factory}: {setting} = {value!r}: {path} brings its own split; leave it out"
-            )
+            remedy = f"{path} brings its own split; leave it out"
+            raise SettingError(factory, setting, value, remedy)
 
 
 def _check_shape(part: Part) -> None:
@@ -123,7 +123,8 @@ def _targets(
         labels = np.concatenate([as_labels(part.y, part.y_name, classes) for part in parts])
         return labels, count_classes(labels, named(path, "labels"), classes)
     if classes is not None:
-        raise ValueError(f"{factory}: classes = {classes}: only for classification, not {task}")
+        remedy = f"only for classification, not {task}"
+        raise SettingError(factory, "classes", classes, remedy)
     convert = as_bits if task == "binary" else as_float32
     values = [convert(part.y, part.y_name) for part in parts]
     columns = [value[:, None] if value.ndim == 1 else value for value in values]

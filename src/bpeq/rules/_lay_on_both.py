@@ -29,7 +29,9 @@ def lay_on_both(grads: Params, network: Layer | None) -> Params:
         given = [a if trees.size(b) else b for a, b in zip(forward, feedback, strict=True)]
         return (*forward, {"feedback": tuple(given)})
     if not isinstance(feedback, dict):
-        said = f"feedback is {trees.told(feedback)}; must be a dict by connection, or a tuple"
+        said = (
+            f"feedback is {trees.describe_tree(feedback)}; must be a dict by connection, or a tuple"
+        )
         raise ValueError(f"{_REFUSED} {said}")
     if network is None:
         raise ValueError(

@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from bpeq.core import trees
 from bpeq.settings import Count, Positive, checked
-from bpeq.solvers._fewer import PARTS, ever_fewer
+from bpeq.solvers._fewer import PARTS, run_compacting_active
 from bpeq.solvers._memory import memory
 from bpeq.types import SolveInfo, Solver, State
 
@@ -144,7 +144,7 @@ def anderson(
             jnp.ones(residual.shape, jnp.int32),
             jnp.ones((), jnp.int32),
         )
-        end = ever_fewer(run, step, state, start, PARTS, _axis)
+        end = run_compacting_active(run, step, state, start, PARTS, _axis)
         last = fill(end.read)
         settled = read.fill(read.pick(last), step(last))
         return settled, SolveInfo(end.steps, end.residual, end.residual <= tolerance)

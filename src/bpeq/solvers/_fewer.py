@@ -27,7 +27,7 @@ def some_of(step: Step) -> Callable[[Array], Step] | None:
     return getattr(step, "some", None)
 
 
-def ever_fewer(
+def run_compacting_active(
     loop: Loop,
     step: Step,
     state: State,

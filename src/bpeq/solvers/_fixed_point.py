@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from bpeq.core import trees
 from bpeq.settings import Count, Fraction, Positive, checked
-from bpeq.solvers._fewer import PARTS, Step, ever_fewer
+from bpeq.solvers._fewer import PARTS, Step, run_compacting_active
 from bpeq.solvers._fixed_steps import damp
 from bpeq.types import SolveInfo, Solver, State
 
@@ -75,7 +75,7 @@ def fixed_point(
         everyone, nobody = jnp.ones(batch, bool), jnp.zeros(batch, jnp.int32)
         # Measured before the loop: a loop that trusts its initial residual can run zero steps.
         start = measure(step, state, everyone, nobody, jnp.zeros((), jnp.int32))
-        end = ever_fewer(loop, step, state, start, PARTS)
+        end = run_compacting_active(loop, step, state, start, PARTS)
         return end.state, SolveInfo(end.steps, end.residual, end.residual <= tolerance)
 
     return solve

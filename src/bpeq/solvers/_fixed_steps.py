@@ -11,9 +11,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
 from bpeq.core import trees
-from bpeq.core.tracing import carries_all, plain
+from bpeq.core.tracing import carries_all, disable_fast_paths
 from bpeq.settings import Count, Fraction, NonNegative, checked
-from bpeq.solvers._fewer import Step, ever_fewer, some_of, valued_as
+from bpeq.solvers._fewer import Step, run_compacting_active, some_of, valued_as
 from bpeq.solvers._memory import memory
 from bpeq.types import SolveInfo, Solver, State
 
@@ -118,10 +118,10 @@ def _swept(step: Step, damping: float, state: State, count: int) -> State:
 
     def moving(kept: list[Array]) -> list[Array]:
         start = _Carry(kept, jnp.ones(len(kept[0]), bool), jnp.zeros((), jnp.int32))
-        return ever_fewer(loop, step, state, start, PARTS, least=1).kept
+        return run_compacting_active(loop, step, state, start, PARTS, least=1).kept
 
     kept = read.pick(state)
-    pays = looped >= FEW and len(kept[0]) >= LEAST and not plain()
+    pays = looped >= FEW and len(kept[0]) >= LEAST and not disable_fast_paths()
     kept = valued_as(moving, every, kept) if some_of(step) and pays else every(kept)
     end = read.fill(kept, state)
     return end if read.whole else move(step, end)

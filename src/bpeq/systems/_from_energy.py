@@ -65,7 +65,7 @@ def from_energy(
     def one(params: Params, state: State, x: Array) -> Array:
         value = energy(params, state, x)
         if jnp.shape(value) != ():
-            shape = trees.told(value)
+            shape = trees.describe_tree(value)
             raise ValueError(f"{name}: energy gives {shape} for one example; it must give a number")
         if any(map(jnp.iscomplexobj, jax.tree.leaves(state))) and not jnp.iscomplexobj(value):
             raise ValueError(f"{name}: energy is real at a complex state: it is not holomorphic")

@@ -1,15 +1,16 @@
-"""How good a rule's model is on some rows of a data set, in the terms of its task."""
+"""What a training run measures: how good the model is at its task, and how phases settled."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int
 
 from bpeq.data import Task
-from bpeq.types import Cost, LearningRule, Params
+from bpeq.types import Cost, LearningRule, Params, SolveInfo
 
 Metrics = dict[str, Array]
 
@@ -51,3 +52,24 @@ def _scores(task: Task, output: Array, target: Array, unit: float) -> Metrics:
     gap = jnp.sum((output - target) ** 2)
     spread = jnp.sum((target - target.mean(axis=0)) ** 2)
     return {"rmse": unit * jnp.sqrt(gap / target.size), "r2": 1.0 - gap / spread}
+
+
+def settling(info: dict[str, Any]) -> Metrics:
+    """How an estimate's phases settled, as scalars of the batch.
+
+    Args:
+      info: an estimate's.
+
+    Returns:
+      Nothing without a `SolveInfo` in it. Else `sweeps`, the mean over examples summed over phases;
+      `sweeps_NAME` of each solve; `unsettled`, the share of phases that ended above their solver's
+      tolerance; and the β and the error bar that the estimate chose, if it did.
+    """
+    solves = {name: part for name, part in info.items() if isinstance(part, SolveInfo)}
+    if not solves:
+        return {}
+    metrics = {f"sweeps_{name}": s.steps.mean() for name, s in solves.items()}
+    phases = [s.steps.size // s.steps.shape[-1] * s.steps.mean() for s in solves.values()]
+    unsettled = jnp.concatenate([~s.converged.reshape(-1) for s in solves.values()])
+    measured = {name: info[name] for name in ("beta", "error_bar") if name in info}
+    return {"sweeps": jnp.stack(phases).sum(), **metrics, "unsettled": unsettled.mean()} | measured

@@ -12,11 +12,10 @@ import numpy as np
 import optax
 from jaxtyping import Array, Int
 
+from bpeq.settings import SettingError
+from bpeq.training.evaluation import Metrics, settling
 from bpeq.training.optimizers import apply_updates
-from bpeq.training.settling import settling
 from bpeq.types import Batch, Estimate, Key, Layer, LearningRule, Params, Step
-
-Metrics = dict[str, Array]
 
 
 class Carry(NamedTuple):
@@ -275,9 +274,9 @@ def train(
     if len(batch.y) != n:
         raise ValueError(f"train: {n} inputs but {len(batch.y)} targets")
     if not 1 <= batch_size <= n:
-        raise ValueError(f"train: batch_size = {batch_size}: must be 1 to {n}, the examples given")
+        raise SettingError("train", "batch_size", batch_size, f"must be 1 to {n}, the examples")
     if epochs < 1:
-        raise ValueError(f"train: epochs = {epochs}: must be >= 1")
+        raise SettingError("train", "epochs", epochs, "must be >= 1")
     _check_labels(rule, params, batch)
     start_key, run_key = jax.random.split(key)
     x, y = jnp.asarray(batch.x), jnp.asarray(batch.y)

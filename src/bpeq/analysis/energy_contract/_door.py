@@ -127,4 +127,4 @@ def _floating(tree: Any) -> bool:
 def _one(tree: Any) -> str:
     """The kinds and shapes of one example's."""
     drop = lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype)  # noqa: E731
-    return trees.told(jax.tree.map(drop, tree))
+    return trees.describe_tree(jax.tree.map(drop, tree))
