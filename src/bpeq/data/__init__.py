@@ -1,15 +1,13 @@
 """Data sets, built in or read from files, as NumPy arrays in host memory."""
 
+from bpeq.data._built_in import diabetes, digits, xor
 from bpeq.data._csv import csv
-from bpeq.data._diabetes import diabetes
-from bpeq.data._digits import digits
 from bpeq.data._finish import finish
 from bpeq.data._idx import read_idx
 from bpeq.data._mnist import fashion_mnist, mnist
 from bpeq.data._npz import npz
 from bpeq.data._splits import Splits, folded, shuffled, single
 from bpeq.data._types import Dataset, Task
-from bpeq.data._xor import xor
 
 __all__ = [
     "Dataset",

@@ -11,31 +11,25 @@ from bpeq.layers._activations import (
     softplus,
     tanh,
 )
-from bpeq.layers._apply import apply
+from bpeq.layers._apply import apply, with_custom_vjp
 from bpeq.layers._attention import attention
-from bpeq.layers._avg_pool import avg_pool
-from bpeq.layers._batch_norm import batch_norm
 from bpeq.layers._calibrate import calibrate
 from bpeq.layers._chain import chain, deltas
 from bpeq.layers._check import CheckRow, check, check_network, gradient_error, tolerance
 from bpeq.layers._combine import trained_leaves
 from bpeq.layers._conv import conv
-from bpeq.layers._custom_vjp import with_custom_vjp
 from bpeq.layers._cut import Block, cut, part_names
 from bpeq.layers._dense import dense
 from bpeq.layers._dropout import dropout
 from bpeq.layers._embedding import embedding, position_embedding
 from bpeq.layers._flatten import flatten
-from bpeq.layers._gru import gru
 from bpeq.layers._initialisers import Initialiser, initialise
-from bpeq.layers._layer_norm import layer_norm
-from bpeq.layers._lstm import lstm
-from bpeq.layers._max_pool import max_pool
+from bpeq.layers._normalisation import batch_norm, layer_norm
+from bpeq.layers._pooling import avg_pool, max_pool, soft_pool
+from bpeq.layers._recurrent import gru, lstm, rnn
 from bpeq.layers._repeat import repeat
 from bpeq.layers._residual import residual
-from bpeq.layers._rnn import rnn
 from bpeq.layers._shapes import init_shapes, output_shape
-from bpeq.layers._soft_pool import soft_pool
 
 __all__ = [
     "Block",
