@@ -87,7 +87,7 @@ def test_transformer_backward_is_autodiff_and_compiles_once(oracle):
 
 
 def test_a_shape_that_does_not_fit_is_refused():
-    with pytest.raises(ValueError, match="heads = 3 does not divide the 4 features"):
+    with pytest.raises(ValueError, match="heads = 3: must divide the 4 features"):
         attention(3).init(jax.random.key(0), (5, 4))
     with pytest.raises(ValueError, match=r"attention: one example has shape \(4,\)"):
         attention(2).init(jax.random.key(0), (4,))

@@ -175,9 +175,13 @@ def test_cnn_with_batch_norm_backward_is_autodiff_and_compiles_once(oracle):
 @pytest.mark.parametrize(
     ("layer", "shape", "message"),
     [
-        (conv(2, 5, padding="VALID"), (4, 6, 1), "kernel = 5 is larger than the padded image"),
+        (conv(2, 5, padding="VALID"), (4, 6, 1), "kernel = 5: is larger than the padded image"),
         (conv(2, 3), (4, 6), r"shape \(4, 6\), needs \(height, width, channels\)"),
-        (max_pool(5), (4, 6, 1), "max_pool: window = 5 is larger than the image; images are 4 x 6"),
+        (
+            max_pool(5),
+            (4, 6, 1),
+            "max_pool: window = 5: is larger than the image; images are 4 x 6",
+        ),
         (avg_pool(2), (6,), "avg_pool: one example has shape"),
         (soft_pool(7), (6, 6, 1), "soft_pool: window = 7"),
     ],

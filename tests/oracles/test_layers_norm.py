@@ -192,7 +192,9 @@ def test_embedding_refuses_ids_that_it_has_no_vector_for(oracle):
 
 def test_a_shape_that_does_not_fit_is_refused(oracle):
     key = jax.random.key(0)
-    with pytest.raises(ValueError, match="position_embedding: 6 steps; length = 5 is the most"):
+    with pytest.raises(
+        ValueError, match="position_embedding: length = 5: must be at least the 6 steps"
+    ):
         position_embedding(5).init(key, (6, 2))
     with pytest.raises(ValueError, match="6 steps"):
         position_embedding(5).forward({"table": jnp.zeros((5, 2))}, jnp.zeros((1, 6, 2)))

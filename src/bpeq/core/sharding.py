@@ -1,9 +1,9 @@
-"""What a function of a batch may ask where devices share the batch: all of it, not its own part.
+"""What a function needs to know about the whole batch when several devices share it.
 
-`parallel.data_parallel` runs a rule's estimate on every device's part, along a mesh axis `AXIS`.
-Most functions need not know: they treat examples alike, and means of equal parts average. These
-are for the few that couple examples or draw numbers for each. Outside a mesh the part is the batch
-and they do nothing.
+`data_parallel` runs a rule's estimate on every device's part of the batch, along a mesh axis `AXIS`.
+Most functions treat examples alike and need nothing from here: means over equal parts average.
+The functions below are for those that couple examples, or draw numbers for each of them. With one
+device the part is the batch, and they change nothing.
 """
 
 from __future__ import annotations
@@ -30,19 +30,31 @@ def count() -> int:
 
 
 def mean(tree: Any) -> Any:
-    """The mean over parts of every leaf: of means over equal parts, the mean over the batch."""
+    """The mean over parts of every leaf: of means over equal parts, the mean over the batch.
+
+    Args:
+      tree: arrays that each device has made of its own part.
+    """
     return jax.lax.pmean(tree, AXIS) if count() > 1 else tree
 
 
 def gathered(tree: Any) -> Any:
-    """Every leaf `[part, ...]` as `[batch, ...]`, the parts in their order."""
+    """The whole batch: every leaf `[part, ...]` as `[batch, ...]`, the parts in their order.
+
+    Args:
+      tree: arrays with examples on axis 0.
+    """
     if count() == 1:
         return tree
     return jax.tree.map(lambda leaf: jax.lax.all_gather(leaf, AXIS, tiled=True), tree)
 
 
 def places(examples: int) -> Int[Array, " part"]:
-    """Where in the batch the part's examples are."""
+    """Where in the batch the part's examples are.
+
+    Args:
+      examples: how many examples the part has.
+    """
     own = jnp.arange(examples)
     return own if count() == 1 else own + examples * jax.lax.axis_index(AXIS)
 
@@ -51,6 +63,10 @@ def drawn(draw: Callable[[Shape], Array], shape: Shape) -> Array:
     """`draw(shape)`, `[part, ...]`, of numbers that the batch would have drawn on one device.
 
     Each device draws the whole batch's: that is cheaper than to send them.
+
+    Args:
+      draw: shape -> random numbers.
+      shape: `[part, ...]`, of the numbers that this part needs.
     """
     if count() == 1:
         return draw(shape)

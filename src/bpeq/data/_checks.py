@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,16 +29,30 @@ def data_error(message: str) -> DataError:
     return DataError(message)
 
 
-def refuse_endless(path: str | Path) -> None:
-    """What is no file's name, or opens without end: a pipe that nobody writes to, a device.
+@contextmanager
+def reading(path: str | Path) -> Iterator[None]:
+    """Within it, what the operating system says of a file becomes a DataError in one line.
+
+    Args:
+      path: the file; a pipe or a device, which may open without end, is refused.
 
     Raises:
-      DataError: the path is such. OSError: there is none.
+      DataError: the file is absent, cannot be read, or is no file.
     """
+    try:
+        _refuse_endless(os.path.expanduser(path))
+        yield
+    except FileNotFoundError:
+        raise data_error(f"{path}: no such file") from None
+    except OSError as error:
+        raise data_error(f"{path}: cannot be read: {error.strerror or error}") from None
+
+
+def _refuse_endless(path: str) -> None:
     try:
         mode = os.stat(path or "\0").st_mode
     except ValueError:
-        raise data_error(f"{str(path)!r}: is no file's name") from None
+        raise data_error(f"{path!r}: is no file's name") from None
     if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
         raise data_error(f"{path}: is a pipe or a device, not a file")
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from bpeq.data._checks import Name, data_error, refuse_endless
+from bpeq.data._checks import Name, data_error, reading
 from bpeq.data._table import TEST, VALIDATION, Choices, Classes, Part, TaskChoice, table
 from bpeq.data._types import Dataset
 from bpeq.settings import Count, Fraction, SettingError, checked
@@ -80,17 +80,15 @@ def csv(
 def _read(path: str) -> Sheet:
     rows, lines = [], []
     try:
-        refuse_endless(home := os.path.expanduser(path))
-        with open(home, newline="", encoding="utf-8-sig") as file:
+        with (
+            reading(path),
+            open(os.path.expanduser(path), newline="", encoding="utf-8-sig") as file,
+        ):
             reader = files.reader(file, strict=True)
             for cells in reader:
                 if cells:
                     rows.append([cell.strip() for cell in cells])
                     lines.append(reader.line_num)
-    except FileNotFoundError:
-        raise data_error(f"{path}: no such file") from None
-    except OSError as error:
-        raise data_error(f"{path}: cannot be read: {error.strerror or error}") from None
     except UnicodeDecodeError as error:
         raise data_error(f"{path}: not UTF-8 text: {error.reason}") from None
     except files.Error as error:

@@ -13,7 +13,7 @@ from typing import BinaryIO, cast
 import numpy as np
 from jaxtyping import UInt8
 
-from bpeq.data._checks import data_error, refuse_endless
+from bpeq.data._checks import data_error, reading
 
 _BYTES = 0x08  # the type code of unsigned bytes, the only one that image files use
 _AXES = 8  # more dimensions than any such file has
@@ -43,20 +43,16 @@ def read_idx(
     """
     path = Path(path)
     opener = gzip.open if path.suffix == ".gz" else open
-    try:
-        refuse_endless(path)
-        with opener(path, "rb") as file:
-            return _read(cast(BinaryIO, file), path, dimensions, md5)
-    except FileNotFoundError:
-        raise data_error(f"{path}: no such file") from None
-    except gzip.BadGzipFile as error:
-        raise data_error(f"{path}: not gzip, or a damaged one: {error}") from None
-    except EOFError:
-        raise data_error(f"{path}: the gzip stream is truncated") from None
-    except zlib.error as error:
-        raise data_error(f"{path}: the gzip stream is damaged: {error}") from None
-    except OSError as error:
-        raise data_error(f"{path}: cannot be read: {error.strerror or error}") from None
+    with reading(path):
+        try:
+            with opener(path, "rb") as file:
+                return _read(cast(BinaryIO, file), path, dimensions, md5)
+        except gzip.BadGzipFile as error:
+            raise data_error(f"{path}: not gzip, or a damaged one: {error}") from None
+        except EOFError:
+            raise data_error(f"{path}: the gzip stream is truncated") from None
+        except zlib.error as error:
+            raise data_error(f"{path}: the gzip stream is damaged: {error}") from None
 
 
 def _read(file: BinaryIO, path: Path, dimensions: int | None, md5: str | None) -> np.ndarray:

@@ -7,7 +7,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from bpeq.data._checks import data_error, named, refuse_endless
+from bpeq.data._checks import data_error, named, reading
 from bpeq.data._table import TEST, VALIDATION, Choices, Classes, Part, TaskChoice, table
 from bpeq.data._types import Dataset
 from bpeq.settings import Count, Fraction, checked
@@ -56,14 +56,8 @@ def npz(
 
 
 def _load(path: str) -> dict[str, np.ndarray]:
-    try:
-        refuse_endless(home := os.path.expanduser(path))
-        with open(home, "rb") as file:
-            return _arrays(path, file)
-    except FileNotFoundError:
-        raise data_error(f"{path}: no such file") from None
-    except OSError as error:
-        raise data_error(f"{path}: cannot be read: {error.strerror or error}") from None
+    with reading(path), open(os.path.expanduser(path), "rb") as file:
+        return _arrays(path, file)
 
 
 def _arrays(path: str, file: BinaryIO) -> dict[str, np.ndarray]:

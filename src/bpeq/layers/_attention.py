@@ -12,7 +12,7 @@ from jaxtyping import Array
 from bpeq.core.numerics import softmax
 from bpeq.layers._dense import dense
 from bpeq.layers._initialisers import Initialiser
-from bpeq.settings import Count, Positive, checked
+from bpeq.settings import Count, Positive, SettingError, checked
 from bpeq.types import Key, Layer, Params, Shape
 
 
@@ -62,7 +62,7 @@ def attention(
             raise ValueError(f"attention: one example has shape {shape}, needs (steps, features)")
         n = shape[1]
         if n % heads:
-            raise ValueError(f"attention: heads = {heads} does not divide the {n} features")
+            raise SettingError("attention", "heads", heads, f"must divide the {n} features")
         affine = dense(n, init=init, scale=scale)
         keys = zip("qkvo", jax.random.split(key, 4), strict=True)
         return {name: affine.init(own, shape)[0] for name, own in keys}, shape

@@ -12,7 +12,7 @@ from jaxtyping import Array
 from bpeq.core.numerics import by_real_parts
 from bpeq.layers import _row_products
 from bpeq.layers._initialisers import Initialiser, initialise
-from bpeq.settings import Count, Positive, Whole, checked
+from bpeq.settings import Count, Positive, SettingError, Whole, checked
 from bpeq.types import Key, Layer, Params, Shape
 
 Pads = tuple[tuple[int, int], tuple[int, int]]
@@ -76,10 +76,11 @@ def conv(
             )
         n, around = shape[2], pads(shape)
         if any(size + sum(pad) < kernel for size, pad in zip(shape[:2], around, strict=True)):
-            raise ValueError(
-                f"conv: kernel = {kernel} is larger than the padded image; images are "
-                f"{shape[0]} x {shape[1]} with padding = {padding!r}"
+            remedy = (
+                f"is larger than the padded image; images are {shape[0]} x {shape[1]} with "
+                f"padding = {padding!r}"
             )
+            raise SettingError("conv", "kernel", kernel, remedy)
         w_key, b_key = jax.random.split(key)
         fan_in = kernel * kernel * n
         params = {"w": initialise(init, w_key, (kernel, kernel, n, features), fan_in, scale)}

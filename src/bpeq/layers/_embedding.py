@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Array
 
 from bpeq.layers._initialisers import Initialiser, initialise
-from bpeq.settings import Count, Positive, checked
+from bpeq.settings import Count, Positive, SettingError, checked
 from bpeq.types import Key, Layer, Params, Shape
 
 
@@ -119,6 +119,7 @@ def position_embedding(
 
     def fits(steps: int) -> None:
         if steps > length:
-            raise ValueError(f"position_embedding: {steps} steps; length = {length} is the most")
+            remedy = f"must be at least the {steps} steps of a sequence"
+            raise SettingError("position_embedding", "length", length, remedy)
 
     return Layer("position_embedding", make, forward, backward)

@@ -19,7 +19,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array
 
-from bpeq.settings import Count, Positive, checked
+from bpeq.settings import Count, Positive, SettingError, checked
 from bpeq.types import Key, Layer, Params, Shape
 
 FEW = 4
@@ -220,8 +220,8 @@ def pooled_shape(name: str, shape: Shape, window: int, stride: int) -> Shape:
         raise ValueError(f"{name}: one example has shape {shape}, needs (height, width, channels)")
     height, width, n = shape
     if window > min(height, width):
-        raise ValueError(
-            f"{name}: window = {window} is larger than the image; images are {height} x {width}"
+        raise SettingError(
+            name, "window", window, f"is larger than the image; images are {height} x {width}"
         )
     return (height - window) // stride + 1, (width - window) // stride + 1, n
 

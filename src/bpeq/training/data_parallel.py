@@ -20,7 +20,13 @@ WHOLE, PART = PartitionSpec(), PartitionSpec(sharding.AXIS)
 
 
 def data_mesh(devices: int | Literal["all"] = "all") -> Mesh:
-    """The first so many devices, of all processes, as a mesh of one axis.
+    """The first `devices` devices of all processes, as a mesh of one axis.
+
+    Args:
+      devices: how many, or "all".
+
+    Returns:
+      The mesh.
 
     Raises:
       ValueError: there are not as many.
@@ -109,6 +115,10 @@ def across(
     mesh: Mesh | None, rule: LearningRule
 ) -> tuple[LearningRule, Callable[[Any], Any], NamedSharding | None]:
     """What a loop needs for the devices of a mesh; for None, one device, nothing changes.
+
+    Args:
+      mesh: the devices, or None.
+      rule: the rule that the loop runs.
 
     Returns:
       The rule; what puts a tree of arrays on all devices, the same on each, where every process

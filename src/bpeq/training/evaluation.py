@@ -23,6 +23,16 @@ def evaluator(
     `loss`, the mean cost. Classification and binary tasks: `error`, the share of examples with a
     wrong largest output, or with an output on the wrong side of ½; binary also `solved`, 1 where
     error is 0. Regression: `rmse` in the data's own unit, and `r2` = 1 − Σ(o−y)²/Σ(y−ȳ)².
+
+    Args:
+      rule: whose `apply` gives the outputs.
+      cost: of an output and its y.
+      task: the data set's.
+      unit: what one unit of y is, for regression.
+      chunk: examples at a time, >= 1; it bounds the memory and changes no result.
+
+    Returns:
+      The function.
     """
 
     def evaluate(params: Params, x: Array, y: Array, rows: Int[Array, " m"]) -> Metrics:

@@ -29,9 +29,13 @@ class Carry(NamedTuple):
 def supervised(rule: LearningRule, optimizer: optax.GradientTransformation) -> Step:
     """One update: the rule's estimate, through the optimizer, into the weights.
 
-    Its metrics, scalars of the batch: `loss` (before the update); and for a rule that relaxes
-    `sweeps`, the mean over examples summed over phases, `sweeps_NAME`
-    for each solve, and `unsettled`, the share of phases that ended above their solver's tolerance.
+    Args:
+      rule: makes the estimates; no optimizer changes the leaves that it declares as not trained.
+      optimizer: any of optax's.
+
+    Returns:
+      (carry, batch, key) -> (carry, metrics), with `Carry`s. Metrics are scalars of the batch: the
+      `loss` before the update, and what `evaluation.settling` says of a rule that relaxes.
     """
 
     def step(carry: Carry, batch: Batch, key: Key) -> tuple[Carry, Metrics]:
@@ -86,7 +90,17 @@ def start(
 ) -> Carry:
     """The first carry of `supervised`: the rule's init on `params`, then the optimizer's.
 
-    Given the whole data set x and the batch size, a rule that remembers gets room for it.
+    Args:
+      rule: as for `supervised`.
+      optimizer: as for `supervised`.
+      params: as the network's or the system's `init` gives them.
+      key: for the rule's init.
+      x: the whole data set, so that a rule which remembers examples gets room for them; None if
+        there is none.
+      batch_size: examples an update.
+
+    Returns:
+      The carry.
     """
     params, state = rule.init(key, params)
     if x is not None and rule.prepare is not None:
@@ -113,10 +127,17 @@ def epoch_scan(step: Step, batch_size: int) -> Loop:
     """A loop that runs `count` epochs of `step` on a data set that lives on the device.
 
     It is (carry, x, y, rows, key, first, count) -> (carry, metrics `[count]`), metrics
-    averaged over an epoch's steps. `rows` `[m]` are the training examples; epoch e visits them in
+    averaged over an epoch's steps, for `over_seeds` or `jax.jit`. `rows` `[m]` are the training examples; epoch e visits them in
     an order that depends on (key, e) alone, in m // batch_size batches. What is left over and
     fills no batch is left out of that epoch, another remainder each time. With one batch of all
     rows there is no shuffling. `count` is static.
+
+    Args:
+      step: one update, such as `supervised`'s.
+      batch_size: examples an update, 1 to m.
+
+    Returns:
+      The loop.
     """
 
     def run(
@@ -150,6 +171,13 @@ def step_scan(step: Step, sample: Callable[[Key], Any] = lambda key: None) -> Lo
     It is (carry, key, first, count) -> (carry, metrics `[1]`), metrics averaged over the
     steps; step i's batch and random numbers depend on (key, i) alone. `count` is static. It serves
     tasks whose data are made as they are needed, and environments.
+
+    Args:
+      step: one update.
+      sample: key -> what the step takes as its batch; None is passed if there is no data.
+
+    Returns:
+      The loop.
     """
 
     def run(carry: Any, key: Key, first: Array, count: int) -> tuple[Any, Metrics]:
@@ -203,10 +231,18 @@ def compiling() -> dict[str, Any]:
 def each_seed(
     f: Callable[..., Any], axes: tuple[int | None, ...], network: Layer | None = None
 ) -> Callable[..., Any]:
-    """`jax.vmap(f, axes)`, axes 0 or None; on a CPU in turn if `network` convolves.
+    """`jax.vmap(f, axes)`; on a CPU one seed after the other if `network` convolves.
 
-    Side by side, convolutions with different kernels become one grouped convolution, which takes
-    XLA's CPU compiler several times as long as all of them in turn.
+    Under vmap, convolutions with different kernels become one grouped convolution, which takes
+    XLA's CPU compiler several times as long as all of them one by one.
+
+    Args:
+      f: a function of one seed.
+      axes: for each of its arguments 0, if every seed has its own on axis 0, or None.
+      network: what `f` trains or evaluates; None if it does not convolve.
+
+    Returns:
+      The function of all seeds.
     """
     if network is None or jax.default_backend() != "cpu" or not _convolves(network):
         return jax.vmap(f, in_axes=axes)
@@ -247,11 +283,17 @@ def train(
     """Trains `params` on all examples of `batch` by a rule, as one compiled program.
 
     Args:
-      rule, optimizer: where gradients come from, and what optax makes of them.
+      rule: where gradients come from.
+      optimizer: what makes updates of them, any of optax's; it changes no leaf that the rule
+        declares as not trained.
       params: as `network.init` gives them; they are copied, not changed.
       batch: the whole training set, x `[n, ...]` and y `[n, ...]`.
-      epochs: passes over it, >= 1. batch_size: examples an update, 1 to n.
+      epochs: passes over it, >= 1.
+      batch_size: examples an update, 1 to n.
       key: fixes the rule's init, the order of the examples and all random numbers.
+
+    Returns:
+      The weights, the rule's state, and each epoch's mean metrics.
 
     Raises:
       ValueError: `epochs` or `batch_size` out of range, x and y of different lengths, or integer

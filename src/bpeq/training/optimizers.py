@@ -16,7 +16,7 @@ from jaxtyping import Array
 
 from bpeq.core import trees
 from bpeq.layers import cut
-from bpeq.settings import Fraction, NonNegative, Positive, checked
+from bpeq.settings import Fraction, NonNegative, Positive, SettingError, checked
 from bpeq.types import Layer, Params
 
 Schedule = Callable[[Array], Array]
@@ -25,7 +25,16 @@ Schedule = Callable[[Array], Array]
 
 @checked
 def sgd(learning_rate: Positive) -> optax.GradientTransformation:
-    """θ ← θ − η g."""
+    """Gradient descent: θ ← θ − η g.
+
+    Args:
+      learning_rate: η, > 0.
+
+    Returns:
+      The optax optimizer.
+
+    Source: Robbins & Monro 1951, A stochastic approximation method.
+    """
     return optax.sgd(learning_rate)
 
 
@@ -33,7 +42,19 @@ def sgd(learning_rate: Positive) -> optax.GradientTransformation:
 def momentum(
     learning_rate: Positive, *, momentum: Fraction = 0.9, nesterov: bool = False
 ) -> optax.GradientTransformation:
-    """v ← μ v + g; θ ← θ − η v (Polyak 1964), or Nesterov's form."""
+    """Gradient descent with momentum: v ← μ v + g; θ ← θ − η v.
+
+    Args:
+      learning_rate: η, > 0.
+      momentum: μ, in [0, 1).
+      nesterov: whether the gradient is that of Nesterov's form, θ ← θ − η (g + μ v).
+
+    Returns:
+      The optax optimizer.
+
+    Source: Polyak 1964, Some methods of speeding up the convergence of iteration methods; Sutskever
+    et al. 2013, On the importance of initialization and momentum in deep learning.
+    """
     return optax.sgd(learning_rate, momentum=momentum, nesterov=nesterov)
 
 
@@ -45,9 +66,19 @@ def rmsprop(
     eps: Positive = 1e-8,
     eps_in_sqrt: bool = True,
 ) -> optax.GradientTransformation:
-    """v ← γ v + (1−γ) g²; θ ← θ − η g / √(v + ε) (Tieleman & Hinton 2012).
+    """RMSProp: v ← γ v + (1−γ) g²; θ ← θ − η g / √(v + ε).
 
-    eps_in_sqrt = false puts ε outside the root, as PyTorch and Keras do.
+    Args:
+      learning_rate: η, > 0.
+      decay: γ, in [0, 1).
+      eps: ε > 0, in units of g².
+      eps_in_sqrt: whether ε stands inside the root. False puts it outside, as PyTorch and Keras do;
+        its unit is then that of g.
+
+    Returns:
+      The optax optimizer.
+
+    Source: Tieleman & Hinton 2012, Lecture 6.5.
     """
     return optax.rmsprop(learning_rate, decay=decay, eps=eps, eps_in_sqrt=eps_in_sqrt)
 
@@ -56,7 +87,19 @@ def rmsprop(
 def adam(
     learning_rate: Positive, *, b1: Fraction = 0.9, b2: Fraction = 0.999, eps: Positive = 1e-8
 ) -> optax.GradientTransformation:
-    """θ ← θ − η m̂ / (√v̂ + ε), bias-corrected running means of g and g² (Kingma & Ba 2015)."""
+    """Adam: θ ← θ − η m̂ / (√v̂ + ε), with bias-corrected running means m̂ of g and v̂ of g².
+
+    Args:
+      learning_rate: η, > 0.
+      b1: what the mean of g keeps of itself at each step, in [0, 1).
+      b2: the same of g².
+      eps: ε > 0, in units of g.
+
+    Returns:
+      The optax optimizer.
+
+    Source: Kingma & Ba 2015, Adam: a method for stochastic optimization.
+    """
     return optax.adam(learning_rate, b1=b1, b2=b2, eps=eps)
 
 
@@ -69,44 +112,88 @@ def adamw(
     eps: Positive = 1e-8,
     weight_decay: NonNegative = 1e-4,
 ) -> optax.GradientTransformation:
-    """Adam with decoupled decay: θ ← θ − η (m̂ / (√v̂ + ε) + λ θ) (Loshchilov & Hutter 2019)."""
+    """Adam with decoupled decay: θ ← θ − η (m̂ / (√v̂ + ε) + λ θ).
+
+    Args:
+      learning_rate: η, > 0.
+      b1: what the mean of g keeps of itself at each step, in [0, 1).
+      b2: the same of g².
+      eps: ε > 0, in units of g.
+      weight_decay: λ >= 0. It acts on every leaf that is trained, biases too.
+
+    Returns:
+      The optax optimizer.
+
+    Source: Loshchilov & Hutter 2019, Decoupled weight decay regularization.
+    """
     return optax.adamw(learning_rate, b1=b1, b2=b2, eps=eps, weight_decay=weight_decay)
 
 
 def constant() -> Schedule:
-    """The factor is 1 throughout."""
+    """A schedule whose factor is 1 throughout.
+
+    Returns:
+      progress -> factor on the learning rate.
+    """
     return jnp.ones_like
 
 
 @checked
 def cosine(*, warmup: Fraction = 0.0, final: NonNegative = 0.0) -> Schedule:
-    """Linear from 0 to 1 over the first `warmup` of the run, then half a cosine down to `final`."""
+    """A schedule that rises linearly from 0 to 1, then falls as half a cosine.
 
-    def factor(progress: Array) -> Array:
-        rest = jnp.clip((progress - warmup) / (1.0 - warmup), 0.0, 1.0)
-        fall = final + (1.0 - final) * 0.5 * (1.0 + jnp.cos(jnp.pi * rest))
-        return jnp.where(progress < warmup, progress / max(warmup, 1e-12), fall)
+    Args:
+      warmup: share of the run in which the factor rises, in [0, 1).
+      final: the factor at the end of the run, >= 0.
 
-    return factor
+    Returns:
+      progress -> factor on the learning rate.
+
+    Source: Loshchilov & Hutter 2017, SGDR: stochastic gradient descent with warm restarts.
+    """
+
+    def fall(rest: Array) -> Array:
+        return final + (1.0 - final) * 0.5 * (1.0 + jnp.cos(jnp.pi * rest))
+
+    return _warmed(warmup, fall)
 
 
 @checked
 def linear_decay(*, warmup: Fraction = 0.0, final: NonNegative = 0.0) -> Schedule:
-    """Linear from 0 to 1 over the first `warmup` of the run, then linearly down to `final`."""
+    """A schedule that rises linearly from 0 to 1, then falls linearly.
 
-    def factor(progress: Array) -> Array:
-        rest = jnp.clip((progress - warmup) / (1.0 - warmup), 0.0, 1.0)
-        return jnp.where(
-            progress < warmup, progress / max(warmup, 1e-12), 1.0 + (final - 1.0) * rest
-        )
+    Args:
+      warmup: share of the run in which the factor rises, in [0, 1).
+      final: the factor at the end of the run, >= 0.
 
-    return factor
+    Returns:
+      progress -> factor on the learning rate.
+    """
+
+    return _warmed(warmup, lambda rest: 1.0 + (final - 1.0) * rest)
 
 
 @checked
 def exponential(*, final: Positive = 0.01) -> Schedule:
-    """Falls by the same ratio every step, from 1 to `final` at the end."""
+    """A schedule that falls by the same ratio every step, from 1.
+
+    Args:
+      final: the factor at the end of the run, > 0.
+
+    Returns:
+      progress -> factor on the learning rate.
+    """
     return lambda progress: final**progress
+
+
+def _warmed(warmup: float, fall: Schedule) -> Schedule:
+    """Linear from 0 to 1 over the share `warmup`, then `fall` of the progress in the rest."""
+
+    def factor(progress: Array) -> Array:
+        rest = jnp.clip((progress - warmup) / (1.0 - warmup), 0.0, 1.0)
+        return jnp.where(progress < warmup, progress / max(warmup, 1e-12), fall(rest))
+
+    return factor
 
 
 def with_rates(
@@ -123,6 +210,7 @@ def with_rates(
 
     Args:
       optimizer: built with `learning_rate`.
+      learning_rate: its rate, > 0; `layer_rates` are relative to it.
       total_steps: updates in the whole run, >= 1: where the schedule's progress reaches 1.
       schedule: factor on every rate; None is constant.
       layer_rates: one absolute rate >= 0 for each block of `layers.cut(network)`, input first;
@@ -130,6 +218,9 @@ def with_rates(
         block of their forward ones.
       network: whose blocks those are.
       clip_norm: gradients are first scaled down to this global norm, if they exceed it.
+
+    Returns:
+      The optax optimizer.
 
     Raises:
       ValueError: not one rate a block, or rates without a network to cut.
@@ -155,7 +246,8 @@ def with_rates(
         )
     if layer_rates is not None:
         if network is None:
-            raise ValueError("layer_rates: needs a network of layers to count its blocks")
+            remedy = "needs a network of layers to count its blocks"
+            raise SettingError("with_rates", "layer_rates", layer_rates, remedy)
         ratios = [rate / learning_rate for rate in layer_rates]
         own, named = _ratios(network, ratios)
         parts.append(optax.stateless(lambda updates, params: _scaled(updates, own, named)))
