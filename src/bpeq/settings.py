@@ -69,6 +69,12 @@ class SettingError(ValueError):
 def checked(factory: Callable[P, R]) -> Callable[P, R]:
     """A factory that checks its own settings against its annotations before it builds anything.
 
+    Args:
+      factory: a function whose settings are annotated with their ranges.
+
+    Returns:
+      The same function with the check before it.
+
     Raises:
       SettingError: a setting is outside its range or is not one of its choices.
     """
@@ -95,7 +101,12 @@ def checked(factory: Callable[P, R]) -> Callable[P, R]:
 
 
 def complaint(hint: Any, value: Any) -> str:
-    """What is wrong with `value` under a settings annotation, in words; empty if nothing is."""
+    """What is wrong with `value` under a settings annotation, in words; empty if nothing is.
+
+    Args:
+      hint: the annotation.
+      value: what was given.
+    """
     if get_origin(hint) in (Union, UnionType):
         problems = [complaint(part, value) for part in get_args(hint)]
         return "" if "" in problems else " or ".join(problems)
@@ -132,6 +143,10 @@ def allowed(hint: Any, value: Any = None) -> str:
     """The range or the choices of an annotation, as a person writes them.
 
     A `value` that is too large for int32 is told so; None, which TOML cannot write, is left out.
+
+    Args:
+      hint: the annotation.
+      value: what was given, if an error is to be worded.
     """
     if get_origin(hint) in (Union, UnionType):
         return " or ".join(filter(None, (allowed(part, value) for part in get_args(hint))))

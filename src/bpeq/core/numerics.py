@@ -12,6 +12,11 @@ from jaxtyping import Array
 def logsumexp(z: Array, axis: int = -1, keepdims: bool = False) -> Array:
     """log Σ exp(z) along `axis`, with the largest real part taken out first.
 
+    Args:
+      z: real or complex.
+      axis: which is summed over.
+      keepdims: whether that axis stays, with size 1.
+
     >>> import jax.numpy as jnp
     >>> round(float(logsumexp(jnp.array([1000.0, 1000.0]))), 2)
     1000.69
@@ -25,6 +30,10 @@ def logsumexp(z: Array, axis: int = -1, keepdims: bool = False) -> Array:
 def softmax(z: Array, axis: int = -1) -> Array:
     """exp(z) / Σ exp(z) along `axis`, with the largest real part taken out first.
 
+    Args:
+      z: real or complex.
+      axis: along which the weights sum to 1.
+
     >>> import jax.numpy as jnp
     >>> softmax(jnp.array([-1e4, 0.0, 0.0])).tolist()
     [0.0, 0.5, 0.5]
@@ -35,12 +44,22 @@ def softmax(z: Array, axis: int = -1) -> Array:
 
 
 def log_softmax(z: Array, axis: int = -1) -> Array:
-    """z − log Σ exp(z) along `axis`."""
+    """z − log Σ exp(z) along `axis`.
+
+    Args:
+      z: real or complex.
+      axis: along which exp of the result sums to 1.
+    """
     return z - logsumexp(z, axis=axis, keepdims=True)
 
 
 def xlogy(x: Array, y: Array) -> Array:
-    """x log y, and 0 where x = 0."""
+    """x log y, and 0 where x = 0.
+
+    Args:
+      x: any array.
+      y: of the same shape, > 0 where x is not 0.
+    """
     zero = x == 0
     return jnp.where(zero, 0.0, x * jnp.log(jnp.where(zero, 1.0, y)))
 
@@ -51,6 +70,11 @@ def by_real_parts(product: Callable[[Array, Array], Array], x: Array, w: Array) 
     JAX's own convolution of two complex arrays takes three real ones, in which a small imaginary
     part drowns in the round-off of the real one; its own matrix product is several times slower on
     a CPU than four real ones.
+
+    Args:
+      product: (x, w) -> array, linear in each.
+      x: real or complex.
+      w: real or complex.
 
     >>> import jax.numpy as jnp
     >>> by_real_parts(jnp.matmul, jnp.array([1.0 + 2.0j]), jnp.array([3.0 - 1.0j])).item()

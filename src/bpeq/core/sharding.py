@@ -1,8 +1,8 @@
 """What a function needs to know about the whole batch when several devices share it.
 
-`data_parallel` runs a rule's estimate on every device's part of the batch, along a mesh axis `AXIS`.
-Most functions treat examples alike and need nothing from here: means over equal parts average.
-The functions below are for those that couple examples, or draw numbers for each of them. With one
+`data_parallel` runs a rule's estimate on every device's part of the batch, along a mesh axis
+`AXIS`. Most functions treat examples alike and need nothing from here: means over equal parts
+average. The functions below are for those that couple examples, or draw numbers for each. With one
 device the part is the batch, and they change nothing.
 """
 

@@ -21,7 +21,12 @@ def sub(a: Any, b: Any) -> Any:
 
 
 def add_given(a: Any, b: Any) -> Any:
-    """a + b, leaf by leaf, where b may have None for the parts of a that get nothing."""
+    """a + b, leaf by leaf, where b may have None for the parts of a that get nothing.
+
+    Args:
+      a: a tree of arrays.
+      b: the same tree, or one with None in place of some parts.
+    """
     return jax.tree.map(
         lambda extra, part: part if extra is None else add(part, extra),
         b,
@@ -46,7 +51,12 @@ def real(a: Any) -> Any:
 
 
 def cast(a: Any, dtype: Any) -> Any:
-    """a with its floating leaves in `dtype`; integer leaves and keys stay as they are."""
+    """a with its floating leaves in `dtype`; integer leaves and keys stay as they are.
+
+    Args:
+      a: a tree of arrays.
+      dtype: a floating type.
+    """
 
     def one(leaf: Any) -> Any:
         inexact = hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jnp.floating)
@@ -67,7 +77,13 @@ def max_abs(a: Any) -> Float[Array, " batch"]:
 
 
 def where(mask: Array, a: Any, b: Any) -> Any:
-    """a where `mask` `[batch]` is true, b elsewhere, example by example."""
+    """a where `mask` `[batch]` is true, b elsewhere, example by example.
+
+    Args:
+      mask: `[batch]`, booleans.
+      a: leaves `[batch, ...]`.
+      b: the same.
+    """
 
     def one(x: Array, y: Array) -> Array:
         return jnp.where(mask.reshape(mask.shape + (1,) * (x.ndim - 1)), x, y)
@@ -127,6 +143,10 @@ def names(a: Any) -> list[str]:
 def difference(a: Any, like: Any) -> str:
     """Where `a` has not the structure, shapes and dtypes of `like`, in words; empty if it has.
 
+    Args:
+      a: a tree of arrays.
+      like: the tree that it should be like.
+
     Example:
       >>> difference({"w": jnp.zeros(2, jnp.float32)}, {"w": jnp.zeros((2, 3), jnp.float32)})
       'w float32[2], not w float32[2, 3]'
@@ -143,7 +163,11 @@ def difference(a: Any, like: Any) -> str:
 
 
 def describe_tree(a: Any) -> str:
-    """A tree's leaves with their dtypes and shapes, as far as they fit a line."""
+    """A tree's leaves with their dtypes and shapes, as far as they fit a line.
+
+    Args:
+      a: a tree of arrays or of shapes.
+    """
     leaves = _describe_leaves(a)
     if not leaves:
         return "nothing" if a is None else repr(a)

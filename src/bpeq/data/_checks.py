@@ -58,7 +58,12 @@ def _refuse_endless(path: str) -> None:
 
 
 def named(source: str, array: str) -> Name:
-    """Names as NumPy writes them: `source: x[3, 1]`."""
+    """Names as NumPy writes them: `source: x[3, 1]`.
+
+    Args:
+      source: the file or the data set.
+      array: the array's name.
+    """
 
     def name(index: tuple[int, ...]) -> str:
         return f"{source}: {array}" + (f"[{', '.join(map(str, index))}]" if index else "")
@@ -68,6 +73,10 @@ def named(source: str, array: str) -> Name:
 
 def as_float32(array: np.ndarray, name: Name) -> Float[np.ndarray, "n ..."]:
     """The same numbers in float32.
+
+    Args:
+      array: what a file holds.
+      name: what to call its entries in an error.
 
     Raises:
       DataError: not numbers, or an entry that is NaN, infinite or too large for float32.
@@ -83,6 +92,11 @@ def as_float32(array: np.ndarray, name: Name) -> Float[np.ndarray, "n ..."]:
 
 def as_labels(array: np.ndarray, name: Name, classes: int | None) -> Int[np.ndarray, " n"]:
     """The same labels in int32; whole numbers in a float array will do.
+
+    Args:
+      array: what a file holds.
+      name: what to call its entries in an error.
+      classes: how many there are; None if the labels say so.
 
     Raises:
       DataError: not one label a row, or a label that is not whole, negative, or >= `classes`.
@@ -107,6 +121,11 @@ def as_labels(array: np.ndarray, name: Name, classes: int | None) -> Int[np.ndar
 def count_classes(labels: Int[np.ndarray, " n"], name: Name, classes: int | None) -> int:
     """`classes`, or the highest label plus one where every class below it has an example.
 
+    Args:
+      labels: `[n]`.
+      name: what to call them in an error.
+      classes: what the user says; None if nothing.
+
     Raises:
       DataError: a class without examples, or a single class, where `classes` was not given.
     """
@@ -126,6 +145,10 @@ def count_classes(labels: Int[np.ndarray, " n"], name: Name, classes: int | None
 
 def as_bits(array: np.ndarray, name: Name) -> Float[np.ndarray, "n ..."]:
     """Binary targets in float32.
+
+    Args:
+      array: what a file holds.
+      name: what to call its entries in an error.
 
     Raises:
       DataError: an entry that is neither 0 nor 1.

@@ -33,6 +33,10 @@ def find(remote: Remote, root: str | None) -> Path:
     `root` where it is given, and then nowhere else; otherwise `$BPEQ_DATA`, the user's cache folder
     (`~/.cache/bpeq` on Linux), and a download into that cache, kept only if its checksum is right.
 
+    Args:
+      remote: the file.
+      root: the only folder to look in; None: the three places below.
+
     Raises:
       DataError: it is in none of them.
     """

@@ -27,7 +27,11 @@ def finish(
     Shapes: x `[n, ...]` float32; y `[n]` int32 for classification, else `[n, outputs]` float32.
 
     Args:
+      name: the data set's name.
+      x: inputs.
+      y: labels or targets.
       splits: from `single`, `shuffled` or `folded`.
+      task: "classification", "binary" or "regression".
       outputs: classes, or the targets' last axis.
       unit: what one unit of y is.
       disjoint: False only where train, validation and test are meant to overlap (a truth table).

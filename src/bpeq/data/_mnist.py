@@ -78,6 +78,14 @@ def fashion_mnist(validation: HeldOut = 5000, root: str | None = None) -> Datase
     `fashion_mnist/NAME.gz`. The checksums are those published for the files; unlike MNIST's, bpeq's
     own tests have never met the files themselves.
 
+    Args:
+      validation: images held out of the 60,000, >= 0 and < 60,000.
+      root: folder that holds `fashion_mnist/`; nothing else is then looked at, nor downloaded.
+
+    Raises:
+      ValueError: a setting is out of range.
+      DataError: a file is absent and cannot be downloaded, or is damaged.
+
     Source: Xiao, Rasul & Vollgraf 2017, Fashion-MNIST: a novel image dataset for benchmarking
     machine learning algorithms.
     """

@@ -24,7 +24,13 @@ class TooFew(ValueError):
 
 
 def single(train: Rows, validation: Rows, test: Rows) -> Splits:
-    """One split out of three row lists."""
+    """One split out of three row lists.
+
+    Args:
+      train: row numbers of the training examples.
+      validation: of the validation examples.
+      test: of the test examples.
+    """
     return _stack([(train, validation, test)])
 
 
@@ -34,6 +40,12 @@ def folded(n: int, count: int, validation: float, labels: Rows | None = None) ->
     All test sets have the size of the smallest fold, so that splits can be vmapped; what a larger
     fold has too much goes to its split's training part. `validation` is the fraction of the rows
     outside the test set. Stratified by `labels` where they are given.
+
+    Args:
+      n: how many rows there are.
+      count: how many folds, >= 2.
+      validation: fraction of the rows outside the test set, in [0, 1).
+      labels: `[n]`, to stratify by; None: not stratified.
 
     Raises:
       ValueError: too few rows for the folds or the fraction.
@@ -68,6 +80,13 @@ def shuffled(
 
     Stratified by `labels` where they are given.
 
+    Args:
+      n: how many rows there are.
+      count: how many splits, >= 1.
+      validation: fraction of the rows outside the test set, in [0, 1).
+      test: fraction of all rows, in [0, 1).
+      labels: `[n]`, to stratify by; None: not stratified.
+
     Raises:
       ValueError: too few rows for a fraction.
     """
@@ -85,7 +104,9 @@ def carve(
     """(the rest, round(fraction · rows) of the rows, at least one); fraction 0 takes none.
 
     Args:
-      labels: of all rows of the table, to stratify by.
+      rows: row numbers to divide.
+      fraction: of the rows to take out, in [0, 1).
+      labels: of all rows of the table, to stratify by; None: not stratified.
       state: sklearn's random_state.
       part: what the fraction is called, for errors.
 

@@ -50,6 +50,12 @@ class Choices(NamedTuple):
 def table(factory: str, path: str, parts: dict[str, Part], choices: Choices) -> Dataset:
     """A Dataset out of one part "all", or of "train", "test" and perhaps "validation".
 
+    Args:
+      factory: the name of the data set's factory, for errors.
+      path: the file, for errors.
+      parts: the file's examples.
+      choices: the factory's settings.
+
     Raises:
       ValueError: a setting that does not go with the file.
       DataError: what the file holds is at fault.

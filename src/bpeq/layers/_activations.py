@@ -23,6 +23,10 @@ from bpeq.types import Activation, Key, Layer, Params, Shape
 def activation_layer(name: str, activation: Activation) -> Layer:
     """The layer of any activation, a user's own too: forward σ(z), backward δ ⊙ σ′(z).
 
+    Args:
+      name: the layer's name.
+      activation: σ, σ′ and A.
+
     Example:
       >>> import jax.numpy as jnp
       >>> potential = lambda s: 0.75 * jnp.abs(s) ** (4 / 3)

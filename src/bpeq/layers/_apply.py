@@ -13,6 +13,15 @@ from bpeq.types import Key, Layer, Params
 def apply(layer: Layer, params: Params, x: Any, key: Key | None = None) -> Any:
     """The layer's output alone: what `jax.grad` differentiates when it checks `backward`.
 
+    Args:
+      layer: any layer.
+      params: its parameters.
+      x: `[batch, ...]`.
+      key: random key of a training pass; None evaluates.
+
+    Returns:
+      y, `[batch, ...]`.
+
     Example:
       >>> import jax, jax.numpy as jnp
       >>> from bpeq.layers import relu
@@ -28,6 +37,12 @@ def with_custom_vjp(layer: Layer) -> Callable[..., Any]:
     For code outside of bpeq: `jax.grad`, `jax.vjp` and `jax.vmap` work as ever; forward mode
     (`jax.jvp`, `jax.jacfwd`, `jax.hessian`) does not, JAX forbids it for such functions. Inside
     bpeq nothing uses this wrapper.
+
+    Args:
+      layer: any layer.
+
+    Returns:
+      f(params, x, key=None) -> y.
 
     Example:
       >>> import jax, jax.numpy as jnp

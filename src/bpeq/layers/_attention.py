@@ -42,7 +42,8 @@ def attention(
     Args:
       heads: >= 1, a divisor of n.
       causal: whether a step sees itself and earlier steps only.
-      init: initialiser of the four w, multiplied by `scale` > 0.
+      init: initialiser of the four w, multiplied by `scale`.
+      scale: factor on the initial weights, > 0.
 
     Raises:
       ValueError: a setting is out of range, one example is no `[steps, n]` sequence, or n is not

@@ -79,7 +79,8 @@ def deltas(
 
     Args:
       network: a chain.
-      params, residuals: its parameters, and what its `forward` kept.
+      params: its parameters.
+      residuals: what its `forward` kept.
       dy: ∂C/∂output, `[batch, ...]`.
       feedback: other weights for the transposes; None means `params`, which is backprop.
 

@@ -29,6 +29,11 @@ def tolerance(dtype: Any, deep: bool = False, normalised: bool = False) -> float
     """Single layers: 1e-12 in float64, 2e-6 in float32; whole nets: 1e-11 and 2e-5.
 
     Deep nets with batch normalisation: 1e-10 and 1e-4.
+
+    Args:
+      dtype: of the parameters.
+      deep: whether a whole network is checked.
+      normalised: whether batch normalisation is in it.
     """
     double = jnp.finfo(dtype).bits == 64
     if deep and normalised:
@@ -43,6 +48,16 @@ def gradient_error(ours: Any, reference: Any) -> float:
 
     A leaf whose gradient is exactly zero, such as a bias in front of batch normalisation, is so
     measured against its tree: against itself correct code would show errors up to 1e9.
+
+    Args:
+      ours: a tree of gradients.
+      reference: the exact one, of the same structure.
+
+    Returns:
+      A plain fraction; NaN if there is one.
+
+    Raises:
+      ValueError: two leaves have different shapes.
     """
     pairs = [
         (np.asarray(a), np.asarray(b))
@@ -68,8 +83,11 @@ def check(
     """`layer.backward` against `jax.vjp` of `layer.forward`, at a random output error.
 
     Args:
-      params, x: where to check, in the dtype to check in; x `[batch, ...]`.
+      layer: any layer.
+      params: its parameters, in the dtype to check in.
+      x: `[batch, ...]`, where to check.
       key: draws the output error and, with `train`, the layer's own random numbers.
+      train: whether to check the training pass.
       deep: use the tolerance of whole nets.
 
     Raises:
@@ -111,6 +129,15 @@ def check_network(network: Layer, params: Params, x: Array, *, key: Key) -> list
     """A row for every part of a chain, each at the input that it gets, and a row for the whole.
 
     What batch normalisation or dropout makes another function in training has a second row there.
+
+    Args:
+      network: a chain.
+      params: its parameters.
+      x: `[batch, ...]`.
+      key: random key of all checks.
+
+    Returns:
+      The rows; `passed` says of each whether it is within its tolerance.
 
     Example:
       >>> import jax, jax.numpy as jnp

@@ -49,7 +49,8 @@ def conv(
       stride: pixels between two outputs, >= 1.
       padding: zeros around the image: "SAME" gives ceil(size / stride) outputs (an odd zero goes to
         the far side), "VALID" none, a whole number that many pixels on every side.
-      init: initialiser of w, multiplied by `scale` > 0; fan-in kernel²·n, fan-out kernel²·features.
+      init: initialiser of w, multiplied by `scale`; fan-in kernel²·n, fan-out kernel²·features.
+      scale: factor on the initial weights, > 0.
       bias: whether there is a b.
       bias_init: initialiser of b.
 

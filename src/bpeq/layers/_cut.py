@@ -28,6 +28,9 @@ class Block(NamedTuple):
 def cut(network: Layer) -> tuple[Block, ...]:
     """The blocks of a chain, cut at its activations, from input to output.
 
+    Args:
+      network: a chain.
+
     Raises:
       ValueError: not a chain, two activations with nothing between them, or an activation hidden
         inside a combinator, where it cannot be cut.
@@ -73,6 +76,9 @@ def _hides_activation(part: Layer) -> bool:
 
 def part_names(network: Layer) -> list[str]:
     """A unique name for every part of a chain, in order: `dense_0`, `tanh_1`, or bare if alone.
+
+    Args:
+      network: a chain.
 
     Example:
       >>> from bpeq.layers import chain, dense, tanh

@@ -36,7 +36,8 @@ def dense(
 
     Args:
       features: outputs, >= 1.
-      init: initialiser of w, multiplied by `scale` > 0.
+      init: initialiser of w, multiplied by `scale`.
+      scale: factor on the initial weights, > 0.
       bias: whether there is a b.
       bias_init: initialiser of b.
 

@@ -32,7 +32,8 @@ def embedding(
     Args:
       vocabulary: how many different ids there are, >= 1.
       features: length of a vector, >= 1.
-      init: initialiser of the table, multiplied by `scale` > 0.
+      init: initialiser of the table, multiplied by `scale`.
+      scale: factor on the initial weights, > 0.
 
     Raises:
       ValueError: a setting is out of range, x is not of integers, or an id is out of range. Inside
@@ -86,7 +87,8 @@ def position_embedding(
 
     Args:
       length: the most steps that a sequence may have, >= 1.
-      init: initialiser of the table, multiplied by `scale` > 0.
+      init: initialiser of the table, multiplied by `scale`.
+      scale: factor on the initial weights, > 0.
 
     Raises:
       ValueError: a setting is out of range, one example is no `[steps, n]` sequence, or a sequence

@@ -40,10 +40,14 @@ _JAX: dict[str, Callable[..., Array]] = {
 def initialise(name: Initialiser, key: Key, shape: Shape, fan_in: int, scale: float = 1.0) -> Array:
     """An array of `shape` in JAX's default float dtype, times `scale`.
 
-    name: "normal" is N(0, 1); "uniform" is U(−1, 1); "fan_in_uniform" is U(−1/√fan_in, 1/√fan_in),
-      the habit of the EP papers' code, for biases too; "zeros"; the others are those of
-      `jax.nn.initializers`, for weights of two or more axes, outputs last.
-    fan_in: the number of inputs of a unit; read by "fan_in_uniform" only.
+    Args:
+      name: "normal" is N(0, 1); "uniform" is U(−1, 1); "fan_in_uniform" is U(−1/√fan_in,
+        1/√fan_in), the habit of the EP papers' code, for biases too; "zeros"; the others are those
+        of `jax.nn.initializers`, for weights of two or more axes, outputs last.
+      key: random key.
+      shape: of the array.
+      fan_in: the number of inputs of a unit; read by "fan_in_uniform" only.
+      scale: factor on the drawn numbers.
     """
     dtype = jnp.result_type(float)
     if name in ("uniform", "fan_in_uniform"):

@@ -213,6 +213,12 @@ def _init(name: str, window: int, stride: int) -> Callable[[Key, Shape], tuple[P
 def pooled_shape(name: str, shape: Shape, window: int, stride: int) -> Shape:
     """The shape of one pooled example.
 
+    Args:
+      name: the layer's name, for errors.
+      shape: of one image.
+      window: side of a window in pixels.
+      stride: pixels between windows.
+
     Raises:
       ValueError: one example is no `[height, width, channels]` image, or smaller than a window.
     """
@@ -227,7 +233,13 @@ def pooled_shape(name: str, shape: Shape, window: int, stride: int) -> Shape:
 
 
 def views(x: Array, window: int, stride: int) -> Array:
-    """The pixels of all windows, offset by offset: `[window², batch, height', width', n]`."""
+    """The pixels of all windows, offset by offset: `[window², batch, height', width', n]`.
+
+    Args:
+      x: `[batch, height, width, n]`.
+      window: side of a window in pixels.
+      stride: pixels between windows.
+    """
     batch, n = x.shape[0], x.shape[3]
     rows, columns, _ = pooled_shape("pool", x.shape[1:], window, stride)
     if window == stride > FEW:
@@ -245,7 +257,14 @@ def views(x: Array, window: int, stride: int) -> Array:
 
 
 def spread(parts: Array, window: int, stride: int, image: Shape) -> Array:
-    """The transpose of `views`: every part's pixels added up where they were read from."""
+    """The transpose of `views`: every part's pixels added up where they were read from.
+
+    Args:
+      parts: as `views` gives them.
+      window: side of a window in pixels.
+      stride: pixels between windows.
+      image: the shape of one image.
+    """
     _, batch, rows, columns, n = parts.shape
     zero = jnp.zeros((), parts.dtype)
     if window == stride > FEW:

@@ -42,7 +42,8 @@ def rnn(
     Args:
       features: size of h, >= 1.
       return_sequences: whether y is h at every step, or at the last one only.
-      init, recurrent_init: initialisers of w and u.
+      init: initialiser of w.
+      recurrent_init: initialiser of u, block by block.
 
     Raises:
       ValueError: a setting is out of range, or one example is no `[steps, n]` sequence.
@@ -93,7 +94,8 @@ def gru(
     Args:
       features: size of h, >= 1.
       return_sequences: whether y is h at every step, or at the last one only.
-      init, recurrent_init: initialisers of w and u.
+      init: initialiser of w.
+      recurrent_init: initialiser of u, block by block.
 
     Raises:
       ValueError: a setting is out of range, or one example is no `[steps, n]` sequence.
@@ -158,7 +160,8 @@ def lstm(
     Args:
       features: size of h and of c, >= 1.
       return_sequences: whether y is h at every step, or at the last one only.
-      init, recurrent_init: initialisers of w and u.
+      init: initialiser of w.
+      recurrent_init: initialiser of u, block by block.
       forget_bias: where b starts for f; it starts at 0 for the others.
 
     Raises:

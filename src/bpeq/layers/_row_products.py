@@ -22,6 +22,11 @@ def pay(x: Array, w: Array, pads: Pads) -> bool:
 
     Of 3 × 3 kernels they are not, nor where the result is much narrower than the image, nor on
     other devices, whose libraries have kernels of their own.
+
+    Args:
+      x: images `[n, height, width, channels]`.
+      w: kernels `[rows, columns, channels, features]`.
+      pads: zeros before and after the rows, and the columns.
     """
     rows, columns, channels, _ = w.shape
     wide = min(rows, columns) >= WIDE and rows * channels >= DEEP

@@ -23,7 +23,11 @@ Loop = Callable[[Step, State, Any, int], Any]
 
 
 def some_of(step: Step) -> Callable[[Array], Step] | None:
-    """rows -> the step on those examples alone; None where it cannot be had."""
+    """rows -> the step on those examples alone; None where it cannot be had.
+
+    Args:
+      step: a step for a solver; a `rules` phase's has an attribute `some`.
+    """
     return getattr(step, "some", None)
 
 

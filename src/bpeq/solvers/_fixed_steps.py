@@ -134,7 +134,13 @@ def _differ(a: list[Array], b: list[Array]) -> Array:
 
 
 def damp(damping: float, state: State, swept: State) -> State:
-    """damping·s + (1 − damping)·sweep(s)."""
+    """damping·s + (1 − damping)·sweep(s).
+
+    Args:
+      damping: in [0, 1).
+      state: s.
+      swept: sweep(s).
+    """
     if damping == 0.0:
         return swept
     return jax.tree.map(lambda old, new: damping * old + (1.0 - damping) * new, state, swept)

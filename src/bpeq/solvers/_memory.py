@@ -31,6 +31,10 @@ def memory(step: Callable[[State], State], state: State) -> Memory:
     `rest`. whole: all are read, or none is, as of a single layer: then all count as read, since a
     solver has no residual but that of what it carries.
 
+    Args:
+      step: an undamped sweep.
+      state: a state of the shapes that it takes.
+
     Example:
       >>> import jax.numpy as jnp
       >>> sweep = lambda s: (2 * s[1], 3 * s[1])

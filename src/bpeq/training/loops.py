@@ -127,7 +127,7 @@ def epoch_scan(step: Step, batch_size: int) -> Loop:
     """A loop that runs `count` epochs of `step` on a data set that lives on the device.
 
     It is (carry, x, y, rows, key, first, count) -> (carry, metrics `[count]`), metrics
-    averaged over an epoch's steps, for `over_seeds` or `jax.jit`. `rows` `[m]` are the training examples; epoch e visits them in
+    averaged over an epoch's steps. `rows` `[m]` are the training examples; epoch e visits them in
     an order that depends on (key, e) alone, in m // batch_size batches. What is left over and
     fills no batch is left out of that epoch, another remainder each time. With one batch of all
     rows there is no shuffling. `count` is static.
