@@ -115,11 +115,8 @@ def matches_complex_step(
     """⟨dparams, dp⟩ + ⟨dx, v⟩ against Im ⟨dy, y(params + ih·dp, x + ih·v)⟩ / h: no autodiff."""
     key, h = KEY if train else None, 1e-30
     params, dp = draw(layer, shape), draw(layer, shape, seed=3)
-    frozen = ("mean", "variance")  # population statistics have no gradient
-    dp = jax.tree_util.tree_map_with_path(
-        lambda path, a: a * 0 if any(f"'{f}'" in jax.tree_util.keystr(path) for f in frozen) else a,
-        dp,
-    )
+    trained = layers.trained_leaves(layer, params)  # population statistics have no gradient
+    dp = jax.tree.map(lambda a, is_trained: a if is_trained else a * 0, dp, trained)
     at = normal(2, *shape) if x is None else x
     v = normal(*at.shape, seed=4) if x is None else None
 

@@ -94,7 +94,7 @@ def diabetes(validation: Fraction = 0.1) -> Dataset:
       validation: fraction of the 354 patients outside the test set, in [0, 1).
 
     Raises:
-      ValueError: a fraction that leaves nobody to train on.
+      ValueError: a fraction that leaves no patient to train on.
 
     Example:
       >>> data = diabetes()

@@ -1,4 +1,4 @@
-"""A loop over a batch that goes on with ever fewer examples, as these come to rest."""
+"""A loop over a batch that continues with the examples that still move, without those at rest."""
 
 from __future__ import annotations
 
@@ -40,12 +40,24 @@ def run_compacting_active(
     axis: Callable[[Array], int] = lambda leaf: 0,
     least: int = LEAST,
 ) -> Any:
-    """`loop` on the batch; once no more than 1/parts[0] of it is active, on these alone; and so on.
+    """Runs `loop` on the batch, and then on fewer and fewer examples: those that are still active.
 
-    loop(step, rest, carry, few) runs until no more than `few` are active, or it has had enough;
-    `rest` is the part of `state` that belongs to its examples. `carry` is a named tuple of arrays
-    with the batch on axis(array), 0 or -1, and of scalars; `active` `[batch]` says who still moves.
-    A step that cannot be had for some examples stays whole.
+    Once no more than 1/parts[0] of the batch is active, the loop continues on these examples alone;
+    then on 1/parts[1] of it, and so on. The results are put back where the examples stood.
+
+    Args:
+      loop: (step, rest, carry, few) -> carry, which runs until no more than `few` examples are
+        active, or until its own limit. `rest` is the part of `state` of these examples.
+      step: a step for a solver; if it has no `some`, the whole batch stays together.
+      state: the state that the solver got.
+      carry: a named tuple of scalars and of arrays with the batch on axis(array); its field
+        `active` `[batch]` says which examples still move.
+      parts: n for each time that the loop continues on an n-th of the batch.
+      axis: array of the carry -> its batch axis, 0 or -1.
+      least: fewer examples than this do not go on alone.
+
+    Returns:
+      The carry at the end.
     """
     some, batch = some_of(step), len(carry.active)
     sizes = [batch // n for n in parts if some and batch // n >= least]
@@ -55,6 +67,7 @@ def run_compacting_active(
             return loop(step, rest, carry, 0)
         size, *smaller = sizes
         end = loop(step, rest, carry, size)
+        # Each active example gets one of `size` places, in order; the others get none.
         count = jnp.cumsum(end.active, dtype=jnp.int32)
         place = jnp.where(end.active, count - 1, size)
         there = place < size  # all that are active, unless the loop had had enough
@@ -70,30 +83,41 @@ def run_compacting_active(
     return go(step, state, carry, _numbers(batch), sizes)
 
 
-def valued_as(fast: Callable[[Any], Any], plain: Callable[[Any], Any], given: Any) -> Any:
-    """fast(given), with the derivatives of `plain`, its equal; both may close over arrays.
+def with_derivatives_of(
+    fast: Callable[[Any], Any], slow: Callable[[Any], Any], argument: Any
+) -> Any:
+    """fast(argument), with the derivatives of `slow`, a function of the same values.
 
-    A loop of no known length has no reverse-mode derivative; a plain scan has.
+    A loop of no known length has no reverse-mode derivative; a scan has. Both functions may close
+    over arrays.
+
+    Args:
+      fast: gives the value.
+      slow: gives the derivatives.
+      argument: a tree of arrays.
+
+    Returns:
+      What both functions give.
     """
-    leaves, structure = jax.tree.flatten(given)
+    leaves, structure = jax.tree.flatten(argument)
 
     def traced(f: Callable[[Any], Any]) -> Any:
         return jax.make_jaxpr(lambda *leaves: f(jax.tree.unflatten(structure, leaves)))(*leaves)
 
-    quick, slow = traced(fast), traced(plain)
+    fast_program, slow_program = traced(fast), traced(slow)
 
     @jax.custom_jvp
     def value(known: Any, leaves: Any) -> Any:
-        return eval_jaxpr(quick.jaxpr, known[0], *leaves)
+        return eval_jaxpr(fast_program.jaxpr, known[0], *leaves)
 
     @value.defjvp
     def derivative(primals: Any, tangents: Any) -> Any:
-        def plainly(known: Any, leaves: Any) -> Any:
-            return eval_jaxpr(slow.jaxpr, known[1], *leaves)
+        def slowly(known: Any, leaves: Any) -> Any:
+            return eval_jaxpr(slow_program.jaxpr, known[1], *leaves)
 
-        return jax.jvp(plainly, primals, tangents)
+        return jax.jvp(slowly, primals, tangents)
 
-    return jax.tree.unflatten(structure, value((quick.consts, slow.consts), leaves))
+    return jax.tree.unflatten(structure, value((fast_program.consts, slow_program.consts), leaves))
 
 
 def _numbers(count: int) -> Array:

@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Int
 from bpeq.core import trees
 from bpeq.core.tracing import carries_all, disable_fast_paths
 from bpeq.settings import Count, Fraction, NonNegative, checked
-from bpeq.solvers._fewer import Step, run_compacting_active, some_of, valued_as
+from bpeq.solvers._fewer import Step, run_compacting_active, some_of, with_derivatives_of
 from bpeq.solvers._memory import memory
 from bpeq.types import SolveInfo, Solver, State
 
@@ -122,7 +122,7 @@ def _swept(step: Step, damping: float, state: State, count: int) -> State:
 
     kept = read.pick(state)
     pays = looped >= FEW and len(kept[0]) >= LEAST and not disable_fast_paths()
-    kept = valued_as(moving, every, kept) if some_of(step) and pays else every(kept)
+    kept = with_derivatives_of(moving, every, kept) if some_of(step) and pays else every(kept)
     end = read.fill(kept, state)
     return end if read.whole else move(step, end)
 
