@@ -10,7 +10,10 @@ GOALS = {
     "centered_over_one_sided": ("EP at ±β over EP at β, batch 128", "≤ 1.25"),
     "sweeps_saved_mlp1": ("plain sweeps over accelerated ones, 784-512-10", "≥ 3"),
     "sweeps_saved_mlp3": ("the same, 784-512-512-512-10", "≥ 3"),
-    "sweeps_saved_cnn": ("the same, CNN; some phases end in another equilibrium (docs/speed.md)", "≥ 3"),
+    "sweeps_saved_cnn": (
+        "the same, CNN; some phases end in another equilibrium (docs/speed.md)",
+        "≥ 3",
+    ),
     "roofline_b1024": ("certified EP over the floor of its two products, batch 1024", "≤ 2.5"),
     "compile_seconds": ("an epoch's compile time, the longer of 10 and 1,000 sweeps, s", "≤ 1.5"),
     "numpy_over_xor_50": ("50 NumPy runs of XOR over 50 seeds at once", "≥ 100"),

@@ -22,9 +22,9 @@ def write_results(result: dict[str, Any], path: Path) -> Path:
     lines = [
         "# Speed and memory, as measured",
         "",
-        "Each figure is a ratio of two times that were measured in turn in one run: the median over "
-        "rounds. In brackets: the smallest time divided by the smallest time. `make bench` measures "
-        f"all of them in {result['seconds']['total'] / 60:.0f} minutes.",
+        "Each figure is a ratio of two times that were measured in turn in one run: the median "
+        "over rounds. In brackets: the smallest time divided by the smallest time. `make bench` "
+        f"measures all of them in {result['seconds']['total'] / 60:.0f} minutes.",
         where,
         "",
         "| ratio | what is divided by what | `python -m benchmarks.bench` | measured | goal |",

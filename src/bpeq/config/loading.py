@@ -179,7 +179,7 @@ class Config:
         for name, settings in sections.items():
             own = None
             if settings is not None:
-                own = self._read(name, {**self.tree.get(name, {}), **settings})
+                own = self._read(name, {**self.as_dict().get(name, {}), **settings})
             fields[_FIELDS.get(name, name)] = own
         return replace(self, **fields)
 

@@ -66,7 +66,7 @@ def measure_fidelity(
         # Equilibria are those of the system, but a rule that compares nudgings knows most of them.
         rule = next((rule for rule in settled if rule.info.nudgings), settled[0])
         jobs.append(("equilibrium", partial(_measure_equilibrium, result, rule)))
-        if rule.settings.get("gdu"):
+        if rule.config.fidelity.gdu:
             _check_gdu(rule)
             jobs.append(("GDU", partial(_measure_gdu, result, rule)))
     run_folder.create_folder(folder)
@@ -76,10 +76,10 @@ def measure_fidelity(
         job()
     result = {
         "name": config.name,
-        "config": config.tree,
+        "config": config.as_dict(),
         "params": "initial" if trained is None else str(trained),
         "examples": len(tested[0].point.batch.x),
-        "precision": config.tree["precision"],
+        "precision": config.precision,
         **result,
         **fits(result["grid"]),
         "environment": run_folder.environment(),
@@ -91,20 +91,20 @@ def measure_fidelity(
 def _rule_under_test(config: Config, trained: Path | None) -> RuleUnderTest:
     """The rule of a config at the first seed's weights, initial or those of a run."""
     problem = build(config)
-    with jax.enable_x64(config.tree["precision"] == "float64"):
+    with jax.enable_x64(config.double):
         point = initial_point(config, problem)
         if trained is not None:
-            owner = f"{config.path} under the rule {config.tree['rule']['name']!r}"
+            owner = f"{config.path} under the rule {config.rule.name!r}"
             point = point._replace(params=weights_like(trained, point.params, owner))
     return RuleUnderTest(config, problem, point)
 
 
 def _measure_rule(result: dict[str, Any], rule: RuleUnderTest) -> None:
     """Adds the row of the rule as configured, and in each precision that [fidelity] asks for."""
-    own = rule.config.tree["precision"]
+    own = rule.config.precision
     with rule.point.cast(own) as point:
         row = fidelity_row(rule.problem, point)
-    if rule.settings.get("precisions") and "relative_error" in row:
+    if rule.config.fidelity.precisions and "relative_error" in row:
         row["precisions"] = {own: {key: part for key, part in row.items() if key != "nudge"}}
         for precision in (name for name in rule.precisions if name != own):
             with rule.point.cast(precision) as point:
@@ -135,7 +135,7 @@ def _measure_equilibrium(result: dict[str, Any], rule: RuleUnderTest) -> None:
     if rule.info.beta == "beta":
         # The rule's own row knows the β that `beta = "auto"` has chosen.
         own = float(result["rules"][rule.name].get("beta", point.state["beta"]))
-        betas = rule.settings.get("betas") or []
+        betas = rule.config.fidelity.betas or []
         args = (problem.system, problem.cost, point.params, point.batch, [own, *betas])
         shares = jumped(*args, rule.info.nudged_system).mean(axis=1).tolist()
         entry["jumped"] = {"beta": own, "share": shares[0]}
@@ -149,7 +149,7 @@ def _check_gdu(rule: RuleUnderTest) -> None:
     assert system is not None
     if system.energy is None or system.denergy is None:
         remedy = f"asks what eqprop does, which needs an energy; {system.name!r} has none"
-        raise rule.config.fault("fidelity.gdu", True, remedy)
+        raise rule.config.error("fidelity.gdu", True, remedy)
 
 
 def _measure_gdu(result: dict[str, Any], rule: RuleUnderTest) -> None:

@@ -13,7 +13,6 @@ from bpeq.analysis.gradient_fidelity import exact_gradient, judge
 from bpeq.config.errors import ConfigError
 from bpeq.config.loading import Config
 from bpeq.config.problem import Problem, build
-from bpeq.config.registry import resolve
 from bpeq.config.schema import wires
 from bpeq.experiment.rule_fidelity import OperatingPoint, fidelity_entry
 from bpeq.types import Estimate, LearningRule, RuleInfo, Solver
@@ -32,7 +31,7 @@ class RuleUnderTest(NamedTuple):
     @property
     def name(self) -> str:
         """The rule's name in the config."""
-        return str(self.config.tree["rule"]["name"])
+        return self.config.rule.name
 
     @property
     def info(self) -> RuleInfo:
@@ -40,19 +39,15 @@ class RuleUnderTest(NamedTuple):
         return self.problem.rule.info
 
     @property
-    def settings(self) -> dict[str, Any]:
-        """What [fidelity] asks for."""
-        return self.config.tree.get("fidelity", {})
-
-    @property
     def precisions(self) -> list[str]:
         """The precisions of the grids; the config's own if [fidelity] names none."""
-        return self.settings.get("precisions") or [self.config.tree["precision"]]
+        asked: Sequence[str] | None = self.config.fidelity.precisions
+        return list(asked or [self.config.precision])
 
     @property
     def own_beta(self) -> float | None:
         """The β of the config; 0.1 for "auto", which is no point of a grid; None without a β."""
-        beta = self.config.tree["rule"].get(self.info.beta)
+        beta = self.config.rule.settings.get(self.info.beta)
         if beta is None and self.info.beta:
             return float(self.point.state[self.info.beta])
         return 0.1 if beta == "auto" else beta
@@ -107,7 +102,7 @@ def grid_jobs(rules: Sequence[RuleUnderTest]) -> tuple[list[Job], list[str]]:
 
     jobs: list[Job] = []
     notes = []
-    for grid in (grid for grid in GRIDS if rules[0].settings.get(grid)):
+    for grid in (grid for grid in GRIDS if getattr(rules[0].config.fidelity, grid)):
         variants = {rule.name: list(_variants(rule, grid)) for rule in rules}
         without = ", ".join(name for name, found in variants.items() if not found)
         if without:
@@ -156,20 +151,20 @@ def _grid_rows(
 
 def _variants(rule: RuleUnderTest, grid: str) -> Iterator[Variant]:
     """The rule under every setting of a grid; none if it has nothing to vary."""
-    info, settings = rule.info, rule.settings
+    info, asked = rule.info, rule.config.fidelity
     missing = {"betas": not info.beta, "points": not info.nudgings, "sweeps": False}[grid]
     if info.reference is None or missing:
         return
     names: Sequence[str] = [""]
     if grid == "points":
-        names = [f"holomorphic-{n}" for n in settings["points"]]
+        names = [f"holomorphic-{n}" for n in asked.points or ()]
     elif info.nudgings:
-        names = settings.get("nudgings") or info.nudgings
+        names = asked.nudgings or info.nudgings
     betas = [rule.own_beta]
     if grid == "betas":
-        betas = [beta for beta in settings["betas"] if beta <= info.beta_max]
+        betas = [beta for beta in asked.betas or () if beta <= info.beta_max]
     for name in names:
-        for sweeps in settings["sweeps"] if grid == "sweeps" else [None]:
+        for sweeps in asked.sweeps or () if grid == "sweeps" else [None]:
             config = rule.config if sweeps is None else _with_sweeps(rule, sweeps)
             if config is None:
                 return
@@ -181,8 +176,7 @@ def _variants(rule: RuleUnderTest, grid: str) -> Iterator[Variant]:
 
 def _with_sweeps(rule: RuleUnderTest, sweeps: int) -> Config | None:
     """The config under which every phase runs so many sweeps; None if the rule has no phases."""
-    factory = resolve("rules", rule.name, rule.config.folder)
-    phases = [name for name, word in wires(factory).items() if word is Solver]
+    phases = [name for name, word in wires(rule.config.rule.factory).items() if word is Solver]
     solvers = {n: {"name": "fixed_steps", "steps": sweeps} for n in phases if n != "evaluation"}
     counts = rule.info.sweep_settings(sweeps) if rule.info.sweep_settings else {}
     return rule.config.changed(solvers=solvers, rule=counts) if solvers or counts else None
@@ -200,4 +194,4 @@ def _rebuilt(rule: RuleUnderTest, config: Config, variant: Variant) -> LearningR
         return build(config.changed(rule={**nudging, rule.info.beta: rule.own_beta}), data).rule
     except ConfigError as error:
         reason = str(error.__cause__ or error)
-        raise rule.config.fault("fidelity.nudgings", name, reason) from error
+        raise rule.config.error("fidelity.nudgings", name, reason) from error

@@ -102,7 +102,7 @@ def before_and_after(config: Config, problem: Problem, trained: Params) -> dict[
     initial = initial_point(config, problem)
     weights = jax.tree.map(lambda leaf: jnp.asarray(leaf[0]), trained)
     return {
-        "rule": config.tree["rule"]["name"],
+        "rule": config.rule.name,
         "examples": len(initial.batch.x),
         "initial": fidelity_row(problem, initial),
         "trained": fidelity_row(problem, initial._replace(params=weights)),
@@ -116,7 +116,7 @@ def initial_point(config: Config, problem: Problem) -> OperatingPoint:
       config: the config; [fidelity] says how many examples.
       problem: its parts.
     """
-    weights_key, rule_key, _ = seed_keys(config.tree["seed"], 1)[0]
+    weights_key, rule_key, _ = seed_keys(config.seed, 1)[0]
     params, state = problem.rule.init(rule_key, problem.init(weights_key))
     return OperatingPoint(params, state, first_examples(config, problem), rule_key)
 
@@ -149,7 +149,7 @@ def first_examples(config: Config, problem: Problem, count: int | None = None) -
     """
     rows, data = problem.rows[0], problem.data
     if count is None:
-        count = config.tree.get("fidelity", {}).get("examples", min(32, len(rows)))
+        count = config.fidelity.examples or min(32, len(rows))
     dtype = jnp.result_type(float)
     y = jnp.asarray(data.y[rows[:count]], jnp.int32 if data.task == "classification" else dtype)
     return Batch(jnp.asarray(data.x[rows[:count]], dtype), y)

@@ -150,8 +150,8 @@ def results(config: Config, runs: Sequence[SweepRun], grid: Grid, folder: Path) 
         rows.append(row)
     return {
         "name": config.name,
-        "rule": config.tree["rule"]["name"],
-        "seeds": config.tree["seeds"],
+        "rule": config.rule.name,
+        "seeds": config.seeds,
         "grid": grid,
         "runs": rows,
     }

@@ -148,8 +148,8 @@ def check_runs(runs: Sequence[SweepRun]) -> None:
             same = names[run.name].label
             raise ConfigError(f"--grid: {run.label} and {same} are the same run")
         names[run.name] = run
-        if "experiment" not in run.config.tree:
-            key = json.dumps([run.config.tree.get("data"), run.config.tree["precision"]])
+        if run.config.experiment is None:
+            key = json.dumps([run.config.data.as_dict(), run.config.precision])
             try:
                 datasets[key] = build(run.config, datasets.get(key)).data
                 shared_by(run.config)

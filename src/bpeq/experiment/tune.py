@@ -13,7 +13,6 @@ import numpy as np
 
 from bpeq.config.loading import Config, ConfigError
 from bpeq.config.problem import Problem, build
-from bpeq.config.registry import resolve
 from bpeq.config.schema import fields
 from bpeq.experiment import sweep, train
 from bpeq.experiment.distributed import shared_by
@@ -40,9 +39,10 @@ def validation_metric(config: Config, problem: Problem, option: str) -> str:
       ConfigError: the data have no validation split.
     """
     if problem.validation.shape[1] == 0:
-        key = "validation" if "validation" in config.tree["data"] else "name"
+        data = config.data.as_dict()
+        key = "validation" if "validation" in data else "name"
         remedy = f"leaves no validation split, by which {option} selects"
-        raise config.fault(f"data.{key}", config.tree["data"][key], remedy)
+        raise config.error(f"data.{key}", data[key], remedy)
     return "validation_rmse" if problem.data.task == "regression" else "validation_error"
 
 
@@ -123,7 +123,7 @@ def trial_settings(config: Config, trials: int) -> list[dict[str, float]]:
     }
     with warnings.catch_warnings():  # optuna calls its quasi-random sampler experimental
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        seed = config.tree["seed"]
+        seed = config.seed
         sampler = optuna.samplers.QMCSampler(qmc_type="halton", scramble=True, seed=seed)
     study = optuna.create_study(sampler=sampler)
     own = {key: value for key, (value, _, _) in space.items()}
@@ -143,13 +143,13 @@ def search_space(config: Config) -> dict[str, tuple[float, float, float]]:
     rule's own settings that are numbers above 0 and not whole, such as β, three times up and down,
     as far as their ranges allow.
     """
-    rate = config.tree["optimizer"]["learning_rate"]
+    rate = config.optimizer.settings["learning_rate"]
     space = {"optimizer.learning_rate": (rate, rate / RATE_SPAN, rate * RATE_SPAN)}
-    rule = config.tree["rule"]
-    for name, (hint, _) in fields(resolve("rules", rule["name"], config.folder)).items():
-        value = rule.get(name)
-        positive = isinstance(value, float) and value > 0 and complaint(hint, 0.0)
-        if positive and name not in _EXACTNESS:
+    for name, (hint, _) in fields(config.rule.factory).items():
+        value = config.rule.settings.get(name)
+        if not isinstance(value, float) or name in _EXACTNESS:
+            continue
+        if value > 0 and complaint(hint, 0.0):
             low, high = (_within(hint, value, span) for span in (1 / SETTING_SPAN, SETTING_SPAN))
             space[f"rule.{name}"] = (value, low, high)
     return space
@@ -162,7 +162,7 @@ def with_settings(config: Config, settings: dict[str, float]) -> Config:
       config: the config to change.
       settings: by key, as `trial_settings` gives them.
     """
-    before, rate = config.tree["optimizer"], settings["optimizer.learning_rate"]
+    before, rate = config.optimizer.settings, settings["optimizer.learning_rate"]
     optimizer: dict[str, Any] = {"learning_rate": rate}
     if "layer_rates" in before:
         factor = rate / before["learning_rate"]
@@ -184,7 +184,7 @@ def check_search(config: Config, grid: Grid, trials: int) -> str:
         raise ConfigError(f"--search = {trials}: must be a whole number >= 1")
     for key, texts in grid.items():
         read_range(key, texts)
-    if "experiment" in config.tree:
+    if config.experiment is not None:
         raise ConfigError(f"--search = {trials}: a study has no validation split to search by")
     problem = build(config)
     shared_by(config)
@@ -222,7 +222,7 @@ def search(
     """
     import optuna
 
-    study, seed = _study(folder), config.tree["seed"]
+    study = _study(folder)
     while (done := len(_ended(study))) < trials:
 
         def report(_done: int, _all: int, row: dict[str, Any], done: int = done) -> None:
@@ -231,7 +231,7 @@ def search(
 
         trial = study.ask()
         # The seed has the trial's number, or workers that start together would draw the same.
-        study.sampler = optuna.samplers.TPESampler(seed=seed + trial.number)
+        study.sampler = optuna.samplers.TPESampler(seed=config.seed + trial.number)
         for key, texts in grid.items():
             _suggest(trial, key, texts)
         run = _run_of(config, trial)
