@@ -11,11 +11,11 @@ import pytest
 
 from bpeq import layers
 from bpeq.analysis.energy_contract import check_energy
+from bpeq.analysis.energy_contract._batch_independence import batch_independence_finding
+from bpeq.analysis.energy_contract._context import build_context
 from bpeq.analysis.energy_contract._corners import corner_finding
-from bpeq.analysis.energy_contract._gradients import symmetry_finding
-from bpeq.analysis.energy_contract._mates import alone_finding
-from bpeq.analysis.energy_contract._operations import operations
-from bpeq.analysis.energy_contract._subject import look
+from bpeq.analysis.energy_contract._derivatives import symmetry_finding
+from bpeq.analysis.energy_contract.piecewise import piecewise_operations
 from bpeq.analysis.gradient_fidelity import gradient_fidelity
 from bpeq.costs import softmax_cross_entropy, squared_error
 from bpeq.layers import chain, conv, dense, flatten, max_pool
@@ -45,14 +45,14 @@ def made(energy):
     return from_energy(energy, *parts)
 
 
-def looked_at(system, x=X, sweeps=50):
+def looked_at(system, x=X, sweeps=50, energy=None):
     """What single findings are of, without the others."""
     y = jnp.zeros((len(x), 2))
-    return look(system, W, x, squared_error(), y, True, None, sweeps)
+    return build_context(system, W, x, squared_error(), y, sweeps, energy)
 
 
 def corners_of(energy):
-    return corner_finding(looked_at(made(energy)), energy, KEY)
+    return corner_finding(looked_at(made(energy), energy=energy), KEY)
 
 
 def verdicts(found):
@@ -137,7 +137,7 @@ def test_asymmetry_is_seen_along_random_lines_too(skew):
             lambda key, shape: (jnp.ones(()), (3,)), step_size=0.3,
         )  # fmt: skip
         y = jnp.zeros((2, 3))
-        subject = look(system, jnp.ones(()), X[:, :3], squared_error(), y, False, None, 200)
+        subject = build_context(system, jnp.ones(()), X[:, :3], squared_error(), y, 200)
         found = symmetry_finding(subject, KEY, None)
         assert found.passed is (skew == 0.0)
         m = np.asarray(matrix)
@@ -218,7 +218,7 @@ def test_a_system_that_never_settles_is_no_unique_equilibrium():
 @pytest.mark.parametrize("part", ["energy", "sweep"])
 def test_an_energy_or_a_sweep_that_looks_at_batch_mates_is_caught(part):
     system = made(plain())
-    assert alone_finding(looked_at(system), KEY).passed
+    assert batch_independence_finding(looked_at(system), KEY).passed
 
     def energy(p, c, s):
         return system.energy(p, c, s) + 0.2 * jnp.sum(s * s.mean(axis=0), axis=-1)
@@ -228,7 +228,7 @@ def test_an_energy_or_a_sweep_that_looks_at_batch_mates_is_caught(part):
 
     coupled = {"energy": energy, "sweep": sweep}[part]
     for x in (X, X[:1]):  # a single example has a copy beside it, in another state
-        found = alone_finding(looked_at(system._replace(**{part: coupled}), x), KEY)
+        found = batch_independence_finding(looked_at(system._replace(**{part: coupled}), x), KEY)
         assert found.passed is False
         assert found.words.startswith(f"an example's {part} depends on its batch mates: by ")
     assert 1e-8 < found.figure < 1
@@ -258,7 +258,7 @@ PIECES = {
 def test_the_operation_in_pieces_is_named_with_its_line(name):
     function = PIECES[name]
     start = inspect.getsourcelines(function)[1]
-    found = operations(lambda s: 0.5 * jnp.sum(s * s) + function(s), jnp.ones(4))
+    found = piecewise_operations(lambda s: 0.5 * jnp.sum(s * s) + function(s), jnp.ones(4))
     assert [operation.name for operation in found] == [name]
     file, _, line = found[0].where.rpartition(":")
     assert file == "test_energy_contract.py"
@@ -269,8 +269,8 @@ def test_also_inside_jit_scan_and_a_derivative():
     def inside(s):
         return jax.lax.scan(lambda c, _: (jax.jit(jnp.abs)(c), None), s, length=2)[0].sum()
 
-    assert [operation.name for operation in operations(inside, jnp.ones(4))] == ["abs"]
-    slope = operations(jax.grad(inside), jnp.ones(4))
+    assert [operation.name for operation in piecewise_operations(inside, jnp.ones(4))] == ["abs"]
+    slope = piecewise_operations(jax.grad(inside), jnp.ones(4))
     assert {"abs"} < {operation.name for operation in slope}  # and what chooses the sign
 
 
@@ -287,7 +287,7 @@ WHOLE = {
 
 @pytest.mark.parametrize("name", WHOLE)
 def test_what_is_computed_in_pieces_but_holomorphic_is_not_named(name):
-    assert operations(WHOLE[name], jnp.ones(4)) == []
+    assert piecewise_operations(WHOLE[name], jnp.ones(4)) == []
 
 
 def test_complex_parts_are_found_where_cauchy_and_riemann_fail():
@@ -307,7 +307,7 @@ def test_a_systems_own_word_on_being_holomorphic_is_checked():
     params = jax.tree.map(lambda p: 0.3 * p, system.init(KEY, (5,))[0])
     honest = check_energy(system, params, X, **FEW)
     assert honest.holomorphic.passed is None
-    lying = check_energy(system._replace(not_holomorphic=""), params, X, **FEW)
+    lying = check_energy(system._replace(traits=system.traits._replace(not_holomorphic="")), params, X, **FEW)
     assert failing(lying) == ["holomorphic"]
     assert lying.holomorphic.words.endswith("the system says that it is")
 
@@ -545,4 +545,4 @@ def test_what_is_not_finite_is_said_once(energy, words):
         found = check(energy, sweeps=50)
     assert failing(found) == ["gradient"]
     assert found.gradient.words.startswith(f"the {words}")
-    assert {finding.words for finding in found[1:]} == {"not looked at"}
+    assert {finding.words for finding in found[1:]} == {"not checked"}

@@ -2,27 +2,36 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.extend.core import Literal
-from jax.interpreters.partial_eval import dce_jaxpr
+import numpy as np
 from jaxtyping import Array
 
+from bpeq.core.jaxprs import Program, Walker, all_equations, inner_programs, without_dead_code
 from bpeq.core.tracing import disable_fast_paths
 
 
 def count_macs(fn: Callable[..., Any], *args: Any) -> float:
-    """Multiply-accumulates of matrix products and convolutions in `fn(*args)`.
+    """Counts the multiply-accumulates of matrix products and convolutions in `fn(*args)`.
 
-    Elementwise work is not counted, nor is what no result depends on. A scan counts its length.
-    The length of a while loop is data: where there is one, what leads to it is computed, and the
-    rounds it takes are counted. What a `fixed_steps` saves of its sweeps, or a convolution by going
-    another way, is not taken off: counts are of what the formulas ask for, on any device.
+    A product of `[m, k]` and `[k, n]` counts m·k·n, a convolution its outputs times the entries of
+    one output channel's kernel. Elementwise work does not count, nor does what no result depends
+    on. A scan counts its length, a branch its most expensive case. The length of a while loop is
+    data: where there is one, the program runs, and its rounds count.
+
+    Counts are of what the formulas ask for, on any device. Sweeps that `fixed_steps` saves, or a
+    convolution computed by another way, are not subtracted.
+
+    Args:
+      fn: a function that jax can trace.
+      args: its arguments, trees of arrays.
+
+    Returns:
+      The count, exact up to 2⁵³.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -33,20 +42,17 @@ def count_macs(fn: Callable[..., Any], *args: Any) -> float:
       24.0
     """
     with disable_fast_paths.on():
-        traced = jax.make_jaxpr(fn)(*args)
-    if not _loops(traced.jaxpr):
-        return _count(_used(traced.jaxpr))
-    return _runner(traced.jaxpr, traced.consts, outputs=False)(jax.tree.leaves(args))[1]
+        closed = jax.make_jaxpr(fn)(*args)
+    if not any(map(_has_while, closed.jaxpr.eqns)):
+        return _macs_of(without_dead_code(closed.jaxpr))
+    counter = _RunCounter(Program(closed.jaxpr, closed.consts))
+    runs = jax.jit(counter.count)(jax.tree.leaves(args))
+    return float(np.asarray(runs, np.float64) @ np.asarray(counter.macs))
 
 
-def _used(jaxpr: Any) -> Any:
-    """The program without what no result depends on; inside a while loop jax leaves that to us."""
-    return dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars), instantiate=True)[0]
-
-
-def _count(jaxpr: Any) -> float:
-    """Of a program whose loops all have a known length."""
-    return sum((_macs(eqn) for eqn in jaxpr.eqns), 0.0)
+def _macs_of(jaxpr: Any) -> float:
+    """The count of a program whose loops all have a known length."""
+    return sum(map(_macs, jaxpr.eqns), 0.0)
 
 
 def _macs(eqn: Any) -> float:
@@ -59,141 +65,125 @@ def _macs(eqn: Any) -> float:
         kernel = eqn.invars[1].aval.shape
         outputs = kernel[eqn.params["dimension_numbers"].rhs_spec[0]]
         return math.prod(eqn.outvars[0].aval.shape) * math.prod(kernel) / outputs
-    counts = [_count(inner) for inner, _ in _inner(eqn)]
+    counts = [_macs_of(inner.jaxpr) for inner in inner_programs(eqn)]
     if kind == "cond":
         return max(counts)
     return sum(counts) * (eqn.params["length"] if kind == "scan" else 1)
 
 
-def _inner(eqn: Any) -> list[tuple[Any, Sequence[Any]]]:
-    """The programs inside an equation, each with its constants."""
-    names = ("jaxpr", "call_jaxpr", "fun_jaxpr", "cond_jaxpr", "body_jaxpr")
-    found = [eqn.params[name] for name in names if name in eqn.params]
-    found += eqn.params.get("branches", ())
-    return [(getattr(each, "jaxpr", each), getattr(each, "consts", ())) for each in found]
+def _has_while(eqn: Any) -> bool:
+    """Whether an equation is a while loop, or has one in it, however deep."""
+    inside = (each for inner in inner_programs(eqn) for each in all_equations(inner.jaxpr))
+    return eqn.primitive.name == "while" or any(e.primitive.name == "while" for e in inside)
 
 
-def _loops(part: Any) -> bool:
-    """Whether there is a while loop in an equation or a program, however deep."""
-    if hasattr(part, "eqns"):
-        return any(map(_loops, part.eqns))
-    return part.primitive.name == "while" or any(_loops(inner) for inner, _ in _inner(part))
+class _Counted(NamedTuple):
+    """A program with a while loop, and the entry of the counts that says how often it has run."""
+
+    jaxpr: Any
+    consts: Sequence[Any]
+    entry: int
 
 
-Run = Callable[[Sequence[Any]], tuple[list[Any], float]]
-"""arguments -> (results, multiply-accumulates on the way)"""
+class _RunCounter(Walker[Any]):
+    """Computes a program anew, with loops that also carry how often each program inside has run.
 
-
-def _runner(jaxpr: Any, consts: Sequence[Any], outputs: bool = True) -> Run:
-    """Runs a program piece by piece: its loops one by one, and each stretch between two compiled.
-
-    outputs: whether its results are wanted; without them it runs as far as its loops need it.
+    macs: of one run of each of these programs, the loops in it left out.
     """
-    jaxpr = _used(jaxpr)
-    needed = {v for v in jaxpr.outvars if not isinstance(v, Literal)} if outputs else set()
-    pieces = []
-    stretches = [(loops, list(eqns)) for loops, eqns in itertools.groupby(jaxpr.eqns, _loops)]
-    for loops, eqns in reversed(stretches):
-        for part in [[eqn] for eqn in reversed(eqns)] if loops else [eqns]:
-            pieces.append(_looped(part[0]) if loops else _straight(part, needed))
-            needed.update(pieces[-1].takes)
 
-    def run(args: Sequence[Any]) -> tuple[list[Any], float]:
-        known = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*consts, *args], strict=True))
-        total = 0.0
-        for piece in reversed(pieces):
-            made, macs = piece.run([known[v] for v in piece.takes])
-            known.update(zip(piece.gives, made, strict=True))
-            total += macs
-        wanted = jaxpr.outvars if outputs else ()
-        return [v.val if isinstance(v, Literal) else known[v] for v in wanted], total
+    def __init__(self, program: Program) -> None:
+        self.macs: list[float] = []
+        self._inner: dict[int, list[_Counted]] = {}
+        self._program = self._prepared(program)
+        self._counts: Any = None
 
-    return run
+    def _prepared(self, program: Program) -> _Counted:
+        """Gives each program with a while loop its entry."""
+        jaxpr, entry = without_dead_code(program.jaxpr), len(self.macs)
+        loops = [eqn for eqn in jaxpr.eqns if _has_while(eqn)]
+        self.macs.append(sum((_macs(eqn) for eqn in jaxpr.eqns if eqn not in loops), 0.0))
+        for eqn in loops:
+            self._inner[id(eqn)] = [self._prepared(inner) for inner in inner_programs(eqn)]
+        return _Counted(jaxpr, program.consts, entry)
 
+    def count(self, args: Sequence[Any]) -> Array:
+        """How often each program runs."""
+        self._counts = jnp.zeros(len(self.macs), jnp.int32)
+        self._run(self._program, args)
+        return self._counts
 
-class _Piece(NamedTuple):
-    takes: list[Any]
-    gives: list[Any]
-    run: Run
+    def literal(self, literal: Any) -> Any:
+        return literal.val
 
-
-def _straight(eqns: Sequence[Any], needed: set[Any]) -> _Piece:
-    """Equations without loops: all are counted, and those that `needed` depends on computed."""
-    kept: list[Any] = []
-    inside = set(needed)
-    for eqn in reversed(eqns):
-        if inside.intersection(eqn.outvars):
-            kept.insert(0, eqn)
-            inside.update(_variables(eqn))
-    made = [v for eqn in kept for v in eqn.outvars]
-    takes = list(dict.fromkeys(v for eqn in kept for v in _variables(eqn) if v not in made))
-    gives = [v for v in made if v in needed]
-    macs = sum(map(_macs, eqns))
-
-    @jax.jit
-    def compute(values: Sequence[Any]) -> list[Any]:
-        known = dict(zip(takes, values, strict=True))
-        for eqn in kept:
-            inputs = [v.val if isinstance(v, Literal) else known[v] for v in eqn.invars]
-            result = eqn.primitive.bind(*inputs, **eqn.primitive.get_bind_params(eqn.params))
-            several = eqn.primitive.multiple_results
-            known.update(zip(eqn.outvars, result if several else [result], strict=True))
-        return [known[v] for v in gives]
-
-    return _Piece(takes, gives, lambda values: (compute(values), macs))
-
-
-def _variables(eqn: Any) -> list[Any]:
-    return [v for v in eqn.invars if not isinstance(v, Literal)]
-
-
-def _looped(eqn: Any) -> _Piece:
-    """An equation that has a while loop in it, or is one."""
-    kind, params = eqn.primitive.name, eqn.params
-    takes = list(dict.fromkeys(_variables(eqn)))
-    runners = [_runner(jaxpr, consts) for jaxpr, consts in _inner(eqn)]
-
-    def run(values: Sequence[Any]) -> tuple[list[Any], float]:
-        known = dict(zip(takes, values, strict=True))
-        inputs = [v.val if isinstance(v, Literal) else known[v] for v in eqn.invars]
+    def equation(self, eqn: Any, values: list[Any]) -> Sequence[Any]:
+        inner = self._inner.get(id(eqn))
+        if inner is None:
+            made = eqn.primitive.bind(*values, **eqn.primitive.get_bind_params(eqn.params))
+            return made if eqn.primitive.multiple_results else [made]
+        kind, params = eqn.primitive.name, eqn.params
         if kind == "while":
-            return _while(params, inputs, *runners)
+            return self._while(params, values, *inner)
         if kind == "scan":
-            return _scan(params, inputs, *runners)
+            return self._scan(params, values, *inner)
         if kind == "cond":
-            chosen = min(max(int(inputs[0]), 0), len(runners) - 1)
-            return runners[chosen](inputs[1:])
-        return runners[0](inputs)
+            branches = [self._carrying(each) for each in inner]
+            made, self._counts = jax.lax.switch(values[0], branches, values[1:], self._counts)
+            return made
+        return self._run(inner[0], values)
 
-    return _Piece(takes, list(eqn.outvars), run)
+    def _run(self, program: _Counted, args: Sequence[Any]) -> list[Any]:
+        self._counts = self._counts.at[program.entry].add(1)
+        return self.run(program.jaxpr, program.consts, args)
 
+    def _carrying(self, program: _Counted) -> Callable[..., tuple[list[Any], Array]]:
+        """(args, counts) -> (results, counts)"""
 
-def _while(params: Any, inputs: list[Any], cond: Run, body: Run) -> tuple[list[Any], float]:
-    a, b = params["cond_nconsts"], params["cond_nconsts"] + params["body_nconsts"]
-    for_cond, for_body, carry, total = inputs[:a], inputs[a:b], inputs[b:], 0.0
-    while (on := cond([*for_cond, *carry])[0][0]).any():
-        moved, macs = body([*for_body, *carry])
-        carry = [_where(on, new, old) for new, old in zip(moved, carry, strict=True)]
-        total += macs
-    return carry, total
+        def run(args: Sequence[Any], counts: Array) -> tuple[list[Any], Array]:
+            outside, self._counts = self._counts, counts
+            made, counts = self._run(program, args), self._counts
+            self._counts = outside
+            return made, counts
+
+        return run
+
+    def _while(
+        self, params: Any, values: list[Any], cond: _Counted, body: _Counted
+    ) -> Sequence[Any]:
+        first = params["cond_nconsts"]
+        second = first + params["body_nconsts"]
+        test, move = self._carrying(cond), self._carrying(body)
+
+        def going(carry: Sequence[Any], counts: Array) -> Any:
+            return test([*values[:first], *carry], counts)[0][0]
+
+        def round_(pair: Any) -> Any:
+            carry, counts = pair
+            on = going(carry, counts)
+            moved, counts = move([*values[first:second], *carry], counts)
+            return [_where(on, *each) for each in zip(moved, carry, strict=True)], counts
+
+        start = (values[second:], self._counts)
+        made, self._counts = jax.lax.while_loop(lambda pair: going(*pair).any(), round_, start)
+        return made
+
+    def _scan(self, params: Any, values: list[Any], body: _Counted) -> Sequence[Any]:
+        first = params["num_consts"]
+        second = first + params["num_carry"]
+        move = self._carrying(body)
+
+        def step(pair: Any, parts: Any) -> Any:
+            made, counts = move([*values[:first], *pair[0], *parts], pair[1])
+            return (made[: second - first], counts), made[second - first :]
+
+        start, ways = (values[first:second], self._counts), ("length", "reverse")
+        (carry, self._counts), rows = jax.lax.scan(
+            step, start, values[second:], **{way: params[way] for way in ways}
+        )
+        return [*carry, *rows]
 
 
 def _where(on: Array, new: Array, old: Array) -> Array:
-    """Under vmap a loop has a condition for each of its copies, and those that are done stay."""
-    return (
-        jnp.where(on.reshape(on.shape + (1,) * (new.ndim - on.ndim)), new, old) if on.ndim else new
-    )
-
-
-def _scan(params: Any, inputs: list[Any], body: Run) -> tuple[list[Any], float]:
-    """A scan with a while loop in it, whose rounds may differ from one step to the next."""
-    a, b = params["num_consts"], params["num_consts"] + params["num_carry"]
-    consts, carry, sequences, total = inputs[:a], inputs[a:b], inputs[b:], 0.0
-    rows, steps = [], range(params["length"])
-    for i in reversed(steps) if params["reverse"] else steps:
-        made, macs = body([*consts, *carry, *(s[i] for s in sequences)])
-        carry, total = made[: b - a], total + macs
-        rows.append(made[b - a :])
-    if params["reverse"]:
-        rows.reverse()
-    return [*carry, *(jnp.stack(column) for column in zip(*rows, strict=True))], total
+    """Under vmap a loop has a condition for each of its copies. Copies that have ended stay."""
+    if not on.ndim:
+        return new
+    return jnp.where(on.reshape(on.shape + (1,) * (new.ndim - on.ndim)), new, old)

@@ -2,168 +2,161 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend.core import ClosedJaxpr, Literal
+from jax.extend.core import Literal
 
-from bpeq.analysis.energy_contract._operations import PIECES, Operation, operations
-from bpeq.analysis.energy_contract._smoothness import program_of
-from bpeq.analysis.energy_contract._subject import Finding, Subject
-from bpeq.analysis.energy_contract._switches import AHEAD, crossings, jumps
+from bpeq.analysis.energy_contract._context import Context, Finding, idle_weights
+from bpeq.analysis.energy_contract._crossings import AHEAD, find_crossings, jump_share, jumps
+from bpeq.analysis.energy_contract.piecewise import Operation, piecewise_operations
 from bpeq.core import trees
+from bpeq.core.jaxprs import all_equations
 from bpeq.types import State
 
 MOST_CORNERS = 64
 
+Corner = tuple[str, float, float]
+"""(of which function, at which number, share): share is 0 where autodiff takes the outer slope."""
 
-def corner_finding(subject: Subject, energy: Callable[..., Any] | None, key: jax.Array) -> Finding:
-    """Corners of the force in its own state, and for a system of σ, its sweep's answer to a push.
 
-    A corner is looked for at 0, ±½, ±1 and the numbers that the program compares with. Its share is
-    0 where autodiff takes the slope of the outer side, which for a pair of corners is the flat one
-    of a clip, 1 for the inner side, ½ for the middle; a single corner's outer side is the left.
-    Where none of these is one and the program has operations in pieces, lines between states are
-    searched for a place where such an operation turns.
+def corner_finding(context: Context, key: jax.Array) -> Finding:
+    """Finds corners of the force, and for a system corners of σ, its sweep's answer to a push.
+
+    It looks at 0, ±½, ±1 and the numbers that the program compares with. A corner's share is 0
+    where autodiff takes the slope of the outer side, which for a pair of corners is the flat one of
+    a clip, 1 for the inner side, ½ for the middle; a single corner's outer side is the left. If
+    none of these numbers is a corner and the program has operations in pieces, it searches lines
+    between states for a place where such an operation turns.
 
     Args:
-      energy: a plain one, for one example; None for a system.
+      context: the system and its states.
+      key: draws those lines.
     """
-    found = [*_force_corners(subject), *([] if subject.plain else _sigma(subject))]
-    if not found:
-        return _elsewhere(subject, energy, key)
-    shares = np.array([share for _, _, share in found])
-    inside = bool(np.all((shares >= -1e-3) & (shares <= 1 + 1e-3)))
-    where: dict[str, list[str]] = {}
-    for name, corner, share in found:
+    corners = [*_force_corners(context)]
+    if context.user_energy is None:
+        corners += _sigma_corners(context)
+    if not corners:
+        return _turning_finding(context, key)
+    places: dict[str, list[str]] = {}
+    for name, number, share in corners:
         kind, _, leaf = name.partition(" of ")
-        where.setdefault(f"{_told(share)} for {kind} at {corner:g}", []).append(leaf)
-    places = [
+        places.setdefault(f"{_fraction(share)} for {kind} at {number:g}", []).append(leaf)
+    words = "of the outer slope (0) and the inner (1) autodiff takes " + ", ".join(
         place + (f" (state {', '.join(leaves)})" if any(leaves) else "")
-        for place, leaves in where.items()
-    ]
-    words = "of the outer slope (0) and the inner (1) autodiff takes " + ", ".join(places)
-    frozen = _frozen(subject, [corner for _, corner, share in found if abs(share) < 1e-3])
-    if frozen and subject.plain:
-        words += f"; {frozen} units start there, where gradient flow may not leave"
-    return Finding("corners", None if inside else False, float(shares[0]), words)
+        for place, leaves in places.items()
+    )
+    if context.user_energy is not None:
+        flat = [number for _, number, share in corners if abs(share) < 1e-3]
+        starts = [np.asarray(leaf[0]) for leaf in jax.tree.leaves(context.start)]
+        if stuck := sum(int(np.isin(leaf, flat).sum()) for leaf in starts):
+            words += f"; {stuck} units start there, where gradient flow may not leave"
+    return _note([share for *_, share in corners], words)
 
 
-def _elsewhere(subject: Subject, energy: Callable[..., Any] | None, key: jax.Array) -> Finding:
-    """What the operations in pieces say where no number was a corner."""
-    program = program_of(subject, energy)
-    pieces = operations(lambda s: program(subject.params, subject.x, s), subject.inside, PIECES)
+def _turning_finding(context: Context, key: jax.Array) -> Finding:
+    """What the operations in pieces show if no number tried is a corner."""
+    program = context.program
+    pieces = piecewise_operations(lambda s: program(context.params, context.x, s), context.interior)
     if not pieces:
         return Finding("corners", True, np.nan, "no corner found: one-sided derivatives agree")
-    met = {crossing.operation: crossing for crossing in crossings(subject, pieces, key)}
-    turns = [crossing for crossing in met.values() if crossing.jumps]
-    missed = [piece for piece in pieces if piece not in met]
-    words, passed, figure = [], None if turns or missed else True, np.nan
-    for one in turns:
-        told = f"the force jumps where {one.operation} turns"
-        if np.isnan(one.share):
-            words.append(f"{told}; what autodiff takes there was not met")
-            continue
-        words.append(f"{told}: autodiff takes {_told(one.share)} of the jump")
-        passed = passed if -1e-3 <= one.share <= 1 + 1e-3 else False
-        figure = one.share if np.isnan(figure) else figure
-    if missed:
+    met = {crossing.operation: crossing for crossing in find_crossings(context, pieces, key)}
+    words, shares = [], []
+    for crossing in met.values():
+        if crossing.jumps:
+            place = f"the force jumps where {crossing.operation} turns"
+            known = not np.isnan(crossing.share)
+            shares.append(crossing.share)
+            took = f"autodiff takes {_fraction(crossing.share)} of the jump" if known else ""
+            words.append(
+                f"{place}: {took}" if known else f"{place}; no state hits the place itself"
+            )
+    if missed := [piece for piece in pieces if piece not in met]:
         words.append(f"the program has {_listed(missed)}: no corner among the numbers tried")
-    smooth = [piece for piece, crossing in met.items() if not crossing.jumps]
-    if smooth:
+    if smooth := [piece for piece, crossing in met.items() if not crossing.jumps]:
         words.append(f"the force goes on where {_listed(smooth)} turns")
-    return Finding("corners", passed, figure, "; ".join(words))
+    if not shares and not missed:
+        return Finding("corners", True, np.nan, "; ".join(words))
+    return _note([share for share in shares if not np.isnan(share)], "; ".join(words))
+
+
+def _note(shares: list[float], words: str) -> Finding:
+    """A note, or a failure where autodiff takes neither side's slope nor one between."""
+    between = all(-1e-3 <= share <= 1 + 1e-3 for share in shares)
+    figure = float(shares[0]) if shares else np.nan
+    return Finding("corners", None if between else False, figure, words)
 
 
 def _listed(pieces: list[Operation]) -> str:
     return ", ".join(map(str, pieces[:4])) + (", …" if len(pieces) > 4 else "")
 
 
-def _told(share: float) -> str:
+def _fraction(share: float) -> str:
     return {0.0: "0", 0.5: "½", 1.0: "1"}.get(round(share, 3), f"{share:.2g}")
 
 
-def _force_corners(subject: Subject) -> Iterator[tuple[str, float, float]]:
-    system, params = subject.system, subject.params
-    leaves, structure = jax.tree.flatten(subject.inside)
-    places = _places(lambda s: system.force(params, subject.clamped, s), subject.inside)
-    for i, name in enumerate(trees.names(subject.inside)):
+def _force_corners(context: Context) -> Iterator[Corner]:
+    """Of the force on each leaf, with all of the leaf's units at one number."""
+    system, params = context.system, context.params
+    leaves, structure = jax.tree.flatten(context.interior)
+    numbers = _numbers(lambda s: system.force(params, context.clamped, s), context.interior)
 
-        def at(value: float, i: int = i) -> np.ndarray:
-            moved = [*leaves[:i], jnp.full_like(leaves[i], value), *leaves[i + 1 :]]
-            state = jax.tree.unflatten(structure, moved)
-            slope = np.asarray(jax.tree.leaves(subject.force(state))[i])
-            defined = subject.energy is None or bool(jnp.isfinite(subject.energy(state)).all())
-            return slope if defined else np.full_like(slope, np.nan)
+    def force(value: float, i: int) -> np.ndarray:
+        moved = [*leaves[:i], jnp.full_like(leaves[i], value), *leaves[i + 1 :]]
+        state = jax.tree.unflatten(structure, moved)
+        slope = np.asarray(jax.tree.leaves(context.force(state))[i])
+        inside = context.energy is None or bool(jnp.isfinite(context.energy(state)).all())
+        return slope if inside else np.full_like(slope, np.nan)
 
-        yield from _shares(f"∂E/∂s of {name}".removesuffix(" of "), places, at)
+    for i, name in enumerate(trees.names(context.interior)):
+        name = f"∂E/∂s of {name}" if name else "∂E/∂s"
+        yield from _corners(name, numbers, [force(n + h, i) for n in numbers for h in _SIDES])
 
 
-def _sigma(subject: Subject) -> Iterator[tuple[str, float, float]]:
+def _sigma_corners(context: Context) -> Iterator[Corner]:
     """With all weights, inputs and states zero a push is the whole input of its unit."""
-    system, (params, x) = subject.system, trees.zeros((subject.params, subject.x))
-    state = trees.zeros(subject.start)
-    clamped = system.clamp(params, x)
+    system, params, x = context.system, idle_weights(context.params), trees.zeros(context.x)
+    state, clamped = trees.zeros(context.start), system.clamp(params, x)
 
     def sweep(value: Any) -> State:
         push = jax.tree.map(lambda s: jnp.zeros_like(s) + value, state)
         return system.sweep(params, clamped, state, lambda s: push)
 
     slope = jax.jit(jax.jacfwd(sweep))
-    places = _places(sweep, jnp.zeros(()))
+    numbers = _numbers(sweep, jnp.zeros(()))
+    slopes = [jax.tree.leaves(slope(jnp.asarray(n + h))) for n in numbers for h in _SIDES]
     for i, name in enumerate(trees.names(state)):
-
-        def at(value: float, i: int = i) -> np.ndarray:
-            return np.asarray(jax.tree.leaves(slope(jnp.asarray(value)))[i])
-
-        yield from _shares(f"σ of {name}", places, at)
+        yield from _corners(f"σ of {name}", numbers, [np.asarray(each[i]) for each in slopes])
 
 
-def _shares(
-    name: str, places: list[float], at: Callable[[float], np.ndarray]
-) -> Iterator[tuple[str, float, float]]:
-    """(name, corner, share) where the slope `at` jumps, counted from the outer side."""
-    found = []
-    for place in places:
-        left, here, right = at(place - AHEAD), at(place), at(place + AHEAD)
+_SIDES = (-AHEAD, 0.0, AHEAD)
+
+
+def _corners(name: str, numbers: list[float], slopes: Sequence[np.ndarray]) -> Iterator[Corner]:
+    """The numbers at which a slope jumps; `slopes` has three for each: left of it, at it, right."""
+    corners = []
+    for i, number in enumerate(numbers):
+        left, here, right = slopes[3 * i : 3 * i + 3]
         jump = jumps(left, right)
         if jump.any():
-            share = float(np.median((here - left)[jump] / (right - left)[jump]))
-            found.append((place, round(share, 6) + 0.0))  # no −0
-    for i, (place, share) in enumerate(found):
-        upper = len(found) > 1 and i == len(found) - 1
-        yield name, place, 1.0 - share if upper else share
+            corners.append((number, jump_share(left, here, right, jump)))
+    for i, (number, share) in enumerate(corners):
+        upper = len(corners) > 1 and i == len(corners) - 1
+        yield name, number, 1.0 - share if upper else share
 
 
-def _places(fn: Callable[..., Any], state: Any) -> list[float]:
+def _numbers(fn: Callable[..., Any], state: Any) -> list[float]:
     """Where corners may be: common numbers, those that the program compares with, their gaps."""
-    numbers = {abs(value) for value in _literals(jax.make_jaxpr(fn)(state))}
-    gaps = {abs(a - b) for a in numbers for b in numbers}
-    wanted = sorted({0.0, 0.5, 1.0} | numbers | gaps)[:MOST_CORNERS]
+    literals = {
+        abs(float(np.real(var.val)))
+        for eqn in all_equations(jax.make_jaxpr(fn)(state).jaxpr)
+        for var in eqn.invars
+        if isinstance(var, Literal) and np.ndim(var.val) == 0
+    }
+    literals = {value for value in literals if value <= 100}  # nor NaN
+    gaps = {abs(a - b) for a in literals for b in literals}
+    wanted = sorted({0.0, 0.5, 1.0} | literals | gaps)[:MOST_CORNERS]
     return sorted({*wanted, *(-value for value in wanted if value)})
-
-
-def _literals(closed: Any) -> Iterator[float]:
-    jaxpr = closed.jaxpr if isinstance(closed, ClosedJaxpr) else closed
-    for eqn in jaxpr.eqns:
-        for var in eqn.invars:
-            if isinstance(var, Literal) and np.ndim(var.val) == 0:
-                value = float(np.real(var.val))
-                if np.isfinite(value) and abs(value) <= 100:
-                    yield value
-        for inner in jax.tree.leaves(list(eqn.params.values()), is_leaf=_is_jaxpr):
-            if _is_jaxpr(inner):
-                yield from _literals(inner)
-
-
-def _is_jaxpr(node: Any) -> bool:
-    return hasattr(node, "eqns")
-
-
-def _frozen(subject: Subject, corners: list[float]) -> int:
-    """Units of one example that start exactly on a corner."""
-    leaves = [np.asarray(leaf[0]) for leaf in jax.tree.leaves(subject.start)]
-    return int(sum(np.isin(leaf, corners).sum() for leaf in leaves))

@@ -6,7 +6,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bpeq.analysis.energy_contract._subject import Finding, Subject, drawn, like, rows
+from bpeq.analysis.energy_contract._context import (
+    Context,
+    Finding,
+    draw_state,
+    flat_rows,
+    normal_like,
+)
 from bpeq.analysis.equilibrium import Curvature
 from bpeq.core import trees
 from bpeq.rules import Free, nudged_phases
@@ -17,40 +23,40 @@ APART = 1e-4
 LARGEST_OUTPUT = 500
 
 
-def unique_finding(subject: Subject, key: jax.Array, starts: int, spread: float) -> Finding:
+def unique_finding(context: Context, key: jax.Array, starts: int, spread: float) -> Finding:
     """How many different states random starts settle in, at most over the examples."""
-    system, solver = subject.system, fixed_point(1e-10, subject.sweeps)
+    system, solver = context.system, fixed_point(1e-10, context.sweeps)
     keys = jax.random.split(key, starts)
-    states = trees.stack([drawn(subject, k, spread, start=True) for k in keys])
+    states = trees.stack([draw_state(context, k, spread, from_start=True) for k in keys])
 
     @jax.jit
     def settle(states: State) -> tuple[jax.Array, jax.Array]:
         def one(state: State) -> tuple[jax.Array, jax.Array]:
-            ended, info = solver(lambda s: system.sweep(subject.params, subject.clamped, s), state)
-            return rows(ended), info.converged
+            ended, info = solver(lambda s: system.sweep(context.params, context.clamped, s), state)
+            return flat_rows(ended), info.converged
 
         return jax.vmap(one)(states)
 
     ended, converged = (np.asarray(part) for part in settle(states))
-    ended = np.concatenate([ended, np.asarray(rows(subject.rest))[None]])
-    converged = np.concatenate([converged, np.asarray(subject.settled)[None]])
+    ended = np.concatenate([ended, np.asarray(flat_rows(context.equilibrium))[None]])
+    converged = np.concatenate([converged, np.asarray(context.settled)[None]])
     found = [_distinct(ended[converged[:, i], i]) for i in range(ended.shape[1])]
     counts = [len(states) for states in found]
     lost = int((~converged).sum())
     figure = float(max(counts))
     passed = figure == 1.0 and lost == 0
-    words = f"{starts} random starts settle in the one state"
+    words = f"{starts} random starts settle in one state"
     if figure > 1:
         apart = max(np.abs(a - b).max() for states in found for a in states for b in states)
         words = f"random starts settle in {max(counts)} different states, up to {apart:.1g} apart"
     if lost:
-        share = f"{lost} of {converged.size} free phases did not settle in {subject.sweeps} sweeps"
+        share = f"{lost} of {converged.size} free phases did not settle in {context.sweeps} sweeps"
         words = share if figure <= 1 else f"{words}; {share}"
     return Finding("unique", passed, figure, words)
 
 
 def bounded_finding(
-    subject: Subject, curvature: Curvature | None, why: str, beta: float, key: jax.Array
+    context: Context, curvature: Curvature | None, why: str, beta: float, key: jax.Array
 ) -> Finding:
     """Up to which β the functional E − βC keeps its minimum, and whether −β settles.
 
@@ -58,18 +64,18 @@ def bounded_finding(
       curvature: of the examples; None where it could not be computed, `why` says.
       beta: the nudge that is tried.
     """
-    settled = bool(_nudged(subject, beta).all())
+    settled = bool(_nudged(context, beta).all())
     phase = f"the phase at −{beta:g} {'settles' if settled else 'does not settle'}"
     if curvature is None:
         return Finding("bounded", settled, np.nan, f"{phase}; K unknown: {why}")
-    steepest = _steepest(subject)
+    steepest = _steepest(context)
     smallest = float(curvature.output.min())
     limit = smallest / steepest if steepest > 0 else np.inf
     passed: bool | None = bool(settled and limit > beta and np.all(curvature.settled))
     words = f"K = {smallest:.3g}: E − βC keeps its minimum for β < {limit:.3g}; {phase}"
     if not np.all(curvature.settled):
         words = f"no equilibrium to judge by: the free phase does not settle; {phase}"
-    elif passed and (depth := _falls(subject, beta, key)):
+    elif passed and (depth := _falls(context, beta, key)):
         passed = None
         words += f"; a local one: far away E − βC falls without bound ({depth:.0e})"
     return Finding("bounded", passed, float(limit), words)
@@ -87,57 +93,60 @@ def _distinct(ended: np.ndarray) -> list[np.ndarray]:
     return found
 
 
-def _nudged(subject: Subject, beta: float) -> np.ndarray:
-    solver = fixed_point(1e-10, subject.sweeps)
+def _nudged(context: Context, beta: float) -> np.ndarray:
+    solver = fixed_point(1e-10, context.sweeps)
 
     @jax.jit
     def settle(state: State, beta: jax.Array) -> jax.Array:
-        free = Free(subject.clamped, state, (), ())  # type: ignore[arg-type]
-        args = (subject.system, subject.cost, solver, subject.params, free, subject.y)
+        free = Free(context.clamped, state, (), ())  # type: ignore[arg-type]
+        args = (context.system, context.cost, solver, context.params, free, context.y)
         return nudged_phases(*args, -beta[None])[1].converged
 
-    return np.asarray(settle(subject.rest, jnp.asarray(beta)))
+    return np.asarray(settle(context.equilibrium, jnp.asarray(beta)))
 
 
-def _steepest(subject: Subject) -> float:
+def _steepest(context: Context) -> float:
     """The largest curvature of the cost at the free outputs; of squared error 1."""
-    output = subject.system.readout.forward(subject.params, subject.rest)[0]
+    output = context.system.readout.forward(context.params, context.equilibrium)[0]
     if output[0].size > LARGEST_OUTPUT:
         return 1.0
 
     def value(flat: jax.Array, like: jax.Array, y: jax.Array) -> jax.Array:
-        return subject.cost.value(flat.reshape(like.shape)[None], y[None])[0]
+        return context.cost.value(flat.reshape(like.shape)[None], y[None])[0]
 
-    hessian = jax.vmap(jax.hessian(value))(output.reshape(len(output), -1), output, subject.y)
+    hessian = jax.vmap(jax.hessian(value))(output.reshape(len(output), -1), output, context.y)
     return float(np.linalg.eigvalsh(np.asarray(hessian)).max())
 
 
-def _falls(subject: Subject, beta: float, key: jax.Array) -> float:
+def _falls(context: Context, beta: float, key: jax.Array) -> float:
     """How low E − βC is far from the equilibrium, if it falls on and on; 0 if it does not.
 
     Looked at along random lines of the whole state and of single leaves, where E is finite; only
     for a plain energy, since which states a system's sweep can reach is the system's own.
     """
-    system = subject.system
-    if system.energy is None or not subject.plain:
+    system = context.system
+    if system.energy is None or context.user_energy is None:
         return 0.0
     energy = system.energy
 
     @jax.jit
     def functional(state: State) -> jax.Array:
-        kept = state if subject.project is None else subject.project(state)
-        output = system.readout.forward(subject.params, kept)[0]
-        cost = subject.cost.value(output, subject.y)
-        return energy(subject.params, subject.clamped, kept) - beta * cost
+        kept = state if context.project is None else context.project(state)
+        output = system.readout.forward(context.params, kept)[0]
+        cost = context.cost.value(output, context.y)
+        return energy(context.params, context.clamped, kept) - beta * cost
 
-    leaves, structure = jax.tree.flatten(subject.rest)
-    near, lowest = functional(subject.rest), 0.0
+    leaves, structure = jax.tree.flatten(context.equilibrium)
+    near, lowest = functional(context.equilibrium), 0.0
     for i in range(2 * (len(leaves) + 1)):
-        moves = jax.tree.leaves(like(subject.rest, jax.random.fold_in(key, i)))
+        moves = jax.tree.leaves(normal_like(context.equilibrium, jax.random.fold_in(key, i)))
         if i >= 2:  # one leaf alone
             moves = [m if j == (i - 2) // 2 else 0 * m for j, m in enumerate(moves)]
         line = jax.tree.unflatten(structure, moves)
-        far = [functional(trees.add(subject.rest, trees.scale(r, line))) for r in (1e3, 1e4, 1e5)]
+        far = [
+            functional(trees.add(context.equilibrium, trees.scale(r, line)))
+            for r in (1e3, 1e4, 1e5)
+        ]
         falling = (far[2] < far[1]) & (far[1] < far[0]) & (far[0] < near)
         lowest = min(lowest, float(jnp.min(jnp.where(falling, far[2], 0.0))))
     return lowest

@@ -1,0 +1,211 @@
+"""What is checked: a system with the weights, inputs and states at which the checks look."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool
+
+from bpeq.core import trees
+from bpeq.rules import Free, free_phase
+from bpeq.solvers import fixed_point
+from bpeq.types import Cost, Params, State, System
+
+MOST_HALVINGS = 24
+
+
+class Finding(NamedTuple):
+    """The result of one check.
+
+    name:   what was checked.
+    passed: whether it holds; None for a note, which is no verdict.
+    figure: the number behind it; NaN if there is none.
+    words:  the result in one line.
+    """
+
+    name: str
+    passed: bool | None
+    figure: float
+    words: str
+
+
+class Context(NamedTuple):
+    """A system at some weights and inputs, in float64.
+
+    clamped: the system's `clamp` of the inputs.
+    cost, y: the cost and its targets.
+    force, energy, sweep: the system's, of a state at these weights and inputs, jitted; `energy` is
+        None if the system has none.
+    start:   where its free phases start.
+    settled: `[batch]`, whether they ended to 1e-10.
+    equilibrium: where they ended; one sweep from the start if one of them did not settle.
+    interior: a tenth of the way from the equilibrium to where units rest without input. There no
+        unit is saturated.
+    user_energy: the function for one example that `from_energy` has made a system of; None for a
+        system.
+    project: puts a batch of states onto the allowed set; None if the sweep itself keeps to it.
+    sweeps:  of a phase at most.
+    """
+
+    system: System
+    params: Params
+    x: Array
+    clamped: Any
+    cost: Cost
+    y: Array
+    force: Callable[[State], State]
+    energy: Callable[[State], Array] | None
+    sweep: Callable[[State], State]
+    start: State
+    settled: Bool[Array, " batch"]
+    equilibrium: State
+    interior: State
+    user_energy: Callable[..., Array] | None
+    project: Callable[[State], State] | None
+    sweeps: int
+
+    @property
+    def program(self) -> Callable[[Params, Array, State], Any]:
+        """(params, x, state) -> what holomorphic EP computes at complex states.
+
+        That is a user's energy, or a system's sweep, output and ∂E/∂(θ, x).
+        """
+        if self.user_energy is not None:
+            energies = jax.vmap(self.user_energy, in_axes=(None, 0, 0))
+            return lambda params, x, state: energies(params, state, x)
+        system = self.system
+
+        def program(params: Params, x: Array, state: State) -> Any:
+            clamped = system.clamp(params, x)
+            output = system.readout.forward(params, state)[0]
+            results = [system.sweep(params, clamped, state), output]
+            if system.denergy is not None:
+                phases = jax.tree.map(lambda s: s[None], state)
+                weights = jnp.ones((1,), jax.tree.leaves(state)[0].dtype)
+                results.append(system.denergy(params, clamped, phases, weights))
+            return [leaf for leaf in jax.tree.leaves(results) if is_inexact(leaf)]
+
+        return program
+
+
+def build_context(
+    system: System,
+    params: Params,
+    x: Array,
+    cost: Cost,
+    y: Array | None,
+    sweeps: int,
+    user_energy: Callable[..., Array] | None = None,
+    project: Callable[[State], State] | None = None,
+) -> Context:
+    """Runs the free phases of the examples, and finds a state inside the domain of the energy.
+
+    Args:
+      system, params, x: the system, its weights and inputs `[batch, ...]`, in float64.
+      cost, y: the cost and its targets; zeros if None.
+      sweeps: of a phase at most.
+      user_energy, project: as `check_energy` takes them, each for one example.
+    """
+    solver = fixed_point(1e-10, sweeps)
+
+    @jax.jit
+    def settle(params: Params, x: Array) -> tuple[Free, State, State]:
+        free = free_phase(system, solver, params, x)
+        start = system.init_state(params, free.clamped)
+        idle = idle_weights(params)
+        rest = system.sweep(idle, system.clamp(idle, trees.zeros(x)), trees.zeros(start))
+        return free, start, jax.tree.map(lambda s: jnp.where(jnp.isfinite(s), s, 0.0), rest)
+
+    @jax.jit
+    def force(state: State) -> State:
+        return system.force(params, clamped, state)
+
+    @jax.jit
+    def energy(state: State) -> Array:
+        assert system.energy is not None
+        return system.energy(params, clamped, state)
+
+    @jax.jit
+    def sweep(state: State) -> State:
+        return system.sweep(params, clamped, state)
+
+    free, start, rest = settle(params, x)
+    clamped, settled = free.clamped, free.info.converged
+    equilibrium = free.state if bool(settled.all()) else sweep(start)
+    return Context(
+        system,
+        params,
+        x,
+        clamped,
+        cost,
+        jnp.zeros_like(free.output) if y is None else y,
+        force,
+        None if system.energy is None else energy,
+        sweep,
+        start,
+        settled,
+        equilibrium,
+        interior=trees.add(trees.scale(0.9, equilibrium), trees.scale(0.1, rest)),
+        user_energy=user_energy,
+        project=project and jax.jit(jax.vmap(project)),
+        sweeps=sweeps,
+    )
+
+
+def draw_state(
+    context: Context, key: jax.Array, spread: float = 0.1, from_start: bool = False
+) -> State:
+    """A random state around `interior`, or a random start of a phase around the system's own.
+
+    It adds normal numbers, and halves them until energy and force (or a sweep from a start) are
+    finite.
+
+    Args:
+      context: the system and its states.
+      key: draws the normal numbers.
+      spread: their standard deviation at first.
+      from_start: whether the state is a start.
+    """
+    around = context.start if from_start else context.interior
+    noise, state = normal_like(around, key), around
+    for halvings in range(MOST_HALVINGS):
+        state = trees.add(around, trees.scale(spread * 0.5**halvings, noise))
+        if context.project is not None:
+            state = context.project(state)
+        values = [context.sweep(state) if from_start else context.force(state)]
+        if context.energy is not None and not from_start:
+            values.append(context.energy(state))
+        if is_finite(values):
+            break
+    return state
+
+
+def normal_like(tree: Any, key: jax.Array) -> Any:
+    """Normal numbers in the shapes of a tree, by NumPy: nothing is compiled."""
+    rng = np.random.default_rng(np.asarray(jax.random.key_data(key)).ravel())
+    return jax.tree.map(lambda s: np.asarray(rng.normal(size=s.shape), s.dtype), tree)
+
+
+def idle_weights(params: Params) -> Params:
+    """Zero weights; integer leaves, such as exponents and masks, stay as they are."""
+    return jax.tree.map(lambda leaf: jnp.zeros_like(leaf) if is_inexact(leaf) else leaf, params)
+
+
+def is_inexact(leaf: Any) -> bool:
+    """Whether a leaf holds real or complex floating numbers."""
+    return bool(jnp.issubdtype(leaf.dtype, jnp.inexact))
+
+
+def is_finite(tree: Any) -> bool:
+    """Whether every number of a tree is finite."""
+    return all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(tree))
+
+
+def flat_rows(state: State) -> Array:
+    """A state's units side by side, `[batch, units]`."""
+    leaves = [leaf.reshape(leaf.shape[0], -1) for leaf in jax.tree.leaves(state)]
+    return jnp.concatenate(leaves, axis=1)
