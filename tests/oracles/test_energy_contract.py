@@ -307,7 +307,9 @@ def test_a_systems_own_word_on_being_holomorphic_is_checked():
     params = jax.tree.map(lambda p: 0.3 * p, system.init(KEY, (5,))[0])
     honest = check_energy(system, params, X, **FEW)
     assert honest.holomorphic.passed is None
-    lying = check_energy(system._replace(traits=system.traits._replace(not_holomorphic="")), params, X, **FEW)
+    lying = check_energy(
+        system._replace(traits=system.traits._replace(not_holomorphic="")), params, X, **FEW
+    )
     assert failing(lying) == ["holomorphic"]
     assert lying.holomorphic.words.endswith("the system says that it is")
 

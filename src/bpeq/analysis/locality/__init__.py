@@ -1,8 +1,15 @@
 """The locality audit: what each weight's update takes, read off the rule's own program."""
 
-from bpeq.analysis.locality._audit import Locality, audit_locality, weight_names
-from bpeq.analysis.locality._rows import WeightRow, overall
-from bpeq.analysis.locality._words import COLUMNS, cells, markdown, notes
+from bpeq.analysis.locality._audit import audit_locality, weight_names
+from bpeq.analysis.locality.tables import (
+    COLUMNS,
+    Locality,
+    WeightRow,
+    cells,
+    markdown,
+    notes,
+    overall,
+)
 
 __all__ = [
     "COLUMNS",

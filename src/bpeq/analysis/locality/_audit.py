@@ -2,31 +2,14 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import jax
 
-from bpeq.analysis.locality._program import Program, carried, what
-from bpeq.analysis.locality._rows import Namer, WeightRow
+from bpeq.analysis.locality._rows import RowWriter
+from bpeq.analysis.locality._trace import TracedEstimate, contents_of
+from bpeq.analysis.locality.tables import Locality
 from bpeq.core import trees
 from bpeq.layers import cut
 from bpeq.types import Batch, Key, Layer, LearningRule, Params, State
-
-
-class Locality(NamedTuple):
-    """The rows of one rule, a weight each, in the order of its params.
-
-    unseen: primitives of the estimate that the audit does not know; with any, rows may lack
-        something. With its line where a weight went into it and came out unknown how: that weight
-        is `unknown` under transposed.
-    carried: what of the rule's own state it makes anew of weights or data, and of which: it is read
-        a step late.
-    """
-
-    rule: str
-    rows: tuple[WeightRow, ...]
-    unseen: tuple[str, ...] = ()
-    carried: tuple[str, ...] = ()
 
 
 def audit_locality(
@@ -111,46 +94,52 @@ def audit_locality(
     if state is None:
         params, state = rule.init(key, params)
 
-    program = Program(rule.estimate, params, batch, state, key)
-    late, kept = carried(program)
-    walk, made = program.gradients(late, any(value.content.known for _, value in kept))
-    count = program.count
-    for leaf, value in enumerate(made):  # a gradient's axes are its weight's
+    traced = TracedEstimate(rule.estimate, params, batch, state, key)
+    late, renewed = traced.late_leaves()
+    walk, values = traced.gradients(late, any(value.content.known for _, value in renewed))
+    for leaf, value in enumerate(values):  # a gradient's axes are its weight's
         for axis, dim in enumerate(value.dims):
             walk.units.unite(dim | {(leaf, axis)})
-    own = weight_names(params, network)
-    states = [f"state.{name}" for name in trees.names(state)]
-    namer = Namer(walk, [*own, *states, *(f"constant {i}" for i in range(program.fixtures))])
-    lost = {(leaf, at) for value in made for leaf, at in value.lost if leaf < count}
-    unknown = {leaf for leaf, _ in lost}
-    rows = tuple(namer.row(leaf, v.content, leaf in unknown) for leaf, v in enumerate(made))
-    told = {at for _, at in lost}
-    unseen = tuple(sorted(told | (walk.unseen - {at.partition(" ")[0] for at in told})))
-    notes = tuple(f"{states[i]} ({what([*own, *states], value, i + count)})" for i, value in kept)
-    return Locality(rule.name, rows, unseen, notes)
+    names = [*weight_names(params, network), *(f"state.{name}" for name in trees.names(state))]
+    writer = RowWriter(walk, [*names, *(f"constant {i}" for i in range(traced.constants))])
+    # Where weights were lost: such a weight is unknown, and the place is named once.
+    lost = {pair for value in values for pair in value.lost if pair[0] < traced.count}
+    unknown, places = {leaf for leaf, _ in lost}, {place for _, place in lost}
+    rows = [writer.row(leaf, v.content, leaf in unknown) for leaf, v in enumerate(values)]
+    unseen = places | (walk.unseen - {place.partition(" ")[0] for place in places})
+    carried = [
+        f"{names[leaf]} ({contents_of(names, value, leaf)})"
+        for leaf, value in ((traced.count + i, value) for i, value in renewed)
+    ]
+    return Locality(rule.name, tuple(rows), tuple(sorted(unseen)), tuple(carried))
 
 
 def weight_names(params: Params, network: Layer | None = None) -> list[str]:
-    """The leaves by the blocks of `network`, such as `dense_1.w`; else by their place in params."""
+    """The names of the leaves: by the blocks of a network, such as `dense_1.w`, or by their place.
+
+    Args:
+      params: a tree of weights.
+      network: the layers that the first of its entries belong to; None names leaves by their place.
+    """
     paths = [path.split(".") for path in trees.names(params)]
     if network is None:
         return [".".join(path) for path in paths]
-    places: dict[str, str] = {}
+    blocks: dict[str, str] = {}
     for block in cut(network):
         inside = range(block.slice.start, block.slice.stop)
         filled = [str(i) for i in inside if jax.tree.leaves(params[i])]
-        places |= {i: block.name if len(filled) == 1 else f"{block.name}.{i}" for i in filled}
-    own = len(network.parts)
+        blocks |= {i: block.name if len(filled) == 1 else f"{block.name}.{i}" for i in filled}
+    layers = len(network.parts)
 
-    def called(path: list[str], plain: bool) -> str:
-        if path[0].isdecimal() and int(path[0]) < own:
-            return ".".join([places.get(path[0], path[0]), *path[1:]])
-        if plain:  # a system's or a rule's own entries
+    def name(path: list[str], short: bool) -> str:
+        if path[0].isdecimal() and int(path[0]) < layers:
+            return ".".join([blocks.get(path[0], path[0]), *path[1:]])
+        if short:  # entries of the system's or of the rule's
             return ".".join(part for part in path if not part.isdecimal())
-        return ".".join(places.get(part, part) for part in path[1:])
+        return ".".join(blocks.get(part, part) for part in path[1:])
 
-    for plain in (True, False):
-        names = [called(path, plain) for path in paths]
+    for short in (True, False):
+        names = [name(path, short) for path in paths]
         if len(set(names)) == len(names):
             return names
     return [".".join(path) for path in paths]

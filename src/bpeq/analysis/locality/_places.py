@@ -1,21 +1,20 @@
 """Which entry of which weight lies where: arrays that rearrange weights, computed on numbers.
 
-Axis by axis it is followed what an array indexes; where weights are laid end to end, flattened or
-looked up by a permutation, that is not enough, and the rearrangement is done on their entries'
-numbers instead.
+The audit follows axis by axis what an array indexes. Where weights are laid end to end, flattened
+or looked up by a permutation, that is not enough: then the rearrangement is done on the numbers of
+their entries.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cached_property
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-
-from bpeq.analysis.locality._units import NONE, Dims, Label
 
 # entry by entry: what these make of a weight has its axes
 _ENTRYWISE = """
@@ -34,99 +33,88 @@ ENTRYWISE, _MOVES = frozenset(_ENTRYWISE.split()), frozenset(_MOVING.split())
 
 
 class Places:
-    """An array without data: a leaf, a constant, or what a primitive makes of such arrays."""
+    """An array without data, computed when it is needed.
 
-    coded: bool
+    coded: whether its entries are numbers of weights' entries, 0 for what is none of them.
+    """
 
-    def __init__(self, eqn: Any = None, operands: Sequence[Places] = (), out: int = 0) -> None:
-        self._eqn, self._operands, self._out = eqn, operands, out
-        self.coded = any(place.coded for place in operands)
-        self._array: Any = None
-        self._leaf: tuple[int, Sequence[int]] | None = None
+    def __init__(self, compute: Callable[[], Any], coded: bool = False) -> None:
+        self.coded, self._compute = coded, compute
 
-    @classmethod
-    def constant(cls, array: Any) -> Places:
-        made = cls()
-        made._array = jnp.asarray(array)
-        return made
-
-    @classmethod
-    def entries(cls, start: int, shape: Sequence[int]) -> Places:
-        """The numbers of a leaf's entries, from start + 1."""
-        made = cls()
-        made.coded, made._leaf = True, (start, shape)
-        return made
-
-    @classmethod
-    def of(cls, eqn: Any, operands: Sequence[Places | None], out: int) -> Places | None:
-        """What a primitive makes; None where it takes anything else, or does more than move."""
-        known = [place for place in operands if place is not None]
-        name = eqn.primitive.name
-        if len(known) < len(operands) or name not in ENTRYWISE | _MOVES | {"iota"}:
-            return None
-        if sum(place.coded for place in known) > 1 and name not in _MOVES:
-            return None
-        return cls(eqn, known, out)
-
+    @cached_property
     def array(self) -> Any:
-        """A constant's entries; of weights the entries' numbers, 0 for what is no entry."""
-        if self._array is None:
-            self._array = self._computed()
-            self._eqn, self._operands = None, ()
-        return self._array
+        """The entries."""
+        return self._compute()
 
-    def _computed(self) -> Any:
-        if self._leaf is not None:
-            return _numbers(*self._leaf)
-        eqn, arrays = self._eqn, [place.array() for place in self._operands]
-        if self.coded and eqn.primitive.name not in _MOVES:  # each entry stays where it is
-            own = next(a for a, place in zip(arrays, self._operands, strict=True) if place.coded)
-            return jnp.broadcast_to(own, eqn.outvars[0].aval.shape)
-        if self.coded:
+
+def moved_places(eqn: Any, operands: Sequence[Places | None], out: int) -> Places | None:
+    """What a primitive makes of such arrays; None if it takes others, or does more than move.
+
+    Args:
+      eqn: the equation.
+      operands: of each operand.
+      out: which of its results is meant.
+    """
+    known, name = [place for place in operands if place is not None], eqn.primitive.name
+    coded, moves = sum(place.coded for place in known), name in _MOVES
+    if len(known) < len(operands) or not (moves or name in ENTRYWISE or name == "iota"):
+        return None
+    if coded > 1 and not moves:
+        return None
+
+    def compute() -> Any:
+        if coded and not moves:  # each entry stays where it is
+            entries = next(place.array for place in known if place.coded)
+            return jnp.broadcast_to(entries, eqn.outvars[0].aval.shape)
+        arrays = [place.array for place in known]
+        if coded:  # other numbers may come between, but are no entries
             arrays = [
                 jnp.zeros(array.shape, jnp.int32)
                 if not place.coded and jnp.issubdtype(array.dtype, jnp.inexact)
                 else array
-                for array, place in zip(arrays, self._operands, strict=True)
+                for array, place in zip(arrays, known, strict=True)
             ]
         made = eqn.primitive.bind(*arrays, **eqn.params)
-        return made[self._out] if eqn.primitive.multiple_results else made
+        return made[out] if eqn.primitive.multiple_results else made
+
+    return Places(compute, coded > 0)
 
 
 def numbered(shapes: Sequence[Sequence[int]]) -> list[Places | None]:
-    """The leaves, their entries numbered through all of them."""
-    ends = [0, *itertools.accumulate(math.prod(shape) for shape in shapes)]
+    """The leaves, their entries numbered through all of them from 1."""
+    ends = [0, *itertools.accumulate(map(math.prod, shapes))]
     if ends[-1] >= 2**31:
         return [None] * len(shapes)
-    return [Places.entries(start, shape) for start, shape in zip(ends, shapes, strict=False)]
+
+    def numbers(start: int, shape: Sequence[int]) -> Places:
+        last = start + 1 + math.prod(shape)
+        return Places(lambda: np.arange(start + 1, last, dtype=np.int32).reshape(shape), True)
+
+    return list(map(numbers, ends, shapes))
 
 
-def _numbers(start: int, shape: Sequence[int]) -> Any:
-    return np.arange(start + 1, start + 1 + math.prod(shape), dtype=np.int32).reshape(shape)
-
-
-def located(places: Places, shapes: Sequence[Sequence[int]]) -> dict[int, Dims]:
-    """The leaves of which entries lie in an array, and along which of its axes each axis varies."""
-    array, found, start = np.asarray(places.array()), {}, 0
+def located(places: Places, shapes: Sequence[Sequence[int]]) -> dict[int, Any]:
+    """The leaves of which entries lie in an array, and its dims: along which axis each varies."""
+    array, dims, start = np.asarray(places.array), {}, 0
     for leaf, shape in enumerate(shapes):
         size = math.prod(shape)
-        own = (array > start) & (array <= start + size)
-        if size and own.any():
-            index = np.unravel_index(np.where(own, array - 1 - start, 0), shape)
-            found[leaf] = _varying(leaf, own, index, shape)
+        inside = (array > start) & (array <= start + size)
+        if size and inside.any():
+            index = np.unravel_index(np.where(inside, array - 1 - start, 0), shape)
+            dims[leaf] = _varying(leaf, inside, index, shape)
         start += size
-    return found
+    return dims
 
 
-def _varying(leaf: int, own: Any, index: Sequence[Any], shape: Sequence[int]) -> Dims:
-    dims: list[frozenset[Label]] = [NONE] * own.ndim
+def _varying(leaf: int, inside: Any, index: Sequence[Any], shape: Sequence[int]) -> Any:
+    dims: list[frozenset[tuple[int, int]]] = [frozenset()] * inside.ndim
     for k, along in enumerate(index):
-        for axis in range(own.ndim):
-            low = np.where(own, along, shape[k]).min(axis)
-            if (np.where(own, along, -1).max(axis) > low).any():
+        for axis in range(inside.ndim):
+            low = np.where(inside, along, shape[k]).min(axis)
+            if (np.where(inside, along, -1).max(axis) > low).any():
                 dims[axis] |= {(leaf, k)}
     for k, n in enumerate(shape):  # an axis of one entry varies nowhere: it lies on one like it
-        single = [axis for axis in range(own.ndim) if own.shape[axis] == 1 and not dims[axis]]
+        single = [a for a in range(inside.ndim) if inside.shape[a] == 1 and not dims[a]]
         if n == 1 and single:
             dims[single[0]] = frozenset({(leaf, k)})
     return tuple(dims)

@@ -5,74 +5,80 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from bpeq.analysis.locality._entries import entries
+from bpeq.analysis.locality._arrays import (
+    ADDED,
+    BATCH,
+    NO_LABELS,
+    NO_OWNERS,
+    Dims,
+    Value,
+    axes_of,
+    beside,
+    labels,
+    tangled,
+    without_units,
+)
+from bpeq.analysis.locality._contents import Atom, Content, Kind, Label, bent, times, unpooled
+from bpeq.analysis.locality._entrywise import entries, meeting
 from bpeq.analysis.locality._places import ENTRYWISE
-from bpeq.analysis.locality._pools import pooled, product, reduced
-from bpeq.analysis.locality._units import BATCH, NONE, Dims, Label, axes_of, tangled
-from bpeq.analysis.locality._values import ADDED, Content, Kind, Owners, Value, times
 from bpeq.analysis.locality._weights import Weights, named
 
-At = tuple[int, ...]
-"""Where in the program: the equations around, the innermost last."""
-NO_OWNERS: Owners = frozenset()
+Side = tuple[Value, Sequence[int], Sequence[int]]
+"""An operand of a `dot_general`, the axes that are summed over, those that both have."""
 
 
-def dot(weights: Weights, at: At, eqn: Any, left: Value, right: Value) -> Value:
+def dot(weights: Weights, eqn: Any, left: Value, right: Value) -> Value:
     """`dot_general`."""
     (lc, rc), (lb, rb) = eqn.params["dimension_numbers"]
     both = left.content.known and right.content.known
-    left, right = settled(weights, at, left, lc, both), settled(weights, at, right, rc, both)
-    left, right = _as_weights(weights, at, (left, lc, lb), (right, rc, rb))
-    gone = NONE
+    left, right = summed_over(weights, left, lc, both), summed_over(weights, right, rc, both)
+    sides = _with_matrices(weights, (left, lc, lb), (right, rc, rb))
+    left, right = sides[0][0], sides[1][0]
+    # The axes that are summed over together index the same units.
+    gone, alike = NO_LABELS, [*zip(lc, rc, strict=True), *zip(lb, rb, strict=True)]
     for i, j in zip(lc, rc, strict=True):
-        weights.units.unite(_plain(weights, left)[i] | _plain(weights, right)[j])
+        weights.units.unite(_distinct(weights, left)[i] | _distinct(weights, right)[j])
         gone |= left.dims[i] | right.dims[j]
     batch = [left.dims[i] | right.dims[j] for i, j in zip(lb, rb, strict=True)]
-    sides = [
-        [dim for axis, dim in enumerate(value.dims) if axis not in {*contracted, *shared}]
-        for value, contracted, shared in ((left, lc, lb), (right, rc, rb))
-    ]
-    dims = (*batch, *sides[0], *sides[1])
-    places = [_after(left, lc, lb, 0), _after(right, rc, rb, len(sides[0]))]
+    free = [_free(side) for side in sides]
+    rest = [[side[0].dims[axis] for axis in axes] for side, axes in zip(sides, free, strict=True)]
+    dims = (*batch, *rest[0], *rest[1])
+    places = [_place(sides[0], 0), _place(sides[1], len(rest[0]))]
     pending = left.summand | right.summand
     if left.weights or right.weights:
         first = bool(left.weights) and not (right.weights and left.content.known)
         weight, other, i = (left, right, 1) if first else (right, left, 0)
-        summed, free = [weight.dims[axis] for axis in (rc, lc)[i]], [*batch, *sides[1 - i]]
         if other.content.known or (other.content.random and not other.weights):
-            sent = weights.send(at, weight.weights, other, dims, summed, free, places[i])
+            summed, over = [weight.dims[axis] for axis in (rc, lc)[i]], [*batch, *rest[1 - i]]
+            sent = weights.send(weight.weights, other, dims, summed, over, places[i])
             return sent._replace(summand=pending | other.weights)
-        content = times(left.content, right.content)
-        if any(
-            _steady(own, over) and weight.weights
-            for own, over, weight in ((left, lc, right), (right, rc, left))
-        ):
-            weights.met |= {leaf for leaf, _ in left.weights | right.weights}
+        content, owners = times(left.content, right.content), left.weights | right.weights
+        if (_steady(left, lc) and right.weights) or (_steady(right, rc) and left.weights):
+            weights.met |= {leaf for leaf, _ in owners}
             return Value((content,), dims)
-        moved = (*batch, *_onto((left, lc, lb), (right, rc, rb)))
-        return Value((content,), moved, weights=left.weights | right.weights)
-    alike = [*zip(lc, rc, strict=True), *zip(lb, rb, strict=True)]
-    made = product([left, right], dims, weights.units, alike, places)
-    flags = [
-        axis in value.spread
-        for value, contracted, shared in ((left, lc, lb), (right, rc, rb))
-        for axis in range(len(value.dims))
-        if axis not in {*contracted, *shared}
-    ]
-    spread = frozenset(len(batch) + i for i, flag in enumerate(flags) if flag)
-    return pooled(eqn, made, gone)._replace(summand=pending, spread=spread)
+        return Value((content,), (*batch, *_mixed_axes(*sides)), weights=owners)
+    product = meeting(_product([left, right], dims, alike, places), [left, right], weights.units)
+    repeated = [axis in side[0].spread for side, axes in zip(sides, free, strict=True)
+                for axis in axes]  # fmt: skip
+    spread = frozenset(len(batch) + i for i, flag in enumerate(repeated) if flag)
+    return pooled(eqn, product, gone)._replace(summand=pending, spread=spread)
 
 
-def _onto(left: Side, right: Side) -> list[frozenset[Label]]:
+def _free(side: Side) -> list[int]:
+    value, contracted, shared = side
+    return [axis for axis in range(len(value.dims)) if axis not in {*contracted, *shared}]
+
+
+def _mixed_axes(left: Side, right: Side) -> list[frozenset[Label]]:
     """The dims of weights times constants: these mix the axes of those, and carry them on."""
-    made: list[frozenset[Label]] = []
-    for (own, contracted, shared), (other, theirs, _) in ((left, right), (right, left)):
-        through = NONE.union(*(other.dims[axis] for axis in theirs))
-        mixes = bool(other.weights) and not own.weights
-        for axis, dim in enumerate(own.dims):
-            if axis not in {*contracted, *shared}:
-                made.append(dim | through if mixes and axis not in own.spread else dim)
-    return made
+    dims: list[frozenset[Label]] = []
+    for side, (other, summed, _) in ((left, right), (right, left)):
+        value, through = side[0], NO_LABELS.union(*(other.dims[axis] for axis in summed))
+        mixes = bool(other.weights) and not value.weights
+        for axis in _free(side):
+            carried = mixes and axis not in value.spread
+            dims.append(value.dims[axis] | through if carried else value.dims[axis])
+    return dims
 
 
 def _steady(value: Value, axes: Sequence[int]) -> bool:
@@ -87,172 +93,213 @@ def _steady(value: Value, axes: Sequence[int]) -> bool:
     return rest <= value.spread and ({*axes} <= value.spread or vector)
 
 
-def settled(
-    weights: Weights, at: At, value: Value, axes: Sequence[int], sends: bool = False
-) -> Value:
+def summed_over(weights: Weights, value: Value, axes: Sequence[int], both: bool = False) -> Value:
     """`value`, some axes of which will be summed over; of weights multiplied in, a contraction.
 
-    sends: whether something else goes through a weight that is in `value`.
+    both: whether something else goes through a weight that is in `value`.
     """
+    owners = value.summand | (value.weights if value.content.known and not both else NO_OWNERS)
     summed = [value.dims[axis] for axis in axes]
-    free = [dim for axis, dim in enumerate(value.dims) if axis not in {*axes}]
-    own = value.summand | (value.weights if value.content.known and not sends else NO_OWNERS)
-    due = frozenset(pair for pair in own if axes_of(pair[0], summed))
+    due = frozenset(pair for pair in owners if axes_of(pair[0], summed))
     if not due:
         return value
+    free = [dim for axis, dim in enumerate(value.dims) if axis not in {*axes}]
     other = value._replace(dims=tuple(summed))
-    made = weights.send(at, due, other, value.dims, summed, free, value.axis)
-    return made._replace(weights=value.weights - due, summand=value.summand - due)
+    sent = weights.send(due, other, value.dims, summed, free, value.axis)
+    return sent._replace(weights=value.weights - due, summand=value.summand - due)
 
 
-Side = tuple[Value, Sequence[int], Sequence[int]]
-"""An operand of a `dot_general`, the axes that are summed over, those that both have."""
-
-
-def _as_weights(weights: Weights, at: At, left: Side, right: Side) -> tuple[Value, Value]:
+def _with_matrices(weights: Weights, left: Side, right: Side) -> tuple[Side, Side]:
     """The operands; a matrix that no data is in, such as a random one, is a weight to the other.
 
     It sends the other's units to units of its own, unless what is summed over is the batch.
     """
-    made = []
-    for (own, contracted, shared), (other, theirs, _) in ((left, right), (right, left)):
-        free = len(own.dims) - len(contracted) - len(shared)
-        over_batch = any(BATCH in other.dims[axis] for axis in theirs)
+    sides = []
+    for side, (other, summed, _) in ((left, right), (right, left)):
+        value, contracted, shared = side
+        over_batch = any(BATCH in other.dims[axis] for axis in summed)
         sends = other.content.known and not over_batch and not other.weights
-        plain = own.content.kind == Kind.CONSTANT and not own.weights
-        if plain and sends and free and contracted:
-            own = weights.nameless(at, own)
-        made.append(own)
-    return made[0], made[1]
+        plain = value.content.kind == Kind.CONSTANT and not value.weights
+        if plain and sends and contracted and _free(side):
+            value = weights.nameless(value)
+        sides.append((value, contracted, shared))
+    return sides[0], sides[1]
 
 
-def convolution(weights: Weights, at: At, eqn: Any, left: Value, right: Value) -> Value:
+def convolution(weights: Weights, eqn: Any, left: Value, right: Value) -> Value:
     """`conv_general_dilated`: its kernel's input channels are summed over, whichever they are."""
     numbers = eqn.params["dimension_numbers"]
-    left = settled(weights, at, left, numbers.lhs_spec[1:2], right.content.known)
-    gone = left.dims[numbers.lhs_spec[1]] | right.dims[numbers.rhs_spec[1]]
-    weights.units.unite(
-        _plain(weights, left)[numbers.lhs_spec[1]] | _plain(weights, right)[numbers.rhs_spec[1]]
-    )
-    made = [NONE] * len(left.dims)
-    made[numbers.out_spec[0]] = left.dims[numbers.lhs_spec[0]]
-    made[numbers.out_spec[1]] = features = right.dims[numbers.rhs_spec[0]]
-    dims = tuple(made)
+    (example, channel), (out, into) = numbers.lhs_spec[:2], numbers.rhs_spec[:2]
+    left = summed_over(weights, left, [channel], right.content.known)
+    gone = left.dims[channel] | right.dims[into]
+    weights.units.unite(_distinct(weights, left)[channel] | _distinct(weights, right)[into])
+    every = [NO_LABELS] * len(left.dims)
+    every[numbers.out_spec[0]], every[numbers.out_spec[1]] = left.dims[example], right.dims[out]
+    dims = tuple(every)
     places = [
-        numbers.out_spec[0] if left.axis == numbers.lhs_spec[0] else None,
-        numbers.out_spec[1] if right.axis == numbers.rhs_spec[0] else None,
+        numbers.out_spec[0] if left.axis == example else None,
+        numbers.out_spec[1] if right.axis == out else None,
     ]
     if right.weights and not left.weights:
-        inside = [right.dims[numbers.rhs_spec[1]]]
-        sent = weights.send(at, right.weights, left, dims, inside, [features], places[0])
+        summed, free = [right.dims[into]], [right.dims[out]]
+        sent = weights.send(right.weights, left, dims, summed, free, places[0])
         return sent._replace(summand=left.summand)
-    summed = [(numbers.lhs_spec[1], numbers.rhs_spec[1])]
-    return pooled(eqn, product([left, right], dims, weights.units, summed, places), gone)
+    result = _product([left, right], dims, [(channel, into)], places)
+    return pooled(eqn, meeting(result, [left, right], weights.units), gone)
 
 
-def looked_up(weights: Weights, at: At, eqn: Any, table: Value, index: Value) -> Value:
+def looked_up(weights: Weights, eqn: Any, table: Value, index: Value) -> Value:
     """`gather` of rows of a weight: a product with a one-hot vector."""
-    made = entries(eqn, [table, index], weights.units)
+    dims = entries(eqn, [table, index], weights.units).dims
     rows = set(eqn.params["dimension_numbers"].collapsed_slice_dims)
     summed = [dim for axis, dim in enumerate(table.dims) if axis in rows]
     free = [dim for axis, dim in enumerate(table.dims) if axis not in rows]
-    dims = tuple(dim - NONE.union(*summed) for dim in made.dims)
-    return weights.send(at, table.weights, index.whole, dims, summed, free)
+    left = tuple(dim - NO_LABELS.union(*summed) for dim in dims)
+    return weights.send(table.weights, index.whole, left, summed, free)
 
 
-def combined(weights: Weights, at: At, eqn: Any, values: Sequence[Value], made: Value) -> Value:
+def combined(weights: Weights, eqn: Any, values: Sequence[Value], result: Value) -> Value:
     """Weights that meet data entry by entry: a gain, a bias; or a matrix, whose sum may follow."""
-    name, shape = eqn.primitive.name, eqn.outvars[0].aval.shape
-    if name not in ENTRYWISE or len(shape) != len(made.dims):
-        return made
+    name, rank = eqn.primitive.name, len(eqn.outvars[0].aval.shape)
+    if name not in ENTRYWISE or rank != len(result.dims):
+        return result
     for i, value in enumerate(values):
-        for leaf, through in named(value.weights - made.weights):
-            here, rank = axes_of(leaf, value.dims), weights.ranks[leaf]
+        for leaf, through in named(value.weights - result.weights):
             if tangled(leaf, value.dims):
                 continue
-            if name not in ("mul", "div"):
-                adds = name in ("add", "sub", "add_any")
-                if len(here) < 2 and (len(here) == rank or (adds and not here)):
-                    weights.met.add(leaf)  # a bias, or a function of one
-                elif adds and len(here) < 2:  # a row: what follows may multiply it by the rest
-                    made = made._replace(summand=made.summand | {(leaf, ADDED)})
+            if name in ("mul", "div"):
+                result = _scaled(weights, eqn, values, i, (leaf, through), result)
                 continue
-            if rank and not here:
-                continue
-            others = [v for j, v in enumerate(values) if j != i]
-            along = {a for a, dim in enumerate(value.dims) if axes_of(leaf, [dim])}
-            sizes = [var.aval.shape for j, var in enumerate(eqn.invars) if j != i]
-            if len(here) == rank < 2:
-                if not any(v.weights for v in others) and name == "mul":
-                    weights.gain(at, leaf, through, others[0])
-                weights.met.add(leaf)
-            elif len(here) < rank and all(
-                all(a in v.spread or len(size) <= a or size[a] == 1 for a in along)
-                for v, size in zip(others, sizes, strict=True)
-            ):  # one unit's entries of it times what that unit sends
-                free = [value.dims[a] for a in along]
-                own = frozenset({(leaf, through)})
-                sent = weights.send(at, own, made, made.dims, (), free, made.axis)
-                made = sent._replace(contents=_numbers(made, sent), summand=made.summand)
-            else:
-                made = made._replace(summand=made.summand | {(leaf, through)})
-    return made
+            here, adds = axes_of(leaf, value.dims), name in ("add", "sub", "add_any")
+            if len(here) < 2 and (len(here) == weights.ranks[leaf] or (adds and not here)):
+                weights.met.add(leaf)  # a bias, or a function of one
+            elif adds and len(here) < 2:  # a row: what follows may multiply it by the rest
+                result = result._replace(summand=result.summand | {(leaf, ADDED)})
+    return result
 
 
-def _numbers(before: Value, after: Value) -> tuple[Content, ...]:
-    """A number that goes through a column of a weight is still read as one."""
-    made = []
-    for old, new in zip(before.contents, after.contents, strict=True):
+def _scaled(
+    weights: Weights, eqn: Any, values: Sequence[Value], i: int, owner: tuple[int, str], made: Value
+) -> Value:
+    """The product `made` of values, the i-th of which has a weight in it."""
+    leaf, through = owner
+    here, rank = axes_of(leaf, values[i].dims), weights.ranks[leaf]
+    if rank and not here:
+        return made
+    others = [(v, eqn.invars[j].aval.shape) for j, v in enumerate(values) if j != i]
+    along = {axis for axis, dim in enumerate(values[i].dims) if axes_of(leaf, [dim])}
+    if len(here) == rank < 2:  # a gain
+        if not any(v.weights for v, _ in others) and eqn.primitive.name == "mul":
+            units = weights.units.of(others[0][0].dims)
+            weights.note(leaf, frozenset(), units, units, through, others[0][0])
+        weights.met.add(leaf)
+        return made
+    if len(here) == rank or not all(
+        a in v.spread or len(shape) <= a or shape[a] == 1 for a in along for v, shape in others
+    ):
+        return made._replace(summand=made.summand | {owner})
+    # one unit's entries of it times what that unit sends
+    free = [values[i].dims[axis] for axis in along]
+    sent = weights.send(frozenset({owner}), made, made.dims, (), free, made.axis)
+    contents = []
+    for old, new in zip(made.contents, sent.contents, strict=True):
         numbers = {atom for term in old.terms for atom in term if atom.what == "number"}
-        made.append(new._replace(terms=frozenset(term | numbers for term in new.terms)))
-    return tuple(made)
+        contents.append(new._replace(terms=frozenset(term | numbers for term in new.terms)))
+    return sent._replace(contents=tuple(contents), summand=made.summand)
 
 
 def across(weights: Weights, made: Value, values: Sequence[Value], axis: int) -> Value:
     """Pieces laid along an axis, with the axes of weights that each piece has one entry of."""
     laid = made.dims[axis]
     for leaf in {leaf for leaf, _ in made.weights | made.summand}:
-        having = [v for v in values if any(leaf == own for own, _ in v.weights | v.summand)]
+        having = [v for v in values if any(leaf == owner for owner, _ in v.weights | v.summand)]
         if len(having) > 1:
             picked = {*range(weights.ranks[leaf])} - axes_of(leaf, made.dims)
             laid |= {(leaf, k) for k in picked}
     return made._replace(dims=(*made.dims[:axis], laid, *made.dims[axis + 1 :]))
 
 
-def reduction(weights: Weights, at: At, eqn: Any, value: Value, axes: Sequence[int]) -> Value:
+def reduction(weights: Weights, eqn: Any, value: Value, axes: Sequence[int]) -> Value:
     """A sum, a maximum, … over some axes; that of a matrix times activity is a contraction too."""
-    whole = {leaf for leaf, _ in value.weights if _all_of(weights, eqn, value, leaf, axes)}
+    shape, adds = eqn.invars[0].aval.shape, eqn.primitive.name == "reduce_sum"
+    whole = {leaf for leaf, _ in value.weights if _all_of(weights, shape, value, leaf, axes)}
     weights.met |= whole  # a number of all its entries: it has no way
-    kept = frozenset(pair for pair in value.weights if pair[0] not in whole)
-    value = value._replace(weights=kept)
-    if eqn.primitive.name == "reduce_sum":
-        value = settled(weights, at, value, axes)
-    made = reduced(eqn, value, axes)
-    left = value.weights if not value.per_example else NO_OWNERS
-    pending = {p for p in value.summand if not axes_of(p[0], [value.dims[a] for a in axes])}
-    return made._replace(weights=left, summand=frozenset(pending))
+    value = value._replace(weights=frozenset(p for p in value.weights if p[0] not in whole))
+    if adds:
+        value = summed_over(weights, value, axes)
+    gone = NO_LABELS.union(*(value.dims[axis] for axis in axes))
+    dims = tuple(dim for axis, dim in enumerate(value.dims) if axis not in axes)
+    made = Value((value.content if adds else bent(value.content),), dims)
+    if any(shape[axis] != 1 for axis in axes):
+        made = pooled(eqn, made, gone)
+    kept = value.weights if not value.per_example else NO_OWNERS
+    pending = frozenset(pair for pair in value.summand if not axes_of(pair[0], [gone]))
+    return made._replace(weights=kept, summand=pending)
 
 
-def _all_of(weights: Weights, eqn: Any, value: Value, leaf: int, axes: Sequence[int]) -> bool:
+def _all_of(
+    weights: Weights, shape: Sequence[int], value: Value, leaf: int, axes: Sequence[int]
+) -> bool:
     """Whether all of a leaf is reduced, and with it no activity of single examples."""
-    shape = eqn.invars[0].aval.shape
     sizes = {k: shape[axis] for axis in axes for owner, k in value.dims[axis] if owner == leaf}
     full = [sizes.get(k) == n for k, n in enumerate(weights.shapes[leaf])]
     alone = not tangled(leaf, value.dims) and (not value.content.known or value.content.pooled)
     return alone and all(full)
 
 
-def _plain(weights: Weights, value: Value) -> Dims:
+def pooled(eqn: Any, made: Value, gone: frozenset[Label]) -> Value:
+    """What a sum over axes has become: perhaps one number, or the same for all examples."""
+    if not any(content.known for content in made.contents):
+        return made.whole
+    number = without_units(eqn.outvars[0].aval.shape, made.dims)
+    number = number or bool(labels((gone,)) and not labels(made.dims))
+
+    def one(content: Content) -> Content:
+        content = content._replace(pooled=content.known and (content.pooled or BATCH in gone))
+        if not number or not content.known:
+            return content
+        examples = any(atom.pooled for term in content.terms for atom in term)
+        atom = Atom("number", inner=unpooled(content.terms), pooled=content.pooled or examples)
+        # whether errors are in it, its terms say
+        return content._replace(terms=frozenset({frozenset({atom})}), errors=False)
+
+    return made._replace(contents=tuple(map(one, made.contents)))
+
+
+def _product(
+    values: Sequence[Value],
+    dims: Dims,
+    summed: Sequence[tuple[int, int]],
+    places: Sequence[int | None],
+) -> Value:
+    """A contraction of two arrays neither of which is a weight.
+
+    Args:
+      values: the two.
+      dims: of the result.
+      summed: pairs of axes, of either array, that are summed over together or stand for the same.
+      places: where the axis of either array's pieces comes to lie; None if it is summed over.
+    """
+    left, right = values
+    pieces = left.sizes or right.sizes
+    same = left.sizes == right.sizes and (left.axis, right.axis) in summed
+    if left.sizes and right.sizes and not same:
+        values, pieces = [left.whole, right.whole], ()
+    rows = beside(values, len(pieces) or 1)
+    axis = places[0] if left.sizes else places[1]
+    made = Value(tuple(times(*row) for row in rows), dims, pieces, axis=axis or 0)
+    return made.whole if axis is None else made
+
+
+def _distinct(weights: Weights, value: Value) -> Dims:
     return weights.units.apart(value.dims) if value.weights else value.dims
 
 
-def _after(
-    value: Value, contracted: Sequence[int], shared: Sequence[int], before: int
-) -> int | None:
+def _place(side: Side, before: int) -> int | None:
     """Where a product has the axis on which an operand's pieces lie; `before` it the other's."""
+    value, contracted, shared = side
     if value.axis in contracted:
         return None
     if value.axis in shared:
         return list(shared).index(value.axis)
-    gone = {*contracted, *shared}
-    return len(shared) + before + sum(i not in gone for i in range(value.axis))
+    return len(shared) + before + sum(axis < value.axis for axis in _free(side))

@@ -5,15 +5,33 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
-from jax.extend.core import ClosedJaxpr, Literal
-from jax.interpreters.partial_eval import dce_jaxpr
+import numpy as np
 
-from bpeq.analysis.locality._constants import constant, literal, opened, where
-from bpeq.analysis.locality._entries import entries, follows
-from bpeq.analysis.locality._places import Places, located
-from bpeq.analysis.locality._products import (
+from bpeq.analysis.locality._arrays import (
+    NO_LABELS,
     NO_OWNERS,
+    Units,
+    Value,
+    axes_of,
+    tangled,
+    united,
+    without_units,
+)
+from bpeq.analysis.locality._contents import (
+    MOVES,
+    NOTHING,
+    Atom,
+    Content,
+    Kind,
+    Label,
+    chosen,
+    join,
+)
+from bpeq.analysis.locality._entrywise import entries, follows
+from bpeq.analysis.locality._places import Places, located, moved_places
+from bpeq.analysis.locality._products import (
     across,
     combined,
     convolution,
@@ -21,15 +39,20 @@ from bpeq.analysis.locality._products import (
     looked_up,
     reduction,
 )
-from bpeq.analysis.locality._shapes import united
-from bpeq.analysis.locality._units import NONE, Label, Units, axes_of, loose, tangled
-from bpeq.analysis.locality._values import MOVES, NOTHING, Atom, Kind, Owners, Value, chosen, join
 from bpeq.analysis.locality._weights import Weights
+from bpeq.core.jaxprs import (
+    Program,
+    Walker,
+    inner_programs,
+    opened,
+    source_line,
+    without_dead_code,
+)
 
 ROUNDS = 100
 
 
-class Walk:
+class Walk(Walker[Value]):
     """The values of arrays, the uses of weights, and which units are the same.
 
     drives: units with a forward activity that enters a relaxation as a constant.
@@ -41,114 +64,99 @@ class Walk:
         self.weights = Weights(shapes, self.units)
         self.drives: set[Label] = set()
         self.unseen: set[str] = set()
-        self._bodies: dict[int, tuple[Any, Any]] = {}  # with its original, whose id it goes by
-        self._at: tuple[int, ...] = ()
+        self._bodies: dict[int, tuple[Any, Program]] = {}  # with its original, whose id it goes by
 
-    def run(self, jaxpr: Any, consts: Sequence[Value], args: Sequence[Value]) -> list[Value]:
-        """The values of a jaxpr's results."""
-        values = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*consts, *args], strict=True))
+    def literal(self, literal: Any) -> Value:
+        places = Places(lambda: jnp.asarray(literal.val, literal.aval.dtype))
+        return constant(literal.aval.shape, literal.val == 0)._replace(places=places)
 
-        def read(var: Any) -> Value:
-            return literal(var) if isinstance(var, Literal) else values[var]
+    def equation(self, eqn: Any, values: list[Value]) -> Sequence[Value]:
+        outside, self.weights.at = self.weights.at, (*self.weights.at, id(eqn))
+        results = self._inside(eqn, values)
+        if results is None:
+            self.weights.met, self.weights.tangled = set(), set()
+            results = self._primitive(eqn, values)
+            results = [self._kept(eqn, values, value, i) for i, value in enumerate(results)]
+        self.weights.at = outside
+        return results
 
-        for eqn in jaxpr.eqns:
-            outside, self._at = self._at, (*self._at, id(eqn))
-            given = [read(var) for var in eqn.invars]
-            made = self._inside(eqn, given)
-            if made is None:
-                self.weights.met, self.weights.tangled = set(), set()
-                made = self._equation(eqn, given)
-                made = [self._kept(eqn, given, value, i) for i, value in enumerate(made)]
-            self._at = outside
-            values.update(zip(eqn.outvars, made, strict=True))
-        return [read(var) for var in jaxpr.outvars]
+    def _call(self, program: Program, values: Sequence[Value]) -> list[Value]:
+        return self.run(program.jaxpr, list(map(held, program.consts)), values)
 
     def _kept(self, eqn: Any, values: Sequence[Value], made: Value, out: int) -> Value:
         """A primitive's result, with the weights that it has made no known use of as lost in it."""
-        made = made._replace(places=Places.of(eqn, [value.places for value in values], out))
+        made = made._replace(places=moved_places(eqn, [value.places for value in values], out))
         if made.content.kind == Kind.ZERO:
             same = frozenset(range(len(made.dims)))
             return made._replace(weights=NO_OWNERS, summand=NO_OWNERS, spread=same)
-        found: Owners = made.weights
-        if made.places is not None and any(tangled(leaf, made.dims) for leaf, _ in found):
-            made = self._located(made, made.places)
+        owners = made.weights
+        if made.places is not None and any(tangled(leaf, made.dims) for leaf, _ in owners):
+            # Only the places of their entries show the axes of weights that are laid out so.
+            several = located(made.places, self.weights.shapes)
+            dims = united(list(several.values()), len(made.dims))
+            kept = frozenset(pair for pair in made.weights if pair[0] in several)
+            made = made._replace(dims=dims, weights=kept)
         came = NO_OWNERS.union(*(value.weights | value.summand for value in values))
-        stay = {leaf for leaf, _ in found | made.summand}
+        stay = {leaf for leaf, _ in owners | made.summand}
         lost = ({leaf for leaf, _ in came} - stay - self.weights.met) | self.weights.tangled
         if lost and made.content.known:
             made = self.weights.passed(made)
-        new = {(leaf, where(eqn)) for leaf in lost}
+        new = {(leaf, _described(eqn)) for leaf in lost}
         return made._replace(lost=made.lost.union(new, *(value.lost for value in values)))
-
-    def _located(self, made: Value, places: Places) -> Value:
-        """Weights that are laid out so that only the places of their entries tell their axes."""
-        several = located(places, self.weights.shapes)
-        dims = united(list(several.values()), len(made.dims))
-        own = frozenset(pair for pair in made.weights if pair[0] in several)
-        return made._replace(dims=dims, weights=own)
 
     def _inside(self, eqn: Any, values: list[Value]) -> list[Value] | None:
         """A primitive that holds programs; None for any other."""
         name, params = eqn.primitive.name, eqn.params
         if name == "while":
-            before = params["cond_nconsts"]
-            middle = before + params["body_nconsts"]
-            return self._loop(params["body_jaxpr"], values[before:middle], values[middle:])[0]
+            first = params["cond_nconsts"]
+            second = first + params["body_nconsts"]
+            return self._loop(params["body_jaxpr"], values[first:second], values[second:])[0]
         if name == "scan":
             return self._scan(params, values)
         if name == "cond":
-            return self._branches(params["branches"], values)
+            return self._branches(inner_programs(eqn), values)
         if name == "custom_linear_solve":
             sizes = params["const_lengths"]
             skip = sizes.matvec + sizes.vecmat
-            given = [*values[skip : skip + sizes.solve], *values[sum(sizes) :]]
-            return self._call(params["jaxprs"].solve, given)
-        for key in ("jaxpr", "call_jaxpr", "fun_jaxpr"):
-            if key in params:
-                return self._call(params[key], values)
+            args = [*values[skip : skip + sizes.solve], *values[sum(sizes) :]]
+            return self._call(opened(params["jaxprs"].solve), args)
+        if inner := inner_programs(eqn):
+            return self._call(inner[0], values)
         return values if name in ("device_put", "optimization_barrier") else None
 
-    def _equation(self, eqn: Any, values: list[Value]) -> list[Value]:
-        name = eqn.primitive.name
+    def _primitive(self, eqn: Any, values: list[Value]) -> list[Value]:
+        name, weights = eqn.primitive.name, self.weights
         if not values:
-            return [constant(var) for var in eqn.outvars]
+            return [constant(var.aval.shape) for var in eqn.outvars]
         if name == "dot_general":
-            return [dot(self.weights, self._at, eqn, *values)]
+            return [dot(weights, eqn, *values)]
         if name == "conv_general_dilated":
-            return [convolution(self.weights, self._at, eqn, *values)]
+            return [convolution(weights, eqn, *values)]
         if name.startswith(("reduce_", "arg")) and "axes" in eqn.params:
-            axes = eqn.params["axes"]
-            return [reduction(self.weights, self._at, eqn, value, axes) for value in values]
-        which = values[1].content if name == "gather" else NOTHING
-        if values[0].weights and not values[0].content.known and (which.known or which.random):
-            return [looked_up(self.weights, self._at, eqn, *values)]
-        return self._others(eqn, values)
-
-    def _others(self, eqn: Any, values: list[Value]) -> list[Value]:
+            return [reduction(weights, eqn, value, eqn.params["axes"]) for value in values]
+        index = values[1].content if name == "gather" else NOTHING
+        if values[0].weights and not values[0].content.known and (index.known or index.random):
+            return [looked_up(weights, eqn, *values)]
         made = entries(eqn, values, self.units)
-        if eqn.primitive.name in ("stack", "concatenate"):
-            axis = eqn.params["axis" if eqn.primitive.name == "stack" else "dimension"]
-            made = across(self.weights, made, values, axis)
-        made = combined(self.weights, self._at, eqn, values, made)
+        if name in ("stack", "concatenate"):
+            axis = eqn.params["axis" if name == "stack" else "dimension"]
+            made = across(weights, made, values, axis)
+        made = combined(weights, eqn, values, made)
         if not follows(eqn) and any(v.content.known or v.weights for v in values):
-            self.unseen.add(eqn.primitive.name)
+            self.unseen.add(name)
         if len(eqn.outvars) == len(values) > 1:  # such as a sort of several by the first
             return [made._replace(dims=value.dims) for value in values]
         ranks = [len(var.aval.shape) for var in eqn.outvars]
-        fits = [made.dims if len(made.dims) == rank else (NONE,) * rank for rank in ranks]
+        fits = [made.dims if len(made.dims) == rank else (NO_LABELS,) * rank for rank in ranks]
         return [made._replace(dims=dims) for dims in fits]
 
-    def _call(self, inner: Any, values: Sequence[Value]) -> list[Value]:
-        jaxpr, consts = opened(inner)
-        return self.run(jaxpr, consts, values)
-
-    def _branches(self, branches: Sequence[Any], values: list[Value]) -> list[Value]:
+    def _branches(self, branches: Sequence[Program], values: list[Value]) -> list[Value]:
         made = self._call(branches[0], values[1:])
         for branch in branches[1:]:
             made = list(map(self._merged, made, self._call(branch, values[1:])))
-        which = values[0].content
+        which, lost = values[0].content, values[0].lost
         return [
-            v._replace(contents=(chosen(which, v.content),), sizes=(), lost=v.lost | values[0].lost)
+            v._replace(contents=(chosen(which, v.content),), sizes=(), lost=v.lost | lost)
             for v in made
         ]
 
@@ -157,41 +165,42 @@ class Walk:
         first = start + params["num_carry"]
         slices = [v.again._replace(dims=v.dims[1:]) for v in values[first:]]
         carry, ys = self._loop(params["jaxpr"], values[:start], values[start:first], slices)
-        rounds = [y.again._replace(dims=(NONE, *y.dims)) for y in ys]
+        rounds = [y.again._replace(dims=(NO_LABELS, *y.dims)) for y in ys]
         return [*carry, *(across(self.weights, y, [y, y], 0) for y in rounds)]
 
     def _loop(
         self, body: Any, consts: list[Value], carry: list[Value], slices: Sequence[Value] = ()
     ) -> tuple[list[Value], list[Value]]:
         """(carry, what a round gives). A loop relaxes if all its rounds do the same thing."""
-        jaxpr, inner = opened(self._lean(body))
-        shapes = [var.aval for var in jaxpr.outvars[: len(carry)]]
+        if id(body) not in self._bodies:
+            self._bodies[id(body)] = body, Program(without_dead_code(body.jaxpr), body.consts)
+        program = self._bodies[id(body)][1]
+        shapes = [var.aval for var in program.jaxpr.outvars[: len(carry)]]
         relaxes = not any(v.content.known or v.weights for v in slices)
-        around = self.weights.loops
-        self.weights.loops = (*around, self._at) if relaxes else around
+        around, at = self.weights.loops, self.weights.at
+        self.weights.loops = (*around, at) if relaxes else around
         carry = [value.again._replace(spread=value.spread) for value in carry]  # a constant start
+        # Twice: the first time shows what is carried, the second whether errors are.
         first = [value.content.errors for value in carry]
-        for again in (False, True):  # again: whether errors are carried, now that it is known what
+        for again in (False, True):
             if again:
-                carry = list(map(_errors, carry, first))
+                carry = [_replaced(v, errors=e) for v, e in zip(carry, first, strict=True)]
             for _ in range(ROUNDS):
                 entered = list(map(self._state, carry, shapes))
-                made = self.run(jaxpr, inner, [*consts, *entered, *slices])
+                made = self._call(program, [*consts, *entered, *slices])
                 after = list(map(self._merged, carry, made[: len(carry)]))
                 if after == carry:
                     break
                 carry = after
         left, given = list(map(self._state, carry, shapes)), made[len(carry) :]
         self.weights.loops = around
-        if relaxes:
-            if any(v.per_example and v.content.kind in MOVES for v in carry):
-                self.weights.moving[self._at] = None
-                terms = [term for value in consts for term in value.content.terms]
-                self.drives |= {
-                    a.where for t in terms for a in t if a.phase == "forward" if a.where
-                }
-            left, given = list(map(_settled, left)), list(map(_settled, given))
-        return left, given
+        if not relaxes:
+            return left, given
+        if any(v.per_example and v.content.kind in MOVES for v in carry):
+            self.weights.moving[at] = None
+            atoms = {a for value in consts for term in value.content.terms for a in term}
+            self.drives |= {a.where for a in atoms if a.phase == "forward" and a.where}
+        return list(map(_settled, left)), list(map(_settled, given))
 
     def _state(self, value: Value, aval: Any) -> Value:
         """What a round starts from is the state of its units, whatever has made it.
@@ -199,20 +208,18 @@ class Walk:
         Numbers that the rounds share, such as a solver's test of who has settled, end here.
         """
         content = value.content
-        if not value.per_example or value.weights or loose(aval.shape, value.dims):
+        if not value.per_example or value.weights or without_units(aval.shape, value.dims):
             return value
         if content.kind == Kind.ERROR:
-            terms = frozenset(
-                frozenset(atom for atom in term if atom.what != "number") for term in content.terms
-            )
-        elif content.kind in MOVES and jnp.issubdtype(aval.dtype, jnp.inexact):
+            terms = (frozenset(a for a in term if a.what != "number") for term in content.terms)
+            return _replaced(value, terms=frozenset(terms))
+        if content.kind in MOVES and jnp.issubdtype(aval.dtype, jnp.inexact):
             atom = Atom("state", self.units.of(value.dims), self.weights.phase(content))
-            terms = frozenset({frozenset({atom})})
-        else:
-            return value
-        return value._replace(contents=(content._replace(terms=terms),))
+            return _replaced(value, terms=frozenset({frozenset({atom})}))
+        return value
 
     def _merged(self, a: Value, b: Value) -> Value:
+        """One or the other: of two branches, or of a loop's rounds."""
         dims = tuple(x | y for x, y in zip(a.dims, b.dims, strict=True))
         for x, y in zip(*(self.units.apart(v.dims) for v in (a, b)), strict=True):
             self.units.unite(x | y)
@@ -224,17 +231,30 @@ class Walk:
             weights = NO_OWNERS
         return made._replace(weights=weights, lost=lost, spread=a.spread & b.spread)
 
-    def _lean(self, closed: Any) -> Any:
-        """A loop's body without what none of its results needs."""
-        if id(closed) not in self._bodies:
-            outputs = [True] * len(closed.jaxpr.outvars)
-            jaxpr, _ = dce_jaxpr(closed.jaxpr, outputs, instantiate=True)
-            self._bodies[id(closed)] = (closed, ClosedJaxpr(jaxpr, closed.consts))
-        return self._bodies[id(closed)][1]
+
+def constant(shape: Sequence[int], zero: bool = False) -> Value:
+    """An array of numbers that depend on nothing."""
+    return Value((NOTHING if zero else Content(Kind.CONSTANT),), (NO_LABELS,) * len(shape))
 
 
-def _errors(value: Value, errors: bool) -> Value:
-    return value._replace(contents=(value.content._replace(errors=errors),))
+def held(const: Any) -> Value:
+    """A constant that a program closes over."""
+    if jnp.issubdtype(getattr(const, "dtype", bool), jax.dtypes.prng_key):
+        return constant(jnp.shape(const))
+    zero = hasattr(const, "any") and not bool(const.any())
+    known = isinstance(const, jax.Array | np.ndarray | np.generic | int | float | bool)
+    places = Places(lambda: jnp.asarray(const)) if known else None
+    return constant(jnp.shape(const), zero)._replace(places=places)
+
+
+def _described(eqn: Any) -> str:
+    """A primitive, and the line of the user's that it comes from."""
+    name, line = str(eqn.primitive.name), source_line(eqn)
+    return f"{name} ({line})" if line else name
+
+
+def _replaced(value: Value, **changes: Any) -> Value:
+    return value._replace(contents=(value.content._replace(**changes),))
 
 
 def _settled(value: Value) -> Value:

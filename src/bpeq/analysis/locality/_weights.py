@@ -5,17 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from bpeq.analysis.locality._units import Dims, Label, Units, axes_of
-from bpeq.analysis.locality._values import ADDED, FAR, Atom, Content, Kind, Owners, Value
+from bpeq.analysis.locality._arrays import ADDED, Dims, Owners, Units, Value, axes_of
+from bpeq.analysis.locality._contents import FAR, Atom, Content, Kind, Label
 
 
 class Use(NamedTuple):
     """A weight that something went through.
 
     contracted: the weight's axes that were summed over; none where it multiplies entry by entry.
-    carried, far, phase: what went through, from how far from x, and of which phase it is.
-    came, within: its units before and after. through: a function that the weight went through.
-    loop: where the innermost relaxation around stands in the program, empty for none.
+    carried: what went through. far: how far from x. phase: its phase.
+    came, within: its units before and after.
+    through: a function that the weight went through, if any.
+    loop: where the innermost relaxation around stands in the program; empty if there is none.
     """
 
     leaf: int
@@ -32,9 +33,12 @@ class Use(NamedTuple):
 class Weights:
     """All uses of all weights, as last seen at each place of the program.
 
-    loops: the relaxations around, the innermost last. moving: those that move activity, as met.
-    met, tangled: leaves that the primitive at hand uses in a way that is known; in a way that is
-        not, since an axis of them is summed over and left at once.
+    at:      the equations around, the innermost last.
+    loops:   the relaxations around, the innermost last.
+    moving:  the relaxations that move activity, as met.
+    met:     leaves that the primitive at hand uses in a way that is known.
+    tangled: leaves that it uses in a way that is not known, since an axis of them is summed over
+        and left at once.
     """
 
     def __init__(self, shapes: Sequence[Sequence[int]], units: Units) -> None:
@@ -42,18 +46,19 @@ class Weights:
         self.ranks = [len(shape) for shape in shapes]
         self.met: set[int] = set()
         self.tangled: set[int] = set()
+        self.at: tuple[int, ...] = ()
         self._nameless: dict[tuple[int, ...], int] = {}
         self.loops: tuple[tuple[int, ...], ...] = ()
         self.moving: dict[tuple[int, ...], None] = {}
         self._uses: dict[tuple[object, ...], Use] = {}
 
-    def nameless(self, at: tuple[int, ...], matrix: Value) -> Value:
+    def nameless(self, matrix: Value) -> Value:
         """A matrix of the program's own as a weight: the same one whenever this place is passed."""
-        if at not in self._nameless:
-            self._nameless[at] = len(self.ranks)
+        if self.at not in self._nameless:
+            self._nameless[self.at] = len(self.ranks)
             self.ranks.append(len(matrix.dims))
             self.shapes.append((0,) * len(matrix.dims))
-        leaf = self._nameless[at]
+        leaf = self._nameless[self.at]
         dims = tuple(dim | {(leaf, axis)} for axis, dim in enumerate(matrix.dims))
         return matrix._replace(dims=dims, weights=frozenset({(leaf, "")}))
 
@@ -62,7 +67,7 @@ class Weights:
         return list(self._uses.values())
 
     def phase(self, content: Content) -> str:
-        """What a reader calls it."""
+        """The name of its phase, as `audit_locality` lists them."""
         settling = content.settled or bool(self.loops)
         if content.kind == Kind.ACTIVITY:
             return "free" if settling else "forward"
@@ -74,7 +79,6 @@ class Weights:
 
     def send(
         self,
-        at: tuple[int, ...],
         owners: Owners,
         other: Value,
         dims: Dims,
@@ -88,8 +92,10 @@ class Weights:
         belongs to that entry of it, or, where nothing is summed over, what came in.
 
         Args:
-          at: where in the program. dims: of the result. summed, free: the weights' dims that are
-            summed over, and those that are left.
+          owners: the weights.
+          other: what goes through them.
+          dims: of the result.
+          summed, free: the weights' dims that are summed over, and those that are left.
           axis: where the pieces of `other` come to lie; None where they are summed over.
         """
         came, within, lost = self.units.of(other.dims), (-3, 0), set[int]()
@@ -101,39 +107,39 @@ class Weights:
                 continue
             ends = {(leaf, axis) for axis in left or rest}
             within = self.units.find(max(ends, default=(leaf, -1)))
-            self.note(at, Use(leaf, frozenset(gone or rest), *_LATER, came, within, through), other)
+            self.note(leaf, frozenset(gone or rest), came, within, through, other)
         self.tangled |= lost
         kept = tuple(frozenset(label for label in dim if label[0] not in lost) for dim in dims)
-        made = Value(
+        sent = Value(
             tuple(self._passed(content, came, within) for content in other.contents),
             kept,
             other.sizes,
             axis=axis or 0,
         )
-        return made.whole if axis is None else made
+        return sent.whole if axis is None else sent
 
     def passed(self, value: Value) -> Value:
         """Sent through weights, it is not known how."""
         contents = tuple(self._passed(content, None, (-3, 0)) for content in value.contents)
         return value._replace(contents=contents)
 
-    def note(self, at: tuple[int, ...], use: Use, other: Value) -> None:
-        """That `other` was there; each of its pieces is a use."""
-        self.met.add(use.leaf)
+    def note(
+        self,
+        leaf: int,
+        contracted: frozenset[int],
+        came: Label | None,
+        within: Label | None,
+        through: str,
+        other: Value,
+    ) -> None:
+        """A use by `other`; each of its pieces is one. The other arguments are those of `Use`."""
+        self.met.add(leaf)
+        loop = self.loops[-1] if self.loops else ()
         for i, content in enumerate(other.contents):
             if content.known or content.random:
-                seen = use._replace(
-                    carried=content.kind,
-                    far=content.far,
-                    phase=self.phase(content),
-                    loop=self.loops[-1] if self.loops else (),
-                )
-                self._uses[(*at, use.leaf, use.contracted, i)] = seen
-
-    def gain(self, at: tuple[int, ...], leaf: int, through: str, other: Value) -> None:
-        """A weight that multiplies entry by entry."""
-        units = self.units.of(other.dims)
-        self.note(at, Use(leaf, frozenset(), *_LATER, units, units, through), other)
+                carried = (content.kind, content.far, self.phase(content))
+                use = Use(leaf, contracted, *carried, came, within, through, loop)
+                self._uses[(*self.at, leaf, contracted, i)] = use
 
     def _passed(self, content: Content, came: Label | None, within: Label) -> Content:
         if not content.known:
@@ -150,11 +156,8 @@ class Weights:
 
 
 def named(owners: Owners) -> list[tuple[int, str]]:
-    """Every leaf once; that only a function of it is there is said where it is the only one."""
+    """Every leaf once, with the function that it went through if that is the only one."""
     by: dict[int, set[str]] = {}
     for leaf, through in sorted(owners):
         by.setdefault(leaf, set()).add("" if through == ADDED else through)
     return [(leaf, ways.pop() if len(ways) == 1 else "") for leaf, ways in by.items()]
-
-
-_LATER = (Kind.CONSTANT, FAR, "")  # what `note` fills in

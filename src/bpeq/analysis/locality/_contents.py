@@ -1,15 +1,15 @@
-"""What the audit knows of an array in a traced estimate, and how sums and products change that."""
+"""What an array is made of, and how sums, products and functions change that."""
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Sequence
 from enum import IntEnum
 from typing import NamedTuple
 
-from bpeq.analysis.locality._places import Places
-from bpeq.analysis.locality._units import BATCH, Dims, Label
-
+Label = tuple[int, int]
+"""An axis of a leaf: (leaf, axis). A dimension that carries it indexes that axis's units."""
 FAR = 1 << 20
 MOST_TERMS = 128
 
@@ -89,67 +89,18 @@ class Content(NamedTuple):
 NOTHING = Content(Kind.ZERO, frozenset())
 
 
-LATE = "a step late"
-"""In place of a function: what a rule's state holds of a weight."""
-ADDED = "added"
-"""In place of a function: the weight was added, and nothing may have multiplied it since."""
-Owners = frozenset[tuple[int, str]]
-"""Leaves, each with the function that it went through, if any."""
-
-
-class Value(NamedTuple):
-    """An array. Pieces that were laid one behind the other on axis 0 have contents of their own.
-
-    dims:    the units that each axis indexes.
-    sizes:   of the pieces; empty where there is one. axis: where they have come to lie.
-    weights: the leaves whose entries these are, changed or not, with the function that they went
-        through; empty for what is no weight.
-    summand: the leaves that were multiplied in and whose axes are yet to be summed over.
-    lost:    leaves that are in here, though it is no longer known how; and where that was lost.
-    spread:  axes along which it has just been repeated. places: how to compute it, without data.
-    """
-
-    contents: tuple[Content, ...]
-    dims: Dims
-    sizes: tuple[int, ...] = ()
-    weights: Owners = frozenset()
-    summand: Owners = frozenset()
-    axis: int = 0
-    lost: frozenset[tuple[int, str]] = frozenset()
-    spread: frozenset[int] = frozenset()
-    places: Places | None = None
-
-    @property
-    def content(self) -> Content:
-        """All pieces as one."""
-        return either(self.contents)
-
-    @property
-    def whole(self) -> Value:
-        return self._replace(contents=(self.content,), sizes=(), axis=0)
-
-    @property
-    def again(self) -> Value:
-        """As a loop's rounds have it: of no certain entries."""
-        return self.whole._replace(spread=frozenset(), places=None)
-
-    @property
-    def per_example(self) -> bool:
-        return any(BATCH in dim for dim in self.dims)
-
-
-def opened(terms: frozenset[Term]) -> frozenset[Term]:
+def unpooled(terms: frozenset[Term]) -> frozenset[Term]:
     """The terms with what was pooled into their numbers in place of these."""
-    found: set[Term] = set()
+    products: set[Term] = set()
     for term in terms:
         factors = [atom.inner if atom.what == "number" else {frozenset({atom})} for atom in term]
-        found |= {frozenset[Atom]().union(*chosen) for chosen in itertools.product(*factors)}
-    return frozenset(found)
+        products |= {frozenset[Atom]().union(*chosen) for chosen in itertools.product(*factors)}
+    return frozenset(products)
 
 
 def add(a: Content, b: Content) -> Content:
     """a + b. Where an output first meets its target, the sum is an error."""
-    return _made(*_sum_kind(a, b), a, b, a.terms | b.terms)
+    return _content(*_sum_kind(a, b), a, b, a.terms | b.terms)
 
 
 def join(a: Content, b: Content) -> Content:
@@ -158,15 +109,12 @@ def join(a: Content, b: Content) -> Content:
     kind = max(kinds)
     if kinds & {Kind.WEIGHT, Kind.ACTIVITY} and kinds & {Kind.TARGET, Kind.ERROR}:
         kind = Kind.NUDGED
-    return _made(kind, a.carried or b.carried, a, b, a.terms | b.terms)
+    return _content(kind, a.carried or b.carried, a, b, a.terms | b.terms)
 
 
 def either(several: Sequence[Content]) -> Content:
     """One of several."""
-    whole = several[0]
-    for content in several[1:]:
-        whole = join(whole, content)
-    return whole
+    return functools.reduce(join, several)
 
 
 def times(a: Content, b: Content) -> Content:
@@ -180,7 +128,7 @@ def times(a: Content, b: Content) -> Content:
     elif Kind.TARGET in kinds and kind > Kind.TARGET:
         kind = Kind.TARGET if carried else Kind.ERROR
     terms = frozenset(x | y for x, y in itertools.product(a.terms, b.terms))
-    return _made(kind, carried, a, b, terms)
+    return _content(kind, carried, a, b, terms)
 
 
 def bent(a: Content) -> Content:
@@ -192,10 +140,7 @@ def bent(a: Content) -> Content:
 
 def mixed(several: Sequence[Content]) -> Content:
     """A nonlinear function of several."""
-    total = several[0]
-    for content in several[1:]:
-        total = add(total, content)
-    return bent(total)
+    return bent(functools.reduce(add, several))
 
 
 def chosen(which: Content, total: Content) -> Content:
@@ -222,7 +167,7 @@ def _sum_kind(a: Content, b: Content) -> tuple[Kind, bool]:
     return (high.kind if high.kind in MOVES and low.kind == Kind.WEIGHT else Kind.NUDGED), carried
 
 
-def _made(kind: Kind, carried: bool, a: Content, b: Content, terms: frozenset[Term]) -> Content:
+def _content(kind: Kind, carried: bool, a: Content, b: Content, terms: frozenset[Term]) -> Content:
     if len(terms) > MOST_TERMS:  # what is read stays right; what is read together may be too much
         terms = frozenset({frozenset().union(*terms)})
     carried = carried and kind in (Kind.TARGET, Kind.ERROR)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
-from bpeq.analysis.locality._units import NONE, Dims, Label
+from bpeq.analysis.locality._arrays import NO_LABELS, Dims
+from bpeq.analysis.locality._contents import Label
 
 
 def moved(eqn: Any, dims: Dims) -> Dims | None:
@@ -24,7 +25,7 @@ def _transpose(eqn: Any, dims: Dims) -> Dims:
 
 
 def _broadcast(eqn: Any, dims: Dims) -> Dims:
-    shape, out = eqn.invars[0].aval.shape, [NONE] * len(eqn.outvars[0].aval.shape)
+    shape, out = eqn.invars[0].aval.shape, [NO_LABELS] * len(eqn.outvars[0].aval.shape)
     for axis, place in enumerate(eqn.params["broadcast_dimensions"]):
         if shape[axis] == eqn.outvars[0].aval.shape[place]:
             out[place] = dims[axis]
@@ -48,7 +49,7 @@ def _reshape(eqn: Any, dims: Dims) -> Dims:
     """Axes that are merged or split share what they index."""
     before, after = eqn.invars[0].aval.shape, eqn.outvars[0].aval.shape
     if 0 in before:
-        return (NONE,) * len(after)
+        return (NO_LABELS,) * len(after)
     out: list[frozenset[Label]] = []
     i = j = 0
     while i < len(before) or j < len(after):
@@ -70,7 +71,7 @@ def _reshape(eqn: Any, dims: Dims) -> Dims:
                 else:
                     sizes[1] *= after[j]
                     right, j = [*right, j], j + 1
-        out += [NONE.union(*(dims[axis] for axis in left))] * len(right)
+        out += [NO_LABELS.union(*(dims[axis] for axis in left))] * len(right)
     return tuple(out)
 
 
@@ -78,7 +79,7 @@ def _gather(eqn: Any, dims: Dims) -> Dims:
     numbers = eqn.params["dimension_numbers"]
     gone = {*numbers.collapsed_slice_dims, *numbers.operand_batching_dims}
     kept = [dim for axis, dim in enumerate(dims) if axis not in gone]
-    out = [NONE] * len(eqn.outvars[0].aval.shape)
+    out = [NO_LABELS] * len(eqn.outvars[0].aval.shape)
     for place, dim in zip(numbers.offset_dims, kept, strict=True):
         out[place] = dim
     return tuple(out)
@@ -105,40 +106,34 @@ def followed(eqn: Any, axis: int, pieces: int) -> int | None:
 
 def gathered(eqn: Any, index: Dims) -> Dims:
     """The axes of a look-up's result that come from its indices."""
-    rest = set(eqn.params["dimension_numbers"].offset_dims)
-    own = iter(index[:-1])
-    shape = eqn.outvars[0].aval.shape
-    return tuple(NONE if axis in rest else next(own, NONE) for axis in range(len(shape)))
+    window = set(eqn.params["dimension_numbers"].offset_dims)
+    dims, rank = iter(index[:-1]), len(eqn.outvars[0].aval.shape)
+    return tuple(NO_LABELS if axis in window else next(dims, NO_LABELS) for axis in range(rank))
 
 
 def picked(eqn: Any, table: Dims, index: Dims) -> Dims:
     """Those axes, with what the indices pick from: along them it varies too."""
     numbers = eqn.params["dimension_numbers"]
-    told = {*numbers.start_index_map, *numbers.operand_batching_dims}
-    over = NONE.union(*(table[axis] for axis in told))
-    rest = set(numbers.offset_dims)
-    return tuple(dim if axis in rest else dim | over for axis, dim in enumerate(index))
+    over = NO_LABELS.union(
+        *(table[axis] for axis in {*numbers.start_index_map, *numbers.operand_batching_dims})
+    )
+    return tuple(
+        dim if axis in numbers.offset_dims else dim | over for axis, dim in enumerate(index)
+    )
 
 
 def scattered(eqn: Any, updates: Dims) -> Dims:
     """The axes of a scatter's result that come from its updates."""
     numbers = eqn.params["dimension_numbers"]
     gone = {*numbers.inserted_window_dims, *numbers.operand_batching_dims}
-    own = iter(numbers.update_window_dims)
-    shape = eqn.outvars[0].aval.shape
-    return tuple(NONE if axis in gone else updates[next(own)] for axis in range(len(shape)))
+    window, rank = iter(numbers.update_window_dims), len(eqn.outvars[0].aval.shape)
+    return tuple(NO_LABELS if axis in gone else updates[next(window)] for axis in range(rank))
 
 
 def stacked(eqn: Any, dims: Dims) -> Dims:
     """With a new axis where things are stacked."""
     axis = eqn.params["axis"]
-    return (*dims[:axis], NONE, *dims[axis:])
-
-
-def united(several: Sequence[Dims], rank: int) -> Dims:
-    """Axis by axis what any of the arrays of that rank has there; scalars have nothing to say."""
-    same = [dims for dims in several if len(dims) == rank]
-    return tuple(NONE.union(*axis) for axis in zip(*same, strict=True)) if same else (NONE,) * rank
+    return (*dims[:axis], NO_LABELS, *dims[axis:])
 
 
 _RULES: dict[str, Callable[[Any, Dims], Dims]] = {

@@ -1,13 +1,20 @@
-"""What the primitives that are no contraction make of the audit's values: sums, choices, pools."""
+"""What the primitives that are no contraction make of the audit's values: sums, choices, pieces."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from bpeq.analysis.locality._places import ENTRYWISE
-from bpeq.analysis.locality._pools import beside, meeting
-from bpeq.analysis.locality._shapes import (
+from bpeq.analysis.locality._arrays import (
+    NO_LABELS,
+    NO_OWNERS,
+    Dims,
+    Units,
+    Value,
+    beside,
+    labels,
+)
+from bpeq.analysis.locality._axes import (
     followed,
     gathered,
     moved,
@@ -15,15 +22,11 @@ from bpeq.analysis.locality._shapes import (
     picked,
     scattered,
     stacked,
-    united,
 )
-from bpeq.analysis.locality._units import NONE, Dims, Units
-from bpeq.analysis.locality._values import (
+from bpeq.analysis.locality._contents import (
     Atom,
     Content,
     Kind,
-    Term,
-    Value,
     add,
     bent,
     chosen,
@@ -31,12 +34,13 @@ from bpeq.analysis.locality._values import (
     mixed,
     times,
 )
+from bpeq.analysis.locality._places import ENTRYWISE
 
 Fold = Callable[[Sequence[Content]], Content]
 _APART = ("pad", "select_and_scatter_add", "reduce_window_max", "reduce_window_sum")
 _KNOWN = (*_APART, "stack", "concatenate", "dynamic_update_slice", "scatter", "scatter-add")
 _ALONG = ("cumsum", "cumprod", "cummax", "cummin", "cumlogsumexp", "sort")
-_KEPT = ("sign", "round", "abs")  # functions of a weight that a row names
+_NAMED = ("sign", "round", "abs")  # functions of a weight that a row names
 
 
 def entries(eqn: Any, values: Sequence[Value], units: Units) -> Value:
@@ -50,67 +54,81 @@ def entries(eqn: Any, values: Sequence[Value], units: Units) -> Value:
         if value.sizes:
             place = followed(eqn, value.axis, sum(value.sizes))
             value, axis = (value.whole, 0) if place is None else (value, place)
-        return value._replace(dims=first, axis=axis, spread=repeated(eqn, [value]))
-    several = _several(eqn, values)
-    dims = united([dims for _, dims in several], rank)
-    apart = united([units.apart(dims) if v.weights else dims for v, dims in several], rank)
-    for dim in apart:
-        units.unite(dim)
-    fold = _FOLDS.get(name, mixed)
+        return value._replace(dims=first, axis=axis, spread=_repeated(eqn, [value]))
+    operands, several = zip(*_operands(eqn, values), strict=True)
+    dims = units.unite_axes(operands, several, rank)
     sizes, axis, rows = _aligned(eqn, values)
+    fold = _FOLDS.get(name, mixed)
     made = Value(tuple(fold(row) for row in rows), dims, sizes, axis=axis)
-    weights = frozenset[tuple[int, str]]().union(*(value.weights for value in values))
-    if weights and not made.per_example and _keeps(name, values, rank):
-        named = frozenset((leaf, name if name in _KEPT else via) for leaf, via in weights)
-        made = made._replace(weights=named)
+    owners = NO_OWNERS.union(*(value.weights for value in values))
+    if owners and not made.per_example and _keeps_entries(name, values, rank):
+        functions = {(leaf, name if name in _NAMED else function) for leaf, function in owners}
+        made = made._replace(weights=frozenset(functions))
     if name in ENTRYWISE:
-        made = made._replace(spread=repeated(eqn, values))
+        made = made._replace(spread=_repeated(eqn, values))
     if name in ENTRYWISE or name in ("gather", "pad"):
-        made = made._replace(summand=frozenset().union(*(value.summand for value in values)))
-    return _errors_begin(meeting(made, values, units), units)
+        made = made._replace(summand=NO_OWNERS.union(*(value.summand for value in values)))
+    return _with_output_errors(meeting(made, values, units), units)
 
 
-def _keeps(name: str, values: Sequence[Value], rank: int) -> bool:
+def follows(eqn: Any) -> bool:
+    """Whether it is known what becomes of the axes: a primitive that moves, or keeps the shape."""
+    if eqn.primitive.name in _KNOWN or moves(eqn):
+        return True
+    shapes = [var.aval.shape for var in eqn.invars]
+    return all(_fits(shape, out.aval.shape) for shape in shapes for out in eqn.outvars)
+
+
+def meeting(made: Value, values: Sequence[Value], units: Units) -> Value:
+    """Marks what a single example reads of values that were pooled over the batch."""
+    if not made.per_example:
+        return made
+    statistics = frozenset(
+        Atom("batch", units.of(value.dims))
+        for value in values
+        if value.content.pooled and not value.per_example and not value.weights
+        if labels(value.dims)
+    )
+    contents = (
+        content._replace(terms=frozenset(t | statistics for t in content.terms), pooled=False)
+        for content in made.contents
+    )
+    return made._replace(contents=tuple(contents))
+
+
+def _keeps_entries(name: str, values: Sequence[Value], rank: int) -> bool:
     """Whether a result's entries are those of the weights in it, along the axes that it has."""
     if name == "gather":
         return not values[1].weights
-    known = name in ENTRYWISE or name in _KNOWN or name in _ALONG or name == "dynamic_slice"
+    known = name in ENTRYWISE or name in (*_KNOWN, *_ALONG, "dynamic_slice")
     return known and all(len(value.dims) <= rank for value in values)
 
 
-def _several(eqn: Any, values: Sequence[Value]) -> list[tuple[Value, Dims]]:
+def _operands(eqn: Any, values: Sequence[Value]) -> list[tuple[Value, Dims]]:
     """The operands, with what the axes of the result have from them."""
-    name = eqn.primitive.name
+    name, pairs = eqn.primitive.name, [(value, value.dims) for value in values]
     if name == "gather":
         index = gathered(eqn, values[1].dims)
         if values[0].weights or values[0].summand:
             index = picked(eqn, values[0].dims, index)
         return [(values[0], moved(eqn, values[0].dims) or ()), (values[1], index)]
     if name.startswith("scatter"):
-        return [(values[0], values[0].dims), (values[2], strewn(eqn, values[2]))]
-    own = [(value, value.dims) for value in values]
+        return [pairs[0], (values[2], _scattered(eqn, values[2]))]
     if name == "dynamic_slice":
-        return own[:1]
-    return own[1:] if name == "select_and_scatter_add" else own
+        return pairs[:1]
+    return pairs[1:] if name == "select_and_scatter_add" else pairs
 
 
-def repeated(eqn: Any, values: Sequence[Value]) -> frozenset[int]:
+def _repeated(eqn: Any, values: Sequence[Value]) -> frozenset[int]:
     """Along which axes of a result all entries are the same."""
-    name, after = eqn.primitive.name, eqn.outvars[0].aval.shape
-    every = frozenset(range(len(after)))
-    before = eqn.invars[0].aval.shape
+    name, after, before = eqn.primitive.name, eqn.outvars[0].aval.shape, eqn.invars[0].aval.shape
+    every, spread = frozenset(range(len(after))), values[0].spread
     if name == "broadcast_in_dim":
-        places = eqn.params["broadcast_dimensions"]
-        return every - {
-            place
-            for axis, place in enumerate(places)
-            if before[axis] == after[place] and axis not in values[0].spread
-        }
+        places = enumerate(eqn.params["broadcast_dimensions"])
+        return every - {p for a, p in places if before[a] == after[p] and a not in spread}
     if name == "transpose":
-        return frozenset(
-            i for i, a in enumerate(eqn.params["permutation"]) if a in values[0].spread
-        )
-    if moves(eqn) and len(values[0].spread) == len(before):
+        return frozenset(i for i, a in enumerate(eqn.params["permutation"]) if a in spread)
+    if moves(eqn) and len(spread) == len(before):
         return every
     if name not in ENTRYWISE:
         return frozenset()
@@ -120,47 +138,36 @@ def repeated(eqn: Any, values: Sequence[Value]) -> frozenset[int]:
     return every
 
 
-def strewn(eqn: Any, updates: Value) -> Dims:
-    """The axes of a scatter's result; where weights are scattered, also what the indices tell."""
+def _scattered(eqn: Any, updates: Value) -> Dims:
+    """The axes of a scatter's result; where weights are scattered, also what the indices index."""
     dims = scattered(eqn, updates.dims)
     if not updates.weights:
         return dims
     numbers = eqn.params["dimension_numbers"]
-    window = set(numbers.update_window_dims)
-    over = NONE.union(*(dim for axis, dim in enumerate(updates.dims) if axis not in window))
-    told = {*numbers.scatter_dims_to_operand_dims, *numbers.operand_batching_dims}
-    return tuple(dim | over if axis in told else dim for axis, dim in enumerate(dims))
+    indexed = {*numbers.scatter_dims_to_operand_dims, *numbers.operand_batching_dims}
+    over = NO_LABELS.union(
+        *(d for axis, d in enumerate(updates.dims) if axis not in numbers.update_window_dims)
+    )
+    return tuple(dim | over if axis in indexed else dim for axis, dim in enumerate(dims))
 
 
 def _aligned(
     eqn: Any, values: Sequence[Value]
 ) -> tuple[tuple[int, ...], int, list[tuple[Content, ...]]]:
     """The contents that meet, piece by piece where the same pieces lie on the same axis."""
-    shape = eqn.outvars[0].aval.shape
-    found = {(value.sizes, value.axis) for value in values if value.sizes}
-    entry = all(_entrywise(var.aval.shape, shape) for var in eqn.invars)
-    apart = eqn.primitive.name in _APART or (entry and eqn.primitive.name not in _ALONG)
-    if len(found) == 1 and apart:
-        ((sizes, axis),) = found
-        if all(
-            v.aval.shape[axis] == shape[axis]
-            for v, value in zip(eqn.invars, values, strict=True)
-            if value.sizes
-        ):
+    name, shape = eqn.primitive.name, eqn.outvars[0].aval.shape
+    operands = [(value, var.aval.shape) for value, var in zip(values, eqn.invars, strict=True)]
+    places = {(value.sizes, value.axis) for value in values if value.sizes}
+    entrywise = name not in _ALONG and all(_fits(own, shape) for _, own in operands)
+    if len(places) == 1 and (entrywise or name in _APART):
+        ((sizes, axis),) = places
+        if all(own[axis] == shape[axis] for value, own in operands if value.sizes):
             return sizes, axis, beside(values, len(sizes))
     return (), 0, [tuple(value.content for value in values)]
 
 
-def follows(eqn: Any) -> bool:
-    """Whether it is known what becomes of the axes: a primitive that moves, or changes no shape."""
-    if eqn.primitive.name in _KNOWN or moves(eqn):
-        return True
-    shapes = [var.aval.shape for var in eqn.invars]
-    return all(_entrywise(shape, out.aval.shape) for shape in shapes for out in eqn.outvars)
-
-
-def _entrywise(shape: Sequence[int], out: Sequence[int]) -> bool:
-    """Whether an operand gives each entry of a result its own, or one for many."""
+def _fits(shape: Sequence[int], out: Sequence[int]) -> bool:
+    """Whether an operand gives each entry of a result one of its own, or one to many."""
     if len(shape) != len(out):
         return not shape
     return all(size in (1, n) for size, n in zip(shape, out, strict=True))
@@ -171,18 +178,12 @@ def _laid(eqn: Any, values: Sequence[Value], units: Units) -> Value:
     stack = eqn.primitive.name == "stack"
     axis = eqn.params["axis"] if stack else eqn.params["dimension"]
     several = [stacked(eqn, value.dims) if stack else value.dims for value in values]
-    dims = united(several, len(eqn.outvars[0].aval.shape))
-    apart = [units.apart(d) if v.weights else d for v, d in zip(values, several, strict=True)]
-    for place, dim in enumerate(united(apart, len(dims))):
-        if place != axis:
-            units.unite(dim)
+    dims = units.unite_axes(values, several, len(eqn.outvars[0].aval.shape), axis)
     made = _pieces(eqn, values, dims, axis, stack)
-    pending = [value.summand for value in values]
-    made = made._replace(summand=frozenset[tuple[int, str]]().union(*pending))
-    if not made.per_example:
-        own = [value.weights for value in values]
-        made = made._replace(weights=frozenset[tuple[int, str]]().union(*own))
-    return made
+    made = made._replace(summand=NO_OWNERS.union(*(value.summand for value in values)))
+    if made.per_example:
+        return made
+    return made._replace(weights=NO_OWNERS.union(*(value.weights for value in values)))
 
 
 def _pieces(eqn: Any, values: Sequence[Value], dims: Dims, axis: int, stack: bool) -> Value:
@@ -199,29 +200,23 @@ def _pieces(eqn: Any, values: Sequence[Value], dims: Dims, axis: int, stack: boo
     return Value((either(contents),), dims)
 
 
-def _errors_begin(made: Value, units: Units) -> Value:
+def _with_output_errors(made: Value, units: Units) -> Value:
     """An output's error is one thing to read: its state and its target are inside."""
     where = units.of(made.dims)
     error = Atom("state", where, "output error")
 
-    def other(atom: Atom) -> bool:
-        own = atom.where is None or units.find(atom.where) == where
-        return atom.what != "target" and not (atom.what == "state" and own)
+    def inside(atom: Atom) -> bool:
+        here = atom.where is None or units.find(atom.where) == where
+        return atom.what == "target" or (atom.what == "state" and here)
 
     def one(content: Content) -> Content:
         meets = any(atom.what == "target" for term in content.terms for atom in term)
         if content.kind != Kind.ERROR or content.carried or not meets:
             return content
-        terms: frozenset[Term] = frozenset(
-            frozenset({*filter(other, term), error}) for term in content.terms
-        )
-        return content._replace(terms=terms)
+        terms = (frozenset(a for a in term if not inside(a)) | {error} for term in content.terms)
+        return content._replace(terms=frozenset(terms))
 
-    return made._replace(contents=tuple(one(content) for content in made.contents))
-
-
-def _first(row: Sequence[Content]) -> Content:
-    return row[0]
+    return made._replace(contents=tuple(map(one, made.contents)))
 
 
 def _choice(row: Sequence[Content]) -> Content:
@@ -230,11 +225,10 @@ def _choice(row: Sequence[Content]) -> Content:
 
 
 _FOLDS: dict[str, Fold] = {
-    **dict.fromkeys(["add", "sub", "add_any"], lambda row: add(*row)),
+    **dict.fromkeys(["add", "sub", "add_any", "complex"], lambda row: add(*row)),
     **dict.fromkeys(["max", "min", "clamp"], _choice),
     **dict.fromkeys(["mul", "select_and_scatter_add"], lambda row: times(*row)),
-    **dict.fromkeys(["dynamic_slice", "cumsum"], _first),
-    "complex": lambda row: add(*row),
+    **dict.fromkeys(["dynamic_slice", "cumsum"], lambda row: row[0]),
     "div": lambda row: times(row[0], bent(row[1])),
     "pad": either,
     "select_n": lambda row: chosen(row[0], either(row[1:])),
