@@ -13,7 +13,7 @@ import pytest
 
 from bpeq import costs, rules, solvers, systems
 from bpeq.analysis import gradient_fidelity
-from bpeq.analysis.gradient_cost import compiled_gradient, gradient_costs, seconds_of
+from bpeq.analysis.gradient_cost import compiled_gradient, measure_gradients, seconds_of
 from bpeq.analysis.mac_count import count_macs
 from bpeq.layers import chain, dense, tanh
 from bpeq.types import Batch, Estimate, LearningRule
@@ -173,7 +173,7 @@ def test_bytes_are_those_of_what_lies_between_arguments_and_results():
     rule = rule_of(lambda w, x: w * jnp.sort(x @ x.T, axis=1)[:, 0].sum())
     batch = Batch(jnp.ones((300, 1)), jnp.ones(300))
     gradient = compiled_gradient(rule, jnp.ones(()), batch, (), jax.random.key(0))
-    (cost,) = gradient_costs({"own": gradient}).values()
+    (cost,) = measure_gradients({"own": gradient}).values()
     assert 300 * 300 * 8 <= cost.bytes <= 4 * 300 * 300 * 8
     assert (cost.sweeps, cost.macs) == (0, 300 * 300)
 
@@ -223,6 +223,6 @@ def test_seconds_are_those_of_one_gradient():
         f.__name__: compiled_gradient(rule_of(f), jnp.ones(()), batch, (), key)
         for f in (slow, quick)
     }
-    found = gradient_costs(gradients)
+    found = measure_gradients(gradients)
     assert 0.05 <= found["slow"].seconds < 0.09
     assert found["quick"].seconds < 0.02

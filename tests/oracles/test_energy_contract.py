@@ -12,7 +12,7 @@ import pytest
 from bpeq import layers
 from bpeq.analysis.energy_contract import check_energy
 from bpeq.analysis.energy_contract._batch_independence import batch_independence_finding
-from bpeq.analysis.energy_contract._context import build_context
+from bpeq.analysis.energy_contract._context import Context
 from bpeq.analysis.energy_contract._corners import corner_finding
 from bpeq.analysis.energy_contract._derivatives import symmetry_finding
 from bpeq.analysis.energy_contract.piecewise import piecewise_operations
@@ -48,7 +48,7 @@ def made(energy):
 def looked_at(system, x=X, sweeps=50, energy=None):
     """What single findings are of, without the others."""
     y = jnp.zeros((len(x), 2))
-    return build_context(system, W, x, squared_error(), y, sweeps, energy)
+    return Context(system, W, x, squared_error(), y, sweeps, energy)
 
 
 def corners_of(energy):
@@ -137,7 +137,7 @@ def test_asymmetry_is_seen_along_random_lines_too(skew):
             lambda key, shape: (jnp.ones(()), (3,)), step_size=0.3,
         )  # fmt: skip
         y = jnp.zeros((2, 3))
-        subject = build_context(system, jnp.ones(()), X[:, :3], squared_error(), y, 200)
+        subject = Context(system, jnp.ones(()), X[:, :3], squared_error(), y, 200)
         found = symmetry_finding(subject, KEY, None)
         assert found.passed is (skew == 0.0)
         m = np.asarray(matrix)

@@ -55,12 +55,12 @@ def test_rows_hold_the_fidelity_of_each_rule_from_the_same_weights_and_key(found
 
 def test_rows_hold_costs_counted_by_hand(found):
     batch, first, second = 6, 5 * 4, 4 * 3
-    assert found.rows["backprop"].cost.macs == batch * (2 * first + 3 * second)
+    assert found.rows["backprop"].resources.macs == batch * (2 * first + 3 * second)
     contrast = first + 2 * second + 4
-    assert found.rows["EP"].cost.macs == batch * (first + (9 + 2 * 7) * 2 * second + contrast)
-    sweeps = {name: row.cost.sweeps for name, row in found.rows.items()}
+    assert found.rows["EP"].resources.macs == batch * (first + (9 + 2 * 7) * 2 * second + contrast)
+    sweeps = {name: row.resources.sweeps for name, row in found.rows.items()}
     assert sweeps == {"backprop": 0, "EP": 23, "untied": 23}
-    assert all(row.cost.seconds > 0 for row in found.rows.values())
+    assert all(row.resources.seconds > 0 for row in found.rows.values())
 
 
 def test_rules_that_differentiate_different_functions_are_told_apart(found):
@@ -86,8 +86,8 @@ def test_the_printed_table_has_every_figure_and_note(found):
         assert float(words[1]) == pytest.approx(row.fidelity.total.relative_error, rel=1e-2)
         assert float(words[2]) == pytest.approx(row.fidelity.total.cosine, abs=1e-5)
         assert float(words[3]) == pytest.approx(worst.relative_error, rel=1e-2)
-        assert words[7] == f"{row.cost.macs:,.0f}"
-        assert float(words[8]) == pytest.approx(1e3 * row.cost.seconds, rel=1e-2)
+        assert words[7] == f"{row.resources.macs:,.0f}"
+        assert float(words[8]) == pytest.approx(1e3 * row.resources.seconds, rel=1e-2)
     assert note == found.notes[0]
 
 
@@ -99,7 +99,7 @@ def test_a_rule_without_a_reference_has_its_cost_and_no_fidelity():
     own = silent(rules.backprop(NETWORK, COST), note="is backprop, though it does not say so")
     found = bpeq.compare_rules({"own": own}, start(), BATCH, key=KEY)
     assert found.rows["own"].fidelity is None
-    assert found.rows["own"].cost.macs == 6 * (2 * 5 * 4 + 3 * 4 * 3)
+    assert found.rows["own"].resources.macs == 6 * (2 * 5 * 4 + 3 * 4 * 3)
     assert found.notes == ()
     assert str(found).endswith("\nown: is backprop, though it does not say so")
 

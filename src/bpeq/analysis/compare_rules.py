@@ -1,4 +1,4 @@
-"""Rules side by side on one batch: how near each comes to its exact gradient, and at what cost."""
+"""Rules beside each other on one batch: how near each is to its exact gradient, what it takes."""
 
 from __future__ import annotations
 
@@ -6,30 +6,32 @@ import math
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from bpeq.analysis.gradient_cost import GradientCost, compiled_gradient, gradient_costs
+from bpeq.analysis.gradient_cost import GradientResources, compiled_gradient, measure_gradients
 from bpeq.analysis.gradient_fidelity import Fidelity, gradient_fidelity
+from bpeq.settings import SettingError
 from bpeq.types import Batch, Key, Layer, LearningRule, Params
 
 
 class RuleRow(NamedTuple):
     """What one batch shows of one rule.
 
-    fidelity:  against the exact gradient of the rule's own function; None where it has none.
-    cost:      of this gradient, on this machine.
-    reference: the name of the rule that gave the exact gradient; empty where there is none.
-    note:      what one must know of the rule in these settings; empty: nothing.
+    fidelity:  against the exact gradient of the rule's own function; None if there is none.
+    resources: what this gradient takes on this machine.
+    reference: the name of the rule that gave the exact gradient; empty if there is none.
+    note:      what a reader must know of the rule in these settings; empty: nothing.
     """
 
     fidelity: Fidelity | None
-    cost: GradientCost
+    resources: GradientResources
     reference: str
     note: str
 
 
-class SideBySide(NamedTuple):
-    """Rows by the rules' names, and what must be said of several together; `print` shows a table.
+class RuleComparison(NamedTuple):
+    """`print` of it is a table, with fidelity in total and of the worst layer.
 
-    Fidelity in total and of the layer that is furthest off, with the layer's name.
+    rows:  by the rules' names.
+    notes: on several rules together.
     """
 
     rows: dict[str, RuleRow]
@@ -44,8 +46,8 @@ class SideBySide(NamedTuple):
             "  ".join(text.rjust(w) if i else text.ljust(w) for i, (text, w) in enumerate(pairs))
             for pairs in (list(zip(line, wide, strict=True)) for line in table)
         ]
-        said = [f"{name}: {row.note}" for name, row in self.rows.items() if row.note]
-        return "\n".join([*(line.rstrip() for line in lines), *said, *self.notes])
+        remarks = [f"{name}: {row.note}" for name, row in self.rows.items() if row.note]
+        return "\n".join([*(line.rstrip() for line in lines), *remarks, *self.notes])
 
 
 def compare_rules(
@@ -56,12 +58,12 @@ def compare_rules(
     key: Key,
     network: Layer | None = None,
     reference: LearningRule | None = None,
-) -> SideBySide:
-    """Rules on one network and one batch: gradient fidelity and the cost of a gradient.
+) -> RuleComparison:
+    """Compares rules on one network and one batch: gradient fidelity, and what a gradient takes.
 
-    Every rule starts from the same `params` and the same key. Each is set against the exact
-    gradient, in float64, of its own function: rules on a feed-forward network and rules that settle
-    a system differentiate different functions, and a note says so.
+    Every rule starts from the same `params` and the same key. Each is compared with the exact
+    gradient of its own function, in float64. Rules on a feed-forward network and rules that settle
+    a system differentiate different functions; a note says so.
 
     Args:
       rules: by the names that the rows get. A rule on a system with weights of its own, such as
@@ -72,8 +74,11 @@ def compare_rules(
       network: names the layers by its blocks; without it they are named by their place in params.
       reference: an exact rule of the same function, for rules that have none of their own.
 
+    Returns:
+      A row for each rule, and notes.
+
     Raises:
-      ValueError: there are no rules.
+      SettingError: there are no rules.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -82,21 +87,23 @@ def compare_rules(
       >>> system, cost = systems.hopfield(network), costs.squared_error()
       >>> params, _ = network.init(jax.random.key(0), (2,))
       >>> batch = Batch(jnp.ones((3, 2)), jnp.ones((3, 1)))
-      >>> found = compare_rules(
+      >>> comparison = compare_rules(
       ...     {"backprop": rules.backprop(network, cost), "EP": rules.eqprop(system, cost)},
       ...     params, batch, key=jax.random.key(1), network=network)
-      >>> found.rows["backprop"].fidelity.total.relative_error < 1e-5
+      >>> comparison.rows["backprop"].fidelity.total.relative_error < 1e-5
       True
-      >>> found.rows["EP"].fidelity.total.cosine > 0.999, found.rows["backprop"].cost.macs
-      (True, 84.0)
-      >>> print(found.notes[0][:54])
+      >>> comparison.rows["EP"].fidelity.total.cosine > 0.999
+      True
+      >>> comparison.rows["backprop"].resources.macs
+      84.0
+      >>> print(comparison.notes[0][:54])
       backprop on the feed-forward map and EP on the settled
     """
     if not rules:
-        raise ValueError("compare_rules: rules = {}: must hold at least one rule")
+        raise SettingError("compare_rules", "rules", rules, "must hold at least one rule")
     gradients, about, groups = {}, {}, {}
-    for name, given in rules.items():
-        rule, start = given if not isinstance(given, LearningRule) else (given, params)
+    for name, each in rules.items():
+        rule, start = (each, params) if isinstance(each, LearningRule) else each
         trained, state = rule.init(key, start)
         exact, fidelity = rule.info.reference or reference, None
         if exact is not None:
@@ -107,14 +114,18 @@ def compare_rules(
         gradients[name] = compiled_gradient(rule, trained, batch, state, key)
         about[name] = (fidelity, exact.name if exact else "", remark(rule))
     rows = {}
-    for name, cost in gradient_costs(gradients).items():
+    for name, resources in measure_gradients(gradients).items():
         fidelity, exact_name, note = about[name]
-        rows[name] = RuleRow(fidelity, cost, exact_name, note)
-    return SideBySide(rows, tuple(filter(None, [functions_note(groups)])))
+        rows[name] = RuleRow(fidelity, resources, exact_name, note)
+    return RuleComparison(rows, tuple(filter(None, [functions_note(groups)])))
 
 
 def remark(rule: LearningRule) -> str:
-    """What a comparison must say of a rule: its own note, and what else it is after than ∇C."""
+    """What a comparison must say of a rule: its note, and the objective it follows instead of ∇C.
+
+    Args:
+      rule: the learning rule.
+    """
     other = ""
     if rule.info.objective is not None:
         other = f"follows another objective than ∇C: {rule.info.objective.name}"
@@ -122,7 +133,11 @@ def remark(rule: LearningRule) -> str:
 
 
 def function_of(reference: LearningRule) -> str:
-    """What function an exact rule differentiates, in words."""
+    """The function that an exact rule differentiates, in words.
+
+    Args:
+      reference: an exact rule, as `RuleInfo.reference` holds it.
+    """
     known = {
         "autodiff": "the feed-forward map",
         "backprop": "the feed-forward map",
@@ -132,7 +147,7 @@ def function_of(reference: LearningRule) -> str:
 
 
 def functions_note(groups: Mapping[str, str]) -> str:
-    """That rules differentiate different functions; empty where all are one.
+    """A note that rules differentiate different functions; empty if all differentiate one.
 
     Args:
       groups: the function that each rule differentiates, in words, by the rule's name.
@@ -151,14 +166,14 @@ def functions_note(groups: Mapping[str, str]) -> str:
 
 def _cells(row: RuleRow) -> list[str]:
     """A row of the printed table."""
-    cost, found = row.cost, row.fidelity
-    costs = [f"{cost.sweeps:.3g}", f"{cost.macs:,.0f}", f"{1e3 * cost.seconds:.3g}"]
-    costs.append(f"{cost.bytes / 1024:.0f}")
-    if found is None:
-        return ["—", "—", "—", "—", *costs]
-    errors = {name: m.relative_error for name, m in found.layers.items()}
-    known = {name: e for name, e in errors.items() if e < math.inf} or errors
-    worst = max(known, key=lambda name: known[name])  # inf: the exact gradient leaves it alone
-    furthest = f"{known[worst]:.2e} {worst}"
-    near = [f"{found.total.relative_error:.2e}", f"{found.total.cosine:.5f}", furthest]
-    return [*near, f"{found.settled:.0%}" if found.sweeps else "—", *costs]
+    (sweeps, macs, seconds, size), fidelity = row.resources, row.fidelity
+    resources = [f"{sweeps:.3g}", f"{macs:,.0f}", f"{1e3 * seconds:.3g}", f"{size / 1024:.0f}"]
+    if fidelity is None:
+        return ["—", "—", "—", "—", *resources]
+    errors = {name: m.relative_error for name, m in fidelity.layers.items()}
+    # The error is infinite in a layer that the exact gradient leaves alone.
+    finite = {name: e for name, e in errors.items() if e < math.inf} or errors
+    worst = max(finite, key=lambda name: finite[name])
+    total = [f"{fidelity.total.relative_error:.2e}", f"{fidelity.total.cosine:.5f}"]
+    settled = f"{fidelity.settled:.0%}" if fidelity.sweeps else "—"
+    return [*total, f"{finite[worst]:.2e} {worst}", settled, *resources]

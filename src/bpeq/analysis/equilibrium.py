@@ -1,4 +1,4 @@
-"""What a settled state is like: its curvature, its saturated units, whether a nudge keeps to it."""
+"""The settled state: its curvature, its saturated units, and whether a nudge leaves its branch."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ _SETTLE = fixed_point(1e-12, 20_000)
 
 
 class Curvature(NamedTuple):
-    """The Hessian of E at the equilibrium, example by example, saturated units left out.
+    """The Hessian H of E at the equilibrium, example by example, without saturated units.
 
-    smallest: its smallest eigenvalue (without an energy the smallest real part of −∂force/∂s's). It
-        sets the distance to the nearest pole in β, and so EP's bias.
-    output:   the smallest eigenvalue of K = (G H⁻¹ Gᵀ)⁻¹, H the Hessian and G the readout's
-        Jacobian: for outputs that are states their Schur complement. With squared error a negative
-        nudge leaves K − β: β must stay below it. Infinite where no output answers to the state.
+    smallest: its smallest eigenvalue (without an energy the smallest real part of those of
+        −∂force/∂s). It sets the distance to the nearest pole in β, and so EP's bias.
+    output:   the smallest eigenvalue of K = (G H⁻¹ Gᵀ)⁻¹, with G the readout's Jacobian. For
+        outputs that are states K is their Schur complement. With squared error a negative nudge
+        leaves K − β, so β must stay below it. Infinite if no output depends on the state.
     asymmetry: ‖H − Hᵀ‖ / ‖H‖; 0 with an energy.
     saturated: the share of units that a small push does not move, state by state.
     settled:  whether the equilibrium was reached, to 1e-12.
@@ -46,7 +46,13 @@ class Curvature(NamedTuple):
 def curvature(system: System, params: Params, x: Array) -> Curvature:
     """The curvature at the equilibria of a few examples, in float64, by dense linear algebra.
 
-    Of the ideal system, where it stands for an imperfect device.
+    Args:
+      system: for an imperfect device its ideal system is used.
+      params: its weights.
+      x: inputs `[batch, ...]`.
+
+    Returns:
+      The curvature of each example.
 
     Raises:
       ValueError: the state of one example has more than 3,000 units.
@@ -57,8 +63,8 @@ def curvature(system: System, params: Params, x: Array) -> Curvature:
       >>> from bpeq.systems import hopfield
       >>> system = hopfield(chain(dense(2), linear()))
       >>> params, _ = system.init(jax.random.key(0), (3,))
-      >>> found = curvature(system, params, jax.numpy.ones((1, 3)))
-      >>> found.smallest.tolist(), found.output.tolist()
+      >>> curves = curvature(system, params, jax.numpy.ones((1, 3)))
+      >>> curves.smallest.tolist(), curves.output.tolist()
       ([1.0], [1.0])
     """
     system = system.ideal
@@ -134,7 +140,7 @@ def _eigenvalues(
 
 
 Respond = Callable[[System, Params, Free], System]
-"""(system, params, free phase) -> the system that a rule nudges, where that is another one."""
+"""(system, params, free phase) -> the system that a rule nudges, as `RuleInfo.nudged_system`."""
 
 
 def jumped(
@@ -147,9 +153,17 @@ def jumped(
 ) -> Bool[np.ndarray, "betas batch"]:
     """Whether a nudge by ±β leads an example to another branch, settled to 1e-12 in float64.
 
-    An example has jumped where the free phase, started at s^β, does not come back to s⁰ (to 1e-6):
-    the contrast is then between two different equilibria, and its error does not vanish with β.
-    So it has where the nudged phase grows beyond all bounds.
+    An example has jumped if the free phase, started at s^β, does not come back to s⁰ (to 1e-6), or
+    if the nudged phase grows without bound. The contrast is then between two different equilibria,
+    and its error does not vanish with β.
+
+    Args:
+      system, cost, params, batch: as a rule has them; of a device the ideal system is used.
+      betas: the nudges, each > 0.
+      respond: the rule's `info.nudged_system`; None nudges `system` itself.
+
+    Returns:
+      Booleans, one for each β and example.
     """
     system = system.ideal
     with enable_x64(True):
@@ -176,10 +190,10 @@ def jumped(
 
 
 class Nudge(NamedTuple):
-    """How far the nudge by β moves each state against what its solver left unsettled.
+    """How far the nudge by β moves each state, and the residual that its solver leaves.
 
-    amplitude: the examples' mean of max |s^β − s⁰|, state by state. residual: their mean residual.
-    Where the two are close, the contrast is noise.
+    amplitude: the mean over the examples of max |s^β − s⁰|, state by state.
+    residual:  the mean residual. Where it is close to an amplitude, the contrast is noise.
     """
 
     amplitude: list[float]
@@ -196,7 +210,14 @@ def nudge_amplitude(
     nudged: Solver,
     respond: Respond | None = None,
 ) -> Nudge:
-    """The nudge at +β, in the dtype of params, by the very solvers of a rule."""
+    """Measures the nudge at +β, in the dtype of params, with the solvers of a rule.
+
+    Args:
+      system, cost, params, batch: as a rule has them.
+      beta: the nudge, > 0.
+      free, nudged: the solvers of the two phases.
+      respond: as for `jumped`.
+    """
 
     @jax.jit
     def measure(params: Params, batch: Batch) -> tuple[Any, SolveInfo]:

@@ -1,4 +1,4 @@
-"""The GDU check: EP's update in each nudged sweep against BPTT's gradient in each time step."""
+"""GDU: EP's update in each nudged sweep against BPTT's gradient in each time step."""
 
 from __future__ import annotations
 
@@ -14,24 +14,25 @@ from bpeq.core import trees
 from bpeq.core.compat import enable_x64
 from bpeq.rules import Free, free_phase, nudged_phases
 from bpeq.rules._followed import follows
-from bpeq.settings import Count, checked
+from bpeq.settings import Count, SettingError, checked
 from bpeq.solvers import fixed_point, fixed_steps
 from bpeq.types import Batch, Cost, Layer, Params, SolveInfo, Solver, State, System
 
 
 class Gdu(NamedTuple):
-    """EP's updates and BPTT's gradients side by side: float64 NumPy arrays and names.
+    """EP's updates beside BPTT's gradients, as float64 NumPy arrays.
 
-    betas:    `[betas]`, falling as given.
-    layers:   names of the rows, those without any gradient left out.
+    betas:    `[betas]`, the grid.
+    layers:   the names of the rows, without those that have no gradient.
     bptt:     `[sweeps, layers]`, ‖BPTT's gradient through sweep T − t‖.
     ep:       `[betas, sweeps, layers]`, ‖EP's update in nudged sweep t‖.
-    mismatch: `[betas, sweeps, layers]`, ‖their difference‖ over the layer's largest bptt entry;
-        not over the same sweep's, which vanishes before the error arrives and after it has gone.
-    total:    `[betas]`, root of the summed squares of all differences over that of all of BPTT's.
-    floor:    `[betas]`, about what round-off and the free phase's residual put into `total`.
+    mismatch: `[betas, sweeps, layers]`, ‖their difference‖ over the layer's largest bptt entry. It
+        is not over the same sweep's, which vanishes before the error arrives and after it is gone.
+    total:    `[betas]`, the root of the summed squares of all differences over that of BPTT's.
+    floor:    `[betas]`, about what round-off and the free phase's residual add to `total`.
     slope:    of log total over log β, where total is 10 times its floor; NaN below three points.
-    settled, residual: whether the free phase met its tolerance, and the largest residual.
+    settled:  whether the free phase met its tolerance.
+    residual: the largest residual of the free phase.
     """
 
     betas: np.ndarray
@@ -60,7 +61,7 @@ def gdu_mismatch(
     nudged: System | None = None,
     network: Layer | None = None,
 ) -> Gdu:
-    """How far EP's update per nudged sweep is from BPTT's gradient per time step.
+    """Measures how far EP's update in a nudged sweep is from BPTT's gradient in a time step.
 
     Both start at the free equilibrium s* = T(s*, θ). With t = 0, 1, ..., sweeps − 1
 
@@ -71,25 +72,30 @@ def gdu_mismatch(
 
     "Gradient descending updates": the two agree sweep by sweep as β → 0, with an error of order β,
     centered β². That holds for synchronous sweeps. Backward through an alternating sweep the error
-    meets the halves in reverse order, so there the nudged phase must run them in reverse order;
-    in the same order the sweeps' sum is still right and the single ones are off at any β.
+    meets the halves in reverse order, so the nudged phase must run them in reverse order. In the
+    same order the sum of the sweeps is still right, and the single ones are wrong at any β.
 
-    All is computed in float64, whatever the dtype of params. Not to be called inside jit.
+    It computes in float64, whatever the dtype of params. Do not call it inside jit.
 
     Args:
-      system: it must have an energy.
+      system: a system with an energy.
+      cost: what the nudge pulls toward.
       params, batch: as for a rule's estimate; updates are batch means.
-      sweeps: compared, >= 1.
+      sweeps: how many to compare, >= 1.
       betas: the grid of β, each > 0.
-      nudging: one-sided or centered.
-      free: solver of s*; None settles to a residual of 1e-14, or for 20,000 sweeps.
+      nudging: "one-sided" or "centered".
+      free: the solver of s*; None settles to a residual of 1e-14, or for 20,000 sweeps.
       nudged: the system whose sweep runs the nudged phase, with the same fixed points; None is
         `system`, where it has halves in reverse order.
       network: names the layers by its blocks; without it they are named by their place in params.
 
+    Returns:
+      Updates, gradients and their differences.
+
     Raises:
-      ValueError: a setting out of range, a system without an energy, or one that is nudged outside
-        of its σ: its updates are another cost's.
+      SettingError: a setting out of range.
+      ValueError: a system without an energy, or one that is nudged outside of its σ, whose updates
+        follow another cost.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -99,9 +105,9 @@ def gdu_mismatch(
       >>> system = hopfield(chain(dense(4), tanh(), dense(2)), schedule="synchronous")
       >>> params, _ = system.init(jax.random.key(0), (3,))
       >>> params = jax.tree.map(lambda p: 0.5 * p, params)
-      >>> found = gdu_mismatch(system, squared_error(), params,
-      ...                      Batch(jnp.ones((1, 3)), jnp.ones((1, 2))))
-      >>> found.mismatch.shape, round(found.slope, 1)
+      >>> gdu = gdu_mismatch(system, squared_error(), params,
+      ...                    Batch(jnp.ones((1, 3)), jnp.ones((1, 2))))
+      >>> gdu.mismatch.shape, round(gdu.slope, 1)
       ((4, 20, 2), 1.0)
 
     Source: Ernoult, Grollier, Querlioz, Bengio & Scellier 2019, Updates of equilibrium prop match
@@ -116,15 +122,10 @@ def gdu_mismatch(
         )
     grid = np.asarray(betas, np.float64)
     if grid.ndim != 1 or not grid.size or not (np.isfinite(grid) & (grid > 0)).all():
-        raise ValueError(f"gdu_mismatch: betas = {betas!r}: must be numbers > 0")
+        raise SettingError("gdu_mismatch", "betas", betas, "must be numbers > 0")
     settle = fixed_point(1e-14, 20_000) if free is None else free
-    runner = nudged
-    if runner is None:
-        runner = (
-            system
-            if system.traits.reverse is None
-            else system._replace(sweep=system.traits.reverse)
-        )
+    reverse = system.traits.reverse or system.sweep
+    runner = system._replace(sweep=reverse) if nudged is None else nudged
 
     def both(params: Params, batch: Batch, betas: Any) -> Any:
         rest = free_phase(system, settle, params, batch.x)
@@ -144,10 +145,11 @@ def gdu_mismatch(
 def alternating(synchronous: System, *, reverse: bool = False) -> System:
     """A system whose sweep updates even states, then odd ones; in reverse odd, then even ones.
 
+    Each half runs the whole sweep and keeps half of it: for checks, not for speed.
+
     Args:
       synchronous: a system whose state is a tuple and whose sweep updates all of it at once, such
-        as `hopfield(network, schedule="synchronous")`. Each half runs its whole sweep and keeps
-        half of it: for checks, not for speed.
+        as `hopfield(network, schedule="synchronous")`.
       reverse: the order; True is the order in which an error passes back through the other one.
 
     Example:

@@ -1,4 +1,4 @@
-"""What one gradient costs: sweeps, multiply-accumulates, seconds and bytes of memory."""
+"""What it takes to compute one gradient: sweeps, multiply-accumulates, seconds, bytes."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from bpeq.analysis.mac_count import count_macs
 from bpeq.types import Batch, Key, LearningRule, Params, State
 
 
-class GradientCost(NamedTuple):
-    """What one gradient of one batch costs, on the machine at hand.
+class GradientResources(NamedTuple):
+    """What it takes to compute one gradient of one batch, on the machine at hand.
 
-    sweeps:  an example's mean, all phases together; 0 for rules that do not relax.
-    macs:    multiply-accumulates of the products and convolutions that were executed. A solve to a
-        residual runs until the slowest example of the batch has settled.
+    sweeps:  the mean over the examples, all phases together; 0 for rules that do not relax.
+    macs:    multiply-accumulates of the products and convolutions. A solve to a residual runs until
+        the slowest example of the batch has settled.
     seconds: the median wall time of the compiled estimate, warm.
-    bytes:   memory that it takes beside its arguments and results; 0 if unknown.
+    bytes:   memory beside its arguments and results; 0 if unknown.
     """
 
     sweeps: float
@@ -32,7 +32,10 @@ class GradientCost(NamedTuple):
 
 
 class CompiledGradient(NamedTuple):
-    """One gradient, compiled and counted, ready to be timed: `call()` computes it."""
+    """One gradient, compiled and counted, ready to be timed: `call()` computes it.
+
+    sweeps, macs, bytes: as in `GradientResources`.
+    """
 
     call: Callable[[], Any]
     sweeps: float
@@ -43,11 +46,17 @@ class CompiledGradient(NamedTuple):
 def compiled_gradient(
     rule: LearningRule, params: Params, batch: Batch, state: State, key: Key
 ) -> CompiledGradient:
-    """`rule.estimate(params, batch, state, key)`, compiled for these weights.
+    """Compiles `rule.estimate(params, batch, state, key)` for these weights, and counts it.
 
     Args:
-      params, state: as the rule's `init` gives them, or as training left them: how many sweeps a
-        solve to a residual takes depends on the weights.
+      rule: the learning rule.
+      params, state: as the rule's `init` gives them, or as training left them. The sweeps of a
+        solve to a residual depend on the weights.
+      batch: x `[batch, ...]` and y.
+      key: of the estimate.
+
+    Returns:
+      The gradient, to be given to `measure_gradients`.
     """
     args = (params, batch, state, key)
     compiled = jax.jit(rule.estimate).lower(*args).compile()
@@ -60,8 +69,14 @@ def compiled_gradient(
     )
 
 
-def gradient_costs(gradients: Mapping[str, CompiledGradient]) -> dict[str, GradientCost]:
-    """What each gradient costs; all are timed in turn, under the same load of the machine.
+def measure_gradients(gradients: Mapping[str, CompiledGradient]) -> dict[str, GradientResources]:
+    """Times gradients in turn, under the same load of the machine.
+
+    Args:
+      gradients: by the names of their rules.
+
+    Returns:
+      What each of them takes, by the same names.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -71,25 +86,26 @@ def gradient_costs(gradients: Mapping[str, CompiledGradient]) -> dict[str, Gradi
       >>> batch = Batch(jnp.ones((2, 4)), jnp.ones((2, 3)))
       >>> rule = rules.backprop(network, costs.squared_error())
       >>> gradient = compiled_gradient(rule, params, batch, (), jax.random.key(1))
-      >>> gradient_costs({"BP": gradient})["BP"].macs
+      >>> measure_gradients({"BP": gradient})["BP"].macs
       48.0
     """
     seconds = seconds_of([gradient.call for gradient in gradients.values()])
     return {
-        name: GradientCost(g.sweeps, g.macs, s, g.bytes)
+        name: GradientResources(g.sweeps, g.macs, s, g.bytes)
         for (name, g), s in zip(gradients.items(), seconds, strict=True)
     }
 
 
 def seconds_of(calls: Sequence[Callable[[], Any]], budget: float = 0.5) -> list[float]:
-    """The median wall time of each call, its results awaited; a first one each goes uncounted.
+    """The median wall time of each call in seconds, with its results awaited.
 
-    Calls take turns, so that what else the machine does falls on all of them alike.
+    Calls take turns, so that all of them share the load of the machine. The first turn, which may
+    compile, does not count.
 
     Args:
-      calls: of compiled functions, or jitted ones: what the first call compiles is not measured.
-      budget: seconds a call; turns are repeated until all is spent, at least 5 and at most 200
-        times.
+      calls: of compiled or jitted functions.
+      budget: seconds for each call. Turns repeat until all of it is spent, at least 5 and at most
+        200 times.
     """
     for call in calls:
         jax.block_until_ready(call())

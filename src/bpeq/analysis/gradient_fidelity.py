@@ -1,4 +1,4 @@
-"""The microscope: a rule's estimate against the exact gradient of the same function, per layer."""
+"""Gradient fidelity: an estimate against the exact gradient of the same function, by layer."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from bpeq.types import Batch, Estimate, Key, Layer, LearningRule, Params, SolveI
 
 
 class Closeness(NamedTuple):
-    """How near a gradient g comes to the exact one g*, both flattened.
+    """How near a gradient g is to the exact one g*, both flattened.
 
-    relative_error:  ‖g − g*‖ / ‖g*‖; 0 where both are zero.
-    cosine:          g·g* / ‖g‖‖g*‖; 1 where both are zero, 0 where one is.
+    relative_error:  ‖g − g*‖ / ‖g*‖; 0 if both are zero.
+    cosine:          g·g* / ‖g‖‖g*‖; 1 if both are zero, 0 if one is.
     norm_ratio:      ‖g‖ / ‖g*‖.
-    sign_agreement:  the share of entries of g* other than 0 whose sign g has.
+    sign_agreement:  the share of the entries of g* other than 0 whose sign g has.
     """
 
     relative_error: float
@@ -32,14 +32,15 @@ class Closeness(NamedTuple):
 class Fidelity(NamedTuple):
     """What one batch shows of a rule.
 
-    total, layers: all parameters together; and by layer, where the first one often is far worse.
-    settled:   the share of the rule's own phases, example by example, that met their tolerance; 1
-        for rules that do not relax.
-    sweeps:    an example's mean, all phases together; 0 for rules that do not relax.
-    reference_settled, reference_residual: the same of the exact gradient's solves, and their
-        largest residual: without them a small error proves nothing.
-    own_objective: the same against the exact gradient of the rule's own objective, where it follows
-        another one than ∇C; else None.
+    total:     of all parameters together.
+    layers:    by layer. The first one is often far worse.
+    settled:   the share of the rule's phases, example by example, that met their tolerance; 1 for
+        rules that do not relax.
+    sweeps:    the mean over the examples, all phases together; 0 for rules that do not relax.
+    reference_settled: `settled` of the exact gradient's solves.
+    reference_residual: their largest residual. Where it is large, a small error proves nothing.
+    own_objective: the fidelity to the exact gradient of the rule's own objective; None if that is
+        ∇C.
     """
 
     total: Closeness
@@ -61,21 +62,24 @@ def gradient_fidelity(
     network: Layer | None = None,
     reference: LearningRule | None = None,
 ) -> Fidelity:
-    """A rule's estimate on one batch against the exact gradient of the rule's own `apply`.
+    """Compares a rule's estimate on one batch with the exact gradient of the rule's own `apply`.
 
-    The estimate is made in the dtype of `params`; the exact gradient in float64, of the very same
+    The estimate has the dtype of `params`. The exact gradient is computed in float64 at the same
     parameters: by autodiff for a rule on a network, by implicit differentiation for one that
     relaxes. A rule that follows another objective than ∇C, as `contrastive_hebbian` does, is also
-    set against the exact gradient of that, under `own_objective`.
+    compared with the exact gradient of that one, under `own_objective`.
 
     Args:
-      rule: any rule with a `reference`, as all of bpeq's have.
+      rule: any rule with an `info.reference`, as all of bpeq's have.
       params, state: as the rule's `init` gives them. Without a state `rule.init(key, params)` is
         called on params as `network.init` gives them.
       batch: x `[batch, ...]` and y, in the dtype of params.
       key: the one key of the estimate; rule and reference share it.
       network: names the rows by its blocks; without it they are named by their place in params.
       reference: an exact rule of the same function, for a rule that has none of its own.
+
+    Returns:
+      The fidelity in total and by layer, and how the solves ended.
 
     Raises:
       ValueError: the rule has no reference and none is given.
@@ -87,8 +91,8 @@ def gradient_fidelity(
       >>> rule = rules.eqprop(systems.hopfield(network), costs.squared_error(), beta=0.01)
       >>> params, _ = network.init(jax.random.key(0), (2,))
       >>> batch = Batch(jnp.ones((3, 2)), jnp.ones((3, 1)))
-      >>> found = gradient_fidelity(rule, params, batch, key=jax.random.key(1), network=network)
-      >>> list(found.layers), found.total.cosine > 0.999
+      >>> fidelity = gradient_fidelity(rule, params, batch, key=jax.random.key(1), network=network)
+      >>> list(fidelity.layers), fidelity.total.cosine > 0.999
       (['dense_1', 'dense_2'], True)
     """
     if state is None:
@@ -107,13 +111,18 @@ def judged(
     network: Layer | None = None,
     reference: LearningRule | None = None,
 ) -> Fidelity:
-    """A rule's estimate set against ∇C and, where that is another, its own objective's gradient."""
+    """Compares an estimate with ∇C and, if that is another, with its own objective's gradient.
+
+    Args:
+      rule, params, batch, key, network, reference: as for `gradient_fidelity`.
+      estimate: the rule's, on that batch.
+    """
     exact = exact_gradient(rule, params, batch, key=key, reference=reference)
-    found = judge(estimate, exact, network)
+    fidelity = judge(estimate, exact, network)
     if rule.info.objective is None:
-        return found
+        return fidelity
     exact = exact_gradient(rule, params, batch, key=key, reference=rule.info.objective)
-    return found._replace(own_objective=judge(estimate, exact, network))
+    return fidelity._replace(own_objective=judge(estimate, exact, network))
 
 
 def exact_gradient(
@@ -125,6 +134,12 @@ def exact_gradient(
     reference: LearningRule | None = None,
 ) -> Estimate:
     """The exact gradient of a rule's own `apply`, in float64, with how its solves ended.
+
+    Args:
+      rule, params, batch, key, reference: as for `gradient_fidelity`.
+
+    Returns:
+      The reference's estimate, as NumPy arrays.
 
     Raises:
       ValueError: the rule has no reference and none is given.
@@ -142,10 +157,15 @@ def exact_gradient(
 
 
 def judge(estimate: Estimate, exact: Estimate, network: Layer | None = None) -> Fidelity:
-    """An estimate set against an exact one.
+    """Compares an estimate with an exact one.
 
-    Rows on which the exact function does not depend, such as weights that only carry errors, are
-    left out of the total: there is nothing to be near to.
+    The total leaves out layers on which the exact function does not depend, such as weights that
+    only carry errors.
+
+    Args:
+      estimate: the rule's.
+      exact: the reference's, on the same batch.
+      network: names the layers by its blocks.
     """
     ours, theirs = grouped(estimate.grads, network), grouped(exact.grads, network)
     rows = {name: closeness(ours[name], theirs[name]) for name in theirs}
@@ -161,17 +181,25 @@ def judge(estimate: Estimate, exact: Estimate, network: Layer | None = None) -> 
 
 
 def sweeps_of(estimate: Estimate) -> float:
-    """An example's mean number of sweeps, all phases together; 0 for rules that do not relax."""
+    """The mean number of sweeps over the examples, all phases together; 0 without relaxation.
+
+    Args:
+      estimate: of any rule.
+    """
     solves = _solves(estimate)
     return sum((float(np.sum(s.steps) / np.shape(s.steps)[-1]) for s in solves), 0.0)
 
 
 def grouped(params: Params, network: Layer | None = None) -> dict[str, Params]:
-    """Parameters (or their gradients) by layer: the blocks of `network`, then what else there is.
+    """Parameters (or their gradients) by layer: the blocks of `network`, then all other entries.
 
-    A relaxing system may append entries of its own to the network's params, such as
-    `{"feedback": ...}`; they are rows of that name. The entries of a dict, as a user's own system
-    may have it, are rows of their names. Entries without parameters are no rows.
+    A relaxing system may append entries to the network's params, such as `{"feedback": ...}`; they
+    are rows of that name. The entries of a dict, as a user's system may have it, are rows of their
+    names. Entries without parameters are no rows.
+
+    Args:
+      params: a tree of parameters or gradients.
+      network: names the rows; None names them by their place in params.
     """
     if isinstance(params, dict):
         rows = {str(name): part for name, part in params.items()}
@@ -188,12 +216,17 @@ def grouped(params: Params, network: Layer | None = None) -> dict[str, Params]:
 
 
 def closeness(ours: Any, exact: Any) -> Closeness:
-    """The measures of `Closeness` between two gradients of one structure, in float64."""
+    """The measures of `Closeness` between two gradients of one structure, in float64.
+
+    Args:
+      ours: the gradient g.
+      exact: the exact one g*.
+    """
     g, g_exact = _flat(ours), _flat(exact)
     size, size_exact = float(np.linalg.norm(g)), float(np.linalg.norm(g_exact))
     gap, nonzero = float(np.linalg.norm(g - g_exact)), g_exact != 0
     signs = np.sign(g[nonzero]) == np.sign(g_exact[nonzero])
-    with np.errstate(invalid="ignore"):  # an estimate that has run away is NaN here
+    with np.errstate(invalid="ignore"):  # an estimate that diverged is NaN here
         product = float(g @ g_exact)
     return Closeness(
         relative_error=_ratio(gap, size_exact),

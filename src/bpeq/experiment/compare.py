@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from bpeq.analysis.compare_rules import function_of, functions_note, remark
-from bpeq.analysis.gradient_cost import CompiledGradient, compiled_gradient, gradient_costs
+from bpeq.analysis.gradient_cost import CompiledGradient, compiled_gradient, measure_gradients
 from bpeq.config.loading import Config
 from bpeq.config.problem import Problem, build, build_data, seed_keys
 from bpeq.core.compat import enable_x64
@@ -98,7 +98,7 @@ def _compared(
             raise
     else:
         with enable_x64(config.double):
-            for name, cost in gradient_costs(gradients).items():
+            for name, cost in measure_gradients(gradients).items():
                 rows[name]["cost"] = cost._asdict()
     comparison = {
         "name": config.name,

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from bpeq.analysis.bias_order import fits
+from bpeq.analysis.bias_order import fit_grid
 from bpeq.analysis.equilibrium import curvature, jumped
 from bpeq.analysis.gdu import gdu_mismatch
 from bpeq.config.loading import Config
@@ -81,7 +81,7 @@ def measure_fidelity(
         "examples": len(tested[0].point.batch.x),
         "precision": config.precision,
         **result,
-        **fits(result["grid"]),
+        **fit_grid(result["grid"]),
         "environment": run_folder.environment(),
     }
     run_folder.write_json(folder / "fidelity.json", result)

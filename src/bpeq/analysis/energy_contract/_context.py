@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool
+from jaxtyping import Array
 
 from bpeq.core import trees
 from bpeq.rules import Free, free_phase
@@ -33,127 +33,78 @@ class Finding(NamedTuple):
     words: str
 
 
-class Context(NamedTuple):
-    """A system at some weights and inputs, in float64.
+class Context:
+    """A system at some weights and inputs, in float64, with its free phases run.
 
-    clamped: the system's `clamp` of the inputs.
-    cost, y: the cost and its targets.
-    force, energy, sweep: the system's, of a state at these weights and inputs, jitted; `energy` is
-        None if the system has none.
-    start:   where its free phases start.
-    settled: `[batch]`, whether they ended to 1e-10.
-    equilibrium: where they ended; one sweep from the start if one of them did not settle.
-    interior: a tenth of the way from the equilibrium to where units rest without input. There no
-        unit is saturated.
-    user_energy: the function for one example that `from_energy` has made a system of; None for a
+    Args:
+      system, params, x: the system, its weights and inputs `[batch, ...]`.
+      cost, y: the cost and its targets; zeros if None.
+      sweeps: of a phase at most.
+      user_energy: the function for one example that `from_energy` has made a system of; None for a
         system.
-    project: puts a batch of states onto the allowed set; None if the sweep itself keeps to it.
-    sweeps:  of a phase at most.
+      project: puts the state of one example onto the allowed set; None if the sweep keeps to it.
+
+    Beside these it has
+      clamped: the system's `clamp` of the inputs.
+      force, energy, sweep: the system's, of a state at these weights and inputs, jitted; `energy`
+        is None if the system has none.
+      start:   where the free phases start.
+      settled: `[batch]`, whether they ended to 1e-10.
+      equilibrium: where they ended; one sweep from the start if one of them did not settle.
+      interior: a tenth of the way from the equilibrium to where units rest without input. No unit
+        is saturated there.
     """
 
-    system: System
-    params: Params
-    x: Array
-    clamped: Any
-    cost: Cost
-    y: Array
-    force: Callable[[State], State]
-    energy: Callable[[State], Array] | None
-    sweep: Callable[[State], State]
-    start: State
-    settled: Bool[Array, " batch"]
-    equilibrium: State
-    interior: State
-    user_energy: Callable[..., Array] | None
-    project: Callable[[State], State] | None
-    sweeps: int
+    def __init__(
+        self,
+        system: System,
+        params: Params,
+        x: Array,
+        cost: Cost,
+        y: Array | None,
+        sweeps: int,
+        user_energy: Callable[..., Array] | None = None,
+        project: Callable[[State], State] | None = None,
+    ) -> None:
+        self.system, self.params, self.x, self.cost = system, params, x, cost
+        self.sweeps, self.user_energy = sweeps, user_energy
+        self.project = project and jax.jit(jax.vmap(project))
+        solver = fixed_point(1e-10, sweeps)
 
-    @property
-    def program(self) -> Callable[[Params, Array, State], Any]:
-        """(params, x, state) -> what holomorphic EP computes at complex states.
+        @jax.jit
+        def settle(params: Params, x: Array) -> tuple[Free, State, State]:
+            free = free_phase(system, solver, params, x)
+            start = system.init_state(params, free.clamped)
+            idle = idle_weights(params)
+            rest = system.sweep(idle, system.clamp(idle, trees.zeros(x)), trees.zeros(start))
+            return free, start, jax.tree.map(lambda s: jnp.where(jnp.isfinite(s), s, 0.0), rest)
+
+        free, self.start, rest = settle(params, x)
+        self.clamped, self.settled = free.clamped, free.info.converged
+        self.y = jnp.zeros_like(free.output) if y is None else y
+        self.force = self._jitted(system.force)
+        self.energy = None if system.energy is None else self._jitted(system.energy)
+        self.sweep = self._jitted(system.sweep)
+        self.equilibrium = free.state if bool(self.settled.all()) else self.sweep(self.start)
+        self.interior = trees.add(trees.scale(0.9, self.equilibrium), trees.scale(0.1, rest))
+
+    def _jitted(self, fn: Callable[[Params, Any, State], Any]) -> Callable[[State], Any]:
+        return jax.jit(lambda state: fn(self.params, self.clamped, state))
+
+    def program(self, params: Params, x: Array, state: State) -> Any:
+        """What holomorphic EP computes at complex states.
 
         That is a user's energy, or a system's sweep, output and ∂E/∂(θ, x).
         """
         if self.user_energy is not None:
-            energies = jax.vmap(self.user_energy, in_axes=(None, 0, 0))
-            return lambda params, x, state: energies(params, state, x)
-        system = self.system
-
-        def program(params: Params, x: Array, state: State) -> Any:
-            clamped = system.clamp(params, x)
-            output = system.readout.forward(params, state)[0]
-            results = [system.sweep(params, clamped, state), output]
-            if system.denergy is not None:
-                phases = jax.tree.map(lambda s: s[None], state)
-                weights = jnp.ones((1,), jax.tree.leaves(state)[0].dtype)
-                results.append(system.denergy(params, clamped, phases, weights))
-            return [leaf for leaf in jax.tree.leaves(results) if is_inexact(leaf)]
-
-        return program
-
-
-def build_context(
-    system: System,
-    params: Params,
-    x: Array,
-    cost: Cost,
-    y: Array | None,
-    sweeps: int,
-    user_energy: Callable[..., Array] | None = None,
-    project: Callable[[State], State] | None = None,
-) -> Context:
-    """Runs the free phases of the examples, and finds a state inside the domain of the energy.
-
-    Args:
-      system, params, x: the system, its weights and inputs `[batch, ...]`, in float64.
-      cost, y: the cost and its targets; zeros if None.
-      sweeps: of a phase at most.
-      user_energy, project: as `check_energy` takes them, each for one example.
-    """
-    solver = fixed_point(1e-10, sweeps)
-
-    @jax.jit
-    def settle(params: Params, x: Array) -> tuple[Free, State, State]:
-        free = free_phase(system, solver, params, x)
-        start = system.init_state(params, free.clamped)
-        idle = idle_weights(params)
-        rest = system.sweep(idle, system.clamp(idle, trees.zeros(x)), trees.zeros(start))
-        return free, start, jax.tree.map(lambda s: jnp.where(jnp.isfinite(s), s, 0.0), rest)
-
-    @jax.jit
-    def force(state: State) -> State:
-        return system.force(params, clamped, state)
-
-    @jax.jit
-    def energy(state: State) -> Array:
-        assert system.energy is not None
-        return system.energy(params, clamped, state)
-
-    @jax.jit
-    def sweep(state: State) -> State:
-        return system.sweep(params, clamped, state)
-
-    free, start, rest = settle(params, x)
-    clamped, settled = free.clamped, free.info.converged
-    equilibrium = free.state if bool(settled.all()) else sweep(start)
-    return Context(
-        system,
-        params,
-        x,
-        clamped,
-        cost,
-        jnp.zeros_like(free.output) if y is None else y,
-        force,
-        None if system.energy is None else energy,
-        sweep,
-        start,
-        settled,
-        equilibrium,
-        interior=trees.add(trees.scale(0.9, equilibrium), trees.scale(0.1, rest)),
-        user_energy=user_energy,
-        project=project and jax.jit(jax.vmap(project)),
-        sweeps=sweeps,
-    )
+            return jax.vmap(self.user_energy, in_axes=(None, 0, 0))(params, state, x)
+        system, clamped = self.system, self.system.clamp(params, x)
+        results = [system.sweep(params, clamped, state), system.readout.forward(params, state)[0]]
+        if system.denergy is not None:
+            phases = jax.tree.map(lambda s: s[None], state)
+            weights = jnp.ones((1,), jax.tree.leaves(state)[0].dtype)
+            results.append(system.denergy(params, clamped, phases, weights))
+        return [leaf for leaf in jax.tree.leaves(results) if is_inexact(leaf)]
 
 
 def draw_state(

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Array
 
 from bpeq.analysis.energy_contract._batch_independence import batch_independence_finding
-from bpeq.analysis.energy_contract._context import Finding, build_context
+from bpeq.analysis.energy_contract._context import Context, Finding
 from bpeq.analysis.energy_contract._corners import corner_finding
 from bpeq.analysis.energy_contract._derivatives import gradient_finding, symmetry_finding
 from bpeq.analysis.energy_contract._equilibria import bounded_finding, unique_finding
@@ -163,7 +163,7 @@ def check_energy(
         y = y if y is None else trees.cast(jnp.asarray(y), jnp.float64)
         cost = squared_error() if cost is None else cost
         refuse_misfits(system, params, x)
-        context = build_context(system, params, x, cost, y, sweeps, user_energy, project)
+        context = Context(system, params, x, cost, y, sweeps, user_energy, project)
         if (infinite := not_finite(context, extra[0])) is not None:
             others = EnergyContract._fields[1:]
             return EnergyContract(

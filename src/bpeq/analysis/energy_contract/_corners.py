@@ -59,8 +59,9 @@ def corner_finding(context: Context, key: jax.Array) -> Finding:
 
 def _turning_finding(context: Context, key: jax.Array) -> Finding:
     """What the operations in pieces show if no number tried is a corner."""
-    program = context.program
-    pieces = piecewise_operations(lambda s: program(context.params, context.x, s), context.interior)
+    pieces = piecewise_operations(
+        lambda s: context.program(context.params, context.x, s), context.interior
+    )
     if not pieces:
         return Finding("corners", True, np.nan, "no corner found: one-sided derivatives agree")
     met = {crossing.operation: crossing for crossing in find_crossings(context, pieces, key)}
