@@ -21,75 +21,84 @@ def audit_locality(
     state: State = None,
     network: Layer | None = None,
 ) -> Locality:
-    """What the update of each weight takes, read off the program of the rule's estimate.
+    """Tells what the update of each weight takes, from the program of the rule's estimate.
 
-    The estimate is traced, not run, and what each array is made of is followed from x and y to the
-    gradients: through products, loops and branches, whoever wrote them, whatever the rule is
-    called. A row for every leaf of params:
+    The estimate is traced, not run. The audit follows what each array is made of from x and y to
+    the gradients, through products, loops and branches. Neither the name of a rule nor who wrote it
+    matters. There is a row for every leaf of params:
 
     reads         what the gradient's last products and sums take, up to the last weight on the way:
-                  `input`; `target`; `noise`, a random number; and states, by the block that drives
-                  them, with their phase:
+                  `input`; `target`; `noise`, a random number; and states, each with the block that
+                  drives it and its phase:
                     forward       computed from x in one pass
                     drive         the same, where it enters a relaxation as a constant: with x
                                   clamped it is there in every phase
                     free          settled without y
                     nudged        settled with y, by a nudge or clamped to it
                     target        computed from y and activity without settling
-                    output error  an output set against its target, where it stands
-                    error         that error after a weight has carried it elsewhere
-    transposed    whether the weight is also used against the way that activity takes up through it
-                  (for a convolution: its kernel with input and output channels exchanged), and for
-                  what: `coupling`, activity coming down in every relaxation in which the weight
-                  sends activity up; `activity (phases)`, in these only; `error`; `target`; `probe`,
-                  a random vector. `(its sign)` where only that is used, `(entry by entry)` where a
-                  gain multiplies activity and error alike.
-    stored        the phases that must be remembered, since one product takes them together with a
-                  later one: backprop's activations meet an error. A contrast between phases is a
-                  sum, each of whose products takes one phase: it stores none of them.
-    error_pass    `yes`: the gradient takes an error that weights have carried, apart from all
-                  activity; `inside the sweeps`: an error is carried through a weight and then added
-                  to activity, such as a nudge through a readout; `no`. An output's own error needs
+                    output error  an output minus its target, at the output
+                    error         that error after it has passed through a weight
+    transposed    whether the weight is also used in the direction opposite to that of activity (for
+                  a convolution: its kernel with input and output channels exchanged), and what
+                  passes through it: `coupling`, activity that comes down in every relaxation in
+                  which the weight sends activity up; `activity (phases)`, in these only; `error`;
+                  `target`; `probe`, a random vector. `(its sign)` if only that is used, `(entry by
+                  entry)` if a gain multiplies activity and error alike.
+    stored        the phases that must be remembered, because one product takes them together with a
+                  later phase: in backprop activations meet an error. A contrast between phases is a
+                  sum, and each of its products takes one phase: it stores none of them.
+    error_pass    `yes`: the gradient takes an error that has passed through weights, apart from all
+                  activity. `inside the sweeps`: an error passes through a weight and is then added
+                  to activity, such as a nudge through a readout. `no`: an output's own error needs
                   no pass.
     global_signal what the gradient takes from beyond the two ends of its weight: `a number` pooled
                   from units of other layers; a `batch statistic`, pooled over examples and used by
                   each, such as a β chosen from all gradients; an `error` that skips layers.
 
-    What it cannot see: values, so that a zero counts as what it is made of; when and how a loop
-    stops, and what its solver's tolerance takes; sums inside a layer, such as a softmax over it;
-    weights that another weight equals without being it; which of two phases is which, where a rule
-    lays them along another axis than the first: both then count as read together. Units that are
-    added, or meet in a product entry by entry, count as the same: a residual stream is one state.
-    What goes through a matrix of the rule's own, fixed or random, is followed; it has no row. Of a
-    row of a weight that was added to activity it does not see what a nonlinearity makes of both,
-    nor how a weight is used behind a random matrix.
+    The audit does not see:
 
-    A weight that reaches a gradient by a way on which its axes were lost is `unknown` under
-    transposed, and `unseen` names the primitive with its line; so it does a primitive that the
-    audit does not know. What a rule makes anew in its own state is read a step late: weights in it
-    count as used where it is used, `(a step late)`.
+    * values. A zero counts as what it is made of.
+    * when and how a loop stops, and what its solver's tolerance reads.
+    * sums inside a layer, such as a softmax over it.
+    * that two different weights are equal.
+    * which of two phases is which, if a rule lays them along another axis than the first. Both then
+      count as read together.
+    * the difference between units that are added, or that meet in a product entry by entry: a
+      residual stream is one state.
+    * what a nonlinearity makes of a row of a weight that was added to activity, and how a weight is
+      used behind a random matrix.
+
+    A matrix of the rule's own, fixed or random, is followed, but has no row. A weight that reaches
+    a gradient by a way on which its axes were lost is `unknown` under transposed, and `unseen`
+    names the primitive with its line. `unseen` also names primitives that the audit does not know.
+    What a rule makes anew in its own state is read a step late: weights in it count as used where
+    it is used, `(a step late)`.
 
     Args:
       rule: any rule whose estimate can be traced.
-      params, state: as the rule's `init` gives them. Without a state `rule.init(key, params)` is
-        called on params as `network.init` gives them.
+      params: as the rule's `init` gives them; without a state, as `network.init` gives them.
       batch: two examples or more, x `[batch, ...]` and y.
+      key: of the estimate; it does not matter which.
+      state: as the rule's `init` gives it. None calls `rule.init(key, params)`.
       network: names weights and states by its blocks; without it they go by their place in params.
+
+    Returns:
+      A row for each weight, and what the audit could not follow.
 
     Example:
       >>> import jax, jax.numpy as jnp
       >>> from bpeq import costs, layers, rules
       >>> network = layers.chain(layers.dense(4), layers.tanh(), layers.dense(1))
       >>> params, _ = network.init(jax.random.key(0), (3,))
-      >>> found = audit_locality(rules.backprop(network, costs.squared_error()), params,
+      >>> audit = audit_locality(rules.backprop(network, costs.squared_error()), params,
       ...     Batch(jnp.ones((2, 3)), jnp.ones((2, 1))), key=jax.random.key(1), network=network)
-      >>> found.rows[3].weight, found.rows[3].transposed
+      >>> audit.rows[3].weight, audit.rows[3].transposed
       ('dense_2.w', ('error',))
-      >>> found.rows[1].reads, found.rows[1].stored, found.rows[1].error_pass
+      >>> audit.rows[1].reads, audit.rows[1].stored, audit.rows[1].error_pass
       (('input', 'dense_1 forward', 'dense_1 error'), ('forward',), 'yes')
 
-    Source: the demands are Crick's 1989, The recent excitement about neural networks, and Bengio et
-    al.'s 2015, Towards biologically plausible deep learning.
+    Source: the demands are those of Crick 1989, The recent excitement about neural networks, and
+    Bengio et al. 2015, Towards biologically plausible deep learning.
     """
     if state is None:
         params, state = rule.init(key, params)
