@@ -78,8 +78,11 @@ def bias_order(betas: Sequence[float], errors: Sequence[float]) -> dict[str, Any
     noise = max(rising, default=0.0)
     used = _longest_run([(b, e) for b, e in pairs if max(100.0 * noise / b, 0.0) < e < 1e-2])
     used.sort(reverse=True)
-    line = np.polyfit(*np.log10(np.array(used).T), 1).tolist() if len(used) > 1 else [None, None]
-    return {"order": line[0], "intercept": line[1], "betas": [b for b, _ in used]}
+    order = intercept = None
+    if len(used) > 1:
+        x, y = np.log10(np.array(used).T)
+        order, intercept = np.polyfit(x, y, 1).tolist()
+    return {"order": order, "intercept": intercept, "betas": [b for b, _ in used]}
 
 
 def _longest_run(pairs: Sequence[Pair]) -> list[Pair]:
