@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import jax
@@ -106,6 +106,25 @@ def without_dead_code(jaxpr: Any) -> Any:
 def variables(several: Iterable[Any]) -> list[Any]:
     """Those that are no literals."""
     return [var for var in several if not isinstance(var, Literal)]
+
+
+def live(jaxpr: Any, stops: Collection[str] = ()) -> tuple[set[Any], set[Any]]:
+    """The equations and the variables that a program's results depend on.
+
+    Args:
+      jaxpr: the program, not closed.
+      stops: primitives through which no dependence is followed.
+
+    Returns:
+      The equations, and the variables with those of the results.
+    """
+    equations, needed = set(), set(variables(jaxpr.outvars))
+    for equation in reversed(jaxpr.eqns):
+        if not needed.isdisjoint(equation.outvars):
+            equations.add(equation)
+            if equation.primitive.name not in stops:
+                needed.update(variables(equation.invars))
+    return equations, needed
 
 
 def source_line(equation: Any, ignored: Sequence[str] = ()) -> str:

@@ -6,9 +6,9 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
-from jax.extend.core import Literal
 from jaxtyping import Array
 
+from bpeq.core.jaxprs import live
 from bpeq.core.tracing import carries_all
 from bpeq.types import State
 
@@ -43,12 +43,9 @@ def memory(step: Callable[[State], State], state: State) -> Memory:
       [(2,)]
     """
     program = jax.make_jaxpr(step)(state).jaxpr
-    live = {v for v in program.outvars if not isinstance(v, Literal)}
-    for equation in reversed(program.eqns):
-        if not live.isdisjoint(equation.outvars):
-            live.update(v for v in equation.invars if not isinstance(v, Literal))
-    everything = carries_all() or live.isdisjoint(program.invars)
-    read = [everything or v in live for v in program.invars]
+    needed = live(program)[1]
+    everything = carries_all() or needed.isdisjoint(program.invars)
+    read = [everything or v in needed for v in program.invars]
 
     def pick(state: State) -> list[Array]:
         return [leaf for leaf, is_read in zip(jax.tree.leaves(state), read, strict=True) if is_read]

@@ -12,8 +12,8 @@ import jax.numpy as jnp
 from bpeq.core.jaxprs import (
     Walker,
     inner_programs,
+    live,
     source_line,
-    variables,
     without_dead_code,
 )
 
@@ -106,7 +106,7 @@ class _Walk(Walker[_Known]):
         return _Known(positive=bool(jnp.all(literal.val > 0)))
 
     def run(self, jaxpr: Any, consts: Sequence[_Known], args: Sequence[_Known]) -> list[_Known]:
-        outside, self._matters = self._matters, _matters(jaxpr)
+        outside, self._matters = self._matters, live(jaxpr, _GUARDS)[0]
         results = super().run(jaxpr, consts, args)
         self._matters = outside
         return results
@@ -175,17 +175,6 @@ class _Walk(Walker[_Known]):
             if condition._inside(inner[0], [*values[:skip], *state])[0].depends:
                 self._add("while")
         return [*state, *results[len(state) :]]
-
-
-def _matters(jaxpr: Any) -> set[Any]:
-    """The equations that the results depend on by a way that counts."""
-    needed, matters = set(variables(jaxpr.outvars)), set()
-    for eqn in reversed(jaxpr.eqns):
-        if not needed.isdisjoint(eqn.outvars):
-            matters.add(eqn)
-            if eqn.primitive.name not in _GUARDS:
-                needed.update(variables(eqn.invars))
-    return matters
 
 
 def _is_holomorphic(jaxpr: Any) -> bool:
