@@ -40,14 +40,14 @@ def unique_finding(context: Context, key: jax.Array, starts: int, spread: float)
     ended, converged = (np.asarray(part) for part in settle(states))
     ended = np.concatenate([ended, np.asarray(flat_rows(context.equilibrium))[None]])
     converged = np.concatenate([converged, np.asarray(context.settled)[None]])
-    found = [_distinct(ended[converged[:, i], i]) for i in range(ended.shape[1])]
-    counts = [len(states) for states in found]
+    groups = [_distinct(ended[converged[:, i], i]) for i in range(ended.shape[1])]
+    counts = [len(states) for states in groups]
     lost = int((~converged).sum())
     figure = float(max(counts))
     passed = figure == 1.0 and lost == 0
     words = f"{starts} random starts settle in one state"
     if figure > 1:
-        apart = max(np.abs(a - b).max() for states in found for a in states for b in states)
+        apart = max(np.abs(a - b).max() for states in groups for a in states for b in states)
         words = f"random starts settle in {max(counts)} different states, up to {apart:.1g} apart"
     if lost:
         share = f"{lost} of {converged.size} free phases did not settle in {context.sweeps} sweeps"
@@ -83,14 +83,14 @@ def bounded_finding(
 
 def _distinct(ended: np.ndarray) -> list[np.ndarray]:
     """One of every group of states that are alike, to a ten-thousandth of their size or of 1."""
-    found: list[np.ndarray] = []
+    groups: list[np.ndarray] = []
     for state in ended:
         near = [
-            np.abs(state - other).max() <= APART * max(1.0, np.abs(other).max()) for other in found
+            np.abs(state - other).max() <= APART * max(1.0, np.abs(other).max()) for other in groups
         ]
         if not any(near):
-            found.append(state)
-    return found
+            groups.append(state)
+    return groups
 
 
 def _nudged(context: Context, beta: float) -> np.ndarray:

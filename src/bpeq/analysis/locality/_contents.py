@@ -147,11 +147,11 @@ def chosen(which: Content, total: Content) -> Content:
     """`total`, as `which` has picked it out."""
     if not which.known or total.kind == Kind.ZERO:
         return total
-    made = times(total, bent(which))._replace(far=total.far)
+    product = times(total, bent(which))._replace(far=total.far)
     if total.kind == Kind.ERROR:
-        return made._replace(kind=Kind.ERROR, carried=total.carried)
+        return product._replace(kind=Kind.ERROR, carried=total.carried)
     adds = which.kind == Kind.ERROR and total.kind == Kind.ACTIVITY
-    return made._replace(kind=Kind.NUDGED) if adds else made
+    return product._replace(kind=Kind.NUDGED) if adds else product
 
 
 def _sum_kind(a: Content, b: Content) -> tuple[Kind, bool]:

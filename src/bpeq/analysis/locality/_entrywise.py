@@ -59,16 +59,16 @@ def entries(eqn: Any, values: Sequence[Value], units: Units) -> Value:
     dims = units.unite_axes(operands, several, rank)
     sizes, axis, rows = _aligned(eqn, values)
     fold = _FOLDS.get(name, mixed)
-    made = Value(tuple(fold(row) for row in rows), dims, sizes, axis=axis)
+    result = Value(tuple(fold(row) for row in rows), dims, sizes, axis=axis)
     owners = NO_OWNERS.union(*(value.weights for value in values))
-    if owners and not made.per_example and _keeps_entries(name, values, rank):
+    if owners and not result.per_example and _keeps_entries(name, values, rank):
         functions = {(leaf, name if name in _NAMED else function) for leaf, function in owners}
-        made = made._replace(weights=frozenset(functions))
+        result = result._replace(weights=frozenset(functions))
     if name in ENTRYWISE:
-        made = made._replace(spread=_repeated(eqn, values))
+        result = result._replace(spread=_repeated(eqn, values))
     if name in ENTRYWISE or name in ("gather", "pad"):
-        made = made._replace(summand=NO_OWNERS.union(*(value.summand for value in values)))
-    return _with_output_errors(meeting(made, values, units), units)
+        result = result._replace(summand=NO_OWNERS.union(*(value.summand for value in values)))
+    return _with_output_errors(meeting(result, values, units), units)
 
 
 def follows(eqn: Any) -> bool:
@@ -79,10 +79,10 @@ def follows(eqn: Any) -> bool:
     return all(_fits(shape, out.aval.shape) for shape in shapes for out in eqn.outvars)
 
 
-def meeting(made: Value, values: Sequence[Value], units: Units) -> Value:
+def meeting(result: Value, values: Sequence[Value], units: Units) -> Value:
     """Marks what a single example reads of values that were pooled over the batch."""
-    if not made.per_example:
-        return made
+    if not result.per_example:
+        return result
     statistics = frozenset(
         Atom("batch", units.of(value.dims))
         for value in values
@@ -91,9 +91,9 @@ def meeting(made: Value, values: Sequence[Value], units: Units) -> Value:
     )
     contents = (
         content._replace(terms=frozenset(t | statistics for t in content.terms), pooled=False)
-        for content in made.contents
+        for content in result.contents
     )
-    return made._replace(contents=tuple(contents))
+    return result._replace(contents=tuple(contents))
 
 
 def _keeps_entries(name: str, values: Sequence[Value], rank: int) -> bool:
@@ -158,10 +158,10 @@ def _aligned(
     name, shape = eqn.primitive.name, eqn.outvars[0].aval.shape
     operands = [(value, var.aval.shape) for value, var in zip(values, eqn.invars, strict=True)]
     places = {(value.sizes, value.axis) for value in values if value.sizes}
-    entrywise = name not in _ALONG and all(_fits(own, shape) for _, own in operands)
+    entrywise = name not in _ALONG and all(_fits(size, shape) for _, size in operands)
     if len(places) == 1 and (entrywise or name in _APART):
         ((sizes, axis),) = places
-        if all(own[axis] == shape[axis] for value, own in operands if value.sizes):
+        if all(size[axis] == shape[axis] for value, size in operands if value.sizes):
             return sizes, axis, beside(values, len(sizes))
     return (), 0, [tuple(value.content for value in values)]
 
@@ -179,11 +179,11 @@ def _laid(eqn: Any, values: Sequence[Value], units: Units) -> Value:
     axis = eqn.params["axis"] if stack else eqn.params["dimension"]
     several = [stacked(eqn, value.dims) if stack else value.dims for value in values]
     dims = units.unite_axes(values, several, len(eqn.outvars[0].aval.shape), axis)
-    made = _pieces(eqn, values, dims, axis, stack)
-    made = made._replace(summand=NO_OWNERS.union(*(value.summand for value in values)))
-    if made.per_example:
-        return made
-    return made._replace(weights=NO_OWNERS.union(*(value.weights for value in values)))
+    result = _pieces(eqn, values, dims, axis, stack)
+    result = result._replace(summand=NO_OWNERS.union(*(value.summand for value in values)))
+    if result.per_example:
+        return result
+    return result._replace(weights=NO_OWNERS.union(*(value.weights for value in values)))
 
 
 def _pieces(eqn: Any, values: Sequence[Value], dims: Dims, axis: int, stack: bool) -> Value:
@@ -200,9 +200,9 @@ def _pieces(eqn: Any, values: Sequence[Value], dims: Dims, axis: int, stack: boo
     return Value((either(contents),), dims)
 
 
-def _with_output_errors(made: Value, units: Units) -> Value:
+def _with_output_errors(result: Value, units: Units) -> Value:
     """An output's error is one thing to read: its state and its target are inside."""
-    where = units.of(made.dims)
+    where = units.of(result.dims)
     error = Atom("state", where, "output error")
 
     def inside(atom: Atom) -> bool:
@@ -216,7 +216,7 @@ def _with_output_errors(made: Value, units: Units) -> Value:
         terms = (frozenset(a for a in term if not inside(a)) | {error} for term in content.terms)
         return content._replace(terms=frozenset(terms))
 
-    return made._replace(contents=tuple(map(one, made.contents)))
+    return result._replace(contents=tuple(map(one, result.contents)))
 
 
 def _choice(row: Sequence[Content]) -> Content:

@@ -35,7 +35,7 @@ def dot(weights: Weights, eqn: Any, left: Value, right: Value) -> Value:
     sides = _with_matrices(weights, (left, lc, lb), (right, rc, rb))
     left, right = sides[0][0], sides[1][0]
     # The axes that are summed over together index the same units.
-    gone, alike = NO_LABELS, [*zip(lc, rc, strict=True), *zip(lb, rb, strict=True)]
+    gone, pairs = NO_LABELS, [*zip(lc, rc, strict=True), *zip(lb, rb, strict=True)]
     for i, j in zip(lc, rc, strict=True):
         weights.units.unite(_distinct(weights, left)[i] | _distinct(weights, right)[j])
         gone |= left.dims[i] | right.dims[j]
@@ -57,7 +57,7 @@ def dot(weights: Weights, eqn: Any, left: Value, right: Value) -> Value:
             weights.met |= {leaf for leaf, _ in owners}
             return Value((content,), dims)
         return Value((content,), (*batch, *_mixed_axes(*sides)), weights=owners)
-    product = meeting(_product([left, right], dims, alike, places), [left, right], weights.units)
+    product = meeting(_product([left, right], dims, pairs, places), [left, right], weights.units)
     repeated = [axis in side[0].spread for side, axes in zip(sides, free, strict=True)
                 for axis in axes]  # fmt: skip
     spread = frozenset(len(batch) + i for i, flag in enumerate(repeated) if flag)
@@ -179,13 +179,18 @@ def combined(weights: Weights, eqn: Any, values: Sequence[Value], result: Value)
 
 
 def _scaled(
-    weights: Weights, eqn: Any, values: Sequence[Value], i: int, owner: tuple[int, str], made: Value
+    weights: Weights,
+    eqn: Any,
+    values: Sequence[Value],
+    i: int,
+    owner: tuple[int, str],
+    result: Value,
 ) -> Value:
     """The product `made` of values, the i-th of which has a weight in it."""
     leaf, through = owner
     here, rank = axes_of(leaf, values[i].dims), weights.ranks[leaf]
     if rank and not here:
-        return made
+        return result
     others = [(v, eqn.invars[j].aval.shape) for j, v in enumerate(values) if j != i]
     along = {axis for axis, dim in enumerate(values[i].dims) if axes_of(leaf, [dim])}
     if len(here) == rank < 2:  # a gain
@@ -193,30 +198,30 @@ def _scaled(
             units = weights.units.of(others[0][0].dims)
             weights.note(leaf, frozenset(), units, units, through, others[0][0])
         weights.met.add(leaf)
-        return made
+        return result
     if len(here) == rank or not all(
         a in v.spread or len(shape) <= a or shape[a] == 1 for a in along for v, shape in others
     ):
-        return made._replace(summand=made.summand | {owner})
+        return result._replace(summand=result.summand | {owner})
     # one unit's entries of it times what that unit sends
     free = [values[i].dims[axis] for axis in along]
-    sent = weights.send(frozenset({owner}), made, made.dims, (), free, made.axis)
+    sent = weights.send(frozenset({owner}), result, result.dims, (), free, result.axis)
     contents = []
-    for old, new in zip(made.contents, sent.contents, strict=True):
+    for old, new in zip(result.contents, sent.contents, strict=True):
         numbers = {atom for term in old.terms for atom in term if atom.what == "number"}
         contents.append(new._replace(terms=frozenset(term | numbers for term in new.terms)))
-    return sent._replace(contents=tuple(contents), summand=made.summand)
+    return sent._replace(contents=tuple(contents), summand=result.summand)
 
 
-def across(weights: Weights, made: Value, values: Sequence[Value], axis: int) -> Value:
+def across(weights: Weights, result: Value, values: Sequence[Value], axis: int) -> Value:
     """Pieces laid along an axis, with the axes of weights that each piece has one entry of."""
-    laid = made.dims[axis]
-    for leaf in {leaf for leaf, _ in made.weights | made.summand}:
+    laid = result.dims[axis]
+    for leaf in {leaf for leaf, _ in result.weights | result.summand}:
         having = [v for v in values if any(leaf == owner for owner, _ in v.weights | v.summand)]
         if len(having) > 1:
-            picked = {*range(weights.ranks[leaf])} - axes_of(leaf, made.dims)
+            picked = {*range(weights.ranks[leaf])} - axes_of(leaf, result.dims)
             laid |= {(leaf, k) for k in picked}
-    return made._replace(dims=(*made.dims[:axis], laid, *made.dims[axis + 1 :]))
+    return result._replace(dims=(*result.dims[:axis], laid, *result.dims[axis + 1 :]))
 
 
 def reduction(weights: Weights, eqn: Any, value: Value, axes: Sequence[int]) -> Value:
@@ -229,12 +234,12 @@ def reduction(weights: Weights, eqn: Any, value: Value, axes: Sequence[int]) -> 
         value = summed_over(weights, value, axes)
     gone = NO_LABELS.union(*(value.dims[axis] for axis in axes))
     dims = tuple(dim for axis, dim in enumerate(value.dims) if axis not in axes)
-    made = Value((value.content if adds else bent(value.content),), dims)
+    result = Value((value.content if adds else bent(value.content),), dims)
     if any(shape[axis] != 1 for axis in axes):
-        made = pooled(eqn, made, gone)
+        result = pooled(eqn, result, gone)
     kept = value.weights if not value.per_example else NO_OWNERS
     pending = frozenset(pair for pair in value.summand if not axes_of(pair[0], [gone]))
-    return made._replace(weights=kept, summand=pending)
+    return result._replace(weights=kept, summand=pending)
 
 
 def _all_of(
@@ -247,12 +252,12 @@ def _all_of(
     return alone and all(full)
 
 
-def pooled(eqn: Any, made: Value, gone: frozenset[Label]) -> Value:
+def pooled(eqn: Any, result: Value, gone: frozenset[Label]) -> Value:
     """What a sum over axes has become: perhaps one number, or the same for all examples."""
-    if not any(content.known for content in made.contents):
-        return made.whole
-    number = without_units(eqn.outvars[0].aval.shape, made.dims)
-    number = number or bool(labels((gone,)) and not labels(made.dims))
+    if not any(content.known for content in result.contents):
+        return result.whole
+    number = without_units(eqn.outvars[0].aval.shape, result.dims)
+    number = number or bool(labels((gone,)) and not labels(result.dims))
 
     def one(content: Content) -> Content:
         content = content._replace(pooled=content.known and (content.pooled or BATCH in gone))
@@ -263,7 +268,7 @@ def pooled(eqn: Any, made: Value, gone: frozenset[Label]) -> Value:
         # whether errors are in it, its terms say
         return content._replace(terms=frozenset({frozenset({atom})}), errors=False)
 
-    return made._replace(contents=tuple(map(one, made.contents)))
+    return result._replace(contents=tuple(map(one, result.contents)))
 
 
 def _product(
@@ -287,8 +292,8 @@ def _product(
         values, pieces = [left.whole, right.whole], ()
     rows = beside(values, len(pieces) or 1)
     axis = places[0] if left.sizes else places[1]
-    made = Value(tuple(times(*row) for row in rows), dims, pieces, axis=axis or 0)
-    return made.whole if axis is None else made
+    result = Value(tuple(times(*row) for row in rows), dims, pieces, axis=axis or 0)
+    return result.whole if axis is None else result
 
 
 def _distinct(weights: Weights, value: Value) -> Dims:

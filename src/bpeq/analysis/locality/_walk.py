@@ -83,26 +83,26 @@ class Walk(Walker[Value]):
     def _call(self, program: Program, values: Sequence[Value]) -> list[Value]:
         return self.run(program.jaxpr, list(map(held, program.consts)), values)
 
-    def _kept(self, eqn: Any, values: Sequence[Value], made: Value, out: int) -> Value:
+    def _kept(self, eqn: Any, values: Sequence[Value], result: Value, out: int) -> Value:
         """A primitive's result, with the weights that it has made no known use of as lost in it."""
-        made = made._replace(places=moved_places(eqn, [value.places for value in values], out))
-        if made.content.kind == Kind.ZERO:
-            same = frozenset(range(len(made.dims)))
-            return made._replace(weights=NO_OWNERS, summand=NO_OWNERS, spread=same)
-        owners = made.weights
-        if made.places is not None and any(tangled(leaf, made.dims) for leaf, _ in owners):
+        result = result._replace(places=moved_places(eqn, [value.places for value in values], out))
+        if result.content.kind == Kind.ZERO:
+            same = frozenset(range(len(result.dims)))
+            return result._replace(weights=NO_OWNERS, summand=NO_OWNERS, spread=same)
+        owners = result.weights
+        if result.places is not None and any(tangled(leaf, result.dims) for leaf, _ in owners):
             # Only the places of their entries show the axes of weights that are laid out so.
-            several = located(made.places, self.weights.shapes)
-            dims = united(list(several.values()), len(made.dims))
-            kept = frozenset(pair for pair in made.weights if pair[0] in several)
-            made = made._replace(dims=dims, weights=kept)
+            several = located(result.places, self.weights.shapes)
+            dims = united(list(several.values()), len(result.dims))
+            kept = frozenset(pair for pair in result.weights if pair[0] in several)
+            result = result._replace(dims=dims, weights=kept)
         came = NO_OWNERS.union(*(value.weights | value.summand for value in values))
-        stay = {leaf for leaf, _ in owners | made.summand}
+        stay = {leaf for leaf, _ in owners | result.summand}
         lost = ({leaf for leaf, _ in came} - stay - self.weights.met) | self.weights.tangled
-        if lost and made.content.known:
-            made = self.weights.passed(made)
+        if lost and result.content.known:
+            result = self.weights.passed(result)
         new = {(leaf, _described(eqn)) for leaf in lost}
-        return made._replace(lost=made.lost.union(new, *(value.lost for value in values)))
+        return result._replace(lost=result.lost.union(new, *(value.lost for value in values)))
 
     def _inside(self, eqn: Any, values: list[Value]) -> list[Value] | None:
         """A primitive that holds programs; None for any other."""
@@ -137,27 +137,27 @@ class Walk(Walker[Value]):
         index = values[1].content if name == "gather" else NOTHING
         if values[0].weights and not values[0].content.known and (index.known or index.random):
             return [looked_up(weights, eqn, *values)]
-        made = entries(eqn, values, self.units)
+        result = entries(eqn, values, self.units)
         if name in ("stack", "concatenate"):
             axis = eqn.params["axis" if name == "stack" else "dimension"]
-            made = across(weights, made, values, axis)
-        made = combined(weights, eqn, values, made)
+            result = across(weights, result, values, axis)
+        result = combined(weights, eqn, values, result)
         if not follows(eqn) and any(v.content.known or v.weights for v in values):
             self.unseen.add(name)
         if len(eqn.outvars) == len(values) > 1:  # such as a sort of several by the first
-            return [made._replace(dims=value.dims) for value in values]
+            return [result._replace(dims=value.dims) for value in values]
         ranks = [len(var.aval.shape) for var in eqn.outvars]
-        fits = [made.dims if len(made.dims) == rank else (NO_LABELS,) * rank for rank in ranks]
-        return [made._replace(dims=dims) for dims in fits]
+        fits = [result.dims if len(result.dims) == rank else (NO_LABELS,) * rank for rank in ranks]
+        return [result._replace(dims=dims) for dims in fits]
 
     def _branches(self, branches: Sequence[Program], values: list[Value]) -> list[Value]:
-        made = self._call(branches[0], values[1:])
+        result = self._call(branches[0], values[1:])
         for branch in branches[1:]:
-            made = list(map(self._merged, made, self._call(branch, values[1:])))
+            result = list(map(self._merged, result, self._call(branch, values[1:])))
         which, lost = values[0].content, values[0].lost
         return [
             v._replace(contents=(chosen(which, v.content),), sizes=(), lost=v.lost | lost)
-            for v in made
+            for v in result
         ]
 
     def _scan(self, params: Any, values: list[Value]) -> list[Value]:
@@ -187,20 +187,20 @@ class Walk(Walker[Value]):
                 carry = [_replaced(v, errors=e) for v, e in zip(carry, first, strict=True)]
             for _ in range(ROUNDS):
                 entered = list(map(self._state, carry, shapes))
-                made = self._call(program, [*consts, *entered, *slices])
-                after = list(map(self._merged, carry, made[: len(carry)]))
+                result = self._call(program, [*consts, *entered, *slices])
+                after = list(map(self._merged, carry, result[: len(carry)]))
                 if after == carry:
                     break
                 carry = after
-        left, given = list(map(self._state, carry, shapes)), made[len(carry) :]
+        left, outputs = list(map(self._state, carry, shapes)), result[len(carry) :]
         self.weights.loops = around
         if not relaxes:
-            return left, given
+            return left, outputs
         if any(v.per_example and v.content.kind in MOVES for v in carry):
             self.weights.moving[at] = None
             atoms = {a for value in consts for term in value.content.terms for a in term}
             self.drives |= {a.where for a in atoms if a.phase == "forward" and a.where}
-        return list(map(_settled, left)), list(map(_settled, given))
+        return list(map(_settled, left)), list(map(_settled, outputs))
 
     def _state(self, value: Value, aval: Any) -> Value:
         """What a round starts from is the state of its units, whatever has made it.
@@ -223,13 +223,13 @@ class Walk(Walker[Value]):
         dims = tuple(x | y for x, y in zip(a.dims, b.dims, strict=True))
         for x, y in zip(*(self.units.apart(v.dims) for v in (a, b)), strict=True):
             self.units.unite(x | y)
-        made = Value((join(a.content, b.content),), dims, summand=a.summand | b.summand)
+        result = Value((join(a.content, b.content),), dims, summand=a.summand | b.summand)
         weights, lost = a.weights | b.weights, a.lost | b.lost
-        if made.per_example:
+        if result.per_example:
             wide = {leaf for leaf, _ in weights if len(axes_of(leaf, dims)) > 1}
             lost |= {(leaf, "a loop or a branch") for leaf in wide}
             weights = NO_OWNERS
-        return made._replace(weights=weights, lost=lost, spread=a.spread & b.spread)
+        return result._replace(weights=weights, lost=lost, spread=a.spread & b.spread)
 
 
 def constant(shape: Sequence[int], zero: bool = False) -> Value:
