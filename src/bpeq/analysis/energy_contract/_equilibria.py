@@ -82,7 +82,7 @@ def bounded_finding(
 
 
 def _distinct(ended: np.ndarray) -> list[np.ndarray]:
-    """One of every group of states that are alike, to a ten-thousandth of their size or of 1."""
+    """One state of every group of equal ones, to a ten-thousandth of their size or of 1."""
     groups: list[np.ndarray] = []
     for state in ended:
         near = [

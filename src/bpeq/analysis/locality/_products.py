@@ -186,7 +186,7 @@ def _scaled(
     owner: tuple[int, str],
     result: Value,
 ) -> Value:
-    """The product `made` of values, the i-th of which has a weight in it."""
+    """The product `result` of values, the i-th of which has a weight in it."""
     leaf, through = owner
     here, rank = axes_of(leaf, values[i].dims), weights.ranks[leaf]
     if rank and not here:
