@@ -12,6 +12,7 @@ import pytest
 from annotated_types import Ge, Gt, Interval, Le
 
 from bpeq.cli import signals
+from bpeq.config.errors import ConfigError
 from bpeq.config.loading import Config, load
 from bpeq.config.problem import build
 from bpeq.config.registry import resolve
@@ -323,9 +324,13 @@ def test_what_cannot_be_tuned_is_refused_in_one_line(call, tmp_path, words, line
 
 
 def test_a_data_set_without_that_setting_is_named(tmp_path):
-    whole = config(tmp_path)
+    (tmp_path / "own_data.py").write_text(
+        "from bpeq.data import Dataset, digits\n\n\ndef plain() -> Dataset:\n    return digits()\n"
+    )
+    whole = config(tmp_path).override("data={name = 'own_data:plain'}")
     problem = build(whole)
     blind = problem._replace(validation=problem.validation[:, :0])
-    del whole.tree["data"]["validation"]
-    with pytest.raises(ValueError, match=r"c\.toml:data\.name = 'digits': leaves no validation"):
+    with pytest.raises(ConfigError) as caught:
         validation_metric(whole, blind, "--tune")
+    assert caught.value.setting == "data.name"
+    assert caught.value.value == "own_data:plain"
