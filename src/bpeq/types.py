@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 Key = jax.Array
@@ -96,16 +97,25 @@ class Cost(NamedTuple):
 class Device(NamedTuple):
     """What a system that stands for an imperfect device knows of its imperfections.
 
+    A noisy device carries its random key and the number of the sweep in what is clamped, so that a
+    sweep stays a pure function. `clamp` gives the device's own key, and sweep 0.
+
     ideal:   the system without them. Exact references and curvatures are those of the ideal system.
-    keyed(key) -> System: the same device with noise from another key, one for each estimate; None
-        for a device without noise.
-    nudged(clamped, n) -> clamped: what the n-th nudged or clamped phase runs on, n a traced index;
-        None where all phases run on one device.
+    seeded(clamped, key) -> clamped: with noise from another key; None for a device without noise.
+    numbered(clamped, n) -> clamped: for the n-th sweep of a phase; None for a device without noise.
+    nudged(clamped, n) -> clamped: for the n-th nudged or clamped phase, n a traced index; None if
+        all phases run on one device, without noise.
     """
 
     ideal: System
-    keyed: Callable[[Key], System] | None
-    nudged: Callable[[Any, Array], Any] | None
+    seeded: Callable[[Any, Key], Any] | None = None
+    numbered: Callable[[Any, Array | int], Any] | None = None
+    nudged: Callable[[Any, Array], Any] | None = None
+
+
+def rows_first(clamped: Any, rows: Int[Array, " rows"]) -> Any:
+    """The rows of every leaf, for a tree whose leaves have the batch on axis 0."""
+    return jax.tree.map(lambda leaf: jnp.take(leaf, rows, axis=0, mode="clip"), clamped)
 
 
 class SystemTraits(NamedTuple):
@@ -124,6 +134,9 @@ class SystemTraits(NamedTuple):
         error that is weighed by −β, as in a negative nudge, is then bounded for β < 1 only.
     device: the imperfections of a device; None for a perfect system.
     trained: as a `Layer`'s. A rule on the system hands it on. None: all leaves are trained.
+    take_rows(clamped, rows) -> clamped: what sweeps of those examples alone need. The default is
+        right if every leaf of what is clamped has the batch on axis 0. None: the system can only
+        be swept with its whole batch.
     """
 
     not_holomorphic: str = ""
@@ -134,6 +147,7 @@ class SystemTraits(NamedTuple):
     linear_output: bool = False
     device: Device | None = None
     trained: Callable[[Params], Any] | None = None
+    take_rows: Callable[[Any, Array], Any] | None = rows_first
 
 
 class System(NamedTuple):
@@ -149,10 +163,11 @@ class System(NamedTuple):
         An example's new state depends on its own old one alone: solvers may sweep some without
         the others.
     energy(params, clamped, state) -> [batch], or None for dynamics without an energy.
-    denergy(params, clamped, states, weights) -> dparams: Σ_n w_n ∂E/∂θ(state_n), summed over the
-        batch; phases on axis 0 of every leaf of `states`; zero for readout weights.
+    denergy(params, clamped, states, weights) -> (dparams, dx): Σ_n w_n ∂E/∂(θ, x)(state_n); phases
+        on axis 0 of every leaf of `states`. dparams is summed over the batch, and zero for readout
+        weights. dx has the shape of x, an example's derivative in its row; None for integer inputs.
     force(params, clamped, state) -> state: −∂E/∂s, or the field itself where there is no energy.
-    dforce(params, clamped, state, v) -> dparams: vᵀ ∂force/∂θ, summed over the batch.
+    dforce(params, clamped, state, v) -> (dparams, dx): vᵀ ∂force/∂(θ, x), as `denergy` gives them.
     readout: a Layer from state to output. Its pull-back of β ∂C/∂y is the nudge on the states and
         the readout weights' own gradient.
     write(state, output) -> state: the state with its output set, which `hold` then keeps; None
@@ -166,9 +181,9 @@ class System(NamedTuple):
     init_state: Callable[[Params, Any], State]
     sweep: Callable[..., State]
     energy: Callable[[Params, Any, State], Float[Array, " batch"]] | None
-    denergy: Callable[[Params, Any, State, Array], Params] | None
+    denergy: Callable[[Params, Any, State, Array], tuple[Params, Any]] | None
     force: Callable[[Params, Any, State], State]
-    dforce: Callable[[Params, Any, State, State], Params]
+    dforce: Callable[[Params, Any, State, State], tuple[Params, Any]]
     readout: Layer
     write: Callable[[State, Array], State] | None
     traits: SystemTraits = SystemTraits()
@@ -205,16 +220,28 @@ class Solver(Protocol):
     def __call__(self, step: Callable[[State], State], state: State) -> tuple[State, SolveInfo]: ...
 
 
+class Memory(NamedTuple):
+    """Where earlier free phases ended: for each row of a batch, or for each example of a set.
+
+    states: the system's, `[places, ...]`. known: whether something finite has been put there.
+    """
+
+    states: State
+    known: Bool[Array, " places"]
+
+
 class Batch(NamedTuple):
     """x: [batch, ...] inputs. y: [batch] integer labels, or [batch, ...] targets.
 
     rows: [batch], which rows of the whole set these are; None if the caller did not pass row
         indices.
+    start: where free phases start, where it is known; None: at the system's own start.
     """
 
     x: Array
     y: Array
     rows: Int[Array, " batch"] | None = None
+    start: Memory | None = None
 
 
 class PerExample(NamedTuple):

@@ -173,7 +173,6 @@ def jumped(
         def away(params: Params, batch: Batch, betas: Array) -> Array:
             rest = free_phase(system, _SETTLE, params, batch.x)
             nudged = system if respond is None else respond(system, params, rest)
-            rest = rest if respond is None else rest._replace(none=None)
             return jax.lax.map(lambda beta: one(params, batch, rest, nudged, beta), betas)
 
         def one(params: Params, batch: Batch, rest: Free, nudged: System, beta: Array) -> Array:
@@ -225,7 +224,6 @@ def nudge_amplitude(
         dtype = rest.output.dtype
         betas = jnp.asarray([beta], dtype)
         device = system if respond is None else respond(system, params, rest)
-        rest = rest if respond is None else rest._replace(none=None)
         states, info = nudged_phases(device, cost, nudged, params, rest, batch.y, betas)
         moved = jax.tree.map(lambda s, s0: jnp.abs(s[0] - s0), states, rest.state)
         moved = [leaf.reshape(leaf.shape[0], -1).max(axis=1) for leaf in jax.tree.leaves(moved)]

@@ -13,7 +13,7 @@ from bpeq.analysis.gradient_fidelity import grouped
 from bpeq.core import trees
 from bpeq.core.compat import enable_x64
 from bpeq.rules import Free, free_phase, nudged_phases
-from bpeq.rules._followed import follows
+from bpeq.rules._references import follows
 from bpeq.settings import Count, SettingError, checked
 from bpeq.solvers import fixed_point, fixed_steps
 from bpeq.types import Batch, Cost, Layer, Params, SolveInfo, Solver, State, System
@@ -218,7 +218,7 @@ def _ep_updates(
         weights = sign * jnp.asarray([1.0, -1.0]) / (beta * rest.output.shape[0])
 
         def one(new: State, old: State) -> Params:
-            return denergy(params, rest.clamped, trees.stack([new, old]), weights)
+            return denergy(params, rest.clamped, trees.stack([new, old]), weights)[0]
 
         return jax.vmap(one)(after, before)
 

@@ -100,7 +100,7 @@ def _check_energy(problem: Problem, params: object, x: jax.Array) -> CheckRow:
     swept = system.sweep(params, clamped, system.init_state(params, clamped))
     state = trees.scale(0.9, swept)
     phases = jax.tree.map(lambda s: s[None], state)
-    ours = system.denergy(params, clamped, phases, jnp.ones((1,), x.dtype))
+    ours, _ = system.denergy(params, clamped, phases, jnp.ones((1,), x.dtype))
 
     def total(params: object) -> jax.Array:
         assert system.energy is not None

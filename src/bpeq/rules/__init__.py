@@ -15,7 +15,13 @@ from bpeq.rules._kolen_pollack import kolen_pollack
 from bpeq.rules._phases import Free, contrast, free_phase, nudged_phases
 from bpeq.rules._predictive_coding import predictive_coding
 from bpeq.rules._recurrent_backprop import recurrent_backprop
-from bpeq.rules._relaxing import relaxing
+from bpeq.rules._relaxing import (
+    evaluated_by,
+    in_short_floats,
+    relaxing_rule,
+    remembering,
+    starting_at,
+)
 from bpeq.rules._sign_symmetric import sign_symmetric
 from bpeq.rules._stateless import stateless
 from bpeq.rules._target_propagation import target_propagation
@@ -34,14 +40,18 @@ __all__ = [
     "direct_feedback_alignment",
     "dual_propagation",
     "eqprop",
+    "evaluated_by",
     "feedback_alignment",
     "free_phase",
+    "in_short_floats",
     "kolen_pollack",
     "nudged_phases",
     "predictive_coding",
     "recurrent_backprop",
-    "relaxing",
+    "relaxing_rule",
+    "remembering",
     "sign_symmetric",
+    "starting_at",
     "stateless",
     "target_propagation",
     "vector_field_eqprop",

@@ -4,24 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-from jaxtyping import Array
-
 from bpeq.core import trees
-from bpeq.rules._floor import warn_below_floor
-from bpeq.rules._followed import refuse_outside
-from bpeq.rules._means import mean_loss
-from bpeq.rules._phases import Free, free_phase
-from bpeq.rules._recurrent_backprop import exact_reference
-from bpeq.rules._relaxing import relaxing
+from bpeq.rules._common import traced_settings
+from bpeq.rules._phases import Free, in_one_piece
+from bpeq.rules._references import refuse_outside
+from bpeq.rules._relaxing import Relaxation, Start, prepared, relaxing_rule
 from bpeq.rules._vector_field_eqprop import Sides, respond, skew
 from bpeq.settings import Positive, checked
 from bpeq.solvers import fixed_point
 from bpeq.types import (
     Batch,
     Cost,
-    Estimate,
     Key,
     LearningRule,
     Params,
@@ -33,7 +26,6 @@ from bpeq.types import (
 
 
 @checked
-@relaxing
 def asymmetric_eqprop(
     system: System,
     cost: Cost,
@@ -42,6 +34,9 @@ def asymmetric_eqprop(
     *,
     beta: Positive = 0.1,
     nudging: Sides = "centered",
+    evaluation: Solver | None = None,
+    start: Start = "own",
+    relaxation: Relaxation = "same",
 ) -> LearningRule:
     """Asymmetric EP: exact as β → 0 for non-reciprocal systems.
 
@@ -69,6 +64,10 @@ def asymmetric_eqprop(
         Nudged phases start at s⁰.
       beta: β > 0; traced. In float32 round-off grows as 1/β.
       nudging: one-sided or centered.
+      evaluation: solver of the free phases of inference, that is of `apply`; None: that of `free`.
+      start: where an estimate's free phase starts: "own", "zeros" and "feedforward" as
+        `starting_at` has them, "carried" and "kept" as `remembering` has them.
+      relaxation: the floating type of sweeps, as `in_short_floats` has it; "same": that of params.
 
     Raises:
       ValueError: a setting out of range, or a system that is nudged outside of its σ.
@@ -93,40 +92,41 @@ def asymmetric_eqprop(
 
     Source: Scurria et al. 2026, asymmetric (dyadic) equilibrium propagation.
     """
+    system = prepared(system, "asymmetric_eqprop", start, relaxation)
     refuse_outside("asymmetric_eqprop", system)
-    settle_free = fixed_point() if free is None else free
     settle_nudged = fixed_point() if nudged is None else nudged
 
     def init(key: Key, params: Params) -> tuple[Params, State]:
-        dtype = jnp.result_type(*jax.tree.leaves(params))
-        warn_below_floor("asymmetric_eqprop", "beta", beta, dtype)
-        return params, {"beta": jnp.asarray(beta, dtype)}
+        return params, traced_settings("asymmetric_eqprop", params, "beta", beta=beta)
 
-    def apply(params: Params, x: Any, key: Key | None = None) -> Array:
-        return free_phase(system, settle_free, params, x).output
-
-    def estimate(params: Params, batch: Batch, state: State, key: Key) -> tuple[Estimate, State]:
-        rest = free_phase(system, settle_free, params, batch.x)
+    def gradient(
+        params: Params, batch: Batch, rest: Free, state: State, key: Key
+    ) -> tuple[Params, dict[str, Any], State]:
         grads, info = respond(
             transposed(system, params, rest),
             cost,
             settle_nudged,
             params,
-            rest._replace(none=None),  # the push knows every example's s⁰: no batch but this one
+            rest,
             batch.y,
             state["beta"],
             nudging,
         )
-        loss = mean_loss(cost, rest.output, batch.y)
-        return Estimate(grads, loss, rest.output, {"free": rest.info, "nudged": info}), state
+        return grads, {"nudged": info}, state
 
-    about = RuleInfo(
-        exact_reference(system, cost),
-        beta="beta",
-        nudged_system=transposed,
-        pushes_away=nudging == "centered",
+    about = RuleInfo(beta="beta", nudged_system=transposed, pushes_away=nudging == "centered")
+    name = "asymmetric_eqprop"
+    return relaxing_rule(
+        name,
+        system,
+        cost,
+        free,
+        gradient,
+        init=init,
+        info=about,
+        start=start,
+        evaluation=evaluation,
     )
-    return LearningRule("asymmetric_eqprop", init, apply, estimate, info=about)
 
 
 def transposed(system: System, params: Params, rest: Free) -> System:
@@ -139,4 +139,5 @@ def transposed(system: System, params: Params, rest: Free) -> System:
 
         return system.sweep(params, clamped, state, both)
 
-    return system._replace(sweep=sweep)
+    # The push knows every example's s⁰: no batch but this one.
+    return in_one_piece(system._replace(sweep=sweep))

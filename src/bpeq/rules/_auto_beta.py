@@ -41,7 +41,7 @@ class _Walk(NamedTuple):
 
 
 def choose(
-    measure: Callable[[Array], tuple[Params, Array]], like: Params, order: int, start: Array
+    measure: Callable[[Array, Array], tuple[Params, Array]], like: Params, order: int, start: Array
 ) -> Chosen:
     """Walks β down by halves from `start` and keeps the rung with the smallest error bar.
 
@@ -56,7 +56,8 @@ def choose(
     and their noise outweighs their bias.
 
     Args:
-      measure: β -> (gradient, ν). like: a tree of the gradient's shapes.
+      measure: (β, number of the rung) -> (gradient, ν).
+      like: a tree of the gradient's shapes.
       order: p, the order of the bias in β.
       start: the first β.
     """
@@ -70,7 +71,7 @@ def choose(
         return (walk.rung < RUNGS) & (walk.worse < PATIENCE)
 
     def step(walk: _Walk) -> _Walk:
-        grads, noise = measure(start * 2.0 ** (-walk.rung.astype(start.dtype)))
+        grads, noise = measure(start * 2.0 ** (-walk.rung.astype(start.dtype)), walk.rung)
         gap = jnp.where(walk.rung > 0, _norm(trees.sub(walk.above, grads)), far)
         # The rung two above is judged now that the one below its lower neighbour is known.
         size, bias = _norm(walk.before), walk.gap_before / (2.0**order - 1.0)

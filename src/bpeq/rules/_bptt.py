@@ -8,11 +8,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from bpeq.rules._common import no_state
 from bpeq.rules._means import mean_loss
-from bpeq.rules._recurrent_backprop import exact_reference
-from bpeq.rules._relaxing import relaxing
-from bpeq.settings import Count, NonNegative, checked
-from bpeq.solvers import fixed_steps
+from bpeq.rules._phases import clamp, free_sweep
+from bpeq.rules._references import exact_reference
+from bpeq.rules._relaxing import Relaxation, Start, finished, noise_key, prepared
+from bpeq.settings import Count, NonNegative, SettingError, checked
+from bpeq.solvers import Sweep, fixed_steps
 from bpeq.types import (
     Batch,
     Cost,
@@ -22,13 +24,13 @@ from bpeq.types import (
     Params,
     RuleInfo,
     SolveInfo,
+    Solver,
     State,
     System,
 )
 
 
 @checked
-@relaxing
 def bptt(
     system: System,
     cost: Cost,
@@ -36,6 +38,9 @@ def bptt(
     sweeps: Count = 30,
     truncate: Count | None = None,
     tolerance: NonNegative = 1e-4,
+    evaluation: Solver | None = None,
+    start: Start = "own",
+    relaxation: Relaxation = "same",
 ) -> LearningRule:
     """Backpropagation through time: the gradient of the cost after a fixed number of sweeps.
 
@@ -52,6 +57,10 @@ def bptt(
       sweeps: of the free phase, >= 1.
       truncate: K, the last sweeps through which errors pass, 1 <= K <= sweeps; None is all.
       tolerance: what counts as settled in the record, in units of the state, >= 0.
+      evaluation: solver of the free phases of inference, that is of `apply`; None: `sweeps` sweeps.
+      start: where an estimate's free phase starts: "own", "zeros" and "feedforward" as
+        `starting_at` has them.
+      relaxation: the floating type of sweeps, as `in_short_floats` has it; "same": that of params.
 
     Raises:
       ValueError: a setting out of range.
@@ -77,31 +86,31 @@ def bptt(
     """
     last = sweeps if truncate is None else truncate
     if last > sweeps:
-        raise ValueError(f"bptt: truncate = {truncate}: must be <= sweeps = {sweeps}")
+        raise SettingError("bptt", "truncate", truncate, f"must be <= sweeps = {sweeps}")
     first = sweeps - last
+    system = prepared(system, "bptt", start, relaxation, has_free=False)
 
-    def settle(params: Params, x: Any) -> tuple[Array, SolveInfo]:
+    def settle(params: Params, x: Any, key: Key | None) -> tuple[Array, SolveInfo]:
         """The output after all sweeps; derivatives pass through the last ones only."""
-        clamped = system.clamp(params, x)
+        clamped = clamp(system, params, x, noise_key(key))
+        step = free_sweep(system, params, clamped)
 
-        def sweep(state: State) -> State:
-            return system.sweep(params, clamped, state)
+        def late(state: State, n: Array | int) -> State:
+            return step.numbered(state, n + first)
 
         state = system.init_state(params, clamped)
         if first:
-            state = jax.lax.stop_gradient(fixed_steps(first)(sweep, state)[0])
-        state, info = fixed_steps(last, tolerance=tolerance)(sweep, state)
+            early = Sweep(step.numbered, noisy=step.noisy)
+            state = jax.lax.stop_gradient(fixed_steps(first)(early, state)[0])
+        state, info = fixed_steps(last, tolerance=tolerance)(Sweep(late, noisy=step.noisy), state)
         return system.readout.forward(params, state)[0], jax.lax.stop_gradient(info)
 
-    def init(key: Key, params: Params) -> tuple[Params, State]:
-        return params, ()
-
     def apply(params: Params, x: Any, key: Key | None = None) -> Array:
-        return settle(params, x)[0]
+        return settle(params, x, key)[0]
 
     def estimate(params: Params, batch: Batch, state: State, key: Key) -> tuple[Estimate, State]:
         def loss(params: Params) -> tuple[Array, Any]:
-            output, info = settle(params, batch.x)
+            output, info = settle(params, batch.x, key)
             return mean_loss(cost, output, batch.y), (output, info)
 
         (value, (output, info)), grads = jax.value_and_grad(loss, has_aux=True)(params)
@@ -112,4 +121,5 @@ def bptt(
         return {"sweeps": n, **({} if truncate is None else {"truncate": min(truncate, n)})}
 
     about = RuleInfo(exact_reference(system, cost), sweep_settings=sweep_settings)
-    return LearningRule("bptt", init, apply, estimate, info=about)
+    rule = LearningRule("bptt", no_state, apply, estimate, info=about)
+    return finished(rule, system, start, evaluation)

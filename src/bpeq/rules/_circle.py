@@ -10,8 +10,8 @@ import numpy as np
 from jaxtyping import Array, Complex
 
 from bpeq.core import trees
-from bpeq.rules._phases import Free, contrast, nudged_phases
-from bpeq.types import Batch, Cost, Params, SolveInfo, Solver, System
+from bpeq.rules._phases import Free, clamp, contrast, in_one_piece, nudged_phases, reseeded
+from bpeq.types import Batch, Cost, Key, Params, SolveInfo, Solver, System
 
 
 def half_circle(
@@ -45,6 +45,7 @@ def turn(
     beta: Array,
     points: int,
     turns: int,
+    key: Key | None = None,
 ) -> Turned:
     """(1/N) Σ ∂F^{β_n} / β_n along the last of `turns` turns, the state following β point by point.
 
@@ -54,20 +55,25 @@ def turn(
     """
     betas = _on_circle(points, np.arange(points), beta)
     params = trees.cast(params, betas.dtype)
-    clamped = system.clamp(params, trees.cast(batch.x, betas.dtype))
+    x = trees.cast(batch.x, betas.dtype)
+    clamped = clamp(system, params, x)
     examples = batch.x.shape[0]
+    system = in_one_piece(system)  # one point has too few sweeps for examples to come to rest
+    numbers = jnp.arange(turns * points)
 
-    def follow(state: Any, b: Array) -> tuple[Any, SolveInfo]:
+    def follow(state: Any, b: Array, n: Array) -> tuple[Any, SolveInfo]:
         rest = Free(clamped, state, (), ())  # type: ignore[arg-type]
+        rest = rest if key is None else reseeded(system, rest, key, n)
         phases, info = nudged_phases(system, cost, solver, params, rest, batch.y, b[None])
         return phases, jax.tree.map(lambda leaf: leaf[0], info)
 
-    def settle(state: Any, b: Array) -> tuple[Any, None]:
-        return jax.tree.map(lambda s: s[0], follow(state, b)[0]), None
+    def settle(state: Any, point: tuple[Array, Array]) -> tuple[Any, None]:
+        return jax.tree.map(lambda s: s[0], follow(state, *point)[0]), None
 
-    def add_up(carry: Any, b: Array) -> tuple[Any, SolveInfo]:
+    def add_up(carry: Any, point: tuple[Array, Array]) -> tuple[Any, SolveInfo]:
         state, grads, output = carry
-        phases, info = follow(state, b)
+        b, _ = point
+        phases, info = follow(state, *point)
         weights = 1.0 / (b[None] * points * examples)
         part = contrast(system, cost, params, clamped, batch.y, phases, b[None], weights)
         state = jax.tree.map(lambda s: s[0], phases)
@@ -76,10 +82,12 @@ def turn(
 
     state = trees.cast(system.init_state(params, clamped), betas.dtype)
     spiral = betas * jnp.arange(1, points + 1, dtype=betas.dtype) / points
-    state, _ = jax.lax.scan(settle, state, spiral)
-    state, _ = jax.lax.scan(settle, state, jnp.tile(betas, turns - 2))
+    first, middle, last = jnp.split(numbers, [points, (turns - 1) * points])
+    state, _ = jax.lax.scan(settle, state, (spiral, first))
+    state, _ = jax.lax.scan(settle, state, (jnp.tile(betas, turns - 2), middle))
     output = jnp.zeros_like(system.readout.forward(params, state)[0])
-    (_, grads, output), info = jax.lax.scan(add_up, (state, trees.zeros(params), output), betas)
+    start = (state, trees.zeros(params), output)
+    (_, grads, output), info = jax.lax.scan(add_up, start, (betas, last))
     return Turned(trees.real(grads), output.real, info)
 
 

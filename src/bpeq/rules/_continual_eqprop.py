@@ -10,19 +10,16 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from bpeq.core import sharding, trees
-from bpeq.rules._floor import warn_below_floor
-from bpeq.rules._followed import followed
-from bpeq.rules._means import mean_loss
-from bpeq.rules._phases import contrast, free_phase, nudged_phases
-from bpeq.rules._recurrent_backprop import exact_reference
-from bpeq.rules._relaxing import relaxing
+from bpeq.rules._common import traced_settings
+from bpeq.rules._phases import Free, clamp, contrast, nudged_phases, with_state
+from bpeq.rules._references import followed, refuse_without_energy
+from bpeq.rules._relaxing import Relaxation, Start, prepared, relaxing_rule
 from bpeq.settings import Count, NonNegative, Positive, checked
-from bpeq.solvers import fixed_point, fixed_steps
+from bpeq.solvers import fixed_steps
 from bpeq.types import (
     Batch,
     Caution,
     Cost,
-    Estimate,
     Key,
     LearningRule,
     Params,
@@ -34,7 +31,6 @@ from bpeq.types import (
 
 
 @checked
-@relaxing
 def continual_eqprop(
     system: System,
     cost: Cost,
@@ -44,6 +40,9 @@ def continual_eqprop(
     sweeps: Count = 20,
     rate: Positive = 1e-4,
     tolerance: NonNegative = 1e-4,
+    evaluation: Solver | None = None,
+    start: Start = "own",
+    relaxation: Relaxation = "same",
 ) -> LearningRule:
     """Continual EP: local in time, since every nudged sweep moves the weights by its own part.
 
@@ -76,6 +75,10 @@ def continual_eqprop(
       rate: learning rate inside the phase, > 0, in units of θ² per cost; traced. Far below β / 10
         for a gradient; equal to the optimizer's for the weights that the phase itself ends with.
       tolerance: what counts as settled in the record, in units of the state, >= 0.
+      evaluation: solver of the free phases of inference, that is of `apply`; None: that of `free`.
+      start: where an estimate's free phase starts: "own", "zeros" and "feedforward" as
+        `starting_at` has them, "carried" and "kept" as `remembering` has them.
+      relaxation: the floating type of sweeps, as `in_short_floats` has it; "same": that of params.
 
     Raises:
       ValueError: a setting out of range, or a system without an energy.
@@ -100,17 +103,12 @@ def continual_eqprop(
     Source: Ernoult, Grollier, Querlioz, Bengio & Scellier 2020, Equilibrium propagation with
     continual weight updates.
     """
-    if system.energy is None or system.denergy is None:
-        raise ValueError(
-            f"continual_eqprop: the system {system.name!r} has no energy; allowed without one: "
-            "vector_field_eqprop, asymmetric_eqprop, recurrent_backprop, bptt"
-        )
-    settle = fixed_point() if free is None else free
+    system = prepared(system, "continual_eqprop", start, relaxation)
+    refuse_without_energy("continual_eqprop", system)
     once = fixed_steps(1, tolerance=tolerance)
 
     def init(key: Key, params: Params) -> tuple[Params, State]:
-        dtype = jnp.result_type(*jax.tree.leaves(params))
-        warn_below_floor("continual_eqprop", "beta", beta, dtype)
+        state = traced_settings("continual_eqprop", params, "beta", beta=beta, rate=rate)
         if rate >= beta / 2:
             said = "the weights outrun the nudge; the estimate is mostly that error"
             warnings.warn(
@@ -118,47 +116,51 @@ def continual_eqprop(
                 Caution,
                 stacklevel=2,
             )
-        return params, {"beta": jnp.asarray(beta, dtype), "rate": jnp.asarray(rate, dtype)}
+        return params, state
 
-    def apply(params: Params, x: Any, key: Key | None = None) -> Array:
-        return free_phase(system, settle, params, x).output
-
-    def estimate(params: Params, batch: Batch, state: State, key: Key) -> tuple[Estimate, State]:
-        rest = free_phase(system, settle, params, batch.x)
+    def gradient(
+        params: Params, batch: Batch, rest: Free, state: State, key: Key
+    ) -> tuple[Params, dict[str, Any], State]:
         b, examples = state["beta"], rest.output.shape[0]
         weights = jnp.stack([1.0 / b, -1.0 / b]) / examples
 
         # The sum of the parts is carried, not θ_t: θ_0 − θ_t would lose its digits at a small rate.
-        def one(carry: tuple[State, Params], before: Array) -> tuple[tuple[State, Params], Any]:
-            s, total = carry
+        def one(
+            carry: tuple[State, Params], at: tuple[Array, Array]
+        ) -> tuple[tuple[State, Params], Any]:
+            (s, total), (before, t) = carry, at
             moved = trees.sub(params, trees.scale(state["rate"], total))
-            now = rest._replace(clamped=system.clamp(moved, batch.x), state=s)
+            noise = jax.random.fold_in(key, t)
+            now = rest._replace(clamped=clamp(system, moved, batch.x, noise), state=s)
             swept, info = nudged_phases(system, cost, once, moved, now, batch.y, b[None])
-            phases = jax.tree.map(lambda after, old: jnp.concatenate([after, old[None]]), swept, s)
-            betas = jnp.stack([b, before])
+            betas, phases = jnp.stack([b, before]), with_state(swept, s)
             part = contrast(system, cost, moved, now.clamped, batch.y, phases, betas, weights)
-            return (
-                jax.tree.map(lambda after: after[0], swept),
-                trees.add(total, sharding.mean(part)),
-            ), info
+            s = jax.tree.map(lambda after: after[0], swept)
+            return (s, trees.add(total, sharding.mean(part))), info
 
+        # β of the state before each sweep: s_0 belongs to the free phase.
         befores = jnp.full((sweeps,), b).at[0].set(0.0)
-        (_, grads), infos = jax.lax.scan(one, (rest.state, trees.zeros(params)), befores)
+        start = (rest.state, trees.zeros(params))
+        (_, grads), infos = jax.lax.scan(one, start, (befores, jnp.arange(sweeps)))
         last = jax.tree.map(lambda record: record[-1], infos)
         info = last._replace(steps=jnp.full_like(last.steps, sweeps))
-        loss = mean_loss(cost, rest.output, batch.y)
-        return Estimate(grads, loss, rest.output, {"free": rest.info, "nudged": info}), state
+        return grads, {"nudged": info}, state
 
-    return LearningRule(
-        "continual_eqprop",
-        init,
-        apply,
-        estimate,
-        info=RuleInfo(
-            exact_reference(system, cost),
-            followed(system, cost),
-            optimizers=("sgd",),
-            beta="beta",
-            sweep_settings=lambda n: {"sweeps": n},
-        ),
+    about = RuleInfo(
+        objective=followed(system, cost),
+        optimizers=("sgd",),
+        beta="beta",
+        sweep_settings=lambda n: {"sweeps": n},
+    )
+    name = "continual_eqprop"
+    return relaxing_rule(
+        name,
+        system,
+        cost,
+        free,
+        gradient,
+        init=init,
+        info=about,
+        start=start,
+        evaluation=evaluation,
     )

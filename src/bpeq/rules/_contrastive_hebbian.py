@@ -9,17 +9,14 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from bpeq.costs import targets
-from bpeq.rules._clamped import CERTIFIED, and_free, clamped_phases, refuse_unclampable
-from bpeq.rules._means import mean_loss
-from bpeq.rules._phases import free_phase
-from bpeq.rules._recurrent_backprop import exact_reference
-from bpeq.rules._relaxing import relaxing
+from bpeq.rules._phases import Free, clamped_phases, with_state
+from bpeq.rules._references import CERTIFIED, exact_rule, refuse_unclampable
+from bpeq.rules._relaxing import Relaxation, Start, prepared, relaxing_rule
 from bpeq.settings import checked
 from bpeq.solvers import fixed_point
 from bpeq.types import (
     Batch,
     Cost,
-    Estimate,
     Key,
     LearningRule,
     Params,
@@ -31,9 +28,15 @@ from bpeq.types import (
 
 
 @checked
-@relaxing
 def contrastive_hebbian(
-    system: System, cost: Cost, free: Solver | None = None, clamped: Solver | None = None
+    system: System,
+    cost: Cost,
+    free: Solver | None = None,
+    clamped: Solver | None = None,
+    *,
+    evaluation: Solver | None = None,
+    start: Start = "own",
+    relaxation: Relaxation = "same",
 ) -> LearningRule:
     """Contrastive Hebbian learning: the output clamped to its target, against the free phase.
 
@@ -66,6 +69,10 @@ def contrastive_hebbian(
         output's shape, or integer labels, which stand for one-hot vectors.
       free, clamped: solvers of the phases; None settles to a residual of 1e-6 within 1,000 sweeps.
         The clamped phase starts at s⁰.
+      evaluation: solver of the free phases of inference, that is of `apply`; None: that of `free`.
+      start: where an estimate's free phase starts: "own", "zeros" and "feedforward" as
+        `starting_at` has them, "carried" and "kept" as `remembering` has them.
+      relaxation: the floating type of sweeps, as `in_short_floats` has it; "same": that of params.
 
     Raises:
       ValueError: a system without an energy, or one that cannot clamp its output.
@@ -90,33 +97,31 @@ def contrastive_hebbian(
     and its limit, for linear outputs: Xie & Seung 2003, Equivalence of backpropagation and
     contrastive Hebbian learning in a layered network.
     """
+    system = prepared(system, "contrastive_hebbian", start, relaxation)
     refuse_unclampable("contrastive_hebbian", system)
     assert system.denergy is not None
     denergy = system.denergy
-    settle_free = fixed_point() if free is None else free
     settle_clamped = fixed_point() if clamped is None else clamped
 
-    def init(key: Key, params: Params) -> tuple[Params, State]:
-        return params, ()
-
-    def apply(params: Params, x: Any, key: Key | None = None) -> Array:
-        return free_phase(system, settle_free, params, x).output
-
-    def estimate(params: Params, batch: Batch, state: State, key: Key) -> tuple[Estimate, State]:
-        rest = free_phase(system, settle_free, params, batch.x)
+    def gradient(
+        params: Params, batch: Batch, rest: Free, state: State, key: Key
+    ) -> tuple[Params, dict[str, Any], State]:
         target = targets(rest.output, batch.y)
         phases, info = clamped_phases(system, settle_clamped, params, rest, target[None])
         weights = jnp.asarray([1.0, -1.0], target.dtype) / target.shape[0]
-        grads = denergy(params, rest.clamped, and_free(phases, rest), weights)
-        loss = mean_loss(cost, rest.output, batch.y)
-        return Estimate(grads, loss, rest.output, {"free": rest.info, "clamped": info}), state
+        grads, _ = denergy(params, rest.clamped, with_state(phases, rest.state), weights)
+        return grads, {"clamped": info}, state
 
-    return LearningRule(
+    about = RuleInfo(objective=_energy_gap(system.ideal))
+    return relaxing_rule(
         "contrastive_hebbian",
-        init,
-        apply,
-        estimate,
-        info=RuleInfo(exact_reference(system, cost), _energy_gap(system.ideal)),
+        system,
+        cost,
+        free,
+        gradient,
+        info=about,
+        start=start,
+        evaluation=evaluation,
     )
 
 
@@ -125,14 +130,7 @@ def _energy_gap(system: System) -> LearningRule:
     assert system.energy is not None
     energy = system.energy
 
-    def init(key: Key, params: Params) -> tuple[Params, State]:
-        return params, ()
-
-    def apply(params: Params, x: Any, key: Key | None = None) -> Array:
-        return free_phase(system, CERTIFIED, params, x).output
-
-    def estimate(params: Params, batch: Batch, state: State, key: Key) -> tuple[Estimate, State]:
-        rest = free_phase(system, CERTIFIED, params, batch.x)
+    def gradient(params: Params, batch: Batch, rest: Free) -> tuple[Params, Array, dict[str, Any]]:
         target = targets(rest.output, batch.y)
         phases, info = clamped_phases(system, CERTIFIED, params, rest, target[None])
         held = jax.tree.map(lambda s: s[0], phases)
@@ -142,6 +140,6 @@ def _energy_gap(system: System) -> LearningRule:
             return jnp.mean(energy(params, at, held) - energy(params, at, rest.state))
 
         value, grads = jax.value_and_grad(gap)(params)
-        return Estimate(grads, value, rest.output, {"free": rest.info, "clamped": info}), state
+        return grads, value, {"clamped": info}
 
-    return LearningRule("E_clamped − E_free", init, apply, estimate)
+    return exact_rule("E_clamped − E_free", system, gradient)

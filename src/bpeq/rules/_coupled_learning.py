@@ -11,23 +11,15 @@ from jaxtyping import Array
 
 from bpeq.core import trees
 from bpeq.costs import targets
-from bpeq.rules._clamped import (
-    CERTIFIED,
-    and_free,
-    clamped_phases,
-    refuse_unclampable,
-)
-from bpeq.rules._floor import warn_below_floor
-from bpeq.rules._means import mean_loss
-from bpeq.rules._phases import free_phase
-from bpeq.rules._recurrent_backprop import exact_reference
-from bpeq.rules._relaxing import relaxing
+from bpeq.rules._common import traced_settings
+from bpeq.rules._phases import Free, clamped_phases, with_state
+from bpeq.rules._references import CERTIFIED, exact_rule, refuse_unclampable
+from bpeq.rules._relaxing import Relaxation, Start, prepared, relaxing_rule
 from bpeq.settings import checked
 from bpeq.solvers import fixed_point
 from bpeq.types import (
     Batch,
     Cost,
-    Estimate,
     Key,
     LearningRule,
     Params,
@@ -39,7 +31,6 @@ from bpeq.types import (
 
 
 @checked
-@relaxing
 def coupled_learning(
     system: System,
     cost: Cost,
@@ -48,6 +39,9 @@ def coupled_learning(
     *,
     eta: Annotated[float, Interval(gt=0, le=1)] = 0.1,
     nudging: Literal["positive", "negative", "centered"] = "centered",
+    evaluation: Solver | None = None,
+    start: Start = "own",
+    relaxation: Relaxation = "same",
 ) -> LearningRule:
     """Coupled learning: the output clamped a little nearer to its target, against the free phase.
 
@@ -75,6 +69,10 @@ def coupled_learning(
         Clamped phases start at s⁰.
       eta: 0 < η <= 1, the part of the way to the target; traced. In float32 round-off grows as 1/η.
       nudging: see above: the output pulled toward the target, pushed away from it, or both.
+      evaluation: solver of the free phases of inference, that is of `apply`; None: that of `free`.
+      start: where an estimate's free phase starts: "own", "zeros" and "feedforward" as
+        `starting_at` has them, "carried" and "kept" as `remembering` has them.
+      relaxation: the floating type of sweeps, as `in_short_floats` has it; "same": that of params.
 
     Raises:
       ValueError: a setting out of range, a system without an energy, or one that cannot clamp its
@@ -100,41 +98,39 @@ def coupled_learning(
     learning to learning machines; negative and centered: Scellier, Ernoult, Kendall & Kumar 2023,
     Energy-based learning algorithms for analog computing: a comparative study.
     """
+    system = prepared(system, "coupled_learning", start, relaxation)
     refuse_unclampable("coupled_learning", system)
-    settle_free = fixed_point() if free is None else free
     settle_clamped = fixed_point() if clamped is None else clamped
     signs = {"positive": [1.0], "negative": [-1.0], "centered": [1.0, -1.0]}[nudging]
     assert system.denergy is not None
     denergy = system.denergy
 
     def init(key: Key, params: Params) -> tuple[Params, State]:
-        dtype = jnp.result_type(*jax.tree.leaves(params))
-        warn_below_floor("coupled_learning", "eta", eta, dtype)
-        return params, {"eta": jnp.asarray(eta, dtype)}
+        return params, traced_settings("coupled_learning", params, "eta", eta=eta)
 
-    def apply(params: Params, x: Any, key: Key | None = None) -> Array:
-        return free_phase(system, settle_free, params, x).output
-
-    def estimate(params: Params, batch: Batch, state: State, key: Key) -> tuple[Estimate, State]:
-        rest = free_phase(system, settle_free, params, batch.x)
+    def gradient(
+        params: Params, batch: Batch, rest: Free, state: State, key: Key
+    ) -> tuple[Params, dict[str, Any], State]:
         way = state["eta"] * (targets(rest.output, batch.y) - rest.output)
         outputs = jnp.stack([rest.output + sign * way for sign in signs])
         phases, info = clamped_phases(system, settle_clamped, params, rest, outputs)
         weights = jnp.asarray(signs, way.dtype) / (len(signs) * state["eta"] * len(way))
         if nudging != "centered":  # the free state is the other phase
-            phases, weights = and_free(phases, rest), jnp.concatenate([weights, -weights])
-        grads = denergy(params, rest.clamped, phases, weights)
-        loss = mean_loss(cost, rest.output, batch.y)
-        return Estimate(grads, loss, rest.output, {"free": rest.info, "clamped": info}), state
+            phases = with_state(phases, rest.state)
+            weights = jnp.concatenate([weights, -weights])
+        return denergy(params, rest.clamped, phases, weights)[0], {"clamped": info}, state
 
-    return LearningRule(
+    about = RuleInfo(objective=_weighed_error(system.ideal), beta="eta", beta_max=1.0)
+    return relaxing_rule(
         "coupled_learning",
-        init,
-        apply,
-        estimate,
-        info=RuleInfo(
-            exact_reference(system, cost), _weighed_error(system.ideal), beta="eta", beta_max=1.0
-        ),
+        system,
+        cost,
+        free,
+        gradient,
+        init=init,
+        info=about,
+        start=start,
+        evaluation=evaluation,
     )
 
 
@@ -151,14 +147,7 @@ def _weighed_error(system: System) -> LearningRule:
     assert system.write is not None
     energy, write = system.energy, system.write
 
-    def init(key: Key, params: Params) -> tuple[Params, State]:
-        return params, ()
-
-    def apply(params: Params, x: Any, key: Key | None = None) -> Array:
-        return free_phase(system, CERTIFIED, params, x).output
-
-    def estimate(params: Params, batch: Batch, state: State, key: Key) -> tuple[Estimate, State]:
-        rest = free_phase(system, CERTIFIED, params, batch.x)
+    def gradient(params: Params, batch: Batch, rest: Free) -> tuple[Params, Array, dict[str, Any]]:
         way = targets(rest.output, batch.y) - rest.output
         _, start = jax.jvp(lambda o: write(rest.state, o), (rest.output,), (way,))
         _, respond = jax.linearize(
@@ -179,6 +168,6 @@ def _weighed_error(system: System) -> LearningRule:
 
         _, pulled = jax.jvp(force, (rest.state,), (moved,))
         value = -0.5 / len(way) * trees.dot(moved, pulled)
-        return Estimate(grads, value, rest.output, {"free": rest.info, "response": info}), state
+        return grads, value, {"response": info}
 
-    return LearningRule("½(o−y)ᵀK(o−y)", init, apply, estimate)
+    return exact_rule("½(o−y)ᵀK(o−y)", system, gradient)

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-import jax
-import jax.numpy as jnp
 from annotated_types import Interval
 from jaxtyping import Array
 
 from bpeq.core import trees
 from bpeq.layers import cut
 from bpeq.rules._autodiff import autodiff
-from bpeq.rules._floor import warn_below_floor
+from bpeq.rules._common import traced_settings
 from bpeq.rules._means import mean_loss
 from bpeq.settings import Count, NonNegative, Positive, checked
 from bpeq.solvers import fixed_steps
@@ -91,9 +89,8 @@ def dual_propagation(
     solver = fixed_steps(sweeps, tolerance=tolerance)
 
     def init(key: Key, params: Params) -> tuple[Params, State]:
-        dtype = jnp.result_type(*jax.tree.leaves(params))
-        warn_below_floor("dual_propagation", "beta", beta, dtype)
-        return params, {"alpha": jnp.asarray(alpha, dtype), "beta": jnp.asarray(beta, dtype)}
+        settings = {"alpha": alpha, "beta": beta}
+        return params, traced_settings("dual_propagation", params, "beta", **settings)
 
     def apply(params: Params, x: Any, key: Key | None = None) -> Array:
         return network.forward(params, x, key)[0]

@@ -12,13 +12,19 @@ from jaxtyping import Array, Inexact
 from bpeq.core import sharding, trees
 from bpeq.rules._auto_beta import choose, unsettled
 from bpeq.rules._circle import half_circle, turn
-from bpeq.rules._floor import warn_below_floor
-from bpeq.rules._followed import followed
+from bpeq.rules._common import traced_settings
 from bpeq.rules._means import mean_loss
-from bpeq.rules._phases import Free, contrast, free_phase, nudged_phases
-from bpeq.rules._recurrent_backprop import exact_reference
-from bpeq.rules._relaxing import relaxing
-from bpeq.settings import Positive, checked
+from bpeq.rules._phases import (
+    Free,
+    contrast,
+    free_phase,
+    nudged_phases,
+    reseeded,
+    with_state,
+)
+from bpeq.rules._references import followed, refuse_without_energy
+from bpeq.rules._relaxing import Relaxation, Start, noise_key, prepared, relaxing_rule
+from bpeq.settings import Positive, SettingError, checked
 from bpeq.solvers import fixed_point
 from bpeq.types import (
     Batch,
@@ -38,7 +44,6 @@ Nudging = Literal["one-sided", "centered", "random-sign", "holomorphic", "online
 
 
 @checked
-@relaxing
 def eqprop(
     system: System,
     cost: Cost,
@@ -49,6 +54,9 @@ def eqprop(
     nudging: Nudging = "centered",
     points: Annotated[int, Ge(2)] = 4,
     turns: Annotated[int, Ge(2)] = 2,
+    evaluation: Solver | None = None,
+    start: Start = "own",
+    relaxation: Relaxation = "same",
 ) -> LearningRule:
     """Equilibrium propagation: the gradient from free and nudged equilibria of F = E + βC.
 
@@ -83,12 +91,17 @@ def eqprop(
         sweep, so nudged phases settle for β < 1 only.
         "auto" looks for the best β anew in each estimate, walking down by halves from four times
         the last one: the difference from one β to the next is bias at first and round-off (or the
-        solver's tolerance) later. What phases lack that were cut short, no such difference shows;
-        they are settled on twice to see it. It costs 9 to 16 nudged solves in place of one, as the
-        last β is near the best or far from it; `info` counts the sweeps of the one that is used.
+        solver's tolerance) later. Comparing values of β
+        cannot reveal the error of phases that stopped early; two further relaxations estimate it.
+        It costs 9 to 16 nudged solves in place of one, as the last β is near the best or far from
+        it; `info` counts the sweeps of the one that is used.
       nudging: see above.
       points: N >= 2 of "holomorphic" and of a turn of "online".
       turns: of "online", >= 2; β grows from 0 along the first, and the last one is summed.
+      evaluation: solver of the free phases of inference, that is of `apply`; None: that of `free`.
+      start: where an estimate's free phase starts: "own", "zeros" and "feedforward" as
+        `starting_at` has them, "carried" and "kept" as `remembering` has them.
+      relaxation: the floating type of sweeps, as `in_short_floats` has it; "same": that of params.
 
     Raises:
       ValueError: a setting out of range, a system without an energy, one that is not holomorphic
@@ -119,18 +132,13 @@ def eqprop(
     Laborieux & Zenke 2022, Holomorphic equilibrium propagation computes exact gradients through
     finite size oscillations.
     """
+    system = prepared(system, "eqprop", start, relaxation, has_free=nudging != "online")
     _refuse(system, nudging, beta)
-    settle_free = fixed_point() if free is None else free
     settle_nudged = fixed_point() if nudged is None else nudged
 
     def init(key: Key, params: Params) -> tuple[Params, State]:
-        dtype = jnp.result_type(*jax.tree.leaves(params))
         first = 1.0 if beta == "auto" else float(beta)
-        warn_below_floor("eqprop", "beta", first, dtype)
-        return params, {"beta": jnp.asarray(first, dtype)}
-
-    def apply(params: Params, x: Any, key: Key | None = None) -> Array:
-        return free_phase(system, settle_free, params, x).output
+        return params, traced_settings("eqprop", params, "beta", beta=first)
 
     def contrasted(
         params: Params, batch: Batch, rest: Free, b: Array, start: State | None = None
@@ -140,65 +148,80 @@ def eqprop(
         if jnp.iscomplexobj(betas):
             params, clamped, s0 = trees.cast((params, rest.clamped, rest.state), betas.dtype)
             rest = rest._replace(clamped=clamped, state=s0)
-        phases, info = nudged_phases(
+        ended, info = nudged_phases(
             system, cost, settle_nudged, params, rest, batch.y, betas, start
         )
-        ended = phases
+        phases = ended
         if nudging in ("one-sided", "random-sign"):  # the free state is a phase, at β = 0
-            phases = jax.tree.map(lambda s, s0: jnp.concatenate([s, s0[None]]), phases, rest.state)
+            phases = with_state(ended, rest.state)
             betas = jnp.stack([b, jnp.zeros_like(b)])
             weights = jnp.stack([1.0 / b, -1.0 / b])
         weights = weights / rest.output.shape[0]
         grads = contrast(system, cost, params, rest.clamped, batch.y, phases, betas, weights)
         return _Contrasted(trees.real(grads), ended, info, _amplitude(ended, rest.state))
 
-    def estimate(params: Params, batch: Batch, state: State, key: Key) -> tuple[Estimate, State]:
-        b = state["beta"]
-        if nudging == "online":
-            ended = turn(system, cost, settle_nudged, params, batch, b, points, turns)
-            loss = mean_loss(cost, ended.output, batch.y)
-            return Estimate(ended.grads, loss, ended.output, {"nudged": ended.info}), state
-        rest = free_phase(system, settle_free, params, batch.x)
-        sign = jnp.ones_like(b)
+    def gradient(
+        params: Params, batch: Batch, rest: Free, state: State, key: Key
+    ) -> tuple[Params, dict[str, Any], State]:
+        b, sign = state["beta"], jnp.ones_like(state["beta"])
         if nudging == "random-sign":
             sign = jax.random.rademacher(key, (), b.dtype)
-        info: dict[str, Any] = {"free": rest.info}
-        if beta == "auto":
+        if beta != "auto":
+            made = contrasted(params, batch, rest, sign * b)
+            return made.grads, {"nudged": made.info}, state
 
-            def measure(b: Array) -> tuple[Params, Array]:
-                made = contrasted(params, batch, rest, sign * b)
-                grads, left, moved = sharding.mean(
-                    (made.grads, jnp.mean(made.info.residual), jnp.mean(made.moved))
-                )
-                return grads, left / moved
+        # Walk down β, with new noise at each value.
+        def measure(b: Array, rung: Array) -> tuple[Params, Array]:
+            here = reseeded(system, rest, key, 3 + rung)
+            made = contrasted(params, batch, here, sign * b)
+            grads, left, moved = sharding.mean(
+                (made.grads, jnp.mean(made.info.residual), jnp.mean(made.moved))
+            )
+            return grads, left / moved
 
-            found = choose(measure, params, _ORDER.get(nudging, points), b)
-            b = found.beta
-            state = {"beta": jnp.minimum(4.0 * b, jnp.ones_like(b))}
+        found = choose(measure, params, _ORDER.get(nudging, points), b)
+        b = found.beta
         made = contrasted(params, batch, rest, sign * b)
-        info["nudged"] = made.info
-        if beta == "auto":
 
-            def settle_on(rest: Free, phases: State) -> tuple[Free, _Contrasted]:
-                rest = free_phase(system, settle_free, params, batch.x, rest.state)
-                return rest, contrasted(params, batch, rest, sign * b, phases)
+        # Settle all phases for as long again, twice: what they lack shows in the differences.
+        def settle_on(rest: Free, phases: State, n: int) -> tuple[Free, _Contrasted]:
+            noise = jax.random.fold_in(key, n)
+            rest = free_phase(system, free or fixed_point(), params, batch.x, rest.state, noise)
+            return rest, contrasted(params, batch, rest, sign * b, phases)
 
-            later, second = settle_on(rest, made.phases)
-            third = settle_on(later, second.phases)[1]
-            cut_short = unsettled(*sharding.mean((made.grads, second.grads, third.grads)))
-            info["beta"], info["error_bar"] = b, found.error_bar + cut_short
-        loss = mean_loss(cost, rest.output, batch.y)
-        return Estimate(made.grads, loss, rest.output, info), state
+        later, second = settle_on(rest, made.phases, 1)
+        third = settle_on(later, second.phases, 2)[1]
+        cut_short = unsettled(*sharding.mean((made.grads, second.grads, third.grads)))
+        info = {"nudged": made.info, "beta": b, "error_bar": found.error_bar + cut_short}
+        return made.grads, info, {"beta": jnp.minimum(4.0 * b, jnp.ones_like(b))}
+
+    def online(params: Params, batch: Batch, state: State, key: Key) -> tuple[Estimate, State]:
+        noise = noise_key(key)
+        ended = turn(
+            system, cost, settle_nudged, params, batch, state["beta"], points, turns, noise
+        )
+        loss = mean_loss(cost, ended.output, batch.y)
+        return Estimate(ended.grads, loss, ended.output, {"nudged": ended.info}), state
 
     smooth = [] if system.traits.not_holomorphic else ["holomorphic-4"]
     about = RuleInfo(
-        exact_reference(system, cost),
-        followed(system, cost),
+        objective=followed(system, cost),
         beta="beta",
         nudgings=("one-sided", "centered", *smooth),
         pushes_away=nudging != "one-sided",
     )
-    return LearningRule("eqprop", init, apply, estimate, info=about)
+    rule = relaxing_rule(
+        "eqprop",
+        system,
+        cost,
+        free,
+        gradient,
+        init=init,
+        info=about,
+        start=start,
+        evaluation=evaluation,
+    )
+    return rule._replace(estimate=online) if nudging == "online" else rule
 
 
 class _Contrasted(NamedTuple):
@@ -227,12 +250,9 @@ def _amplitude(phases: State, free: State) -> Array:
 
 
 def _refuse(system: System, nudging: str, beta: Any) -> None:
-    if system.denergy is None:
-        raise ValueError(
-            f"eqprop: the system {system.name!r} has no energy; rules that serve: "
-            "vector_field_eqprop, asymmetric_eqprop, recurrent_backprop, bptt"
-        )
+    refuse_without_energy("eqprop", system)
     if nudging in ("holomorphic", "online") and system.traits.not_holomorphic:
-        raise ValueError(f"eqprop: nudging = {nudging!r}: {system.traits.not_holomorphic}")
+        raise SettingError("eqprop", "nudging", nudging, system.traits.not_holomorphic)
     if nudging == "online" and beta == "auto":
-        raise ValueError("eqprop: beta = 'auto': must be a number with nudging = \"online\"")
+        remedy = 'must be a number with nudging = "online"'
+        raise SettingError("eqprop", "beta", beta, remedy)

@@ -1,9 +1,8 @@
-"""Settling a system: the free phase and the nudged ones, shared by every rule that relaxes."""
+"""Settling a system: the free phase, the nudged and the clamped ones, and their contrast."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -12,55 +11,74 @@ import jax.numpy as jnp
 from jaxtyping import Array, Inexact
 
 from bpeq.core import trees
-from bpeq.systems._derivatives import side_by_side
-from bpeq.types import Cost, Params, SolveInfo, Solver, State, System
+from bpeq.solvers import Sweep
+from bpeq.systems._derivatives import merge_phases
+from bpeq.types import Cost, Device, Key, Memory, Params, SolveInfo, Solver, State, System
 
 
 class Free(NamedTuple):
-    """A settled free phase: what x clamps, the equilibrium s⁰, how it was reached, its output.
-
-    none: x of no examples, for its shape and dtype; None where the nudged sweep knows more of each
-      example than what is clamped, so that it serves this batch only.
-    """
+    """A settled free phase: what x clamps, the equilibrium s⁰, how it was reached, its output."""
 
     clamped: Any
     state: State
     info: SolveInfo
     output: Array
-    none: Array | None = None
 
 
-@dataclass(frozen=True)
-class Sweep:
-    """A step for a solver, which can also be had for some of its examples.
-
-    some(rows): the step on those rows of its batch; None where the batch cannot be taken apart.
-    """
-
-    whole: Callable[[State], State]
-    some: Callable[[Array], Callable[[State], State]] | None
-
-    def __call__(self, state: State) -> State:
-        return self.whole(state)
+def clamp(system: System, params: Params, x: Array, key: Key | None = None) -> Any:
+    """What x clamps; the noise of a noisy device comes from `key`, or from the device's own."""
+    clamped, device = system.clamp(params, x), system.traits.device
+    if key is None or device is None or device.seeded is None:
+        return clamped
+    return device.seeded(clamped, key)
 
 
 def free_phase(
-    system: System, solver: Solver, params: Params, x: Array, start: State | None = None
+    system: System,
+    solver: Solver,
+    params: Params,
+    x: Array,
+    start: State | Memory | None = None,
+    key: Key | None = None,
 ) -> Free:
-    """s⁰, the fixed point of the sweep from the system's own start, or from `start`."""
-    clamped = system.clamp(params, x)
-    start = system.init_state(params, clamped) if start is None else start
-    none = x[:0]
-    take = _taker(system, params, clamped, none, len(x))
+    """s⁰, the fixed point of the sweep.
 
-    def some(rows: Array) -> Callable[[State], State]:
+    Args:
+      system: whose free phase it is.
+      solver: settles it.
+      params: the system's.
+      x: `[batch, ...]`.
+      start: where it starts. None: at the system's own start. A state: there. A `Memory`: where an
+        example is known, at its remembered state, and `info.end` then has the end state.
+      key: of a noisy device's noise; None: the device's own.
+
+    Returns:
+      A Free.
+    """
+    clamped = clamp(system, params, x, key)
+    remembers = isinstance(start, Memory)
+    if start is None:
+        start = system.init_state(params, clamped)
+    elif isinstance(start, Memory):
+        start = trees.where(start.known, start.states, system.init_state(params, clamped))
+    state, info = solver(free_sweep(system, params, clamped), start)
+    info = info._replace(end=state) if remembers else info
+    return Free(clamped, state, info, system.readout.forward(params, state)[0])
+
+
+def free_sweep(system: System, params: Params, clamped: Any) -> Sweep:
+    """The sweep of a free phase, for a solver."""
+    device, take = system.traits.device or Device(system), system.traits.take_rows
+
+    def numbered(state: State, n: Array | int) -> State:
+        here = clamped if device.numbered is None else device.numbered(clamped, n)
+        return system.sweep(params, here, state)
+
+    def some(rows: Array) -> Sweep:
         assert take is not None
-        own = take(rows)
-        return lambda s: system.sweep(params, own, s)
+        return free_sweep(system, params, take(clamped, rows))
 
-    step = Sweep(lambda s: system.sweep(params, clamped, s), take and some)
-    state, info = solver(step, start)
-    return Free(clamped, state, info, system.readout.forward(params, state)[0], none)
+    return Sweep(numbered, take and some, noisy=device.numbered is not None)
 
 
 def nudge(
@@ -100,27 +118,30 @@ def nudged_phases(
     apart = partial(_apart, count)
     if start is None:
         start = jax.tree.map(lambda s: jnp.broadcast_to(s, (count, *s.shape)), free.state)
-    other = system.traits.device and system.traits.device.nudged
-    take = None if other else _taker(system, params, free.clamped, free.none, batch)
+    device = system.traits.device or Device(system)
+    take = system.traits.take_rows if device.nudged is None else None
 
-    def some(rows: Array) -> Callable[[State], State]:
+    def some(rows: Array) -> Sweep:
         assert take is not None
-        own, push = (
-            take(rows % batch),
-            nudge(system, cost, params, y[rows % batch], betas[rows // batch]),
-        )
-        return lambda s: system.sweep(params, own, s, push)
+        examples = rows % batch
+        own = take(free.clamped, examples)
+        push = nudge(system, cost, params, y[examples], betas[rows // batch])
+        return Sweep(lambda s, n: system.sweep(params, own, s, push))
 
-    def sweep(beta: Array, n: Array, state: State) -> State:
-        clamped = free.clamped if other is None else other(free.clamped, n)
-        return system.sweep(params, clamped, state, nudge(system, cost, params, y, beta))
+    def each(state: State, n: Array | int) -> State:
+        def one(beta: Array, phase: Array, state: State) -> State:
+            clamped = _of_phase(device, free.clamped, phase, n)
+            return system.sweep(params, clamped, state, nudge(system, cost, params, y, beta))
 
-    def each(state: State) -> State:
-        return jax.tree.map(side_by_side, jax.vmap(sweep)(betas, jnp.arange(count), apart(state)))
+        swept = jax.vmap(one)(betas, jnp.arange(count), apart(state))
+        return jax.tree.map(merge_phases, swept)
 
     # All phases are one batch, in one loop, which ends with the last.
-    step = Sweep(each if take is None else some(jnp.arange(count * batch)), take and some)
-    state, info = solver(step, jax.tree.map(side_by_side, start))
+    if take is None:
+        step = Sweep(each, noisy=device.numbered is not None)
+    else:
+        step = Sweep(some(jnp.arange(count * batch)).numbered, some)
+    state, info = solver(step, jax.tree.map(merge_phases, start))
     path = info.trajectory
     if path is not None:  # [steps, phases · batch, ...] to [phases, steps, batch, ...]
         path = jax.tree.map(lambda s: s.swapaxes(0, 1), jax.vmap(apart)(path))
@@ -128,43 +149,55 @@ def nudged_phases(
     return apart(state), SolveInfo(steps, residual, converged, path, end)
 
 
-def _taker(
-    system: System, params: Params, clamped: Any, none: Array | None, batch: int
-) -> Callable[[Array], Any] | None:
-    """rows -> what is clamped of those examples; None where that cannot be told.
+def clamped_phases(
+    system: System, solver: Solver, params: Params, free: Free, outputs: Array
+) -> tuple[State, SolveInfo]:
+    """The equilibria with the output held at each of `outputs` `[phases, batch, ...]`, from s⁰.
 
-    Which axis of a leaf is the batch shows in clamping one example more.
+    Phases on axis 0 of the states and of the info. An imperfect device may have another clamped
+    part for each phase.
     """
-    if none is None:
-        return None
-    more = jax.ShapeDtypeStruct((batch + 1, *none.shape[1:]), none.dtype)
-    leaves, structure = jax.tree.flatten(clamped)
-    try:
-        longer, other = jax.tree.flatten(jax.eval_shape(system.clamp, params, more))
-    except Exception:  # a clamp of a user's own may take no batch of another size
-        return None
-    if str(other) != str(structure):
-        return None
-    axes: list[int | None] = []
-    for a, b in zip(leaves, longer, strict=True):
-        differ = [i for i, (m, n) in enumerate(zip(jnp.shape(a), b.shape, strict=False)) if m != n]
-        if jnp.ndim(a) != b.ndim or len(differ) > 1 or any(b.shape[i] != batch + 1 for i in differ):
-            return None
-        axes.append(differ[0] if differ else None)
+    assert system.write is not None
+    write, device = system.write, system.traits.device or Device(system)
 
-    def take(rows: Array) -> Any:
-        own = [
-            a if axis is None else jnp.take(a, rows, axis=axis, mode="clip")
-            for a, axis in zip(leaves, axes, strict=True)
-        ]
-        return jax.tree.unflatten(structure, own)
+    def settle(output: Array, phase: Array) -> tuple[State, SolveInfo]:
+        def held(state: State, n: Array | int) -> State:
+            return system.sweep(params, _of_phase(device, free.clamped, phase, n), state, hold=True)
 
-    return take
+        step = Sweep(held, noisy=device.numbered is not None)
+        return solver(step, write(free.state, output))
+
+    return jax.vmap(settle)(outputs, jnp.arange(len(outputs)))
+
+
+def _of_phase(device: Device, clamped: Any, phase: Array, n: Array | int) -> Any:
+    """What the n-th sweep of a nudged or clamped phase runs on."""
+    if device.numbered is not None:
+        clamped = device.numbered(clamped, n)
+    return clamped if device.nudged is None else device.nudged(clamped, phase)
 
 
 def _apart(count: int, states: State) -> State:
     """`[phases · batch, ...]` as `[phases, batch, ...]`."""
     return jax.tree.map(lambda s: s.reshape(count, -1, *s.shape[1:]), states)
+
+
+def with_state(phases: State, state: State) -> State:
+    """The phases with one more state behind them, on axis 0."""
+    return jax.tree.map(lambda s, last: jnp.concatenate([s, last[None]]), phases, state)
+
+
+def reseeded(system: System, free: Free, key: Key, n: Array | int) -> Free:
+    """The free phase with noise from another key, for further phases from it, if there is noise."""
+    device = system.traits.device
+    if device is None or device.seeded is None:
+        return free
+    return free._replace(clamped=device.seeded(free.clamped, jax.random.fold_in(key, n)))
+
+
+def in_one_piece(system: System) -> System:
+    """The system, swept with its whole batch always."""
+    return system._replace(traits=system.traits._replace(take_rows=None))
 
 
 def contrast(
@@ -188,4 +221,4 @@ def contrast(
     # Weights that E knows get zeros here, weights that only the readout knows get β ∂C/∂θ.
     per_phase = jax.vmap(readout_part)(states, weights * betas)
     readout = jax.tree.map(lambda g: g.sum(axis=0), per_phase)
-    return trees.add(system.denergy(params, clamped, states, weights), readout)
+    return trees.add(system.denergy(params, clamped, states, weights)[0], readout)

@@ -11,8 +11,9 @@ from jaxtyping import Array
 from bpeq.core import trees
 from bpeq.layers import cut
 from bpeq.rules._autodiff import autodiff
+from bpeq.rules._common import traced_settings
 from bpeq.rules._means import mean_loss
-from bpeq.rules._phases import Free, contrast, nudged_phases
+from bpeq.rules._phases import Free, contrast, in_one_piece, nudged_phases
 from bpeq.settings import Count, NonNegative, Positive, checked
 from bpeq.solvers import fixed_steps
 from bpeq.systems import predictive
@@ -121,8 +122,7 @@ def predictive_coding(
     solver = fixed_steps(count, tolerance=tolerance, record=inference == "timed")
 
     def init(key: Key, params: Params) -> tuple[Params, State]:
-        dtype = jnp.result_type(*jax.tree.leaves(params))
-        return params, {"rate": jnp.asarray(rate, dtype)}
+        return params, traced_settings("predictive_coding", params, rate=rate)
 
     def apply(params: Params, x: Any, key: Key | None = None) -> Array:
         return network.forward(params, x, key)[0]
@@ -135,7 +135,13 @@ def predictive_coding(
             return trees.add(state, trees.scale(rate, slope))
 
         return nudged_phases(
-            system._replace(sweep=sweep), cost, solver, params, free, y, jnp.ones_like(rate)[None]
+            in_one_piece(system._replace(sweep=sweep)),
+            cost,
+            solver,
+            params,
+            free,
+            y,
+            jnp.ones_like(rate)[None],
         )
 
     def optimise(

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -11,19 +10,17 @@ from jax.scipy.sparse.linalg import gmres
 from jaxtyping import Array
 
 from bpeq.core import trees
-from bpeq.rules._means import mean_loss
-from bpeq.rules._phases import free_phase
-from bpeq.rules._relaxing import relaxing
+from bpeq.rules._phases import Free
+from bpeq.rules._references import Adjoint, adjoint_equation, implicit_gradient
+from bpeq.rules._relaxing import Relaxation, Start, prepared, relaxing_rule
 from bpeq.settings import Count, Positive, checked
 from bpeq.solvers import fixed_point
 from bpeq.types import (
     Batch,
     Cost,
-    Estimate,
     Key,
     LearningRule,
     Params,
-    RuleInfo,
     SolveInfo,
     Solver,
     State,
@@ -32,7 +29,6 @@ from bpeq.types import (
 
 
 @checked
-@relaxing
 def recurrent_backprop(
     system: System,
     cost: Cost,
@@ -42,6 +38,9 @@ def recurrent_backprop(
     method: Literal["fixed-point", "neumann", "gmres"] = "fixed-point",
     tolerance: Positive = 1e-6,
     terms: Count = 1000,
+    evaluation: Solver | None = None,
+    start: Start = "own",
+    relaxation: Relaxation = "same",
 ) -> LearningRule:
     """Recurrent backpropagation: implicit differentiation of a settled system.
 
@@ -65,6 +64,10 @@ def recurrent_backprop(
       tolerance: what counts as settled in λ for "neumann" and "gmres", in units of λ, > 0.
       terms: of the Neumann series, or the largest Krylov space before GMRES restarts (ten times
         at most), >= 1. A space of all units is exact; it is kept in memory for every example.
+      evaluation: solver of the free phases of inference, that is of `apply`; None: that of `free`.
+      start: where an estimate's free phase starts: "own", "zeros" and "feedforward" as
+        `starting_at` has them, "carried" and "kept" as `remembering` has them.
+      relaxation: the floating type of sweeps, as `in_short_floats` has it; "same": that of params.
 
     The estimate's info has the SolveInfos `free` and `adjoint`, `[batch]` each. The adjoint's
     residual is max |∂C/∂s + (∂T/∂s)ᵀλ − λ|; its steps are products with the Jacobian, for GMRES the
@@ -87,12 +90,13 @@ def recurrent_backprop(
     Source: Almeida 1987; Pineda 1987, Generalization of back-propagation to recurrent neural
     networks.
     """
+    system = prepared(system, "recurrent_backprop", start, relaxation)
     settle = fixed_point() if adjoint is None else adjoint
 
-    def iterate(solve: _Linear) -> tuple[State, SolveInfo]:
+    def iterate(solve: Adjoint) -> tuple[State, SolveInfo]:
         return settle(lambda lam: trees.add(solve.error, solve.pull(lam)), solve.error)
 
-    def series(solve: _Linear) -> tuple[State, SolveInfo]:
+    def series(solve: Adjoint) -> tuple[State, SolveInfo]:
         def one(carry: tuple[State, State], _: None) -> tuple[tuple[State, State], None]:
             total, term = carry
             term = solve.pull(term)
@@ -102,12 +106,12 @@ def recurrent_backprop(
         (lam, _), _ = jax.lax.scan(one, start, length=terms - 1)
         return lam, _ended(solve, lam, terms, tolerance)
 
-    def krylov(solve: _Linear) -> tuple[State, SolveInfo]:
+    def krylov(solve: Adjoint) -> tuple[State, SolveInfo]:
         units = trees.size(solve.error) // len(jax.tree.leaves(solve.error)[0])
         space, restarts = min(terms, units), 10
 
         def one(x: Array, state: State, error: State) -> State:
-            alone = _linear(system, solve.params, x[None], _with_batch(state), error)
+            alone = adjoint_equation(system, solve.params, x[None], _with_batch(state), error)
 
             def product(lam: State) -> State:
                 return trees.sub(lam, jax.tree.map(lambda p: p[0], alone.pull(_with_batch(lam))))
@@ -119,75 +123,23 @@ def recurrent_backprop(
         return lam, _ended(solve, lam, space * restarts, tolerance)
 
     solve = {"fixed-point": iterate, "neumann": series, "gmres": krylov}[method]
-    rule = _implicit(system, cost, fixed_point() if free is None else free, solve)
-    return rule._replace(info=RuleInfo(exact_reference(system, cost)))
 
+    def gradient(
+        params: Params, batch: Batch, rest: Free, state: State, key: Key
+    ) -> tuple[Params, dict[str, Any], State]:
+        grads, info = implicit_gradient(system, cost, solve, params, batch, rest)
+        return grads, {"adjoint": info}, state
 
-def exact_reference(system: System, cost: Cost) -> LearningRule:
-    """Implicit differentiation settled as far as float64 goes: what relaxing rules aim at.
-
-    Of the ideal system: an imperfect device's error counts what its imperfections cost.
-    """
-    settle = fixed_point(1e-12, 20_000)
-    return _implicit(
-        system.ideal,
-        cost,
-        settle,
-        lambda solve: settle(lambda lam: trees.add(solve.error, solve.pull(lam)), solve.error),
+    return relaxing_rule(
+        "recurrent_backprop", system, cost, free, gradient, start=start, evaluation=evaluation
     )
-
-
-class _Linear(NamedTuple):
-    """λ = error + pull(λ), pull the transposed Jacobian of the sweep at `state`."""
-
-    params: Params
-    x: Array
-    state: State
-    error: State
-    pull: Callable[[State], State]
-
-
-def _linear(system: System, params: Params, x: Array, state: State, error: State) -> _Linear:
-    _, pull = jax.vjp(lambda s: system.sweep(params, system.clamp(params, x), s), state)
-    return _Linear(params, x, state, error, lambda lam: pull(lam)[0])
-
-
-def _implicit(
-    system: System,
-    cost: Cost,
-    settle_free: Solver,
-    solve: Callable[[_Linear], tuple[State, SolveInfo]],
-) -> LearningRule:
-    def init(key: Key, params: Params) -> tuple[Params, State]:
-        return params, ()
-
-    def apply(params: Params, x: Any, key: Key | None = None) -> Array:
-        return free_phase(system, settle_free, params, x).output
-
-    def estimate(params: Params, batch: Batch, state: State, key: Key) -> tuple[Estimate, State]:
-        rest = free_phase(system, settle_free, params, batch.x)
-        examples = rest.output.shape[0]
-
-        def cost_at(params: Params, s: State) -> Array:
-            return mean_loss(cost, system.readout.forward(params, s)[0], batch.y)
-
-        direct, error = jax.grad(cost_at, argnums=(0, 1))(params, rest.state)
-        # Per example, as the cost is, so that a residual does not shrink with the batch.
-        error = trees.scale(float(examples), error)
-        lam, info = solve(_linear(system, params, batch.x, rest.state, error))
-        _, pull = jax.vjp(lambda p: system.sweep(p, system.clamp(p, batch.x), rest.state), params)
-        grads = trees.add(direct, trees.scale(1.0 / examples, pull(lam)[0]))
-        loss = mean_loss(cost, rest.output, batch.y)
-        return Estimate(grads, loss, rest.output, {"free": rest.info, "adjoint": info}), state
-
-    return LearningRule("recurrent_backprop", init, apply, estimate)
 
 
 def _with_batch(state: State) -> State:
     return jax.tree.map(lambda s: s[None], state)
 
 
-def _ended(solve: _Linear, lam: State, steps: int, tolerance: float) -> SolveInfo:
+def _ended(solve: Adjoint, lam: State, steps: int, tolerance: float) -> SolveInfo:
     gap = trees.sub(trees.add(solve.error, solve.pull(lam)), lam)
     residual = trees.max_abs(gap)
     return SolveInfo(jnp.full(residual.shape, steps, jnp.int32), residual, residual <= tolerance)

@@ -12,7 +12,7 @@ from jaxtyping import Array
 from bpeq.core import sharding, trees
 from bpeq.layers import Block, cut, dense
 from bpeq.rules._autodiff import autodiff
-from bpeq.rules._floor import warn_below_floor
+from bpeq.rules._common import traced_settings
 from bpeq.rules._means import mean_loss
 from bpeq.settings import NonNegative, Positive, checked
 from bpeq.systems._refusals import refuse_coupling
@@ -77,14 +77,12 @@ def target_propagation(
     own = len(network.parts)
 
     def init(key: Key, params: Params) -> tuple[Params, State]:
-        dtype = jnp.result_type(*jax.tree.leaves(params))
-        warn_below_floor("target_propagation", "step", step, dtype)
+        settings = traced_settings("target_propagation", params, "step", step=step, noise=noise)
         drawn = {}
         for l, block in enumerate(blocks[1:], start=1):
             below, above = params[block.slice][-1]["w"].shape
             drawn[block.name], _ = dense(below).init(jax.random.fold_in(key, l), (above,))
-        settings = {"step": jnp.asarray(step, dtype), "noise": jnp.asarray(noise, dtype)}
-        return (*params, {"inverses": trees.cast(drawn, dtype)}), settings
+        return (*params, {"inverses": trees.cast(drawn, settings["step"].dtype)}), settings
 
     def apply(params: Params, x: Any, key: Key | None = None) -> Array:
         return network.forward(params[:own], x, key)[0]
@@ -170,8 +168,7 @@ def _local_losses(
     """
 
     def init(key: Key, params: Params) -> tuple[Params, State]:  # with their inverses already
-        dtype = jnp.result_type(*jax.tree.leaves(params))
-        return params, {"step": jnp.asarray(step, dtype), "noise": jnp.asarray(noise, dtype)}
+        return params, traced_settings("target_propagation", params, step=step, noise=noise)
 
     def estimate(params: Params, batch: Batch, state: State, key: Key) -> tuple[Estimate, State]:
         aims = jax.lax.stop_gradient(_aims(blocks, cost, params, batch, state, key))

@@ -11,19 +11,16 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from bpeq.core import sharding, trees
-from bpeq.rules._floor import warn_below_floor
-from bpeq.rules._followed import followed, follows
-from bpeq.rules._lay_on_both import lay_on_both
-from bpeq.rules._means import mean_loss
-from bpeq.rules._phases import Free, contrast, free_phase, nudged_phases
-from bpeq.rules._recurrent_backprop import exact_reference
-from bpeq.rules._relaxing import relaxing
+from bpeq.rules._common import traced_settings
+from bpeq.rules._feedback_gradients import symmetrise_feedback_gradients
+from bpeq.rules._phases import Free, contrast, nudged_phases
+from bpeq.rules._references import followed, follows
+from bpeq.rules._relaxing import Relaxation, Start, prepared, relaxing_rule
 from bpeq.settings import NonNegative, Positive, checked
 from bpeq.solvers import fixed_point
 from bpeq.types import (
     Batch,
     Cost,
-    Estimate,
     Key,
     Layer,
     LearningRule,
@@ -39,7 +36,6 @@ Sides = Literal["one-sided", "centered"]
 
 
 @checked
-@relaxing
 def vector_field_eqprop(
     system: System,
     cost: Cost,
@@ -51,6 +47,9 @@ def vector_field_eqprop(
     kolen_pollack: bool = False,
     homeostasis: NonNegative = 0.0,
     network: Layer | None = None,
+    evaluation: Solver | None = None,
+    start: Start = "own",
+    relaxation: Relaxation = "same",
 ) -> LearningRule:
     """Vector-field EP: the response to a nudge, contracted with the force's own pull-back.
 
@@ -89,6 +88,10 @@ def vector_field_eqprop(
         the entries before it, with empty ones where nothing is fed back.
       homeostasis: weight of that loss, >= 0; traced if it is > 0.
       network: says where those names stand in params; only kolen_pollack needs it.
+      evaluation: solver of the free phases of inference, that is of `apply`; None: that of `free`.
+      start: where an estimate's free phase starts: "own", "zeros" and "feedforward" as
+        `starting_at` has them, "carried" and "kept" as `remembering` has them.
+      relaxation: the floating type of sweeps, as `in_short_floats` has it; "same": that of params.
 
     Raises:
       ValueError: a setting out of range; kolen_pollack on params without a feedback entry, with a
@@ -118,28 +121,24 @@ def vector_field_eqprop(
     et al. 2019, Deep learning without weight transport. Laborieux & Zenke 2024, Improving
     equilibrium propagation without weight symmetry through Jacobian homeostasis.
     """
-    settle_free = fixed_point() if free is None else free
+    system = prepared(system, "vector_field_eqprop", start, relaxation)
     settle_nudged = fixed_point() if nudged is None else nudged
 
     def init(key: Key, params: Params) -> tuple[Params, State]:
         if kolen_pollack:
-            lay_on_both(params, network)  # raises where nothing can be laid
-        dtype = jnp.result_type(*jax.tree.leaves(params))
-        warn_below_floor("vector_field_eqprop", "beta", beta, dtype)
+            symmetrise_feedback_gradients(params, network)  # raises if params do not fit
         settings = {"beta": beta, **({"homeostasis": homeostasis} if homeostasis else {})}
-        return params, {name: jnp.asarray(value, dtype) for name, value in settings.items()}
+        return params, traced_settings("vector_field_eqprop", params, "beta", **settings)
 
-    def apply(params: Params, x: Any, key: Key | None = None) -> Array:
-        return free_phase(system, settle_free, params, x).output
-
-    def estimate(params: Params, batch: Batch, state: State, key: Key) -> tuple[Estimate, State]:
-        rest = free_phase(system, settle_free, params, batch.x)
+    def gradient(
+        params: Params, batch: Batch, rest: Free, state: State, key: Key
+    ) -> tuple[Params, dict[str, Any], State]:
         grads, info = respond(
             system, cost, settle_nudged, params, rest, batch.y, state["beta"], nudging
         )
-        record: dict[str, Any] = {"free": rest.info, "nudged": info}
+        record: dict[str, Any] = {"nudged": info}
         if kolen_pollack:
-            grads = lay_on_both(grads, network)
+            grads = symmetrise_feedback_gradients(grads, network)
         if homeostasis:  # after Kolen–Pollack: its gradients on W and B are each other's opposite
             v = _signs(key, rest.state)
             loss, pull = jax.value_and_grad(asymmetry_loss, argnums=1)(
@@ -147,19 +146,28 @@ def vector_field_eqprop(
             )
             grads = trees.add(grads, trees.scale(state["homeostasis"], pull))
             record["homeostasis"] = loss
-        loss = mean_loss(cost, rest.output, batch.y)
-        return Estimate(grads, loss, rest.output, record), state
+        return grads, record, state
 
     note = f"follows {other}" if (other := follows(system, cost)) and not system.energy else ""
     about = RuleInfo(
-        exact_reference(system, cost),
-        followed(system, cost),
+        objective=followed(system, cost),
         note=note,
         needs_decay=kolen_pollack and not homeostasis,
         beta="beta",
         pushes_away=nudging == "centered",
     )
-    return LearningRule("vector_field_eqprop", init, apply, estimate, info=about)
+    name = "vector_field_eqprop"
+    return relaxing_rule(
+        name,
+        system,
+        cost,
+        free,
+        gradient,
+        init=init,
+        info=about,
+        start=start,
+        evaluation=evaluation,
+    )
 
 
 def respond(
@@ -179,12 +187,15 @@ def respond(
     signs = jnp.asarray([1.0, -1.0] if nudging == "centered" else [1.0], beta.dtype)
     phases, info = nudged_phases(system, cost, solver, params, rest, y, signs * beta)
 
-    def linearised(params: Params, clamped: Any, states: State, weights: Array) -> Params:
+    def linearised(
+        params: Params, clamped: Any, states: State, weights: Array
+    ) -> tuple[Params, None]:
         # The weights need not sum to zero: s⁰ is subtracted from every phase.
         moved = jax.tree.map(
             lambda s, s0: jnp.tensordot(weights, s - s0, axes=1), states, rest.state
         )
-        return trees.scale(-1.0, system.dforce(params, clamped, rest.state, moved))
+        dparams, _ = system.dforce(params, clamped, rest.state, moved)
+        return trees.scale(-1.0, dparams), None
 
     weights = signs / (len(signs) * beta * rest.output.shape[0])
     twin = system._replace(denergy=linearised)

@@ -16,6 +16,7 @@ from bpeq.core import trees
 from bpeq.settings import Count, Positive, checked
 from bpeq.solvers._fewer import PARTS, run_compacting_active
 from bpeq.solvers._memory import memory
+from bpeq.solvers._sweep import run_sweep
 from bpeq.types import SolveInfo, Solver, State
 
 Leaves = list[Array]
@@ -107,7 +108,7 @@ def anderson(
             sound = sound & ~grown & (carry.residual <= near) & (2 * carry.sweeps <= max_steps)
             moved = _where(sound, mixed, carry.swept)
             kept = _where(carry.active, moved, carry.read)
-            swept = pick(step(fill(kept, rest)))
+            swept = pick(run_sweep(step, fill(kept, rest), carry.sweeps))
             residual = _size(trees.sub(swept, kept))
             return _Carry(
                 kept,
@@ -130,7 +131,7 @@ def anderson(
             return jax.lax.while_loop(go_on, partial(move, step, rest), carry)
 
         kept = pick(state)
-        swept = pick(step(state))
+        swept = pick(run_sweep(step, state, 0))
         residual = _size(trees.sub(swept, kept))
         nothing = trees.zeros(kept)
         start = _Carry(
@@ -146,7 +147,7 @@ def anderson(
         )
         end = run_compacting_active(run, step, state, start, PARTS, _axis)
         last = fill(end.read)
-        settled = read.fill(read.pick(last), step(last))
+        settled = read.fill(read.pick(last), run_sweep(step, last, end.sweeps))
         return settled, SolveInfo(end.steps, end.residual, end.residual <= tolerance)
 
     return solve

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jax.core import eval_jaxpr
 from jaxtyping import Array
 
+from bpeq.solvers._sweep import Sweep
 from bpeq.types import State
 
 PARTS = (4, 16)
@@ -26,9 +27,9 @@ def some_of(step: Step) -> Callable[[Array], Step] | None:
     """rows -> the step on those examples alone; None where it cannot be had.
 
     Args:
-      step: a step for a solver; a `rules` phase's has an attribute `some`.
+      step: a step for a solver; the rules hand out a `Sweep`.
     """
-    return getattr(step, "some", None)
+    return step.some if isinstance(step, Sweep) else None
 
 
 def run_compacting_active(

@@ -13,6 +13,7 @@ from bpeq.core import trees
 from bpeq.settings import Count, Fraction, Positive, checked
 from bpeq.solvers._fewer import PARTS, Step, run_compacting_active
 from bpeq.solvers._fixed_steps import damp
+from bpeq.solvers._sweep import run_sweep
 from bpeq.types import SolveInfo, Solver, State
 
 
@@ -50,7 +51,7 @@ def fixed_point(
 
     def solve(step: Callable[[State], State], state: State) -> tuple[State, SolveInfo]:
         def measure(step: Step, state: State, active: Array, steps: Array, sweeps: Array) -> _Carry:
-            swept = step(state)
+            swept = run_sweep(step, state, sweeps)
             residual = trees.max_abs(trees.sub(swept, state))
             unsettled = active & ~(residual <= tolerance)
             return _Carry(

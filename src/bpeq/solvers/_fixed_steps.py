@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -15,6 +14,7 @@ from bpeq.core.tracing import carries_all, disable_fast_paths
 from bpeq.settings import Count, Fraction, NonNegative, checked
 from bpeq.solvers._fewer import Step, run_compacting_active, some_of, with_derivatives_of
 from bpeq.solvers._memory import memory
+from bpeq.solvers._sweep import Sweep, run_sweep
 from bpeq.types import SolveInfo, Solver, State
 
 PARTS = (4,)
@@ -65,13 +65,13 @@ def fixed_steps(
         if record or carries_all():
             return in_one_loop(step, state)
         before = _swept(step, damping, state, steps - 1)
-        swept = step(before)
+        swept = run_sweep(step, before, steps - 1)
         residual = trees.max_abs(trees.sub(swept, before))
         return damp(damping, before, swept), info(residual, None)
 
     def in_one_loop(step: Callable[[State], State], state: State) -> tuple[State, SolveInfo]:
-        def one(carry: tuple[State, Array], _: None) -> tuple[tuple[State, Array], State | None]:
-            swept = step(carry[0])
+        def one(carry: tuple[State, Array], n: Array) -> tuple[tuple[State, Array], State | None]:
+            swept = run_sweep(step, carry[0], n)
             residual = trees.max_abs(trees.sub(swept, carry[0]))
             moved = damp(damping, carry[0], swept)
             return (moved, residual), (moved if record else None)
@@ -79,7 +79,7 @@ def fixed_steps(
         leaves = jax.tree.leaves(state)
         real = jnp.finfo(jnp.result_type(*leaves)).dtype
         start = (state, jnp.full(len(leaves[0]), jnp.inf, real))
-        (state, residual), trajectory = jax.lax.scan(one, start, length=steps)
+        (state, residual), trajectory = jax.lax.scan(one, start, jnp.arange(steps, dtype=jnp.int32))
         return state, info(residual, trajectory)
 
     def info(residual: Array, trajectory: State | None) -> SolveInfo:
@@ -94,24 +94,25 @@ def _swept(step: Step, damping: float, state: State, count: int) -> State:
     if count == 0:
         return state
 
-    def move(step: Step, state: State) -> State:
-        return damp(damping, state, step(state))
+    def move(step: Step, state: State, n: Array | int) -> State:
+        return damp(damping, state, run_sweep(step, state, n))
 
-    read = memory(partial(move, step), state)
+    read = memory(lambda state: move(step, state, 0), state)
     looped = count if read.whole else count - 1  # the last move brings what is not read
 
-    def one(step: Step, rest: State, kept: list[Array]) -> list[Array]:
-        return read.pick(move(step, read.fill(kept, rest)))
+    def one(step: Step, rest: State, kept: list[Array], n: Array) -> list[Array]:
+        return read.pick(move(step, read.fill(kept, rest), n))
 
     def every(kept: list[Array]) -> list[Array]:
-        return jax.lax.scan(lambda s, _: (one(step, state, s), None), kept, length=looped)[0]
+        numbers = jnp.arange(looped, dtype=jnp.int32)
+        return jax.lax.scan(lambda s, n: (one(step, state, s, n), None), kept, numbers)[0]
 
     def loop(step: Step, rest: State, carry: _Carry, few: int) -> _Carry:
         def go_on(carry: _Carry) -> Array:
             return (jnp.sum(carry.active) > few) & (carry.moves < looped)
 
         def on(carry: _Carry) -> _Carry:
-            kept = one(step, rest, carry.kept)
+            kept = one(step, rest, carry.kept, carry.moves)
             return _Carry(kept, carry.active & _differ(kept, carry.kept), carry.moves + 1)
 
         return jax.lax.while_loop(go_on, on, carry)
@@ -121,10 +122,13 @@ def _swept(step: Step, damping: float, state: State, count: int) -> State:
         return run_compacting_active(loop, step, state, start, PARTS, least=1).kept
 
     kept = read.pick(state)
-    pays = looped >= FEW and len(kept[0]) >= LEAST and not disable_fast_paths()
+    # Under noise an example that a sweep leaves as it was may still move in the next one.
+    noisy = isinstance(step, Sweep) and step.noisy
+    long = looped >= FEW and len(kept[0]) >= LEAST
+    pays = long and not disable_fast_paths() and not noisy
     kept = with_derivatives_of(moving, every, kept) if some_of(step) and pays else every(kept)
     end = read.fill(kept, state)
-    return end if read.whole else move(step, end)
+    return end if read.whole else move(step, end, count - 1)
 
 
 def _differ(a: list[Array], b: list[Array]) -> Array:

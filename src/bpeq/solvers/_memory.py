@@ -10,6 +10,7 @@ from jaxtyping import Array
 
 from bpeq.core.jaxprs import live
 from bpeq.core.tracing import carries_all
+from bpeq.solvers._sweep import run_sweep
 from bpeq.types import State
 
 
@@ -42,7 +43,7 @@ def memory(step: Callable[[State], State], state: State) -> Memory:
       >>> [leaf.shape for leaf in memory(sweep, state).pick(state)]
       [(2,)]
     """
-    program = jax.make_jaxpr(step)(state).jaxpr
+    program = jax.make_jaxpr(lambda state: run_sweep(step, state, 0))(state).jaxpr
     needed = live(program)[1]
     everything = carries_all() or needed.isdisjoint(program.invars)
     read = [everything or v in needed for v in program.invars]

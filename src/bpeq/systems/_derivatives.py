@@ -12,7 +12,7 @@ from jaxtyping import Array
 from bpeq.core import trees
 from bpeq.types import Activation, Params, State
 
-DEnergy = Callable[[Params, Any, State, Array], Params]
+DEnergy = Callable[[Params, Any, State, Array], tuple[Params, Any]]
 
 
 def contract(weights: Array, phases: Array) -> Array:
@@ -26,21 +26,21 @@ def times(c: float, a: Array) -> Array:
     return a if c == 1.0 else c * a
 
 
-def side_by_side(phases: Array) -> Array:
+def merge_phases(phases: Array) -> Array:
     """`[phases, batch, ...]` as `[phases · batch, ...]`: one product serves all phases."""
     return phases.reshape(-1, *phases.shape[2:])
 
 
 def weighted(weights: Array, phases: Array) -> Array:
     """w_n s_n, as `[phases · batch, ...]`."""
-    return side_by_side(weights.reshape(-1, *(1,) * (phases.ndim - 1)) * phases)
+    return merge_phases(weights.reshape(-1, *(1,) * (phases.ndim - 1)) * phases)
 
 
-def dforce_of(denergy: DEnergy) -> Callable[[Params, Any, State, State], Params]:
-    """vᵀ ∂force/∂θ = −d/dε ∂E/∂θ(s + εv): forward mode through the hand-written pull-backs."""
+def dforce_of(denergy: DEnergy) -> Callable[[Params, Any, State, State], tuple[Params, Any]]:
+    """vᵀ ∂force/∂(θ, x) = −d/dε ∂E/∂(θ, x)(s + εv): forward mode through the pull-backs."""
 
-    def dforce(params: Params, clamped: Any, state: State, v: State) -> Params:
-        def one(state: State) -> Params:
+    def dforce(params: Params, clamped: Any, state: State, v: State) -> tuple[Params, Any]:
+        def one(state: State) -> tuple[Params, Any]:
             phases = jax.tree.map(lambda s: s[None], state)
             return denergy(params, clamped, phases, jnp.ones((1,), jax.tree.leaves(state)[0].dtype))
 

@@ -33,17 +33,18 @@ def pulled_down(edge: Edge, own: Params, back: Params, state: State) -> Array:
     return edge.layer.backward(own, back, residuals, state[edge.target - 1])[1]
 
 
-def untied_dforce(graph: Graph) -> Callable[[Params, Any, State, State], Params]:
-    """vᵀ ∂force/∂θ of an untied system, θ the forward and the feedback weights."""
+def untied_dforce(graph: Graph) -> Callable[[Params, Any, State, State], tuple[Params, Any]]:
+    """vᵀ ∂force/∂(θ, x) of an untied system, θ the forward and the feedback weights."""
 
-    def dforce(params: Params, clamped: Any, state: State, v: State) -> Params:
-        pulled, feedback = {}, {}
+    def dforce(params: Params, clamped: Any, state: State, v: State) -> tuple[Params, Any]:
+        pulled, feedback, dx = {}, {}, None
         for edge in graph.edges:
             weight = graph.weight(edge.target)
             own, up = graph.own(params, edge), times(weight, v[edge.target - 1])
             if edge.source == 0:
                 residuals = clamped.residuals[edge.name]
-                pulled[edge.name], _ = edge.layer.backward(own, own, residuals, up)
+                pulled[edge.name], into = edge.layer.backward(own, own, residuals, up)
+                dx = into if dx is None else dx + into
                 continue
             _, residuals = edge.layer.forward(own, state[edge.source - 1])
             raised, _ = edge.layer.backward(own, own, residuals, up)
@@ -52,6 +53,6 @@ def untied_dforce(graph: Graph) -> Callable[[Params, Any, State, State], Params]
             _, pull = jax.vjp(down, own, params[-1]["feedback"][edge.name])
             through, feedback[edge.name] = pull(times(weight, v[edge.source - 1]))
             pulled[edge.name] = trees.add(raised, through)
-        return graph.placed(params, pulled, feedback)
+        return graph.placed(params, pulled, feedback), dx
 
     return dforce

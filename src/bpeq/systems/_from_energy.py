@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 
 from bpeq.core import trees
 from bpeq.settings import Positive, checked
-from bpeq.systems._from_field import from_field
+from bpeq.systems._from_field import by_params_and_input, from_field
 from bpeq.types import Key, Params, Shape, State, System
 
 
@@ -76,12 +76,14 @@ def from_energy(
     def force(params: Params, state: State, x: Array) -> State:
         return trees.scale(-1.0, _slope(lambda s: one(params, s, x), state))
 
-    def denergy(params: Params, x: Array, phases: State, weights: Array) -> Params:
-        def total(params: Params) -> Array:
+    def denergy(
+        params: Params, x: Array, phases: State, weights: Array
+    ) -> tuple[Params, Array | None]:
+        def total(params: Params, x: Array) -> Array:
             per_phase = jax.vmap(lambda state: jnp.sum(energies(params, state, x)))(phases)
             return jnp.sum(weights * per_phase)
 
-        return _slope(total, params)
+        return by_params_and_input(total, params, x, jnp.ones_like)
 
     flow: dict[str, Any] = {
         "step_size": step_size,

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array
 
 from bpeq.core import trees
@@ -97,9 +98,8 @@ def from_field(
             return jax.vmap(write)(moved, forward(params, state)[0])
         return moved
 
-    def dforce(params: Params, x: Array, state: State, v: State) -> Params:
-        _, pull = jax.vjp(lambda p: force(p, x, state), params)
-        return pull(v)[0]
+    def dforce(params: Params, x: Array, state: State, v: State) -> tuple[Params, Array | None]:
+        return by_params_and_input(lambda p, x: force(p, x, state), params, x, lambda _: v)
 
     def forward(params: Params, state: State, key: Key | None = None) -> tuple[Array, Any]:
         return jax.vmap(readout, in_axes=(None, 0))(params, state), state
@@ -121,3 +121,14 @@ def from_field(
         readout=state_readout(forward, backward),
         write=write and jax.vmap(write),
     )
+
+
+def by_params_and_input(
+    function: Callable[[Params, Array], Any], params: Params, x: Array, seed: Callable[[Any], Any]
+) -> tuple[Params, Array | None]:
+    """seed(value)ᵀ ∂function/∂(params, x); None for an integer x, which has no derivative."""
+    if not jnp.issubdtype(x.dtype, jnp.inexact):
+        value, pull = jax.vjp(lambda p: function(p, x), params)
+        return pull(seed(value))[0], None
+    value, pull = jax.vjp(function, params, x)
+    return pull(seed(value))

@@ -45,6 +45,11 @@ class Graph(NamedTuple):
     parts: int
     gain: float = 1.0
 
+    @property
+    def skip_edges(self) -> list[Edge]:
+        """The connections that are no part of the chain."""
+        return [edge for edge in self.edges if isinstance(edge.at, str)]
+
     def weight(self, state: int) -> float:
         """γ^(l−L): what the terms of state l weigh in the energy, L the top one."""
         return self.gain ** (state - len(self.states))

@@ -13,12 +13,12 @@ from bpeq.core import trees
 from bpeq.core.tracing import carries_all
 from bpeq.layers import cut
 from bpeq.settings import Degrees, Positive, checked
-from bpeq.systems._derivatives import contract, dforce_of, inverse, side_by_side, times, weighted
+from bpeq.systems._derivatives import contract, dforce_of, inverse, merge_phases, times, weighted
 from bpeq.systems._feedback import init_feedback, pulled_down, untied_dforce
-from bpeq.systems._graph import Edge, Skips, build_graph, init_skips, state_shapes, turns
+from bpeq.systems._graph import Edge, Graph, Skips, build_graph, init_skips, state_shapes, turns
 from bpeq.systems._readout import activation_names, last_block, last_state
 from bpeq.systems._refusals import refuse_connections, refuse_network, why_not_holomorphic
-from bpeq.types import Key, Layer, Params, Shape, State, System, SystemTraits
+from bpeq.types import Key, Layer, Params, Shape, State, System, SystemTraits, rows_first
 
 
 class Clamped(NamedTuple):
@@ -118,142 +118,181 @@ def hopfield(
     top = len(blocks) if output == "state" else len(blocks) - 1
     graph = build_graph(blocks, top, len(network.parts), skips, gain)
     refuse_connections(graph)
-    untied, extra = feedback == "untied", [e for e in graph.edges if isinstance(e.at, str)]
     groups = turns(graph, schedule)
-
-    def init(key: Key, shape: Shape) -> tuple[Params, Shape]:
-        params, out = network.init(key, shape)
-        if not extra and not untied:
-            return params, out
-        shapes = state_shapes(graph, shape)
-        if extra:
-            own = jax.random.fold_in(key, graph.parts)
-            params = (*params, {"skips": init_skips(graph, own, shapes)})
-        if untied:
-            own = jax.random.fold_in(key, graph.parts + 1)
-            params = (*params, {"feedback": init_feedback(graph, params, own, shapes, angle)})
-        return params, out
-
-    def clamp(params: Params, x: Array) -> Clamped:
-        drives: list[Array | None] = [None] * top
-        residuals = {}
-        for edge in graph.out_of(0):
-            drive, residuals[edge.name] = edge.layer.forward(graph.own(params, edge), x)
-            before = drives[edge.target - 1]
-            drives[edge.target - 1] = drive if before is None else before + drive
-        return Clamped(tuple(drives), residuals)
-
-    def init_state(params: Params, clamped: Clamped) -> State:
-        first = clamped.drives[0]
-        assert first is not None
-        state = [jnp.zeros_like(first)]
-        for edge in graph.edges[1:top]:
-            below = jax.eval_shape(edge.layer.forward, graph.own(params, edge), state[-1])[0]
-            state.append(jnp.zeros(below.shape, below.dtype))
-        return tuple(state)
-
-    def from_below(params: Params, clamped: Clamped, state: State, l: int) -> Array:
-        terms = [
-            edge.layer.forward(graph.own(params, edge), state[edge.source - 1])[0]
-            for edge in graph.into(l)
-            if edge.source > 0
-        ]
-        drive = clamped.drives[l - 1]
-        return functools.reduce(jnp.add, terms if drive is None else [*terms, drive])
-
-    def forward(params: Params, clamped: Clamped) -> State:
-        state: list[Array] = []
-        for l, block in enumerate(graph.states, start=1):
-            state.append(block.activation.value(from_below(params, clamped, tuple(state), l)))
-        return tuple(state)
-
-    def from_above(params: Params, state: State, edge: Edge) -> Array:
-        own = graph.own(params, edge)
-        back = params[-1]["feedback"][edge.name] if untied else own
-        down = graph.gain ** (edge.target - edge.source)
-        return times(down, pulled_down(edge, own, back, state))
-
-    def drive(params: Params, clamped: Clamped, state: State, l: int) -> Array:
-        terms = [from_above(params, state, edge) for edge in graph.out_of(l)]
-        return functools.reduce(jnp.add, [from_below(params, clamped, state, l), *terms])
-
-    def update(
-        params: Params, clamped: Clamped, state: State, push: Any, which: tuple[int, ...]
-    ) -> State:
-        pushed = (None,) * top if push is None else push(state)
-        new = list(state)
-        for l in which:
-            total, sigma = drive(params, clamped, state, l), graph.states[l - 1].activation.value
-            new[l - 1] = _nudged(sigma, total, pushed[l - 1], 1.0 / graph.weight(l), nudge)
-        return tuple(new)
-
-    def in_turn(groups: Any) -> Any:
-        def sweep(
-            params: Params, clamped: Clamped, state: State, push: Any = None, hold: bool = False
-        ) -> State:
-            for which in sorted(groups) if carries_all() else groups:  # read from the input on
-                moving = tuple(l for l in which if not (hold and l == top))
-                state = update(params, clamped, state, push, moving)
-            return state
-
-        return sweep
-
-    def energy(params: Params, clamped: Clamped, state: State) -> Float[Array, " batch"]:
-        total = jnp.zeros_like(trees.max_abs(state))
-        for l, (block, s) in enumerate(zip(graph.states, state, strict=True), start=1):
-            assert block.activation.potential is not None
-            units = block.activation.potential(s) - s * from_below(params, clamped, state, l)
-            total = total + times(graph.weight(l), units.reshape(units.shape[0], -1).sum(axis=1))
-        return total
-
-    def denergy(params: Params, clamped: Clamped, phases: State, weights: Array) -> Params:
-        pulled = {}
-        for edge in graph.edges:
-            own, above = graph.own(params, edge), phases[edge.target - 1]
-            if edge.source == 0:  # the same input in all phases, so their states contract first
-                residuals, seed = clamped.residuals[edge.name], contract(weights, above)
-            else:  # one product for all phases, their batches side by side
-                seed = weighted(weights, above)
-                _, residuals = edge.layer.forward(own, side_by_side(phases[edge.source - 1]))
-            seed = times(graph.weight(edge.target), -seed)
-            pulled[edge.name], _ = edge.layer.backward(own, own, residuals, seed)
-        return graph.placed(params, pulled)
-
-    def force(params: Params, clamped: Clamped, state: State) -> State:
-        return tuple(
-            times(graph.weight(l), drive(params, clamped, state, l) - inverse(block.activation, s))
-            for l, (block, s) in enumerate(zip(graph.states, state, strict=True), start=1)
-        )
-
-    def write(state: State, value: Array) -> State:
-        return (*state[:-1], value)
-
+    net = _Hopfield(network, graph, feedback == "untied", angle, nudge, groups)
     sigma = activation_names(network)[top - 1]
     return System(
         name="hopfield",
-        init=init,
-        clamp=clamp,
-        init_state=init_state,
-        sweep=in_turn(groups),
-        energy=None if untied else energy,
-        denergy=None if untied else denergy,
-        force=force,
-        dforce=untied_dforce(graph) if untied else dforce_of(denergy),
+        init=net.init,
+        clamp=net.clamp,
+        init_state=net.init_state,
+        sweep=net.sweep,
+        energy=None if net.untied else net.energy,
+        denergy=None if net.untied else net.denergy,
+        force=net.force,
+        dforce=untied_dforce(graph) if net.untied else dforce_of(net.denergy),
         readout=last_state(top) if output == "state" else last_block(blocks[-1], top),
-        write=write if output == "state" else None,
+        write=net.write if output == "state" else None,
         traits=SystemTraits(
-            not_holomorphic=why_not_holomorphic(network, extra),
-            forward=forward,
-            reverse=in_turn(groups[::-1]) if len(groups) > 1 else None,
+            not_holomorphic=why_not_holomorphic(network, graph.skip_edges),
+            forward=net.forward,
+            reverse=net._replace(groups=groups[::-1]).sweep if len(groups) > 1 else None,
             nudge_outside=sigma if nudge == "outside" else "",
             linear_output=output == "state" and sigma == "linear",
+            take_rows=net.take_rows,
             trained=network.trained,
         ),
     )
 
 
-def _nudged(sigma: Any, drive: Array, push: Array | None, scale: float, nudge: str) -> Array:
-    if push is None:
-        return sigma(drive)
-    push = times(scale, push)
-    return sigma(drive + push) if nudge == "inside" else sigma(drive) + push
+class _Hopfield(NamedTuple):
+    """The functions of a Hopfield system, over its graph. States are numbered from 1, the input 0.
+
+    groups: the states that a sweep updates, one group after the other.
+    """
+
+    network: Layer
+    graph: Graph
+    untied: bool
+    angle: float
+    nudge: str
+    groups: tuple[tuple[int, ...], ...]
+
+    def init(self, key: Key, shape: Shape) -> tuple[Params, Shape]:
+        """The network's own weights; behind them those of the skips, and the untied feedback."""
+        graph = self.graph
+        params, out = self.network.init(key, shape)
+        if not graph.skip_edges and not self.untied:
+            return params, out
+        shapes = state_shapes(graph, shape)
+        if graph.skip_edges:
+            skip_key = jax.random.fold_in(key, graph.parts)
+            params = (*params, {"skips": init_skips(graph, skip_key, shapes)})
+        if self.untied:
+            back_key = jax.random.fold_in(key, graph.parts + 1)
+            feedback = init_feedback(graph, params, back_key, shapes, self.angle)
+            params = (*params, {"feedback": feedback})
+        return params, out
+
+    def clamp(self, params: Params, x: Array) -> Clamped:
+        """What the input drives, by the connections that leave it."""
+        drives: list[Array | None] = [None] * len(self.graph.states)
+        residuals = {}
+        for edge in self.graph.out_of(0):
+            drive, residuals[edge.name] = edge.layer.forward(self.graph.own(params, edge), x)
+            before = drives[edge.target - 1]
+            drives[edge.target - 1] = drive if before is None else before + drive
+        return Clamped(tuple(drives), residuals)
+
+    def take_rows(self, clamped: Clamped, rows: Array) -> Clamped:
+        """Sweeps read the drives alone."""
+        return Clamped(rows_first(clamped.drives, rows), {})
+
+    def init_state(self, params: Params, clamped: Clamped) -> State:
+        """Zeros."""
+        first = clamped.drives[0]
+        assert first is not None
+        state = [jnp.zeros_like(first)]
+        for edge in self.graph.edges[1 : len(self.graph.states)]:
+            own = self.graph.own(params, edge)
+            shape = jax.eval_shape(edge.layer.forward, own, state[-1])[0]
+            state.append(jnp.zeros(shape.shape, shape.dtype))
+        return tuple(state)
+
+    def from_below(self, params: Params, clamped: Clamped, state: State, l: int) -> Array:
+        """Σ_i f_il(s_i), the input's share included."""
+        terms = [
+            edge.layer.forward(self.graph.own(params, edge), state[edge.source - 1])[0]
+            for edge in self.graph.into(l)
+            if edge.source > 0
+        ]
+        drive = clamped.drives[l - 1]
+        return functools.reduce(jnp.add, terms if drive is None else [*terms, drive])
+
+    def from_above(self, params: Params, state: State, edge: Edge) -> Array:
+        """γ^(j−l) f_ljᵀ(s_j), by the feedback weights if they are untied."""
+        own = self.graph.own(params, edge)
+        back = params[-1]["feedback"][edge.name] if self.untied else own
+        down = self.graph.gain ** (edge.target - edge.source)
+        return times(down, pulled_down(edge, own, back, state))
+
+    def drive(self, params: Params, clamped: Clamped, state: State, l: int) -> Array:
+        """All that comes into state l."""
+        terms = [self.from_above(params, state, edge) for edge in self.graph.out_of(l)]
+        return functools.reduce(jnp.add, [self.from_below(params, clamped, state, l), *terms])
+
+    def forward(self, params: Params, clamped: Clamped) -> State:
+        """The feed-forward pass: every state is driven from below alone."""
+        state: list[Array] = []
+        for l, block in enumerate(self.graph.states, start=1):
+            below = self.from_below(params, clamped, tuple(state), l)
+            state.append(block.activation.value(below))
+        return tuple(state)
+
+    def sweep(
+        self, params: Params, clamped: Clamped, state: State, push: Any = None, hold: bool = False
+    ) -> State:
+        """s_l ← σ_l(drive_l + γ^(L−l) push_l), one group of states after the other."""
+        top = len(state)
+        # Where a solver carries all states, groups go from the input on: the start is read too.
+        for group in sorted(self.groups) if carries_all() else self.groups:
+            pushed = (None,) * top if push is None else push(state)
+            new = list(state)
+            for l in group:
+                if hold and l == top:
+                    continue
+                drive = self.drive(params, clamped, state, l)
+                new[l - 1] = self.updated(l, drive, pushed[l - 1])
+            state = tuple(new)
+        return state
+
+    def updated(self, l: int, drive: Array, push: Array | None) -> Array:
+        """The new state l, from its drive and its push."""
+        sigma = self.graph.states[l - 1].activation.value
+        if push is None:
+            return sigma(drive)
+        push = times(1.0 / self.graph.weight(l), push)
+        return sigma(drive + push) if self.nudge == "inside" else sigma(drive) + push
+
+    def energy(self, params: Params, clamped: Clamped, state: State) -> Float[Array, " batch"]:
+        """Σ_l γ^(l−L) ( A_l(s_l) − ⟨s_l, Σ_i f_il(s_i)⟩ )."""
+        total = jnp.zeros_like(trees.max_abs(state))
+        for l, (block, s) in enumerate(zip(self.graph.states, state, strict=True), start=1):
+            assert block.activation.potential is not None
+            below = self.from_below(params, clamped, state, l)
+            units = block.activation.potential(s) - s * below
+            per_example = units.reshape(units.shape[0], -1).sum(axis=1)
+            total = total + times(self.graph.weight(l), per_example)
+        return total
+
+    def denergy(
+        self, params: Params, clamped: Clamped, phases: State, weights: Array
+    ) -> tuple[Params, Any]:
+        """∂E/∂θ_il = −γ^(l−L) times f_il's parameter pull-back of s_l; dx its input pull-back."""
+        pulled, dx = {}, None
+        for edge in self.graph.edges:
+            own, above = self.graph.own(params, edge), phases[edge.target - 1]
+            if edge.source == 0:  # the same input in all phases, so their states contract first
+                residuals, seed = clamped.residuals[edge.name], contract(weights, above)
+            else:  # one product for all phases, their batches one after the other
+                seed = weighted(weights, above)
+                _, residuals = edge.layer.forward(own, merge_phases(phases[edge.source - 1]))
+            seed = times(self.graph.weight(edge.target), -seed)
+            pulled[edge.name], below = edge.layer.backward(own, own, residuals, seed)
+            if edge.source == 0:
+                dx = below if dx is None else dx + below
+        return self.graph.placed(params, pulled), dx
+
+    def force(self, params: Params, clamped: Clamped, state: State) -> State:
+        """−∂E/∂s_l = γ^(l−L) ( drive_l − σ_l⁻¹(s_l) )."""
+        return tuple(
+            times(
+                self.graph.weight(l),
+                self.drive(params, clamped, state, l) - inverse(block.activation, s),
+            )
+            for l, (block, s) in enumerate(zip(self.graph.states, state, strict=True), start=1)
+        )
+
+    def write(self, state: State, output: Array) -> State:
+        """The state with its top set."""
+        return (*state[:-1], output)

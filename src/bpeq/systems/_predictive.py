@@ -10,10 +10,10 @@ from jaxtyping import Array, Float
 from bpeq.core import trees
 from bpeq.layers import cut
 from bpeq.settings import Positive, checked
-from bpeq.systems._derivatives import contract, dforce_of, side_by_side, weighted
+from bpeq.systems._derivatives import contract, dforce_of, merge_phases, weighted
 from bpeq.systems._readout import activated_state, last_block
 from bpeq.systems._refusals import refuse_coupling, why_not_holomorphic
-from bpeq.types import Layer, Params, State, System, SystemTraits
+from bpeq.types import Layer, Params, State, System, SystemTraits, rows_first
 
 
 class Clamped(NamedTuple):
@@ -153,19 +153,22 @@ def predictive(
             total = total + 0.5 * jnp.sum((e * e).reshape(e.shape[0], -1), axis=1)
         return total
 
-    def denergy(params: Params, clamped: Clamped, phases: State, weights: Array) -> Params:
-        grads = list(trees.zeros(params))
+    def denergy(
+        params: Params, clamped: Clamped, phases: State, weights: Array
+    ) -> tuple[Params, Any]:
+        grads, below = list(trees.zeros(params)), []
         for l, block in enumerate(blocks):
             own = params[block.slice]
             if l == 0:  # the same input in all phases, so their errors contract first
                 residuals = clamped.residuals
                 seed = contract(weights, phases[0] - clamped.prediction)
             else:  # one product for all phases, their batches side by side
-                prediction, residuals = predict(params, l, side_by_side(phases[l - 1]))
+                prediction, residuals = predict(params, l, merge_phases(phases[l - 1]))
                 error = phases[l] - prediction.reshape(phases[l].shape)
                 seed = weighted(weights, error)
-            grads[block.slice], _ = block.connection.backward(own, own, residuals, -seed)
-        return tuple(grads)
+            grads[block.slice], into = block.connection.backward(own, own, residuals, -seed)
+            below.append(into)
+        return tuple(grads), below[0]
 
     def write(state: State, value: Array) -> State:
         return (*state[:-1], value)
@@ -189,5 +192,6 @@ def predictive(
             forward=init_state,
             linear_output=linear and output == "state",
             trained=network.trained,
+            take_rows=lambda clamped, rows: Clamped(rows_first(clamped.prediction, rows), None),
         ),
     )

@@ -23,7 +23,7 @@ from bpeq.systems._resistors import (
     power_gradient,
     twice,
 )
-from bpeq.types import Key, Layer, Params, Shape, State, System, SystemTraits
+from bpeq.types import Key, Layer, Params, Shape, State, System, SystemTraits, rows_first
 
 
 class Clamped(NamedTuple):
@@ -205,14 +205,19 @@ def resistive(
             total = total + _per_example(0.5 * clamped.total[l] * v * v - v * into)
         return total
 
-    def denergy(params: Params, clamped: Clamped, phases: State, weights: Array) -> Params:
-        grads = list(trees.zeros(params))
+    def denergy(
+        params: Params, clamped: Clamped, phases: State, weights: Array
+    ) -> tuple[Params, Array]:
+        grads, dbelow = list(trees.zeros(params)), []
         for l, block in enumerate(blocks):
             below = clamped.sources[None] if l == 0 else phases[l - 1]
-            grads[block.slice] = power_gradient(
+            grads[block.slice], into = power_gradient(
                 layers[l], own(params, l), below, phases[l], weights, gain
             )
-        return tuple(grads)
+            dbelow.append(into)
+        assert dbelow[0] is not None
+        plus, minus = jnp.split(dbelow[0], 2, axis=-1)  # the sources are gain · (x, −x)
+        return tuple(grads), gain * (plus - minus)
 
     def force(params: Params, clamped: Clamped, state: State) -> State:
         return tuple(
@@ -240,6 +245,9 @@ def resistive(
             forward=forward,
             reverse=in_turn(1) if top > 1 else None,
             trained=network.trained,
+            take_rows=lambda clamped, rows: clamped._replace(
+                sources=rows_first(clamped.sources, rows), current=rows_first(clamped.current, rows)
+            ),
         ),
     )
 

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from bpeq.systems._derivatives import contract, side_by_side, weighted
+from bpeq.systems._derivatives import contract, merge_phases, weighted
 from bpeq.types import Key, Layer, Params
 
 
@@ -68,8 +68,8 @@ def twice(layer: Layer) -> Layer:
 
 def power_gradient(
     layer: Layer, own: Params, below: Array, above: Array, weights: Array, volts: float
-) -> Params:
-    """Σ_n w_n ∂P_n/∂g, summed over the batch, with P = ½ Σ g_ij (v_i − v_j)² + the biases' power.
+) -> tuple[Params, Array | None]:
+    """Σ_n w_n ∂P_n/∂(g, v_i), with P = ½ Σ g_ij (v_i − v_j)² + the biases' power.
 
     That is Σ_n w_n ½ (v_i − v_j)², a local product, for all phases by one call of `backward`. The
     phases enter by their distances from the first one: ½(v_i − v_j)² is many times its change
@@ -77,7 +77,13 @@ def power_gradient(
 
     Args:
       below: `[phases, batch, ...]`, or `[1, batch, ...]` where it is the same in all phases.
-      above: `[phases, batch, ...]`. weights: `[phases]`.
+      above: `[phases, batch, ...]`.
+      weights: w, `[phases]`.
+      volts: of the biases' sources.
+
+    Returns:
+      The derivative by the conductances, summed over the batch; and by the voltages below, which
+      is Σ_n w_n Σ_j g_ij (v_i − v_j) for each example; None if these differ from phase to phase.
     """
     total = jnp.sum(weights)
     if below.shape[0] == 1:
@@ -90,22 +96,26 @@ def power_gradient(
     # ½ Σ w (v_i² + v_j²) − Σ w v_i v_j are pull-backs: of 1 at v_i², of v_j² at 1, of v_j at v_i.
     inputs = jnp.concatenate([inputs, 0.5 * squares_below, jnp.ones_like(squares_below)])
     seeds = jnp.concatenate([-seeds, jnp.ones_like(squares_above), 0.5 * squares_above])
-    grads = _pull(layer, own, inputs, seeds)
+    grads, into = _pull(layer, own, inputs, seeds)
+    dbelow = None
+    if below.shape[0] == 1:  # −Σ_n w_n fᵀ(v_j) and fᵀ(1) are rows of the same pull-back
+        dbelow = into[:-2] + total * below[0] * into[-2:-1]
 
     nowhere = jnp.zeros_like(squares_below)  # the biases' share alone: no current from below
     sums = jnp.sum(contract(weights, above), axis=0, keepdims=True)
     supplied = 0.5 * (volts**2 * total * above.shape[1] + squares_above)
-    both, net = (_pull(layer, own, nowhere, seed) for seed in (supplied, volts * sums))
-    return tuple(
+    both, net = (_pull(layer, own, nowhere, seed)[0] for seed in (supplied, volts * sums))
+    grads = tuple(
         {**part, "b": jnp.stack([b["b"] - n["b"], b["b"] + n["b"]])} if "b" in part else part
         for part, b, n in zip(grads, both, net, strict=True)
     )
+    return grads, dbelow
 
 
-def _pull(layer: Layer, own: Params, inputs: Array, seeds: Array) -> Params:
+def _pull(layer: Layer, own: Params, inputs: Array, seeds: Array) -> tuple[Params, Array]:
     own = load(own)  # the biases' values are not read
     _, residuals = layer.forward(own, inputs)
-    return layer.backward(own, own, residuals, seeds)[0]
+    return layer.backward(own, own, residuals, seeds)
 
 
 def _moved(phases: Array, weights: Array) -> Array:
@@ -125,7 +135,7 @@ def _product(below: Array, above: Array, weights: Array) -> tuple[Array, Array]:
     """Rows whose outer products sum to Σ_n w_n s_n t_n."""
     s, t = below[0], above[0]
     gaps_below, gaps_above = below[1:] - below[:1], above[1:] - above[:1]
-    inputs = [s, _moved(below, weights), side_by_side(gaps_below)]
+    inputs = [s, _moved(below, weights), merge_phases(gaps_below)]
     seeds = [contract(weights, above), t, weighted(weights[1:], gaps_above)]
     return jnp.concatenate(inputs), jnp.concatenate(seeds)
 

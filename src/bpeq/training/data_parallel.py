@@ -13,7 +13,7 @@ from jaxtyping import Array
 
 from bpeq.core import sharding
 from bpeq.core.compat import shard_map
-from bpeq.rules._start import Remembering
+from bpeq.rules._relaxing import Remembering
 from bpeq.types import Batch, Estimate, Key, LearningRule, Params, PerExample, SolveInfo, State
 
 WHOLE, PART = PartitionSpec(), PartitionSpec(sharding.AXIS)
@@ -49,7 +49,7 @@ def data_parallel(rule: LearningRule, devices: Mesh | int | Literal["all"] = "al
     own examples take. What does couple examples is computed over all parts: the statistics of batch
     norm, the β that "auto" chooses, the weights that move within `continual_eqprop`. Random numbers
     are those that one device would have drawn. So the result is one device's, up to the order of
-    its sums. Only a noisy device's noise, which a state's last bits choose, is another draw.
+    its sums.
 
     What is a mean and what is per example, `Estimate` declares; a rule of your own wraps its own
     records of each example in `types.PerExample`. If it couples its examples, or draws numbers for

@@ -10,25 +10,33 @@ from annotated_types import Interval
 from jaxtyping import Array
 
 from bpeq.core import trees
-from bpeq.settings import NonNegative, Whole, checked
+from bpeq.settings import NonNegative, SettingError, Whole, checked
 from bpeq.systems.devices._levels import Levels
-from bpeq.systems.devices._noise import noise_of
+from bpeq.systems.devices._noise import example_keys, folded, normal_like
 from bpeq.systems.devices._weights import device, within
-from bpeq.types import Device, Key, Layer, LearningRule, Params, State, System
+from bpeq.types import Device, Key, Layer, LearningRule, Params, State, System, rows_first
 
 Bits = Annotated[int, Interval(ge=1, le=16)]
 
 
 class Clamped(NamedTuple):
-    """What a batch's input fixes on a device: the weights that it really has, and its own part.
+    """What a batch's input fixes on a device, and what its noise is drawn by.
 
-    stored, x: the weights that it should have, and the input, where phases run on several devices.
+    seen:   the weights that it really has.
+    own:    what the system itself clamps, at these weights.
+    stored, x: the weights that it should have, and the input, if phases run on several devices.
+    key:    of the noise, for what is inside this device too.
+    keys:   one for each example, `[batch]`.
+    sweep:  the number of the sweep.
     """
 
     seen: Params
     own: Any
     stored: Params = None
     x: Any = None
+    key: Any = None
+    keys: Any = None
+    sweep: Array | int = 0
 
 
 @checked
@@ -58,15 +66,12 @@ def imperfect(
     non-negative. Only ideal weights and states have an exact reference: `fidelity` shows what the
     imperfections cost.
 
-    A sweep stays a pure function. ξ comes from one key an estimate, into which the bits of the
-    example's state before and after the sweep are folded: phases, sweeps and examples that differ
-    draw their own. Since few levels would bring back the very same state, and with it the same ξ,
-    a noisy state keeps a trace of ξ below its levels and at its limits, inward, of some 256 units
-    of round-off (3e-5 in float32, 6e-14 in float64, for limits of 1): it does what a counter would.
-    Examples of the same input and start draw the same ξ, copies of one batch too: no result depends
-    on an example's batch mates or its place among them; but a batch cut otherwise, as several
-    devices cut it, has other last bits, and so another draw. Noise has no fixed point: a solver to
-    a residual below it runs to its last sweep and says that it has not settled.
+    A sweep stays a pure function: the key of ξ and the number of the sweep are part of what is
+    clamped. Every estimate has its own key. Each example draws by its place in the batch, the phase
+    and the number of the sweep. So examples of the same input draw independent numbers, and a batch
+    that several devices share draws what one device would. A solver hands out the numbers; one of
+    your own does so by `bpeq.solvers.run_sweep`. Noise has no fixed point: a solver to a residual
+    below it runs to its last sweep and reports that it has not settled.
 
     A rule on a network (backprop) settles no states: of a rule only its weights can be wrapped, as
     a device would hold them: of `kolen_pollack` W and B, not the B − W that it stores. What is
@@ -116,10 +121,10 @@ def imperfect(
         given["mismatch_per"] = "phase" if mismatch_per == "phase" else None
         for name, value in given.items():
             if value is not None:
-                raise ValueError(
-                    f"imperfect: {name} = {value!r}: the rule {part.name!r} itself settles no "
-                    "states; allowed on a system, for any rule that settles it"
+                remedy = (
+                    f"the rule {part.name!r} settles no states; allowed on a system, for any rule"
                 )
+                raise SettingError("imperfect", name, value, remedy)
         return _rule(part, see, weights) if changed else part
     if not (changed or noise or states.change):
         return part
@@ -154,39 +159,54 @@ def _system(
     key: Key,
 ) -> System:
     traits = system.traits
-    inner = traits.device or Device(system, None, None)
+    inner = traits.device or Device(system)
 
     def clamp(params: Params, x: Any) -> Clamped:
         seen = see(params)
-        own = system.clamp(seen, x)
-        return Clamped(seen, own, params, x) if several else Clamped(seen, own)
+        stored = (params, x) if several else (None, None)
+        clamped = Clamped(seen, system.clamp(seen, x), *stored)
+        return clamped if noise == 0 else _with_keys(clamped, key, len(jax.tree.leaves(x)[0]))
+
+    def seeded(clamped: Clamped, key: Key) -> Clamped:
+        if inner.seeded is not None:
+            own = inner.seeded(clamped.own, jax.random.fold_in(key, 1))
+            clamped = clamped._replace(own=own, key=key)
+        return clamped if noise == 0 else _with_keys(clamped, key, len(clamped.keys))
+
+    def numbered(clamped: Clamped, n: Array | int) -> Clamped:
+        own = clamped.own if inner.numbered is None else inner.numbered(clamped.own, n)
+        return clamped._replace(own=own, sweep=n)
 
     def nudged(clamped: Clamped, n: Array) -> Clamped:
         if several:
             seen = see(clamped.stored, n + 1)
-            clamped = clamped._replace(seen=seen, own=system.clamp(seen, clamped.x))
+            own = system.clamp(seen, clamped.x)
+            if inner.seeded is not None and clamped.key is not None:
+                own = inner.seeded(own, jax.random.fold_in(clamped.key, 1))
+            if inner.numbered is not None:
+                own = inner.numbered(own, clamped.sweep)
+            clamped = clamped._replace(seen=seen, own=own)
         if inner.nudged is not None:
             clamped = clamped._replace(own=inner.nudged(clamped.own, n))
-        return clamped
+        return clamped if noise == 0 else clamped._replace(keys=folded(clamped.keys, n + 1))
+
+    def take_rows(clamped: Clamped, rows: Array) -> Clamped:
+        assert traits.take_rows is not None
+        keys = None if clamped.keys is None else rows_first(clamped.keys, rows)
+        return clamped._replace(own=traits.take_rows(clamped.own, rows), keys=keys)
 
     def sweep(
         params: Params, clamped: Clamped, state: State, push: Any = None, hold: bool = False
     ) -> State:
         swept = system.sweep(clamped.seen, clamped.own, state, push, hold)
         if noise > 0:
-            xi = noise_of(key, state, swept)
+            xi = normal_like(folded(clamped.keys, clamped.sweep), swept)
             swept = trees.add(swept, trees.scale(noise, xi))
-            if states.change is not None:
-                swept = jax.tree.map(lambda s, drawn: states.keeping(s, noise, drawn), swept, xi)
-        elif states.change is not None:
+        if states.change is not None:
             swept = jax.tree.map(states.change, swept)
         if hold and system.write is not None:  # what is held has neither noise nor levels
             swept = system.write(swept, system.readout.forward(clamped.seen, state)[0])
         return swept
-
-    def rekeyed(other: Key) -> System:
-        below = inner.keyed(jax.random.fold_in(other, 1)) if inner.keyed is not None else system
-        return _system(below, see, weights, states, noise, several, other)
 
     def ondevice(function: Any) -> Any:
         if function is None:
@@ -194,6 +214,7 @@ def _system(
         return lambda params, clamped, *args: function(clamped.seen, clamped.own, *args)
 
     inexact = states.change is not None and "quantised or limited states are not holomorphic"
+    noisy = noise > 0 or inner.seeded is not None
     return system._replace(
         clamp=clamp,
         init_state=ondevice(system.init_state),
@@ -208,13 +229,19 @@ def _system(
             project=within(weights, traits.project),
             forward=ondevice(traits.forward),
             reverse=None,
+            take_rows=traits.take_rows and take_rows,
             device=Device(
                 ideal=system.ideal,
-                keyed=rekeyed if noise > 0 or inner.keyed is not None else None,
-                nudged=nudged if several or inner.nudged is not None else None,
+                seeded=seeded if noisy else None,
+                numbered=numbered if noisy else None,
+                nudged=nudged if several or noise > 0 or inner.nudged is not None else None,
             ),
         ),
     )
+
+
+def _with_keys(clamped: Clamped, key: Key, examples: int) -> Clamped:
+    return clamped._replace(key=key, keys=example_keys(key, examples))
 
 
 def _read_by(readout: Layer, see: Callable[..., Params]) -> Layer:

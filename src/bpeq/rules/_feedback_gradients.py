@@ -11,7 +11,7 @@ from bpeq.types import Layer, Params
 _REFUSED = "vector_field_eqprop: kolen_pollack = True:"
 
 
-def lay_on_both(grads: Params, network: Layer | None) -> Params:
+def symmetrise_feedback_gradients(grads: Params, network: Layer | None) -> Params:
     """Both weights of a connection get the sum of their gradients.
 
     Raises:

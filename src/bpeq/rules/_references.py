@@ -1,0 +1,216 @@
+"""What rules on a system are measured against: exact gradients of the ideal system, settled far."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from bpeq.core import trees
+from bpeq.rules._common import no_state
+from bpeq.rules._means import mean_loss
+from bpeq.rules._phases import Free, free_phase, nudge
+from bpeq.solvers import fixed_point
+from bpeq.types import (
+    Batch,
+    Cost,
+    Estimate,
+    Key,
+    LearningRule,
+    Params,
+    SolveInfo,
+    State,
+    System,
+)
+
+CERTIFIED = fixed_point(1e-12, 20_000)
+"""Settles what an exact gradient stands on."""
+Gradient = tuple[Params, Array, dict[str, Any]]
+"""(gradient, loss, records for an estimate's info)."""
+
+
+def exact_rule(
+    name: str, system: System, gradient: Callable[[Params, Batch, Free], Gradient]
+) -> LearningRule:
+    """A rule that settles the system as far as float64 goes, and takes the gradient there."""
+
+    def apply(params: Params, x: Any, key: Key | None = None) -> Array:
+        return free_phase(system, CERTIFIED, params, x).output
+
+    def estimate(params: Params, batch: Batch, state: State, key: Key) -> tuple[Estimate, State]:
+        rest = free_phase(system, CERTIFIED, params, batch.x)
+        grads, loss, record = gradient(params, batch, rest)
+        return Estimate(grads, loss, rest.output, {"free": rest.info, **record}), state
+
+    return LearningRule(name, no_state, apply, estimate)
+
+
+class Adjoint(NamedTuple):
+    """λ = error + pull(λ), pull the transposed Jacobian of the sweep at `state`."""
+
+    params: Params
+    x: Array
+    state: State
+    error: State
+    pull: Callable[[State], State]
+
+
+def adjoint_equation(
+    system: System, params: Params, x: Array, state: State, error: State
+) -> Adjoint:
+    """The equation of λ at an equilibrium, `error` being ∂C/∂s there."""
+    _, pull = jax.vjp(lambda s: system.sweep(params, system.clamp(params, x), s), state)
+    return Adjoint(params, x, state, error, lambda lam: pull(lam)[0])
+
+
+def implicit_gradient(
+    system: System,
+    cost: Cost,
+    solve: Callable[[Adjoint], tuple[State, SolveInfo]],
+    params: Params,
+    batch: Batch,
+    rest: Free,
+) -> tuple[Params, SolveInfo]:
+    """dC/dθ = ∂C/∂θ + λᵀ ∂T/∂θ, T the sweep, λ by `solve`: implicit differentiation of s⁰."""
+    examples = rest.output.shape[0]
+
+    def cost_at(params: Params, s: State) -> Array:
+        return mean_loss(cost, system.readout.forward(params, s)[0], batch.y)
+
+    direct, error = jax.grad(cost_at, argnums=(0, 1))(params, rest.state)
+    # Per example, as the cost is, so that a residual does not shrink with the batch.
+    error = trees.scale(float(examples), error)
+    lam, info = solve(adjoint_equation(system, params, batch.x, rest.state, error))
+    _, pull = jax.vjp(lambda p: system.sweep(p, system.clamp(p, batch.x), rest.state), params)
+    return trees.add(direct, trees.scale(1.0 / examples, pull(lam)[0])), info
+
+
+def exact_reference(system: System, cost: Cost) -> LearningRule:
+    """Implicit differentiation settled as far as float64 goes: what relaxing rules aim at.
+
+    Of the ideal system: an imperfect device's error counts what its imperfections cost.
+    """
+    ideal = system.ideal
+
+    def solve(adjoint: Adjoint) -> tuple[State, SolveInfo]:
+        return CERTIFIED(lambda lam: trees.add(adjoint.error, adjoint.pull(lam)), adjoint.error)
+
+    def gradient(params: Params, batch: Batch, rest: Free) -> Gradient:
+        grads, info = implicit_gradient(ideal, cost, solve, params, batch, rest)
+        return grads, mean_loss(cost, rest.output, batch.y), {"adjoint": info}
+
+    return exact_rule("recurrent_backprop", ideal, gradient)
+
+
+_KNOWN = {
+    "sigmoid": "the binary cross-entropy",
+    "shifted_sigmoid": "a quarter of the binary cross-entropy",
+}
+
+
+def followed(system: System, cost: Cost) -> LearningRule | None:
+    """What a rule with nudged phases follows on a system that is nudged outside of its σ.
+
+    There s ← σ(drive) + p, which to first order is σ(drive + p / σ′): a push of (1/σ′) ∂C/∂s where
+    C asks for ∂C/∂s. For squared error, whose slope is s − y, that is the slope of
+    A(y) − A(s) − (y − s) A′(s), since A″(s) = 1/σ′: of the binary cross-entropy for a logistic σ,
+    of a quarter of it for σ(4s − 2). In general it is no cost's slope, and the gradient is just
+    the limit of EP's estimate as β → 0. Either way it is
+
+        −(∂force/∂θ)ᵀ r + ∂C/∂θ      r = (∂T/∂s) r + ∂T/∂β  at s⁰ and β = 0, T the nudged sweep
+
+    settled as far as float64 goes, of the ideal system.
+
+    Returns:
+      None where the cost itself is followed: the nudge is inside σ, or σ′ = 1. None too without an
+      energy, where the response is no gradient: `follows` says what it is.
+    """
+    name = follows(system, cost)
+    if not name or system.energy is None:
+        return None
+    ideal = system.ideal
+
+    def gradient(params: Params, batch: Batch, rest: Free) -> Gradient:
+        zero, one = jnp.zeros((), rest.output.dtype), jnp.ones((), rest.output.dtype)
+
+        def swept(s: State, beta: Array) -> State:
+            return ideal.sweep(params, rest.clamped, s, nudge(ideal, cost, params, batch.y, beta))
+
+        def respond(r: State) -> State:
+            return jax.jvp(swept, (rest.state, zero), (r, one))[1]
+
+        def loss(params: Params) -> Array:
+            output = ideal.readout.forward(params, rest.state)[0]
+            return mean_loss(cost, output, batch.y)
+
+        response, info = CERTIFIED(respond, trees.zeros(rest.state))
+        value, direct = jax.value_and_grad(loss)(params)
+        pulled, _ = ideal.dforce(params, rest.clamped, rest.state, response)
+        grads = trees.add(direct, trees.scale(-1.0 / len(rest.output), pulled))
+        return grads, value, {"response": info}
+
+    return exact_rule(name, ideal, gradient)
+
+
+def follows(system: System, cost: Cost) -> str:
+    """What a nudged phase follows in place of C, in words; empty where it is C.
+
+    Example:
+      >>> from bpeq.costs import squared_error
+      >>> from bpeq.layers import chain, dense, shifted_sigmoid
+      >>> from bpeq.systems import hopfield
+      >>> system = hopfield(chain(dense(2), shifted_sigmoid()), nudge="outside")
+      >>> follows(system, squared_error())
+      'a quarter of the binary cross-entropy (to first order: the nudge is outside σ)'
+    """
+    sigma = system.traits.nudge_outside
+    if sigma in ("", "linear"):
+        return ""
+    known = cost.name == "squared_error" and system.write is not None
+    slope = _KNOWN.get(sigma, "") if known else ""
+    return f"{slope or 'the slope (1/σ′) ∂C/∂s'} (to first order: the nudge is outside σ)"
+
+
+def refuse_without_energy(owner: str, system: System) -> None:
+    """Systems without an energy.
+
+    Raises:
+      ValueError: it names the rule, the system and the rules that serve.
+    """
+    if system.energy is None or system.denergy is None:
+        raise ValueError(
+            f"{owner}: the system {system.name!r} has no energy; rules that serve: "
+            "vector_field_eqprop, asymmetric_eqprop, recurrent_backprop, bptt"
+        )
+
+
+def refuse_unclampable(owner: str, system: System) -> None:
+    """Systems without an energy, and those whose output is no state.
+
+    Raises:
+      ValueError: it names the rule, the system and the rules that serve.
+    """
+    refuse_without_energy(owner, system)
+    if system.write is None:
+        raise ValueError(
+            f"{owner}: the system {system.name!r} cannot clamp its output, which is no state of "
+            "it; rules that serve: eqprop, continual_eqprop, vector_field_eqprop, "
+            "asymmetric_eqprop, recurrent_backprop, bptt"
+        )
+
+
+def refuse_outside(owner: str, system: System) -> None:
+    """Systems that are nudged outside of their σ, for rules whose push must enter the force.
+
+    Raises:
+      ValueError: it names the rule, the system and the rules that serve.
+    """
+    if system.traits.nudge_outside:
+        raise ValueError(
+            f"{owner}: the system {system.name!r} is nudged outside of its σ, where the push that "
+            "transposes the Jacobian does not; allowed: nudge = 'inside', or the rules eqprop, "
+            "continual_eqprop, vector_field_eqprop, recurrent_backprop, bptt"
+        )
