@@ -145,7 +145,7 @@ def test_names_that_old_jax_lacks_come_from_compat():
 
 def test_modules_stay_small():
     sizes = {p: len(p.read_text().splitlines()) for p in FILES}
-    assert {p.name: n for p, n in sizes.items() if n > 320} == {}
+    assert {p.name: n for p, n in sizes.items() if n > 360} == {}
 
 
 def test_no_function_shares_its_name_with_a_room():

@@ -182,8 +182,8 @@ def test_system_contract(name):
     assert system.energy(params, clamped, state).shape == (4,)
     phases = jax.tree.map(lambda s: s[None], state)
     for made in (
-        system.denergy(params, clamped, phases, jnp.ones(1, jnp.float32)),
-        system.dforce(params, clamped, state, state),
+        system.denergy(params, clamped, phases, jnp.ones(1, jnp.float32))[0],
+        system.dforce(params, clamped, state, state)[0],
     ):
         assert jax.tree.map(jnp.shape, made) == jax.tree.map(jnp.shape, params)
         assert {leaf.dtype for leaf in jax.tree.leaves((made, state, force))} == {jnp.dtype("f4")}

@@ -17,6 +17,7 @@ from bpeq.config.registry import KINDS
 from bpeq.config.schema import wires
 from bpeq.experiment import train
 from bpeq.layers import chain, dense, tanh
+from bpeq.systems.devices import imperfect
 from bpeq.training.data_parallel import data_parallel
 from bpeq.types import Batch, Cost, Estimate, Layer, PerExample, Solver, System
 
@@ -67,6 +68,10 @@ CASES = {
     "eqprop auto": (lambda: eqprop(beta="auto"), NETWORK),
     "eqprop random-sign": (lambda: eqprop(nudging="random-sign"), NETWORK),
     "eqprop holomorphic": (lambda: eqprop(nudging="holomorphic"), NETWORK),
+    "eqprop noisy": (
+        lambda: rules.eqprop(imperfect(HOPFIELD, noise=0.1), COST, BRIEF, BRIEF),
+        NETWORK,
+    ),
     "eqprop carried": (lambda: eqprop(start="carried"), NETWORK),
     "eqprop kept": (lambda: eqprop(start="kept"), NETWORK),
     "vector_field_eqprop homeostasis": (

@@ -98,8 +98,8 @@ def test_a_wrong_denergy_of_a_system_is_named():
     params = jax.tree.map(lambda p: 0.3 * p, system.init(KEY, (5,))[0])
 
     def wrong(params, clamped, phases, weights):
-        grads = system.denergy(params, clamped, phases, weights)
-        return ({**grads[0], "b": 1.001 * grads[0]["b"]}, *grads[1:])
+        grads, dx = system.denergy(params, clamped, phases, weights)
+        return ({**grads[0], "b": 1.001 * grads[0]["b"]}, *grads[1:]), dx
 
     found = check_energy(system._replace(denergy=wrong), params, X, **FEW)
     assert failing(found) == ["gradient"]

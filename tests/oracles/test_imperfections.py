@@ -12,7 +12,9 @@ from bpeq.analysis import equilibrium
 from bpeq.core import trees
 from bpeq.costs import squared_error
 from bpeq.layers import chain, dense
-from bpeq.solvers import fixed_point, fixed_steps
+from bpeq.rules import free_phase
+from bpeq.settings import SettingError
+from bpeq.solvers import anderson, fixed_point, fixed_steps
 from bpeq.systems import hopfield, predictive, resistive
 from bpeq.systems.devices import imperfect
 from bpeq.training.loops import start, supervised
@@ -111,47 +113,63 @@ def test_noise_is_normal_of_the_given_width_on_every_unit():
     assert np.abs(correlations).max() < 5 / np.sqrt(500)
 
 
-@pytest.mark.slow
-def test_noise_differs_by_key_sweep_push_and_example_and_is_a_function_of_them():
+def test_noise_differs_by_key_sweep_phase_and_example_and_not_by_the_state():
     system, params, batch = problem(batch=200)
     noisy = imperfect(system, noise=0.03)
-    _, state = somewhere(system, params, batch.x)
+    clamped, state = somewhere(noisy, params, batch.x)
+    device = noisy.traits.device
 
-    def nudge(s):
-        return (None, None, 1e-9 * jnp.ones_like(s[-1]))
+    def draw(clamped, state=state):
+        clean = system.sweep(params, clamped.own, state)
+        gap = trees.sub(noisy.sweep(params, clamped, state), clean)
+        return np.concatenate([np.asarray(leaf).ravel() for leaf in gap])
 
-    moved = jax.tree.map(lambda s: s + 1e-12, state)
-    other = noisy.traits.device.keyed(jax.random.key(9))
-    args = (params, batch.x, state)
     draws = [
-        noise_of_a_sweep(system, noisy, *args),
-        noise_of_a_sweep(system, other, *args),
-        noise_of_a_sweep(system, noisy, *args, nudge),
-        noise_of_a_sweep(system, noisy, params, batch.x, moved),
-        jax.tree.map(
-            lambda leaf: jnp.roll(leaf, 1, axis=0), noise_of_a_sweep(system, noisy, *args)
-        ),
+        draw(clamped),
+        draw(device.seeded(clamped, jax.random.key(9))),
+        draw(device.numbered(clamped, 1)),
+        draw(device.nudged(clamped, 0)),
+        draw(device.nudged(clamped, 1)),
+        draw(clamped._replace(keys=jnp.roll(clamped.keys, 1))),
     ]
-    flat = [np.concatenate([np.asarray(s).ravel() for s in draw]) for draw in draws]
-    for i in range(len(flat)):
+    for i in range(len(draws)):
         for j in range(i):
-            assert abs(np.corrcoef(flat[i], flat[j])[0, 1]) < 5 / np.sqrt(flat[0].size)
-    again = noise_of_a_sweep(system, imperfect(system, noise=0.03), *args)
-    same(again, draws[0])
-    others = jax.tree.map(lambda s: s.at[1:].add(0.5), state)  # batch mates do not matter
-    beside = noise_of_a_sweep(system, noisy, params, batch.x.at[1:].add(1.0), others)
-    same(jax.tree.map(lambda s: s[0], beside), jax.tree.map(lambda s: s[0], draws[0]))
+            assert abs(np.corrcoef(draws[i], draws[j])[0, 1]) < 5 / np.sqrt(draws[0].size)
+    moved = jax.tree.map(lambda s: s + 0.1, state)
+    np.testing.assert_allclose(draw(clamped, moved), draws[0], atol=1e-14)
 
 
-def test_two_states_of_opposite_signs_draw_differently():
+def test_examples_of_one_input_draw_independent_noise():
     system, params, batch = problem()
-    noisy = imperfect(system, noise=0.1)
-    _, state = somewhere(system, params, batch.x)
-    ups, downs = (
-        noise_of_a_sweep(system, noisy, params, 0 * batch.x, trees.scale(sign, state))
-        for sign in (1.0, -1.0)
-    )
-    assert float(jnp.abs(ups[0] - downs[0]).min()) > 1e-6
+    x = jnp.broadcast_to(batch.x[:1], (2000, 5))
+    rule = rules.eqprop(imperfect(system, noise=0.03), squared_error(), fixed_steps(3))
+    output = np.asarray(rule.apply(params, x, KEY)).reshape(1000, 2, 3)
+    for unit in range(3):
+        correlation = np.corrcoef(output[:, 0, unit], output[:, 1, unit])[0, 1]
+        assert abs(correlation) < 3 / np.sqrt(1000)
+
+
+@pytest.mark.parametrize("solver", [fixed_point(0.03, 60), anderson(0.03, 60)])
+def test_noise_does_not_depend_on_how_a_solver_takes_a_batch_apart(solver):
+    """Examples settle at different sweeps, and the others go on without them."""
+    system, params, batch = problem(batch=160)
+    noisy = imperfect(system, noise=0.01)
+    whole = noisy._replace(traits=noisy.traits._replace(take_rows=None))
+    ours, theirs = (free_phase(s, solver, params, batch.x) for s in (noisy, whole))
+    assert len(np.unique(ours.info.steps)) > 2
+    np.testing.assert_array_equal(ours.info.steps, theirs.info.steps)
+    np.testing.assert_allclose(ours.output, theirs.output, atol=1e-12)
+
+
+def test_a_solver_that_does_not_number_its_sweeps_is_refused_on_a_noisy_device():
+    system, params, batch = problem()
+
+    def once(step, state):
+        return step(state), None
+
+    with pytest.raises(SettingError) as failure:
+        free_phase(imperfect(system, noise=0.01), once, params, batch.x)
+    assert failure.value.setting == "noise"
 
 
 def mean_errors(rule, params, batch, exact, betas, draws=12):
@@ -231,68 +249,18 @@ def test_an_output_that_is_held_has_neither_noise_nor_levels(name):
     assert float(jnp.abs(swept[0] - clean[0]).max()) > 1e-3
 
 
-def cycling(trajectory, bits):
-    """The share of examples whose last 60 states, by their levels, repeat with a period <= 30."""
-    parts = [np.round(np.asarray(s) * (2**bits - 1)) for s in trajectory]
-    last = np.concatenate(parts, axis=2)[-60:]
-    return np.mean(
-        np.any([np.all(last[k:] == last[:-k], axis=(0, 2)) for k in range(1, 31)], axis=0)
-    )
-
-
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
-@pytest.mark.parametrize(("bits", "noise"), [(1, 0.1), (1, 0.5), (2, 0.1)])
-def test_noise_on_few_levels_comes_back_no_more_often_than_noise_by_a_counter(bits, noise, dtype):
-    """A state of few levels comes back; what it then draws must be new."""
+def test_noise_on_few_levels_stays_on_them_and_goes_on():
     network = chain(dense(6), layers.hard_sigmoid(), dense(3), layers.hard_sigmoid())
-    system, top = hopfield(network), 2**bits - 1
-    params = trees.cast(system.init(jax.random.key(3), (4,))[0], dtype)
-    x = jax.random.normal(KEY, (200, 4), dtype)
-    device = imperfect(system, noise=noise, state_bits=bits, state_min=0.0, state_max=1.0)
-    clamped, drive = device.clamp(params, x), system.clamp(params, x)
-
-    def counted(state, n):
-        swept = system.sweep(params, drive, state)
-        keys = jax.random.split(jax.random.fold_in(KEY, n), len(swept))
-        noisy = [
-            s + noise * jax.random.normal(k, s.shape, dtype)
-            for s, k in zip(swept, keys, strict=True)
-        ]
-        state = tuple(jnp.round(jnp.clip(s, 0.0, 1.0) * top) / top for s in noisy)
-        return state, state
-
-    solve = fixed_steps(200, record=True)
-    start = device.init_state(params, clamped)
-    _, info = jax.jit(lambda s: solve(lambda s: device.sweep(params, clamped, s), s))(start)
-    _, fresh = jax.jit(lambda s: jax.lax.scan(counted, s, jnp.arange(200)))(start)
-    ours, theirs = cycling(info.trajectory, bits), cycling(fresh, bits)
-    assert theirs < 0.6
-    assert abs(ours - theirs) < 0.12  # 2.5 standard errors of a difference of two such shares
-    off = max(float(jnp.abs(s * top - jnp.round(s * top)).max()) for s in info.trajectory)
-    assert off < 6 * 256 * float(jnp.finfo(dtype).eps) * top  # levels, but for the last bits
-    assert all(0.0 <= float(s.min()) <= float(s.max()) <= 1.0 for s in info.trajectory)
-
-
-@pytest.mark.parametrize("limits", [{"state_min": 0.0}, {"state_max": 0.4}])
-def test_noise_at_a_limit_goes_on_and_states_keep_to_it(limits):
-    """Four units that lie at the limit nearly always: at 50 visits noise of 50 kinds."""
-    end, sign = next(iter(limits.values())), 1.0 if "state_min" in limits else -1.0
-    system = hopfield(chain(dense(4), layers.tanh(), dense(2)))
-    params = trees.scale(0.0, system.init(KEY, (3,))[0])
-    params = (
-        {**params[0], "b": params[0]["b"] - 9 * sign}, params[1],
-        {**params[2], "b": params[2]["b"] - 9 * sign},
-    )  # fmt: skip
-    device = imperfect(system, noise=0.01, **limits)
-    clamped = device.clamp(params, jnp.ones((1, 3)))
-    _, info = fixed_steps(50, record=True)(
-        lambda s: device.sweep(params, clamped, s), device.init_state(params, clamped)
-    )
-    for leaf in info.trajectory:
-        beyond = sign * (np.asarray(leaf)[:, 0] - end)
-        assert beyond.min() > 0.0
-        assert beyond.max() < 1e-12
-        assert len(np.unique(beyond[:, 0])) > 25
+    system = hopfield(network)
+    params, _ = system.init(jax.random.key(3), (4,))
+    x = jax.random.normal(KEY, (200, 4))
+    device = imperfect(system, noise=0.5, state_bits=1, state_min=0.0, state_max=1.0)
+    solver = fixed_steps(60, record=True)
+    rest = free_phase(device, solver, params, x)
+    path = np.concatenate([np.asarray(s) for s in rest.info.trajectory], axis=2)
+    assert set(np.unique(path)) == {0.0, 1.0}
+    stuck = [np.all(path[-30 + k :] == path[-30:][: 30 - k], axis=(0, 2)) for k in range(1, 10)]
+    assert np.mean(np.any(stuck, axis=0)) < 0.1
 
 
 # --- mismatch ----------------------------------------------------------------------------------
@@ -382,7 +350,7 @@ def test_each_nudged_phase_runs_on_a_device_of_its_own():
         phases.append(run(jax.tree.map(jnp.zeros_like, device.init_state(params, clamped))))
     weights = jnp.array([1.0, -1.0]) / (2 * beta * 4)
     drive = system.clamp(clamped.seen, batch.x)
-    expected = system.denergy(clamped.seen, drive, trees.stack(phases), weights)
+    expected = system.denergy(clamped.seen, drive, trees.stack(phases), weights)[0]
     assert distance(estimate(rule, params, batch).grads, expected) < 1e-5
 
 
@@ -399,7 +367,7 @@ def test_each_clamped_phase_runs_on_a_device_of_its_own():
     free = settle(clamped.seen, clamped.own, device.init_state(params, clamped), False)
     held = settle(own.seen, own.own, system.write(free, batch.y), True)
     weights = jnp.array([1.0, -1.0]) / 4
-    expected = system.denergy(clamped.seen, clamped.own, trees.stack([held, free]), weights)
+    expected = system.denergy(clamped.seen, clamped.own, trees.stack([held, free]), weights)[0]
     rule = rules.contrastive_hebbian(device, squared_error(), TIGHT, TIGHT)
     assert distance(estimate(rule, params, batch).grads, expected) < 1e-5
 
@@ -498,9 +466,10 @@ def test_a_wrapped_noisy_device_still_draws_its_noise_from_the_estimates_key():
 def test_noise_of_two_devices_adds_up():
     system, params, batch = problem(batch=500)
     device = imperfect(imperfect(system, noise=0.03), noise=0.04)
-    keyed = device.traits.device.keyed(jax.random.key(3))
-    _, state = somewhere(system, params, batch.x)
-    drawn = noise_of_a_sweep(system, keyed, params, batch.x, state)
+    clean, state = somewhere(system, params, batch.x)
+    clamped = device.traits.device.seeded(device.clamp(params, batch.x), jax.random.key(3))
+    swept = device.sweep(params, clamped, state)
+    drawn = trees.sub(swept, system.sweep(params, clean, state))
     for leaf in drawn:
         assert stats.kstest(np.asarray(leaf).ravel() / 0.05, "norm").pvalue > 1e-3
 

@@ -9,7 +9,6 @@ from bpeq import costs, layers, rules, systems
 from bpeq.analysis import gradient_fidelity
 from bpeq.core import trees
 from bpeq.layers import chain, dense
-from bpeq.rules._relaxing import _coarse
 from bpeq.solvers import fixed_steps
 from bpeq.systems.devices import imperfect
 from bpeq.types import Batch
@@ -92,8 +91,8 @@ def test_a_noisy_device_sweeps_in_the_shorter_type_too():
 def test_a_held_output_is_on_no_grid(dtype):
     """It is what the phase was given; the hidden units settle on the short type's grid."""
     clamped = SYSTEM.clamp(PARAMS, BATCH.x)
-    state = SYSTEM.forward(PARAMS, clamped)
-    swept = _coarse(SYSTEM, dtype).sweep(PARAMS, clamped, state, hold=True)
+    state = SYSTEM.traits.forward(PARAMS, clamped)
+    swept = rules.in_short_floats(SYSTEM, dtype).sweep(PARAMS, clamped, state, hold=True)
     np.testing.assert_array_equal(swept[-1], state[-1])
     assert bool((state[-1].astype(dtype).astype(float) != state[-1]).all())
     np.testing.assert_array_equal(swept[0], swept[0].astype(dtype).astype(float))

@@ -15,7 +15,7 @@ from bpeq.config.schema import fields, wires
 from bpeq.core import trees
 from bpeq.costs import squared_error
 from bpeq.layers import chain, dense
-from bpeq.rules._start import Remembering
+from bpeq.rules._relaxing import Remembering
 from bpeq.settings import checked
 from bpeq.solvers import fixed_point, fixed_steps
 from bpeq.systems import from_field, hopfield, predictive, resistive

@@ -4,6 +4,7 @@ from bpeq.rules._asymmetric_eqprop import asymmetric_eqprop
 from bpeq.rules._autodiff import autodiff
 from bpeq.rules._backprop import backprop
 from bpeq.rules._bptt import bptt
+from bpeq.rules._common import stateless
 from bpeq.rules._continual_eqprop import continual_eqprop
 from bpeq.rules._contrastive_hebbian import contrastive_hebbian
 from bpeq.rules._coupled_learning import coupled_learning
@@ -23,7 +24,6 @@ from bpeq.rules._relaxing import (
     starting_at,
 )
 from bpeq.rules._sign_symmetric import sign_symmetric
-from bpeq.rules._stateless import stateless
 from bpeq.rules._target_propagation import target_propagation
 from bpeq.rules._vector_field_eqprop import vector_field_eqprop
 

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 from jaxtyping import Array
 
-from bpeq.rules._means import mean_loss, recorded_statistics, statistics_of
+from bpeq.rules._common import mean_loss, recorded_statistics, statistics_of
 from bpeq.settings import checked
 from bpeq.types import Batch, Cost, Estimate, Key, Layer, LearningRule, Params, RuleInfo, State
 

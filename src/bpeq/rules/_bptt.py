@@ -8,8 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from bpeq.rules._common import no_state
-from bpeq.rules._means import mean_loss
+from bpeq.rules._common import mean_loss, no_state
 from bpeq.rules._phases import clamp, free_sweep
 from bpeq.rules._references import exact_reference
 from bpeq.rules._relaxing import Relaxation, Start, finished, noise_key, prepared

@@ -1,14 +1,70 @@
-"""What rules share: a rule without a state, and traced settings in a rule's state."""
+"""What rules share: the mean loss, running statistics, traced settings, rules without a state."""
 
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array
+from jaxtyping import Array, Float
 
-from bpeq.types import Caution, Key, Params, State
+from bpeq.layers import trained_leaves
+from bpeq.types import (
+    Batch,
+    Caution,
+    Cost,
+    Estimate,
+    Key,
+    Layer,
+    LearningRule,
+    Params,
+    State,
+)
+
+
+def mean_loss(cost: Cost, output: Array, y: Array) -> Float[Array, ""]:
+    """The mean cost over the batch."""
+    return jnp.mean(cost.value(output, y))
+
+
+def recorded_statistics(network: Layer, params: Params, residuals: Any) -> dict[str, Any]:
+    """The part of an estimate's info that `statistics_of` reads; empty without running statistics.
+
+    Args:
+      network: what the estimate ran.
+      params: its parameters, before the update.
+      residuals: what its `forward` kept.
+
+    Returns:
+      {"statistics": [...]}: the leaves that are not trained, as the network's `absorb` writes them.
+    """
+    if network.absorb is None:
+        return {}
+    trained = jax.tree.leaves(trained_leaves(network, params))
+    written = jax.tree.leaves(network.absorb(params, residuals))
+    pairs = zip(written, trained, strict=True)
+    return {"statistics": [leaf for leaf, is_trained in pairs if not is_trained]}
+
+
+def statistics_of(network: Layer) -> Callable[[Params, dict[str, Any]], Params] | None:
+    """A rule's `absorb` for a network with running statistics; None for other networks.
+
+    The rule's estimate puts them into its info by `recorded_statistics`.
+    """
+    if network.absorb is None:
+        return None
+
+    def absorb(params: Params, info: dict[str, Any]) -> Params:
+        leaves, structure = jax.tree.flatten(params)
+        trained = jax.tree.leaves(trained_leaves(network, params))
+        statistics = iter(info["statistics"])
+        pairs = zip(leaves, trained, strict=True)
+        written = [leaf if is_trained else next(statistics) for leaf, is_trained in pairs]
+        return jax.tree.unflatten(structure, written)
+
+    return absorb
 
 
 def no_state(key: Key, params: Params) -> tuple[Params, State]:
@@ -38,3 +94,32 @@ def traced_settings(
             stacklevel=3,
         )
     return {name: jnp.asarray(value, dtype) for name, value in settings.items()}
+
+
+def stateless(
+    apply: Callable[..., Array],
+    fn: Callable[[Params, Batch, Key], Estimate],
+    name: str = "stateless",
+    trained: Callable[[Params], Any] | None = None,
+) -> LearningRule:
+    """A rule without a state out of (params, batch, key) -> Estimate.
+
+    Args:
+      apply: (params, x, key=None) -> output.
+      fn: gives the Estimate of one batch; grads are batch means in the shape of params.
+      name: the rule's name.
+      trained: which leaves training may change, such as a network's `trained`; None: all.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> from bpeq.types import Batch, Estimate
+      >>> rule = stateless(lambda p, x, key=None: p * x,
+      ...                  lambda p, batch, key: Estimate(p, jnp.zeros(()), batch.x, {}))
+      >>> rule.estimate(2.0, Batch(jnp.ones(1), jnp.ones(1)), (), jax.random.key(0))[0].grads
+      2.0
+    """
+
+    def estimate(params: Params, batch: Batch, state: Any, key: Key) -> tuple[Estimate, State]:
+        return fn(params, batch, key), state
+
+    return LearningRule(name, no_state, apply, estimate, trained=trained)

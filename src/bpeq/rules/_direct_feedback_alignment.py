@@ -12,7 +12,7 @@ from jaxtyping import Array
 from bpeq.core import trees
 from bpeq.layers import Block, cut, output_shape
 from bpeq.rules._autodiff import autodiff
-from bpeq.rules._means import mean_loss, recorded_statistics, statistics_of
+from bpeq.rules._common import mean_loss, recorded_statistics, statistics_of
 from bpeq.settings import checked
 from bpeq.types import (
     Batch,

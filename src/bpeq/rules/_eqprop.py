@@ -12,8 +12,7 @@ from jaxtyping import Array, Inexact
 from bpeq.core import sharding, trees
 from bpeq.rules._auto_beta import choose, unsettled
 from bpeq.rules._circle import half_circle, turn
-from bpeq.rules._common import traced_settings
-from bpeq.rules._means import mean_loss
+from bpeq.rules._common import mean_loss, traced_settings
 from bpeq.rules._phases import (
     Free,
     contrast,

@@ -10,8 +10,8 @@ from jaxtyping import Array
 from bpeq.core import trees
 from bpeq.rules._autodiff import autodiff
 from bpeq.rules._backprop import passed_back
+from bpeq.rules._common import statistics_of
 from bpeq.rules._feedback_alignment import second_draw
-from bpeq.rules._means import statistics_of
 from bpeq.settings import Degrees, checked
 from bpeq.types import Batch, Cost, Estimate, Key, Layer, LearningRule, Params, RuleInfo, State
 

@@ -11,8 +11,7 @@ from jaxtyping import Array
 from bpeq.core import trees
 from bpeq.layers import cut
 from bpeq.rules._autodiff import autodiff
-from bpeq.rules._common import traced_settings
-from bpeq.rules._means import mean_loss
+from bpeq.rules._common import mean_loss, traced_settings
 from bpeq.rules._phases import Free, contrast, in_one_piece, nudged_phases
 from bpeq.settings import Count, NonNegative, Positive, checked
 from bpeq.solvers import fixed_steps

@@ -10,8 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from bpeq.core import trees
-from bpeq.rules._common import no_state
-from bpeq.rules._means import mean_loss
+from bpeq.rules._common import mean_loss, no_state
 from bpeq.rules._phases import Free, free_phase, nudge
 from bpeq.solvers import fixed_point
 from bpeq.types import (

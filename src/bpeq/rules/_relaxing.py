@@ -15,8 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Int
 
 from bpeq.core import sharding, trees
-from bpeq.rules._common import no_state
-from bpeq.rules._means import mean_loss
+from bpeq.rules._common import mean_loss, no_state
 from bpeq.rules._phases import Free, free_phase
 from bpeq.rules._references import exact_reference
 from bpeq.settings import SettingError

@@ -12,8 +12,7 @@ from jaxtyping import Array
 from bpeq.core import sharding, trees
 from bpeq.layers import Block, cut, dense
 from bpeq.rules._autodiff import autodiff
-from bpeq.rules._common import traced_settings
-from bpeq.rules._means import mean_loss
+from bpeq.rules._common import mean_loss, traced_settings
 from bpeq.settings import NonNegative, Positive, checked
 from bpeq.systems._refusals import refuse_coupling
 from bpeq.types import Batch, Cost, Estimate, Key, Layer, LearningRule, Params, RuleInfo, State
