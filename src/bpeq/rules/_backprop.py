@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from jaxtyping import Array
 
 from bpeq.rules._autodiff import autodiff
-from bpeq.rules._common import mean_loss, recorded_statistics, statistics_of
+from bpeq.rules._common import mean_loss, no_state, recorded_statistics, statistics_of
 from bpeq.settings import checked
 from bpeq.types import Batch, Cost, Estimate, Key, Layer, LearningRule, Params, RuleInfo, State
 
@@ -37,24 +38,35 @@ def backprop(network: Layer, cost: Cost) -> LearningRule:
     Source: Rumelhart, Hinton & Williams 1986, Learning representations by back-propagating errors.
     """
 
-    def init(key: Key, params: Params) -> tuple[Params, State]:
-        return params, ()
+    def estimate(params: Params, batch: Batch, state: State, key: Key) -> tuple[Estimate, State]:
+        return passed_back(network, cost, params, params, batch, key), state
+
+    return network_rule("backprop", network, cost, estimate)
+
+
+def network_rule(
+    name: str,
+    network: Layer,
+    cost: Cost,
+    estimate: Callable[..., tuple[Estimate, State]],
+    init: Callable[[Key, Params], tuple[Params, State]] = no_state,
+    **about: Any,
+) -> LearningRule:
+    """A rule whose inference is the network's forward pass; autodiff is its exact reference.
+
+    Args:
+      name, estimate, init: as `LearningRule` has them.
+      network: it also says which leaves are trained, and writes its running statistics.
+      cost: of the reference.
+      about: further fields of `RuleInfo`.
+    """
 
     def apply(params: Params, x: Any, key: Key | None = None) -> Array:
         return network.forward(params, x, key)[0]
 
-    def estimate(params: Params, batch: Batch, state: State, key: Key) -> tuple[Estimate, State]:
-        return passed_back(network, cost, params, params, batch, key), state
-
-    return LearningRule(
-        "backprop",
-        init,
-        apply,
-        estimate,
-        statistics_of(network),
-        info=RuleInfo(autodiff(network, cost)),
-        trained=network.trained,
-    )
+    info = RuleInfo(autodiff(network, cost), **about)
+    absorb, trained = statistics_of(network), network.trained
+    return LearningRule(name, init, apply, estimate, absorb, info=info, trained=trained)
 
 
 def passed_back(

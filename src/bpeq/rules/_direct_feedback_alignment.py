@@ -11,8 +11,8 @@ from jaxtyping import Array
 
 from bpeq.core import trees
 from bpeq.layers import Block, cut, output_shape
-from bpeq.rules._autodiff import autodiff
-from bpeq.rules._common import mean_loss, recorded_statistics, statistics_of
+from bpeq.rules._backprop import network_rule
+from bpeq.rules._common import mean_loss, recorded_statistics
 from bpeq.settings import checked
 from bpeq.types import (
     Batch,
@@ -22,7 +22,6 @@ from bpeq.types import (
     Layer,
     LearningRule,
     Params,
-    RuleInfo,
     Shape,
     State,
 )
@@ -79,9 +78,6 @@ def direct_feedback_alignment(network: Layer, cost: Cost) -> LearningRule:
     def init(key: Key, params: Params) -> tuple[Params, State]:
         return params, {"feedback": key}
 
-    def apply(params: Params, x: Any, key: Key | None = None) -> Array:
-        return network.forward(params, x, key)[0]
-
     def estimate(params: Params, batch: Batch, state: State, key: Key) -> tuple[Estimate, State]:
         output, residuals = network.forward(params, batch.x, key)
         grads = list(trees.zeros(params))  # of the activations, which have none
@@ -108,15 +104,7 @@ def direct_feedback_alignment(network: Layer, cost: Cost) -> LearningRule:
         info = recorded_statistics(network, params, residuals)
         return Estimate(tuple(grads), mean_loss(cost, output, batch.y), output, info), state
 
-    return LearningRule(
-        "direct_feedback_alignment",
-        init,
-        apply,
-        estimate,
-        statistics_of(network),
-        info=RuleInfo(autodiff(network, cost)),
-        trained=network.trained,
-    )
+    return network_rule("direct_feedback_alignment", network, cost, estimate, init)
 
 
 def _shapes(network: Layer, shape: Shape) -> list[Shape]:

@@ -9,12 +9,12 @@ from jaxtyping import Array
 
 from bpeq.core import trees
 from bpeq.layers import cut
-from bpeq.rules._autodiff import autodiff
+from bpeq.rules._backprop import network_rule
 from bpeq.rules._common import mean_loss, traced_settings
 from bpeq.settings import Count, NonNegative, Positive, checked
 from bpeq.solvers import fixed_steps
 from bpeq.systems._refusals import refuse_coupling
-from bpeq.types import Batch, Cost, Estimate, Key, Layer, LearningRule, Params, RuleInfo, State
+from bpeq.types import Batch, Cost, Estimate, Key, Layer, LearningRule, Params, State
 
 
 @checked
@@ -91,9 +91,6 @@ def dual_propagation(
         settings = {"alpha": alpha, "beta": beta}
         return params, traced_settings("dual_propagation", params, "beta", **settings)
 
-    def apply(params: Params, x: Any, key: Key | None = None) -> Array:
-        return network.forward(params, x, key)[0]
-
     def predict(params: Params, l: int, below: Array) -> tuple[Array, Any]:
         return blocks[l].connection.forward(params[blocks[l].slice], below)
 
@@ -134,7 +131,5 @@ def dual_propagation(
         return Estimate(tuple(grads), loss, start[-1], {"inference": info}), state
 
     note = "with alpha = 0.5 backprop up to an error of order beta²" if alpha == 0.5 else ""
-    about = RuleInfo(
-        autodiff(network, cost), note=note, beta="beta", sweep_settings=lambda n: {"sweeps": n}
-    )
-    return LearningRule("dual_propagation", init, apply, estimate, info=about)
+    about: dict[str, Any] = {"beta": "beta", "sweep_settings": lambda n: {"sweeps": n}}
+    return network_rule("dual_propagation", network, cost, estimate, init, note=note, **about)

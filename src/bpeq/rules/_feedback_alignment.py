@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
 from bpeq.core import trees
-from bpeq.rules._autodiff import autodiff
-from bpeq.rules._backprop import passed_back
-from bpeq.rules._common import statistics_of
+from bpeq.rules._backprop import network_rule, passed_back
 from bpeq.settings import Degrees, checked
-from bpeq.types import Batch, Cost, Estimate, Key, Layer, LearningRule, Params, RuleInfo, State
+from bpeq.types import Batch, Cost, Estimate, Key, Layer, LearningRule, Params, State
 
 
 @checked
@@ -62,21 +58,10 @@ def feedback_alignment(network: Layer, cost: Cost, *, angle: Degrees = 90.0) -> 
     def init(key: Key, params: Params) -> tuple[Params, State]:
         return params, {"feedback": second_draw(key, params, angle)}
 
-    def apply(params: Params, x: Any, key: Key | None = None) -> Array:
-        return network.forward(params, x, key)[0]
-
     def estimate(params: Params, batch: Batch, state: State, key: Key) -> tuple[Estimate, State]:
         return passed_back(network, cost, params, state["feedback"], batch, key), state
 
-    return LearningRule(
-        "feedback_alignment",
-        init,
-        apply,
-        estimate,
-        statistics_of(network),
-        info=RuleInfo(autodiff(network, cost)),
-        trained=network.trained,
-    )
+    return network_rule("feedback_alignment", network, cost, estimate, init)
 
 
 def second_draw(key: Key, params: Params, angle: float = 90.0) -> Params:

@@ -6,9 +6,8 @@ from typing import Any
 
 from bpeq.core import trees
 from bpeq.layers import cut
+from bpeq.settings import SettingError
 from bpeq.types import Layer, Params
-
-_REFUSED = "vector_field_eqprop: kolen_pollack = True:"
 
 
 def symmetrise_feedback_gradients(grads: Params, network: Layer | None) -> Params:
@@ -22,20 +21,18 @@ def symmetrise_feedback_gradients(grads: Params, network: Layer | None) -> Param
     if isinstance(feedback, tuple):  # it mirrors the forward entries, empty where none is fed back
         if len(feedback) != len(forward):
             said = f"the feedback tuple has {len(feedback)} entries; must be {len(forward)}"
-            raise ValueError(f"{_REFUSED} {said}, as many as params have before it")
+            raise _wrong(f"{said}, as many as params have before it")
         for i, part in enumerate(feedback):
             if trees.size(part):
                 forward[i] = _sum(str(i), forward[i], part)
         given = [a if trees.size(b) else b for a, b in zip(forward, feedback, strict=True)]
         return (*forward, {"feedback": tuple(given)})
     if not isinstance(feedback, dict):
-        said = (
-            f"feedback is {trees.describe_tree(feedback)}; must be a dict by connection, or a tuple"
-        )
-        raise ValueError(f"{_REFUSED} {said}")
+        said = f"feedback is {trees.describe_tree(feedback)}; must be a dict by connection, or a tuple"
+        raise _wrong(f"{said}")
     if network is None:
-        raise ValueError(
-            f"{_REFUSED} network = None: must be the network whose "
+        raise _wrong(
+            f"network = None: must be the network whose "
             f"blocks name the feedback weights {', '.join(feedback)}"
         )
     places, both = {block.name: block.slice for block in cut(network)}, {}
@@ -48,9 +45,8 @@ def symmetrise_feedback_gradients(grads: Params, network: Layer | None) -> Param
             both[name] = _sum(name, skips[name], part)
             forward[-1] = {"skips": {**forward[-1]["skips"], name: both[name]}}
         else:
-            raise ValueError(
-                f"{_REFUSED} feedback {name!r} names no connection; "
-                f"allowed: {', '.join([*places, *skips])}"
+            raise _wrong(
+                f"feedback {name!r} names no connection; allowed: {', '.join([*places, *skips])}"
             )
     return (*forward, {"feedback": both})
 
@@ -58,7 +54,7 @@ def symmetrise_feedback_gradients(grads: Params, network: Layer | None) -> Param
 def _sum(name: str, own: Params, back: Params) -> Params:
     wrong = trees.difference(back, own)
     if wrong:
-        raise ValueError(f"{_REFUSED} feedback {name!r} does not fit its forward weights: {wrong}")
+        raise _wrong(f"feedback {name!r} does not fit its forward weights: {wrong}")
     return trees.add(own, back)
 
 
@@ -66,9 +62,13 @@ def _split(params: Params) -> tuple[list[Params], Any]:
     """The entries before the last one, and the feedback tree that the last one holds."""
     last = params[-1] if isinstance(params, tuple) and params else None
     if not (isinstance(last, dict) and "feedback" in last):
-        raise ValueError(
-            f"{_REFUSED} params have no {{'feedback': ...}} entry; "
+        raise _wrong(
+            "params have no {'feedback': ...} entry; "
             "allowed only for systems with feedback weights of their own, such as "
             "hopfield(..., feedback = 'untied')"
         )
     return list(params[:-1]), last["feedback"]
+
+
+def _wrong(remedy: str) -> SettingError:
+    return SettingError("vector_field_eqprop", "kolen_pollack", True, remedy)

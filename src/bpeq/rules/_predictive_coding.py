@@ -10,7 +10,7 @@ from jaxtyping import Array
 
 from bpeq.core import trees
 from bpeq.layers import cut
-from bpeq.rules._autodiff import autodiff
+from bpeq.rules._backprop import network_rule
 from bpeq.rules._common import mean_loss, traced_settings
 from bpeq.rules._phases import Free, contrast, in_one_piece, nudged_phases
 from bpeq.settings import Count, NonNegative, Positive, checked
@@ -24,7 +24,6 @@ from bpeq.types import (
     Layer,
     LearningRule,
     Params,
-    RuleInfo,
     SolveInfo,
     State,
 )
@@ -123,9 +122,6 @@ def predictive_coding(
     def init(key: Key, params: Params) -> tuple[Params, State]:
         return params, traced_settings("predictive_coding", params, rate=rate)
 
-    def apply(params: Params, x: Any, key: Key | None = None) -> Array:
-        return network.forward(params, x, key)[0]
-
     def relax(params: Params, free: Free, y: Array, rate: Array) -> tuple[State, SolveInfo]:
         """The states after inference, phases (one) on axis 0: a nudged phase at β = 1."""
 
@@ -204,18 +200,15 @@ def predictive_coding(
         loss = mean_loss(cost, output, batch.y)
         return Estimate(grads, loss, output, {"inference": info}), state
 
-    return LearningRule(
+    return network_rule(
         "predictive_coding",
-        init,
-        apply,
+        network,
+        cost,
         estimate,
-        info=RuleInfo(
-            autodiff(network, cost),
-            note=_note(inference, steps, rate),
-            # "timed" takes as many steps as there are blocks.
-            sweep_settings=None if inference == "timed" else lambda n: {"steps": n},
-        ),
-        trained=network.trained,
+        init,
+        note=_note(inference, steps, rate),
+        # "timed" takes as many steps as there are blocks.
+        sweep_settings=None if inference == "timed" else lambda n: {"steps": n},
     )
 
 

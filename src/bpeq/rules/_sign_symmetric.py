@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from bpeq.rules._autodiff import autodiff
-from bpeq.rules._backprop import passed_back
-from bpeq.rules._common import statistics_of
+from bpeq.rules._backprop import network_rule, passed_back
 from bpeq.rules._feedback_alignment import second_draw
 from bpeq.settings import checked
-from bpeq.types import Batch, Cost, Estimate, Key, Layer, LearningRule, Params, RuleInfo, State
+from bpeq.types import Batch, Cost, Estimate, Key, Layer, LearningRule, Params, State
 
 
 @checked
@@ -71,19 +69,8 @@ def sign_symmetric(
 
         return params, {"magnitudes": jax.tree.map(one, params)}
 
-    def apply(params: Params, x: Any, key: Key | None = None) -> Array:
-        return network.forward(params, x, key)[0]
-
     def estimate(params: Params, batch: Batch, state: State, key: Key) -> tuple[Estimate, State]:
         feedback = jax.tree.map(lambda w, m: jnp.sign(w) * m, params, state["magnitudes"])
         return passed_back(network, cost, params, feedback, batch, key), state
 
-    return LearningRule(
-        "sign_symmetric",
-        init,
-        apply,
-        estimate,
-        statistics_of(network),
-        info=RuleInfo(autodiff(network, cost)),
-        trained=network.trained,
-    )
+    return network_rule("sign_symmetric", network, cost, estimate, init)

@@ -12,6 +12,7 @@ import jax
 
 from bpeq.core import trees
 from bpeq.layers import Block, output_shape
+from bpeq.settings import SettingError
 from bpeq.types import Layer, Params, Shape
 
 Skips = Mapping[tuple[int, int], Layer] | Mapping[str, Layer]
@@ -93,9 +94,8 @@ def build_graph(
         leave float32.
     """
     if abs(math.log10(gain)) * states > 30:
-        raise ValueError(
-            f"hopfield: gain = {gain!r}: with {states} states γ^{states} must be 1e-30 to 1e30"
-        )
+        remedy = f"with {states} states γ^{states} must be 1e-30 to 1e30"
+        raise SettingError("hopfield", "gain", gain, remedy)
     used = tuple(blocks[:states])
     chain_edges = [Edge(l, l + 1, b.connection, b.slice, b.name) for l, b in enumerate(used)]
     readout = len(blocks) > states
@@ -103,12 +103,10 @@ def build_graph(
     for given, layer in (skips or {}).items():
         pair = _pair(given, states, readout)
         if pair in found:
-            raise ValueError(f"hopfield: skips = '{pair[0]}-{pair[1]}': is given twice")
+            raise _wrong_skip(pair, "is given twice")
         if not isinstance(layer, Layer):
-            raise ValueError(
-                f"hopfield: skips = '{pair[0]}-{pair[1]}': {layer!r} is not a layer; was a factory "
-                "passed without its ()?"
-            )
+            remedy = f"{layer!r} is not a layer; was a factory passed without its ()?"
+            raise _wrong_skip(pair, remedy)
         found[pair] = Edge(*pair, layer, f"{pair[0]}_{pair[1]}", f"{pair[0]}_{pair[1]}")
     edges = (*chain_edges, *(found[pair] for pair in sorted(found)))
     return Graph(used, edges, parts, float(gain))
@@ -174,16 +172,17 @@ def init_skips(graph: Graph, key: jax.Array, shapes: list[Shape]) -> dict[str, P
         if isinstance(edge.at, slice):
             continue
         own = jax.random.fold_in(jax.random.fold_in(key, edge.source), edge.target)
-        name = f"{edge.source}-{edge.target}"
+        pair = (edge.source, edge.target)
         try:
             drawn[edge.at], shape = edge.layer.init(own, shapes[edge.source])
         except ValueError as error:
-            raise ValueError(f"hopfield: skips = '{name}': {error}") from None
+            raise _wrong_skip(pair, str(error)) from None
         if tuple(shape) != tuple(shapes[edge.target]):
-            raise ValueError(
-                f"hopfield: skips = '{name}': {edge.layer.name!r} gives shape {tuple(shape)}; "
-                f"state {edge.target} ({graph.states[edge.target - 1].name!r}) has "
-                f"{tuple(shapes[edge.target])}, and they must agree to be added"
+            block = graph.states[edge.target - 1].name
+            raise _wrong_skip(
+                pair,
+                f"{edge.layer.name!r} gives shape {tuple(shape)}; state {edge.target} ({block!r}) "
+                f"has {tuple(shapes[edge.target])}, and they must agree to be added",
             )
     return drawn
 
@@ -196,19 +195,23 @@ def _pair(given: Any, top: int, readout: bool) -> tuple[int, int]:
         pair = match and (int(match[1]), int(match[2]))
     whole = isinstance(pair, tuple) and all(type(end) is int for end in pair)
     if not isinstance(pair, tuple) or not whole or len(pair) != 2:
-        raise ValueError(
-            f"hopfield: skips = {given!r}: must name two states, such as (0, 2), or "
-            '"0-2" in a config'
-        )
-    said = f"hopfield: skips = '{pair[0]}-{pair[1]}':"
+        remedy = 'must name two states, such as (0, 2), or "0-2" in a config'
+        raise SettingError("hopfield", "skips", given, remedy)
     for end in pair:
         if readout and end == top + 1:
-            raise ValueError(
-                f"{said} block {end} is the readout, a function of the last hidden state and no "
-                f"part of the energy; states are 0 (the input) to {top}"
+            raise _wrong_skip(
+                pair,
+                f"block {end} is the readout, a function of the last hidden state and no part of "
+                f"the energy; states are 0 (the input) to {top}",
             )
         if not 0 <= end <= top:
-            raise ValueError(f"{said} there is no state {end}; states are 0 (the input) to {top}")
+            remedy = f"there is no state {end}; states are 0 (the input) to {top}"
+            raise _wrong_skip(pair, remedy)
     if pair[0] >= pair[1]:
-        raise ValueError(f"{said} must go from a lower state to a higher one")
+        raise _wrong_skip(pair, "must go from a lower state to a higher one")
     return pair
+
+
+def _wrong_skip(pair: tuple[int, int], remedy: str) -> SettingError:
+    """The error for the skip between these two states."""
+    return SettingError("hopfield", "skips", f"{pair[0]}-{pair[1]}", remedy)

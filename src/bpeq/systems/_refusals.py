@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from bpeq.layers import Block
+from bpeq.settings import SettingError
 from bpeq.systems._graph import Edge, Graph, pools
 from bpeq.types import Activation, Layer
 
@@ -102,15 +103,17 @@ def _all(layer: Layer) -> Iterator[Layer]:
 
 
 def _refuse_skip(edge: Edge) -> None:
-    where = f"hopfield: skips = '{edge.source}-{edge.target}':"
+    where = f"{edge.source}-{edge.target}"
     for inner in _all(edge.layer):
         if inner.no_energy:
-            raise ValueError(f"{where} {inner.name!r} {inner.no_energy}")
+            remedy = f"{inner.name!r} {inner.no_energy}"
+            raise SettingError("hopfield", "skips", where, remedy)
         if inner.activation is not None and inner.name != "linear":
-            raise ValueError(
-                f"{where} {inner.name!r} hides an activation inside a connection, where it would "
-                "be no state's; use a connection without one, such as dense or conv"
+            remedy = (
+                f"{inner.name!r} hides an activation inside a connection, where it would be no "
+                "state's; use a connection without one, such as dense or conv"
             )
+            raise SettingError("hopfield", "skips", where, remedy)
 
 
 def _refuse_signed_max_pool(place: str, connection: Layer, activation: Activation) -> None:

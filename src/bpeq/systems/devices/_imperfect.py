@@ -114,7 +114,8 @@ def imperfect(
     """
     weights = Levels("weight", weight_bits, weight_min, weight_max)
     states = Levels("state", state_bits, state_min, state_max)
-    see = device(weights, mismatch, seed)
+    trained = part.trained if isinstance(part, LearningRule) else part.traits.trained
+    see = device(weights, mismatch, seed, trained)
     changed = weights.change is not None or mismatch > 0
     if isinstance(part, LearningRule):
         given: dict[str, Any] = {"noise": noise or None, **states.given}
@@ -133,7 +134,7 @@ def imperfect(
 
 
 def _rule(rule: LearningRule, see: Callable[..., Params], weights: Levels) -> LearningRule:
-    limit, own = within(weights, None), rule.absorb
+    limit, own = within(weights, None, rule.trained), rule.absorb
     hold, store = rule.info.device_weights or (lambda params: params, lambda params: params)
 
     def absorb(params: Params, info: dict[str, Any]) -> Params:
@@ -226,7 +227,7 @@ def _system(
         readout=_read_by(system.readout, see),
         traits=traits._replace(
             not_holomorphic=traits.not_holomorphic or inexact or "",
-            project=within(weights, traits.project),
+            project=within(weights, traits.project, traits.trained),
             forward=ondevice(traits.forward),
             reverse=None,
             take_rows=traits.take_rows and take_rows,

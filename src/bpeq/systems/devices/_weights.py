@@ -12,8 +12,11 @@ from jaxtyping import Array
 from bpeq.systems.devices._levels import Levels
 from bpeq.types import Params
 
+Trained = Callable[[Params], Any] | None
+"""Which leaves are weights, as a layer's `trained` says; None: all."""
 
-def device(weights: Levels, mismatch: float, seed: int) -> Callable[..., Params]:
+
+def device(weights: Levels, mismatch: float, seed: int, trained: Trained) -> Callable[..., Params]:
     """(stored weights, which device) -> the weights that it really has."""
 
     def see(params: Params, device: Any = 0) -> Params:
@@ -27,27 +30,25 @@ def device(weights: Levels, mismatch: float, seed: int) -> Callable[..., Params]
                 real = real * jnp.maximum(1.0 + mismatch * n, 0.0).astype(real.dtype)
             return real.astype(leaf.dtype)
 
-        return _each_weight(one, params)
+        return _each_weight(one, params, trained)
 
     return see
 
 
-def within(weights: Levels, own: Callable[[Params], Params] | None) -> Any:
+def within(weights: Levels, own: Callable[[Params], Params] | None, trained: Trained) -> Any:
     """The stored weights' limits, on top of those that there were."""
     clip = weights.clip
     if clip is None:
         return own
     return lambda params: _each_weight(
-        lambda leaf, i: clip(leaf), params if own is None else own(params)
+        lambda leaf, i: clip(leaf), params if own is None else own(params), trained
     )
 
 
-def _each_weight(change: Callable[[Array, int], Array], params: Params) -> Params:
-    """`change(leaf, number)` of every leaf that is a weight; statistics stay as they are."""
-    paths, structure = jax.tree_util.tree_flatten_with_path(params)
-    names = [jax.tree_util.keystr(path[-1:], simple=True) for path, _ in paths]
-    leaves = [
-        leaf if name in ("mean", "variance") else change(leaf, i)
-        for i, (name, (_, leaf)) in enumerate(zip(names, paths, strict=True))
-    ]
-    return jax.tree.unflatten(structure, leaves)
+def _each_weight(change: Callable[[Array, int], Array], params: Params, trained: Trained) -> Params:
+    """`change(leaf, number)` of every leaf that is trained; running statistics stay as they are."""
+    leaves, structure = jax.tree.flatten(params)
+    weights = [True] * len(leaves) if trained is None else jax.tree.leaves(trained(params))
+    pairs = zip(leaves, weights, strict=True)
+    changed = [change(leaf, i) if is_weight else leaf for i, (leaf, is_weight) in enumerate(pairs)]
+    return jax.tree.unflatten(structure, changed)
