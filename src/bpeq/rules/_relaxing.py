@@ -116,7 +116,9 @@ def prepared(
         rule that has none.
     """
     if start in ("carried", "kept") and not has_free:
-        remedy = "the rule runs no free phase of its own; allowed: 'own', 'zeros', 'feedforward'"
+        remedy = (
+            "the rule runs no free phase of its own; allowed here: 'own', 'zeros', 'feedforward'"
+        )
         raise SettingError(owner, "start", start, remedy)
     return in_short_floats(starting_at(system, start, owner), relaxation)
 
