@@ -28,7 +28,9 @@ def symmetrise_feedback_gradients(grads: Params, network: Layer | None) -> Param
         given = [a if trees.size(b) else b for a, b in zip(forward, feedback, strict=True)]
         return (*forward, {"feedback": tuple(given)})
     if not isinstance(feedback, dict):
-        said = f"feedback is {trees.describe_tree(feedback)}; must be a dict by connection, or a tuple"
+        said = (
+            f"feedback is {trees.describe_tree(feedback)}; must be a dict by connection, or a tuple"
+        )
         raise _wrong(f"{said}")
     if network is None:
         raise _wrong(

@@ -103,7 +103,7 @@ class Context:
         if system.denergy is not None:
             phases = jax.tree.map(lambda s: s[None], state)
             weights = jnp.ones((1,), jax.tree.leaves(state)[0].dtype)
-            results.append(system.denergy(params, clamped, phases, weights))
+            results.append(system.denergy(params, clamped, phases, weights)[0])
         return [leaf for leaf in jax.tree.leaves(results) if is_inexact(leaf)]
 
 

@@ -111,14 +111,14 @@ def _weight_errors(context: Context, key: jax.Array) -> Iterator[_Error]:
     at = draw_state(context, _fold(key, 200))
     v = normal_like(at, _fold(key, 201))
     push = _measure(lambda p: trees.dot(v, system.force(p, system.clamp(p, x), at)))
-    slope = jax.jit(system.dforce)(params, clamped, at, v)
+    slope = jax.jit(system.dforce)(params, clamped, at, v)[0]
     yield from _leaf_errors(("∂force/∂θ", "of"), push, params, slope, _fold(key, 202))
     if system.energy is not None and system.denergy is not None:
         energy = system.energy
         phases = jax.tree.map(lambda s: s[None], at)
         weights = jnp.ones((1,), jax.tree.leaves(at)[0].dtype)
         total = _measure(lambda p: jnp.sum(energy(p, system.clamp(p, x), at)))
-        slope = jax.jit(system.denergy)(params, clamped, phases, weights)
+        slope = jax.jit(system.denergy)(params, clamped, phases, weights)[0]
         yield from _leaf_errors(("∂E/∂θ", "of"), total, params, slope, _fold(key, 202))
 
 
