@@ -199,7 +199,7 @@ def test_auto_outside_of_a_cluster_is_one_line(monkeypatch):
     with pytest.raises(
         ConfigError, match="--coordinator = 'auto': the environment does not say it"
     ):
-        distributed.join("auto")
+        distributed.join_processes("auto")
 
 
 @pytest.mark.parametrize(
@@ -217,13 +217,13 @@ def test_processes_that_would_not_compute_the_same_are_refused(
     handed: list[int] = []
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     monkeypatch.setattr(distributed, "_gathered", lambda n: handed.append(n) or np.array([n, n]))
-    distributed.alike(load(config, [one[0]]), one[1])
+    distributed.assert_same_config(load(config, [one[0]]), one[1])
     there = iter(handed)
     monkeypatch.setattr(distributed, "_gathered", lambda n: np.array([next(there), n]))
     if not said:
-        return distributed.alike(load(config, [other[0]]), other[1])
+        return distributed.assert_same_config(load(config, [other[0]]), other[1])
     with pytest.raises((ConfigError, DataError), match=said):
-        distributed.alike(load(config, [other[0]]), other[1])
+        distributed.assert_same_config(load(config, [other[0]]), other[1])
 
 
 @pytest.mark.parametrize(

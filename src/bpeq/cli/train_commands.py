@@ -43,20 +43,20 @@ def run(
     from bpeq.cli import signals, supervisor
     from bpeq.cli.terminal import bar, console
     from bpeq.experiment import distributed, train
-    from bpeq.experiment import resume as resuming
+    from bpeq.experiment.resume import has_started, is_finished, reload_config
     from bpeq.report import run_table, write_run_report
     from bpeq.runs import manifest
 
     if resume and config.is_dir():
         extra = [] if seeds is None else [f"seeds={seeds}"]
-        checked, folder = resuming.reload(config, [*(set_ or []), *extra]), out or config
+        checked, folder = reload_config(config, [*(set_ or []), *extra]), out or config
     else:
         checked = _app.load(config, set_, seeds)
         folder = _app.folder(out, checked.name, resume)
     if coordinator is not None and not supervisor.supervised():
         _check_alone(processes)
-    several = distributed.check(checked, processes, coordinator, process_id, process_count)
-    ended = resume and resuming.begun(checked, folder) and resuming.finished(folder)
+    several = distributed.check_options(checked, processes, coordinator, process_id, process_count)
+    ended = resume and has_started(checked, folder) and is_finished(folder)
     report = "report.html"
     if ended and (folder / report).exists() and manifest.has_manifest(folder, report):
         console.print(f"{folder} is finished; nothing was changed", soft_wrap=True, highlight=False)
@@ -66,17 +66,20 @@ def run(
         places = [[]] if coordinator is not None else supervisor.local_places(processes or 1)
         return supervisor.supervise([*context.obj, "--out", str(folder)], places, folder)
     if coordinator is not None:
-        distributed.join(coordinator, process_id, process_count)
+        distributed.join_processes(coordinator, process_id, process_count)
     study = checked.experiment is not None
     try:
-        with bar("steps" if study else "epochs") as track, distributed.workplace(folder) as place:
+        with (
+            bar("steps" if study else "epochs") as track,
+            distributed.run_folder_of(folder) as place,
+        ):
             name = checked.name if study else checked.rule.name
-            progress = track(name) if distributed.first() else None
+            progress = track(name) if distributed.is_main_process() else None
             stop = signals.asked_to_stop
             summary = train.run(checked, place, progress, stop, resume=resume)
     except train.Interrupted as stopped:
         raise _resumable(stopped, f"bpeq run {shlex.quote(str(folder))} --resume") from stopped
-    if "metrics" in summary and distributed.first():
+    if "metrics" in summary and distributed.is_main_process():
         console.print(run_table(summary))
         page = write_run_report(folder)
         manifest.add_report(folder, page)

@@ -17,7 +17,7 @@ from bpeq.config.loading import Config
 from bpeq.config.problem import Problem, build, build_data, seed_keys
 from bpeq.core.compat import enable_x64
 from bpeq.experiment import train, tune
-from bpeq.experiment.distributed import shared_by
+from bpeq.experiment.distributed import device_mesh
 from bpeq.experiment.rule_fidelity import before_and_after, first_examples
 from bpeq.experiment.saved_run import saved_params
 from bpeq.layers import cut
@@ -62,7 +62,7 @@ def run_comparison(
     problems: dict[str, Problem] = {}
     for name, each in configs.items():
         problems[name] = build(each, data)
-        shared_by(each)
+        device_mesh(each)
         if trials is not None:
             tune.validation_metric(each, problems[name], "--tune")
     if resume and (folder / "config.toml").exists():

@@ -24,17 +24,23 @@ ARRIVAL = 60
 """Seconds that processes wait for each other at the start, and for a sign of life later."""
 
 
-def check(
+def check_options(
     config: Config,
     processes: int | None,
     coordinator: str | None,
     index: int | None,
     count: int | None,
 ) -> bool:
-    """Whether several processes are asked for, on the command line.
+    """Checks the options for several processes; returns whether there are to be several.
+
+    Args:
+      config: what is to be run.
+      processes: --processes, how many on this machine.
+      coordinator: --coordinator, HOST:PORT of process 0, or "auto".
+      index: --process-id. count: --process-count.
 
     Raises:
-      ConfigError: options that do not say which, or a config that one process must run.
+      ConfigError: an option is wrong, or one process must run the config.
     """
     if processes is not None and processes < 1:
         raise ConfigError("--processes", "", processes, "must be a whole number >= 1")
@@ -60,7 +66,7 @@ def check(
     return several
 
 
-def join(coordinator: str, index: int | None = None, count: int | None = None) -> None:
+def join_processes(coordinator: str, index: int | None = None, count: int | None = None) -> None:
     """Makes this process one of several that share a run: before any device is asked for.
 
     Args:
@@ -86,40 +92,46 @@ def join(coordinator: str, index: int | None = None, count: int | None = None) -
         raise ConfigError("--coordinator", "", coordinator, remedy) from error
 
 
-def first() -> bool:
-    """Whether this process is the one of its run that writes files and speaks."""
+def is_main_process() -> bool:
+    """Whether this process writes the run's files and prints."""
     return not jax.distributed.is_initialized() or jax.process_index() == 0
 
 
 @contextmanager
-def workplace(folder: Path) -> Iterator[Path]:
-    """Where this process writes: the first into the run's folder, others where nothing lasts.
+def run_folder_of(folder: Path) -> Iterator[Path]:
+    """Where this process writes: the main one into the run's folder, others into a copy of it.
 
-    What the folder holds they take along, so that all go on from the same place.
+    The copy lets all processes resume from the same checkpoint. It is removed at the end.
 
     Raises:
-      DataError: not all see the same in it.
+      DataError: the processes do not see the same files in the folder.
     """
     if not jax.distributed.is_initialized() or jax.process_count() == 1:
         yield folder
         return
     with tempfile.TemporaryDirectory() as scratch:
-        place = folder if first() else Path(scratch) / "run"
-        if not first() and folder.is_dir():
+        place = folder if is_main_process() else Path(scratch) / "run"
+        if not is_main_process() and folder.is_dir():
             shutil.copytree(folder, place)
         files = (p for p in place.rglob("*") if p.suffix in (".safetensors", ".json", ".jsonl"))
-        held = sorted((p.name, p.stat().st_size) for p in files)
-        if _differ(str(held)):  # they also wait for each other
-            said = "is not the same to all processes: it must be where all of them can read"
-            raise DataError(f"{folder}: {said}")
+        sizes = sorted((p.name, p.stat().st_size) for p in files)
+        if _differ(str(sizes)):  # they also wait for each other
+            remedy = "is not the same to all processes: it must be where all of them can read"
+            raise DataError(f"{folder}: {remedy}")
         yield place
 
 
-def alike(config: Config, checksum: str) -> None:
-    """That all processes compute the same: they would not see it if weights drifted apart.
+def assert_same_config(config: Config, checksum: str) -> None:
+    """Checks that all processes have the same settings and data; else weights would drift apart.
+
+    The path of the data may differ.
+
+    Args:
+      config: this process's config.
+      checksum: of its data.
 
     Raises:
-      ConfigError: one has other settings, but for where its data are. DataError: it has other data.
+      ConfigError: the settings differ. DataError: the data differ.
     """
     if jax.process_count() == 1:
         return
@@ -133,18 +145,18 @@ def alike(config: Config, checksum: str) -> None:
         raise DataError(f"{config.path}: the data are not the same in all processes")
 
 
-def agreed(stop: Callable[[], int | None]) -> Callable[[], int | None]:
-    """`stop` as all processes see it: what one was asked, all do, after the same step."""
+def any_process(stop: Callable[[], int | None]) -> Callable[[], int | None]:
+    """A `stop` for all processes: if one got a signal, all stop after the same step."""
     if jax.process_count() == 1:
         return stop
 
-    def together() -> int | None:
-        return int(_gathered(stop() or 0).max()) or None
+    def signal() -> int | None:
+        return int(_gather(stop() or 0).max()) or None
 
-    return together
+    return signal
 
 
-def _gathered(number: int) -> np.ndarray:
+def _gather(number: int) -> np.ndarray:
     """Every process's number, below 2^32, once all have come to this place."""
     from jax.experimental.multihost_utils import process_allgather
 
@@ -153,15 +165,15 @@ def _gathered(number: int) -> np.ndarray:
 
 def _differ(text: str) -> bool:
     """Whether processes have different texts, once all have come to this place."""
-    digests = _gathered(zlib.crc32(text.encode()))
+    digests = _gather(zlib.crc32(text.encode()))
     return bool((digests != digests[0]).any())
 
 
-def shared_by(config: Config) -> Mesh | None:
-    """The devices that share each batch of a training; None for one alone.
+def device_mesh(config: Config) -> Mesh | None:
+    """The devices that share each batch of a training; None for a single device.
 
     Raises:
-      ConfigError: there are not as many, or a batch does not fall into equal parts.
+      ConfigError: there are fewer devices, or they do not divide the batch into equal parts.
     """
     processes = jax.process_count()
     asked = config.run.devices or ("all" if processes > 1 else 1)

@@ -1,4 +1,4 @@
-"""A run that is begun or taken up again: the same config, the same data, a record of where."""
+"""A run that starts or resumes: same config, same data, and a record of its environment."""
 
 from __future__ import annotations
 
@@ -22,19 +22,22 @@ HARMLESS = ("checkpoint_share", "training.unsettled")
 """Settings that change nothing in what a run computes, and may differ where it goes on."""
 
 
-def begin(config: Config, folder: Path, resume: bool, checksum: str = "") -> dict[str, Any]:
-    """Writes config.toml and environment.json into a new run's folder, which is locked.
+def start_folder(config: Config, folder: Path, resume: bool, checksum: str = "") -> dict[str, Any]:
+    """Writes config.toml and environment.json into a run's folder, which is locked.
 
-    A run that is taken up keeps the environment it has, and its config but for harmless settings.
+    A run that resumes keeps its environment, and its config except for harmless settings.
 
     Args:
-      checksum: of the data; empty where a study makes its own.
+      config: what is to be run.
+      folder: of the run.
+      resume: whether the folder may hold the run already.
+      checksum: of the data; empty if a study makes its own.
 
     Returns:
       The environment.
 
     Raises:
-      DataError: a run that is taken up had other data.
+      DataError: the run started with other data.
     """
     path, text = folder / "config.toml", tomli_w.dumps(as_written(config))
     if not (resume and path.exists() and path.read_text() == text):
@@ -45,8 +48,8 @@ def begin(config: Config, folder: Path, resume: bool, checksum: str = "") -> dic
         if before.get("data_checksum", "") != checksum:
             raise DataError(f"{folder}: the data are not those that its run began with")
         if before.get("study_sha256") != _study(config):
-            said = f"{config.experiment}: has changed since the run in {folder} began"
-            warnings.warn(said, Caution, stacklevel=2)
+            message = f"{config.experiment}: has changed since the run in {folder} began"
+            warnings.warn(message, Caution, stacklevel=2)
         return before
     environment = {
         **run_folder.environment(),
@@ -61,13 +64,13 @@ def begin(config: Config, folder: Path, resume: bool, checksum: str = "") -> dic
     return environment
 
 
-def begun(config: Config, folder: Path) -> bool:
-    """Whether a folder holds a run that this config can take up; an empty or absent one does not.
+def has_started(config: Config, folder: Path) -> bool:
+    """Whether a folder holds a run that this config can resume; False if it is empty or absent.
 
     Raises:
-      ConfigError: it holds another config's run; names the first key that differs.
-      FileExistsError: it holds something else. DataError: its config cannot be read, or there can
-        be no checkpoints.
+      ConfigError: it holds the run of another config; the error names the first key that differs.
+      FileExistsError: it holds something else. DataError: its config cannot be read, or its
+        checkpoints are no folder.
     """
     if not (folder / "config.toml").exists():
         run_folder.refuse_if_used(folder)
@@ -79,8 +82,8 @@ def begun(config: Config, folder: Path) -> bool:
     kept = folder / checkpoints.FOLDER
     if kept.exists() and not kept.is_dir():
         raise DataError(f"{kept}: must be a folder; its run cannot go on")
-    ours = flat(tomllib.loads(tomli_w.dumps(as_written(config))))
-    old = flat(theirs)
+    ours = flatten(tomllib.loads(tomli_w.dumps(as_written(config))))
+    old = flatten(theirs)
     for key in [*ours, *old]:
         if key not in HARMLESS and ours.get(key) != old.get(key):
             had = f"{old[key]!r}" if key in old else "no such setting"
@@ -92,17 +95,17 @@ def begun(config: Config, folder: Path) -> bool:
     return True
 
 
-def finished(folder: Path) -> bool:
-    """Whether a folder's run came to its end."""
+def is_finished(folder: Path) -> bool:
+    """Whether the run in a folder is finished."""
     return (folder / "summary.json").exists()
 
 
-def summary(folder: Path) -> dict[str, Any]:
+def read_summary(folder: Path) -> dict[str, Any]:
     """A finished run's summary. Raises DataError where it cannot be read or lacks its figures."""
     return run_folder.read_json(folder / "summary.json", "metrics", "seconds")
 
 
-def reload(folder: Path, overrides: list[str] | None = None) -> Config:
+def reload_config(folder: Path, overrides: list[str] | None = None) -> Config:
     """The config of the run in a folder, under the name that it had.
 
     Raises:
@@ -117,8 +120,8 @@ def reload(folder: Path, overrides: list[str] | None = None) -> Config:
 
 
 def identity(config: Config) -> dict[str, Any]:
-    """What must be the same where a run goes on, and not only look so."""
-    settings = flat(as_written(config))
+    """What must be the same if a run resumes: a checksum of its settings, and its seeds."""
+    settings = flatten(as_written(config))
     kept = {key: value for key, value in settings.items() if key not in HARMLESS}
     text = json.dumps(kept, sort_keys=True, default=str)
     return {
@@ -146,13 +149,13 @@ def revision(folder: Path) -> dict[str, str]:
     return {"git_revision": done.stdout.strip()}
 
 
-def flat(tree: Any, place: str = "") -> dict[str, Any]:
+def flatten(tree: Any, place: str = "") -> dict[str, Any]:
     """Settings by their dotted keys; lists whole."""
     if not isinstance(tree, dict):
         return {place: tree}
     found: dict[str, Any] = {}
     for key, value in tree.items():
-        found |= flat(value, f"{place}.{key}".lstrip("."))
+        found |= flatten(value, f"{place}.{key}".lstrip("."))
     return found
 
 

@@ -47,7 +47,7 @@ def load_run(folder: Path | str, seed: int = 0) -> LoadedRun:
       ValueError: the run had fewer seeds.
     """
     folder = Path(folder)
-    summary = resume.summary(folder)
+    summary = resume.read_summary(folder)
     config = load_config(folder / "config.toml")
     problem = build(config)
     seeds = config.seeds

@@ -1,4 +1,4 @@
-"""The study file that a config names: built before its run begins, its faults told in one line."""
+"""The study file that a config names: an error of its code is one line with file and line."""
 
 from __future__ import annotations
 
@@ -55,8 +55,8 @@ def _metrics(returned: Any) -> dict[str, np.ndarray]:
     return found
 
 
-def _faulty(config: Config, study: Any, error: BaseException) -> BaseException:
-    """What a study raised as it is to be told: its own code's errors in one line."""
+def _word_error(config: Config, study: Any, error: BaseException) -> BaseException:
+    """The error of a study as the user sees it: one of its own code names the study's file and line."""
     disk = isinstance(error, OSError) and not isinstance(error, FileNotFoundError)
     if isinstance(error, _OURS) or disk or "RESOURCE_EXHAUSTED" in str(error):
         return error

@@ -106,7 +106,7 @@ def run_all(
 def has_ended(folder: Path, run: SweepRun) -> bool:
     """Whether a run has finished, or has left a record that it failed."""
     place = folder / run.name
-    return (resume.finished(place) and manifest.has_manifest(place)) or failure(
+    return (resume.is_finished(place) and manifest.has_manifest(place)) or failure(
         folder, run
     ) is not None
 
@@ -145,7 +145,7 @@ def results(config: Config, runs: Sequence[SweepRun], grid: Grid, folder: Path) 
         if record is not None:
             row |= {"state": "failed", "failed": record["said"], "code": record["code"]}
         elif has_ended(folder, run):
-            summary = resume.summary(folder / run.name)
+            summary = resume.read_summary(folder / run.name)
             row |= {"state": "finished"} | {key: summary[key] for key in ("metrics", "seconds")}
         rows.append(row)
     return {

@@ -13,7 +13,7 @@ from bpeq.config.loading import Config, ConfigError, load
 from bpeq.config.overrides import read_pair
 from bpeq.config.problem import build
 from bpeq.experiment import resume
-from bpeq.experiment.distributed import shared_by
+from bpeq.experiment.distributed import device_mesh
 
 Grid = dict[str, list[str]]
 """The key of a setting -> the texts of its values, in the form that `--set` takes."""
@@ -152,7 +152,7 @@ def check_runs(runs: Sequence[SweepRun]) -> None:
             key = json.dumps([run.config.data.as_dict(), run.config.precision])
             try:
                 datasets[key] = build(run.config, datasets.get(key)).data
-                shared_by(run.config)
+                device_mesh(run.config)
             except ConfigError as error:
                 raise _grid_error(error, run.settings) from None
 

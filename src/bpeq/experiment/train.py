@@ -20,8 +20,14 @@ from bpeq.config.loading import Config
 from bpeq.config.problem import Problem, build, seed_keys
 from bpeq.core import trees
 from bpeq.core.compat import enable_x64
-from bpeq.experiment import resume as resuming
-from bpeq.experiment.distributed import agreed, alike, shared_by
+from bpeq.experiment.distributed import any_process, assert_same_config, device_mesh
+from bpeq.experiment.resume import (
+    has_started,
+    identity,
+    is_finished,
+    read_summary,
+    start_folder,
+)
 from bpeq.experiment.rule_fidelity import before_and_after
 from bpeq.experiment.runner import Diverged, Interrupted, Progress, Runner
 from bpeq.experiment.study import study_work
@@ -58,28 +64,28 @@ def run(
       Diverged, Interrupted: after saving. ConfigError, DataError, FileExistsError: before starting.
     """
     began = time.perf_counter()
-    resume = resume and resuming.begun(config, folder)
-    if resume and resuming.finished(folder) and manifest.has_manifest(folder):
-        return resuming.summary(folder)
+    resume = resume and has_started(config, folder)
+    if resume and is_finished(folder) and manifest.has_manifest(folder):
+        return read_summary(folder)
     if config.experiment is not None:
         check_devices(config)
         work, checksum = study_work(config), ""
     else:
         problem = build(config) if problem is None else problem
-        work = partial(_training, config, problem, shared_by(config))
+        work = partial(_training, config, problem, device_mesh(config))
         checksum = problem.data.checksum
-        alike(config, checksum)
+        assert_same_config(config, checksum)
     with lock.lock_folder(folder, resume), enable_x64(config.double):
-        if resume and resuming.finished(folder):
+        if resume and is_finished(folder):
             manifest.write_manifest(folder)
-            return resuming.summary(folder)
-        environment = resuming.begin(config, folder, resume, checksum)
+            return read_summary(folder)
+        environment = start_folder(config, folder, resume, checksum)
         runner = Runner(
             folder,
             str(config.path),
             progress,
-            agreed(stop),
-            identity=resuming.identity(config),
+            any_process(stop),
+            identity=identity(config),
             resume=resume,
             share=config.run.checkpoint_share,
         )

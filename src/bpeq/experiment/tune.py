@@ -15,7 +15,7 @@ from bpeq.config.loading import Config, ConfigError
 from bpeq.config.problem import Problem, build
 from bpeq.config.schema import fields
 from bpeq.experiment import sweep, train
-from bpeq.experiment.distributed import shared_by
+from bpeq.experiment.distributed import device_mesh
 from bpeq.experiment.sweep_runs import Grid, SweepRun, read_range, sweep_run
 from bpeq.runs import manifest, run_folder
 from bpeq.settings import complaint
@@ -187,7 +187,7 @@ def check_search(config: Config, grid: Grid, trials: int) -> str:
     if config.experiment is not None:
         raise ConfigError(f"--search = {trials}: a study has no validation split to search by")
     problem = build(config)
-    shared_by(config)
+    device_mesh(config)
     return validation_metric(config, problem, "--search")
 
 

@@ -50,7 +50,7 @@ def verify(
       ConfigError: no finished run. DataError: a file was changed or is missing. Interrupted: by
       `stop`, which is asked after every row; the folder is as it was.
     """
-    if not folder.is_dir() or not (manifest.has_manifest(folder) or resume.finished(folder)):
+    if not folder.is_dir() or not (manifest.has_manifest(folder) or resume.is_finished(folder)):
         begun = (folder / "config.toml").exists()
         how = f"its run is not finished: bpeq run {folder} --resume" if begun else "holds no run"
         raise ConfigError(str(folder), remedy=how)
@@ -66,7 +66,7 @@ def verify(
     with tempfile.TemporaryDirectory(prefix="bpeq-verify-") as place:
         again = Path(place) / "again"
         try:
-            train.run(resume.reload(folder), again, progress, stop)
+            train.run(resume.reload_config(folder), again, progress, stop)
         except Interrupted as error:
             said = f"{folder}: was not verified: the repeat was stopped; the folder is as it was"
             raise Interrupted(error.signal, said) from error
@@ -75,7 +75,7 @@ def verify(
 
 def _check_readable(folder: Path) -> None:
     """What is compared can be, which is known before the repeat, and so said at once."""
-    resume.summary(folder)
+    resume.read_summary(folder)
     for path in folder.rglob("metrics.jsonl"):
         _read_rows(path)
     for path in (p for p in folder.rglob("*.safetensors") if p.parent.name != FOLDER):
@@ -97,7 +97,7 @@ def _compare(folder: Path, again: Path) -> Iterator[Finding]:
         for path in sorted(p for p in again.rglob(name) if p.parent.name != FOLDER):
             inside = path.relative_to(again)
             yield Finding(str(inside), *compare(folder / inside, path))
-    ours, theirs = (resume.summary(each)["metrics"] for each in (folder, again))
+    ours, theirs = (resume.read_summary(each)["metrics"] for each in (folder, again))
     ours, theirs = ({k: v for k, v in m.items() if "seconds" not in k} for m in (ours, theirs))
     yield Finding("summary.json", f"{len(ours)} metrics", _first(ours, theirs))
 
@@ -117,7 +117,7 @@ def _read_rows(path: Path) -> list[dict[str, Any]]:
         rows = [json.loads(line) for line in path.read_text().splitlines()]
     except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"{path}: cannot read: {error}") from error
-    flat = (resume.flat(row) for row in rows)
+    flat = (resume.flatten(row) for row in rows)
     return [{k: v for k, v in row.items() if "seconds" not in k} for row in flat]
 
 
