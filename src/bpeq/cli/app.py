@@ -9,6 +9,7 @@ import typer
 
 if TYPE_CHECKING:
     from bpeq.config.loading import Config
+    from bpeq.experiment.runner import Interrupted
 
 app = typer.Typer(
     help="Train networks by backpropagation, equilibrium propagation and their kin, from configs.",
@@ -67,3 +68,8 @@ def folder(out: Path | None, name: str, resume: bool = False) -> Path:
 
     place = run_folder.newest_taken if resume else run_folder.next_free
     return place(Path("runs"), name) if out is None else out
+
+
+def add_command(stopped: Interrupted, command: str) -> Interrupted:
+    """The same interruption, whose line says how to go on."""
+    return type(stopped)(stopped.signal, f"{stopped}; go on with: {command}")

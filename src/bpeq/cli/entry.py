@@ -27,7 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     keep_memory()
     if supervisor.supervised():
         supervisor.settle_in()
-    from bpeq.cli import look_commands, sweep_commands, train_commands  # noqa: F401  join the app
+    from bpeq.cli import check, compare, fidelity, run, show, sweep  # noqa: F401  join the app
     from bpeq.cli.app import CommandError, app
 
     arguments = list(sys.argv[1:] if argv is None else argv) or ["--help"]

@@ -32,12 +32,12 @@ def study_work(config: Config) -> Callable[[Runner], dict[str, Any]]:
             metrics = study(plain, runner, **config.study)
             found = _metrics(metrics)
         except (Exception, SystemExit) as error:
-            own = _faulty(config, study, error)
-            if isinstance(own, ConfigError | DataError):
+            worded = _word_error(config, study, error)
+            if isinstance(worded, ConfigError | DataError):
                 run_folder.remove_if_unstarted(runner.folder)
-            if own is error:
+            if worded is error:
                 raise
-            raise own from error
+            raise worded from error
         pictures = sorted(path.name for path in runner.folder.glob("*.png"))
         return {"metrics": found, "pictures": pictures}
 
@@ -56,7 +56,7 @@ def _metrics(returned: Any) -> dict[str, np.ndarray]:
 
 
 def _word_error(config: Config, study: Any, error: BaseException) -> BaseException:
-    """The error of a study as the user sees it: one of its own code names the study's file and line."""
+    """A study's error as the user sees it: one of its own code names its file and line."""
     disk = isinstance(error, OSError) and not isinstance(error, FileNotFoundError)
     if isinstance(error, _OURS) or disk or "RESOURCE_EXHAUSTED" in str(error):
         return error

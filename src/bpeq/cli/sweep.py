@@ -1,4 +1,4 @@
-"""The command `sweep`: thin, as all commands are."""
+"""`bpeq sweep`: a config over grids of settings."""
 
 from __future__ import annotations
 

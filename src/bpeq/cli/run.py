@@ -1,10 +1,8 @@
-"""The commands that train: thin, they call the library and print what it returns."""
+"""`bpeq run`: trains a config into a run folder."""
 
 from __future__ import annotations
 
 import shlex
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -21,9 +19,6 @@ from bpeq.cli.app import (
     Set,
     app,
 )
-
-if TYPE_CHECKING:
-    from bpeq.experiment.runner import Interrupted
 
 
 @app.command()
@@ -78,7 +73,9 @@ def run(
             stop = signals.asked_to_stop
             summary = train.run(checked, place, progress, stop, resume=resume)
     except train.Interrupted as stopped:
-        raise _resumable(stopped, f"bpeq run {shlex.quote(str(folder))} --resume") from stopped
+        raise _app.add_command(
+            stopped, f"bpeq run {shlex.quote(str(folder))} --resume"
+        ) from stopped
     if "metrics" in summary and distributed.is_main_process():
         console.print(run_table(summary))
         page = write_run_report(folder)
@@ -87,83 +84,9 @@ def run(
     return 0
 
 
-@app.command()
-def compare(
-    config: ConfigFile,
-    rules: Annotated[str, typer.Option("--rules", help="names, separated by commas")],
-    set_: Set = None,
-    out: Out = None,
-    seeds: Seeds = None,
-    tune: Annotated[
-        int | None, typer.Option("--tune", help="trials a rule, chosen by validation error")
-    ] = None,
-    resume: Resume = False,
-) -> None:
-    """Train a config under several rules and the null controls, and set them side by side."""
-    from bpeq.cli import signals
-    from bpeq.cli.terminal import bar, console
-    from bpeq.experiment import compare, train
-    from bpeq.report import comparison_table, tuning_table, write_comparison_report
-
-    checked = _app.load(config, set_, seeds)
-    names = _app.names(rules)
-    _check_trials(tune)
-    folder = _app.folder(out, f"{checked.name}-compare", resume)
-    signals.begin_saving()
-    try:
-        with bar() as track:
-            stop = signals.asked_to_stop
-            result = compare.run_comparison(checked, names, folder, track, stop, tune, resume)
-    except train.Interrupted as stopped:
-        again = f"the same command, --out {shlex.quote(str(folder))} --resume"
-        raise _resumable(stopped, again) from stopped
-    console.print(comparison_table(result))
-    if tune is not None:
-        console.print(tuning_table(result))
-    console.print(f"{write_comparison_report(folder)}", soft_wrap=True, highlight=False)
-    compare.raise_diverged(result)
-
-
-@app.command()
-def fidelity(
-    config: ConfigFile,
-    rules: Annotated[
-        str | None, typer.Option("--rules", help="names, separated by commas; the config's own")
-    ] = None,
-    trained: Annotated[
-        Path | None, typer.Option("--run", help="a run folder, for its weights; initial if absent")
-    ] = None,
-    set_: Set = None,
-    out: Out = None,
-) -> None:
-    """Set each rule's gradient, layer by layer, against the exact gradient of the same function."""
-    from bpeq.cli.terminal import bar, console
-    from bpeq.experiment import fidelity
-    from bpeq.report import fidelity_table, write_fidelity_report
-
-    checked = _app.load(config, set_, None)
-    names = _app.names(rules) if rules is not None else [checked.rule.name]
-    folder = _app.folder(out, f"{checked.name}-fidelity")
-    with bar("measurements") as track:
-        result = fidelity.measure_fidelity(checked, names, folder, trained, track("fidelity"))
-    console.print(fidelity_table(result))
-    console.print(f"{write_fidelity_report(folder)}", soft_wrap=True, highlight=False)
-
-
 def _check_alone(processes: int | None) -> None:
     from bpeq.config.errors import ConfigError
 
     if processes is not None:  # as given by hand; those that we start have both
         remedy = "means processes of this machine alone; leave out --coordinator"
         raise ConfigError("--processes", "", processes, remedy)
-
-
-def _check_trials(tune: int | None) -> None:
-    from bpeq.config.errors import ConfigError
-
-    if tune is not None and tune < 1:
-        raise ConfigError("--tune", "", tune, "must be a whole number >= 1")
-
-
-def _resumable(stopped: Interrupted, command: str) -> Interrupted:
-    return type(stopped)(stopped.signal, f"{stopped}; go on with: {command}")

@@ -1,4 +1,4 @@
-"""The commands that look at what there is: parts, configs, finished runs."""
+"""`bpeq check`, `audit` and `verify`: what is right in a config, a rule, a finished run."""
 
 from __future__ import annotations
 
@@ -8,7 +8,11 @@ from typing import Annotated
 import typer
 
 from bpeq.cli import app as _app
-from bpeq.cli.app import ConfigFile, Set, app
+from bpeq.cli.app import (
+    ConfigFile,
+    Set,
+    app,
+)
 
 
 @app.command()
@@ -90,33 +94,3 @@ def verify(
     console.print(verified_table(found))
     wrong = [f"{each.file}: {each.difference}" for each in found if each.difference]
     return say(f"{folder}: its repeat differs: {'; '.join(wrong)}", NUMERICAL) if wrong else DONE
-
-
-@app.command()
-def report(folders: Annotated[list[Path], typer.Argument(metavar="DIR...")]) -> None:
-    """Write the report of a finished run or comparison anew."""
-    from bpeq.cli.terminal import console
-    from bpeq.config.errors import ConfigError
-    from bpeq.report import write_report
-    from bpeq.runs import manifest
-
-    for folder in folders:
-        try:
-            path = write_report(folder)
-            manifest.add_report(folder, path)
-        except ValueError as error:
-            raise error if type(error) is not ValueError else ConfigError(str(error)) from error
-        console.print(f"{path}", soft_wrap=True, highlight=False)
-
-
-@app.command()
-def show(
-    what: Annotated[str, typer.Argument(help="rules, layers, data, … or rule, layer, …, config")],
-    name: Annotated[str, typer.Argument(help="which one, or the config's file")] = "",
-    set_: Set = None,
-) -> None:
-    """List what there is, show one factory's settings and docstring, or a config as resolved."""
-    from bpeq.cli.terminal import console
-    from bpeq.config.describe import describe
-
-    console.print(describe(what, name, set_ or ()), markup=False, highlight=False, soft_wrap=True)

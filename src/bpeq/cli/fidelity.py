@@ -1,0 +1,42 @@
+"""`bpeq fidelity`: each rule's gradient against the exact one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from bpeq.cli import app as _app
+from bpeq.cli.app import (
+    ConfigFile,
+    Out,
+    Set,
+    app,
+)
+
+
+@app.command()
+def fidelity(
+    config: ConfigFile,
+    rules: Annotated[
+        str | None, typer.Option("--rules", help="names, separated by commas; the config's own")
+    ] = None,
+    trained: Annotated[
+        Path | None, typer.Option("--run", help="a run folder, for its weights; initial if absent")
+    ] = None,
+    set_: Set = None,
+    out: Out = None,
+) -> None:
+    """Set each rule's gradient, layer by layer, against the exact gradient of the same function."""
+    from bpeq.cli.terminal import bar, console
+    from bpeq.experiment import fidelity
+    from bpeq.report import fidelity_table, write_fidelity_report
+
+    checked = _app.load(config, set_, None)
+    names = _app.names(rules) if rules is not None else [checked.rule.name]
+    folder = _app.folder(out, f"{checked.name}-fidelity")
+    with bar("measurements") as track:
+        result = fidelity.measure_fidelity(checked, names, folder, trained, track("fidelity"))
+    console.print(fidelity_table(result))
+    console.print(f"{write_fidelity_report(folder)}", soft_wrap=True, highlight=False)
