@@ -195,3 +195,9 @@ def test_the_table_has_a_row_for_all_that_was_compared():
     rows = re.findall(r"^\| `(?:mine:)?(\w+)`|^\| null control: ([\w ]+)", PAGE, re.M)
     assert {name for name, _ in rows if name} <= {*KINDS["rules"], "only_mistakes"}
     assert len(rows) == 6
+
+
+def test_the_study_trains_at_each_rate(ran):
+    metrics = ran("rates")["metrics"]
+    assert sorted(metrics) == ["test_error_0.5", "test_error_2.0"]
+    assert max(errors[0] for errors in (m["values"] for m in metrics.values())) < 0.5
