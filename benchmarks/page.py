@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.goals import GOALS
-from benchmarks.sections import SECTIONS
-from bpeq.report._numbers import plain
-from bpeq.report._page import Cell, Detail, Group, Page, Section, Tile, flat, write
+from benchmarks.sections import SECTIONS, table_of
+from bpeq.report.numbers import format_number
+from bpeq.report.page import Detail, Page, Section, Tile, flat, write
+from bpeq.report.tables import TableCell
 
 TILES = ("eqprop_fixed_b128", "eqprop_certified_b128", "sweeps_saved_mlp1", "numpy_over_xor_50")
 
@@ -44,10 +45,10 @@ def ratios(result: dict[str, Any]) -> Section:
     """All of them, with what is wanted."""
     rows = [
         [
-            Cell(name, detail=what),
-            Cell(_ratio(result, name)),
-            Cell(_least(result, name)),
-            Cell(goal),
+            TableCell(name, detail=what),
+            _ratio(result, name),
+            _least(result, name),
+            goal,
         ]
         for name, (what, goal) in GOALS.items()
     ]
@@ -60,16 +61,18 @@ def ratios(result: dict[str, Any]) -> Section:
         "them the least time over the least; where the two differ much the machine was too busy."
     )
     columns = ("ratio", "read", "of the least", "wanted")
-    return Section("Ratios", lead, columns=columns, groups=[Group(rows)], notes=notes)
+    return Section("Ratios", lead, table=table_of(columns, rows), notes=notes)
 
 
 def _ratio(result: dict[str, Any], name: str) -> str:
     value = result["ratios"].get(name)
-    return "—" if value is None else plain(value)
+    return "—" if value is None else format_number(value)
 
 
 def _least(result: dict[str, Any], name: str) -> str:
-    return plain(result["ratios_of_least"][name]) if name in result["ratios_of_least"] else ""
+    return (
+        format_number(result["ratios_of_least"][name]) if name in result["ratios_of_least"] else ""
+    )
 
 
 def _list(values: Sequence[float]) -> str:

@@ -7,11 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from bpeq.report import _colours as colours
-from bpeq.report._canvas import CHARACTER, Margins, Panel
-from bpeq.report._logplot import Line, Words, line_panel
-from bpeq.report._numbers import plain
-from bpeq.report._scales import log_ticks
+from bpeq.report import colours
+from bpeq.report.error_lines import ErrorLine, Words, line_panel
+from bpeq.report.figures import Panel, log_axis
+from bpeq.report.numbers import format_number
 
 Rows = Sequence[dict[str, Any]]
 _BAR = 0.24  # inches
@@ -31,20 +30,16 @@ def bars(
     """
     if not labels:
         return None
-    texts = [plain(v) for v in values] if texts is None else texts
-    left, right = 0.15 + CHARACTER * max(map(len, labels)), 0.25 + CHARACTER * max(map(len, texts))
+    texts = [format_number(v) for v in values] if texts is None else texts
 
     def draw(axes: Any) -> None:
         places = np.arange(len(labels))
-        low = min(values) / 3 if log else 0.0
         axes.barh(places, values, height=0.62, color=colours.series(0), left=0)
         axes.set_ylim(len(labels) - 0.4, -0.6)
         axes.set_yticks(places, labels, color=colours.INK)
         axes.tick_params(axis="y", length=0)
         if log:
-            axes.set_xscale("log")
-            axes.set_xlim(low, max(values))
-            log_ticks(axes.xaxis, low, max(values))
+            log_axis(axes.xaxis, np.asarray([min(values) / 3, max(values)]))
         else:
             axes.set_xlim(0, max(values))
         axes.grid(False)
@@ -57,8 +52,7 @@ def bars(
             )  # fmt: skip
 
     told = "; ".join(f"{a} {b}" for a, b in zip(labels, texts, strict=True))
-    margins = Margins(left, right, bottom=0.5, top=0.1)
-    return Panel(draw, f"{axis}: {told}.", caption, _BAR * len(labels) + 0.65, margins)
+    return Panel(draw, f"{axis}: {told}.", caption, _BAR * len(labels) + 0.65)
 
 
 def lines(
@@ -72,5 +66,5 @@ def lines(
         xs = np.asarray([r[x] for r in own], float)
         ys = scale * np.asarray([r[y] for r in own], float)
         look = (np.ones(len(xs)), colours.series(i), colours.dash(i))
-        drawn.append(Line(name, name, "", "", 0.0, xs, ys, *look))
+        drawn.append(ErrorLine(name, xs, ys, *look))
     return line_panel(drawn, Words(quantity, axis, caption), log_x=True)

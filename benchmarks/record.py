@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.goals import GOALS
-from bpeq.report._numbers import plain
+from bpeq.report.numbers import format_number
 
 
 def write_results(result: dict[str, Any], path: Path) -> Path:
@@ -41,7 +41,7 @@ def _read(result: dict[str, Any], name: str) -> str:
     value, least = result["ratios"][name], result["ratios_of_least"].get(name)
     if value is None:
         return f"not measured: {result['skipped'][name]}"
-    return plain(value) + ("" if least is None else f" [{plain(least)}]")
+    return format_number(value) + ("" if least is None else f" [{format_number(least)}]")
 
 
 def _first(load: list[float]) -> str:

@@ -6,8 +6,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from benchmarks.plots import Rows, bars, lines
-from bpeq.report._numbers import duration, memory, plain
-from bpeq.report._page import Cell, Group, Section
+from bpeq.report.numbers import duration, format_number, memory
+from bpeq.report.page import Section
+from bpeq.report.tables import Column, Group, Table
 
 
 def updates(rows: Rows) -> Section | None:
@@ -29,18 +30,18 @@ def gradients(rows: Rows) -> Section | None:
         return None
     table = [
         [
-            Cell(r["name"]),
-            Cell(str(r["examples"])),
-            Cell(f"{100 * r['settled']:.2f} %"),
-            Cell(plain(r["sweeps"])),
-            Cell(", ".join(f"{c:.6f}" for c in r["cosine"].values())),
-            Cell(plain(r["reference_residual"])),
+            r["name"],
+            str(r["examples"]),
+            f"{100 * r['settled']:.2f} %",
+            format_number(r["sweeps"]),
+            ", ".join(f"{c:.6f}" for c in r["cosine"].values()),
+            format_number(r["reference_residual"]),
         ]
         for r in own
     ]
     lead = "Cosines by layer, from the input, to implicit differentiation in float64."
     columns = ("estimate", "examples", "settled", "sweeps", "cosine by layer", "its residual")
-    return Section("What the speed costs", lead, columns=columns, groups=[Group(table)])
+    return Section("What the speed costs", lead, table=table_of(columns, table))
 
 
 def solving(rows: Rows) -> Section | None:
@@ -55,12 +56,12 @@ def solving(rows: Rows) -> Section | None:
     ]
     table = [
         [
-            Cell(r["name"]),
-            Cell(str(r["examples"])),
-            Cell(" + ".join(_count(n) for n in r["sweeps_99"])),
-            Cell(" + ".join(plain(n) for n in r["sweeps_mean"])),
-            Cell(str(r["unsettled"])),
-            Cell(duration(r["seconds"])),
+            r["name"],
+            str(r["examples"]),
+            " + ".join(_count(n) for n in r["sweeps_99"]),
+            " + ".join(format_number(n) for n in r["sweeps_mean"]),
+            str(r["unsettled"]),
+            duration(r["seconds"]),
         ]
         for r in own
         if "sweeps_99" in r and "tolerance" not in r
@@ -68,7 +69,7 @@ def solving(rows: Rows) -> Section | None:
     notes = [
         f"{r['name']}: of {r['phases']} phases in float64 both solvers settle "
         f"{r['phases_settled_by_both']} to 1e-12, {r['phases_elsewhere']} of them more than "
-        f"1e-8 apart (largest gap {plain(r['largest_gap'])})"
+        f"1e-8 apart (largest gap {format_number(r['largest_gap'])})"
         for r in own
         if "phases" in r
     ]
@@ -93,10 +94,7 @@ def rules(rows: Rows) -> Section | None:
     speeds = [r["updates_a_second"] for r in own]
     figures = [bars([r["name"] for r in own], speeds, "updates a second", caption)]
     nets = [r for r in rows if r["group"] == "backward" and "net" in r]
-    table = [
-        [Cell(r["name"]), Cell(duration(r["seconds"])), Cell(f"{r['ours_over_it']:.3f}")]
-        for r in nets
-    ]
+    table = [[r["name"], duration(r["seconds"]), f"{r['ours_over_it']:.3f}"] for r in nets]
     columns = ("gradient", "time", "hand-written over it")
     return _section("Every rule, and backprop by hand", "", figures, columns, table)
 
@@ -117,10 +115,7 @@ def remembered(rows: Rows) -> Section | None:
     own = [r for r in rows if r["group"] == "memory" and "bytes" in r]
     caption = "Temporaries of one estimate, 784-512-10 at batch 128, by XLA's own account."
     figure = lines(own, "sweeps", "bytes", 2**-20, "MiB", "sweeps", caption)
-    table = [
-        [Cell(r["series"]), Cell(str(r["sweeps"])), Cell(memory(r["bytes"])), Cell(_peak(r))]
-        for r in own
-    ]
+    table = [[r["series"], str(r["sweeps"]), memory(r["bytes"]), _peak(r)] for r in own]
     columns = ("rule", "sweeps", "temporaries", "peak of a process")
     return _section("Memory", "", [figure], columns, table)
 
@@ -157,11 +152,11 @@ def _peak(r: dict[str, Any]) -> str:
 def _timed(title: str, rows: Rows, figures: Sequence[Any]) -> Section | None:
     table = [
         [
-            Cell(r["name"]),
-            Cell(str(r.get("batch", ""))),
-            Cell(duration(r["seconds"])),
-            Cell(duration(r["least"])),
-            Cell(duration(r["compile_seconds"]) if "compile_seconds" in r else ""),
+            r["name"],
+            str(r.get("batch", "")),
+            duration(r["seconds"]),
+            duration(r["least"]),
+            duration(r["compile_seconds"]) if "compile_seconds" in r else "",
         ]
         for r in rows
     ]
@@ -179,7 +174,12 @@ def _section(
     drawn = [figure for figure in figures if figure is not None]
     if not (drawn or table or notes):
         return None
-    return Section(title, lead, drawn, columns, [Group(table)] if table else (), notes)
+    return Section(title, lead, drawn, table_of(columns, table) if table else None, notes)
+
+
+def table_of(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> Table:
+    """A table of texts."""
+    return Table([*map(Column, columns)], [Group(rows)])
 
 
 SECTIONS: tuple[Callable[[Rows], Section | None], ...] = (

@@ -31,7 +31,7 @@ SMALL = {
 
 NURSERY = """\
 import json, os, sys
-import bpeq.cli.entry, bpeq.cli.terminal, bpeq.experiment.train, bpeq.report._canvas
+import bpeq.cli.entry, bpeq.cli.terminal, bpeq.experiment.train, bpeq.report.figures
 import matplotlib.figure, sklearn
 for line in sys.stdin:
     argv, said = json.loads(line)

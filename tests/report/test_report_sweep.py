@@ -45,7 +45,7 @@ class Table(HTMLParser):
 def test_each_figure_of_a_sweep_stands_in_its_column(tmp_path: Path) -> None:
     (tmp_path / "sweep.json").write_text(json.dumps({"name": "digits", "runs": RUNS}))
     head, *rows = Table(write_sweep_report(tmp_path)).rows
-    assert head == ["run", "rule.beta", "validation error, %", "test error, %", "state"]
+    assert head == ["run", "beta", "validation error, %", "test error, %", "state"]
     assert rows == [
         ["a", "0.1", "3.00 ± 0.00", "3.00 ± 1.41", "finished"],
         ["b", "0.2", "2.00 ± 1.41", "5.00 ± 0.00", "finished"],

@@ -7,13 +7,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from bpeq.report._comparison import write_comparison_report
-from bpeq.report._fidelity import write_fidelity_report
-from bpeq.report._fidelity_table import fidelity_table
-from bpeq.report._run import write_run_report
-from bpeq.report._sweep import sweep_table, write_sweep_report
-from bpeq.report._tables import comparison_table, run_table
-from bpeq.report._tuning import tuning_table
+from bpeq.report.comparison import write_comparison_report
+from bpeq.report.comparison_tables import comparison_table
+from bpeq.report.fidelity import fidelity_table, write_fidelity_report
+from bpeq.report.run import run_table, write_run_report
+from bpeq.report.sweep import sweep_table, write_sweep_report
+from bpeq.report.tuning import tuning_table
 
 __all__ = [
     "comparison_table",
@@ -48,15 +47,14 @@ def write_report(folder: Path) -> Path:
     folder = Path(folder)
     if not folder.is_dir():
         raise ValueError(f"{folder}: no such folder")
-    if (folder / "comparison.json").exists():
-        return write_comparison_report(folder)
-    if (folder / "fidelity.json").exists():
-        return write_fidelity_report(folder)
-    if (folder / "sweep.json").exists():
-        return write_sweep_report(folder)
-    if any((folder / name).exists() for name in ("summary.json", "metrics.jsonl")):
-        return write_run_report(folder)
-    raise ValueError(
-        f"{folder}: no run and no comparison: holds none of "
-        "comparison.json, fidelity.json, sweep.json, summary.json, metrics.jsonl"
-    )
+    writers = {
+        "comparison.json": write_comparison_report,
+        "fidelity.json": write_fidelity_report,
+        "sweep.json": write_sweep_report,
+        "summary.json": write_run_report,
+        "metrics.jsonl": write_run_report,
+    }
+    for name, write in writers.items():
+        if (folder / name).exists():
+            return write(folder)
+    raise ValueError(f"{folder}: no run and no comparison: holds none of {', '.join(writers)}")

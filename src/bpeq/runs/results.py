@@ -58,6 +58,7 @@ __all__ = [
     "Measures",
     "MetricsRow",
     "Objective",
+    "Result",
     "RuleFidelity",
     "Series",
     "Statistic",

@@ -9,9 +9,9 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from bpeq.report import _colours as colours
-from bpeq.report._canvas import Panel, svg
-from bpeq.report._metrics import Metric, Stat
+from bpeq.report import colours
+from bpeq.report.figures import Panel, svg
+from bpeq.report.tables import Table, TableCell
 from bpeq.runs import run_folder
 from bpeq.types import DataError
 
@@ -24,25 +24,6 @@ class Tile(NamedTuple):
     detail: str = ""
     colour: str = ""
     quiet: bool = False
-
-
-class Cell(NamedTuple):
-    """Text in a table: `colour` draws a swatch before it, `detail` follows it, smaller.
-
-    inset: the name of a row that is a part of the row above.
-    """
-
-    text: str
-    colour: str = ""
-    detail: str = ""
-    inset: bool = False
-
-
-class Group(NamedTuple):
-    """Rows of a table under a heading of their own; `label` may be empty."""
-
-    rows: Sequence[Sequence[Cell]]
-    label: str = ""
 
 
 class Picture(NamedTuple):
@@ -58,10 +39,16 @@ class Section(NamedTuple):
     title: str
     lead: str = ""
     figures: Sequence[Panel] = ()
-    columns: Sequence[str] = ()
-    groups: Sequence[Group] = ()
+    table: Table | None = None
     notes: Sequence[str] = ()
     pictures: Sequence[Picture] = ()
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is nothing to show: no figure, row, note or picture, or a lead alone."""
+        rows = self.table is not None and any(self.table.rows)
+        content = self.figures or rows or self.notes or self.pictures
+        return not content and (self.table is not None or not self.lead)
 
 
 class Detail(NamedTuple):
@@ -73,7 +60,7 @@ class Detail(NamedTuple):
 
 
 class Page(NamedTuple):
-    """All that one report says, in reading order."""
+    """All that one report says, in reading order. Empty sections and details are left out."""
 
     kind: str
     title: str
@@ -94,7 +81,7 @@ def write(page: Page, path: Path) -> Path:
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters.update(variable=colours.variable, breaks=breaks)
+    environment.filters.update(variable=colours.variable, breaks=breaks, cell=_as_cell)
     here = resources.files("bpeq.report")
     drawn = iter(range(1000))
 
@@ -103,6 +90,10 @@ def write(page: Page, path: Path) -> Path:
 
     style = colours.stylesheet() + here.joinpath("page.css").read_text(encoding="utf-8")
     template = environment.from_string(here.joinpath("page.html.j2").read_text(encoding="utf-8"))
+    page = page._replace(
+        sections=[section for section in page.sections if not section.is_empty],
+        details=[part for part in page.details if part.text or part.pairs],
+    )
     text = template.render(page=page, style=Markup(style), figure=figure)
     run_folder.write_text(path, text)
     return path
@@ -140,19 +131,14 @@ def flat(value: Any, prefix: str = "") -> list[tuple[str, str]]:
     return [(prefix, str(value))]
 
 
-def each_seed(title: str, stats: dict[str, tuple[Metric, Stat]]) -> list[Detail]:
-    """Every seed's value, a line a name; nothing where each has one seed only."""
-    if all(len(stat.values) < 2 for _, stat in stats.values()):
-        return []
-    shown = {name: [m.show(v) for v in stat.values.tolist()] for name, (m, stat) in stats.items()}
-    return [Detail(title, pairs=[(name, "  ".join(texts)) for name, texts in shown.items()])]
-
-
 def folded(config: str, environment: dict[str, Any], data: Any = None) -> list[Detail]:
-    """The folded parts of every report: configuration, data, environment; those that are there."""
-    parts = [
+    """The folded parts of every report: configuration, data, environment."""
+    return [
         Detail("Configuration, resolved", text=config),
         Detail("Data", pairs=flat(data) if data else ()),
         Detail("Environment", pairs=flat(environment)),
     ]
-    return [part for part in parts if part.text or part.pairs]
+
+
+def _as_cell(value: Any) -> TableCell:
+    return value if isinstance(value, TableCell) else TableCell(value)

@@ -1,0 +1,228 @@
+"""The tables of a comparison: in the terminal, on its page, and comparison.csv."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from bpeq.report.dots import colour_of
+from bpeq.report.fidelity_tables import nearness
+from bpeq.report.folders import title_of
+from bpeq.report.metrics import Metric, best_worst, metric, ordered, primary
+from bpeq.report.numbers import duration, format_number, magnitude, memory
+from bpeq.report.pairs import Pair, against_controls, omitted, pairs_of
+from bpeq.report.tables import Column, Group, Table, TableCell, to_rich
+from bpeq.runs.results import Comparison, ComparisonRow, Statistic, parse
+
+if TYPE_CHECKING:
+    import rich.table
+
+Rules = Mapping[str, ComparisonRow]
+
+COSTS = {
+    "sweeps": Column("sweeps"),
+    "macs": Column("MACs", format=magnitude),
+    "seconds": Column("time", format=duration),
+    "bytes": Column("memory", format=memory),
+}
+_MOST_PAIRS = 6  # that a caption spells out
+
+
+def comparison_table(comparison: dict[str, Any] | Comparison) -> rich.table.Table:
+    """The rules of a comparison: the leading metric over seeds, fidelity, the cost of one gradient.
+
+    Null controls stand apart below the rules, under a line that says what they are. The caption
+    holds the paired differences and the comparison's notes. If fidelity is known it takes the
+    place of the best and the worst seed: a table is 80 columns wide.
+
+    Args:
+      comparison: what comparison.json holds.
+
+    Returns:
+      A table for a terminal.
+
+    Raises:
+      DataError: a metric or a cost is not a number.
+    """
+    comparison = parse(Comparison, comparison)
+    rules = rules_of(comparison)
+    m = leading_metric(rules)
+    near = any(row.fidelity is not None and row.fidelity.ends for row in rules.values())
+    solved = any("solved" in row.metrics for row in rules.values())
+    columns = [Column("rule")]
+    columns += [m.column] if m is not None else []
+    if solved:
+        columns.append(metric("solved").column._replace(header="solved"))
+    elif not near:
+        columns.append(Column("best\u00a0–\u00a0worst"))
+    if near:
+        columns.append(Column("grad. error", format=partial(format_number, digits=2)))
+        columns.append(Column("worst cosine", format=partial(format_number, decimals=4)))
+    costs = [key for key in COSTS if any(key in row.cost for row in rules.values())]
+
+    def cells(name: str, row: ComparisonRow) -> list[Any]:
+        line: list[Any] = [TableCell(name, style="bold")]
+        if m is not None:
+            line.append(figure_of(row, m, "no result"))
+        if solved:
+            line.append(row.metrics.get("solved", ""))
+        elif not near:
+            line.append(_extremes(row, m))
+        if near:
+            ends = {} if row.fidelity is None else row.fidelity.ends
+            absent = ("", "") if row.control else (None, None)
+            line += nearness(ends["trained"]) if "trained" in ends else absent
+        return [*line, *(row.cost.get(key) for key in costs)]
+
+    table = Table([*columns, *(COSTS[key] for key in costs)], _grouped(rules, cells))
+    table = table.without_empty_columns()
+    return to_rich(table._replace(title=title_of(comparison), caption=_caption(comparison, rules)))
+
+
+def rules_of(comparison: Comparison) -> Rules:
+    """The rules in the order of the file, the null controls after all others."""
+    return dict(sorted(comparison.rules.items(), key=lambda pair: pair[1].control))
+
+
+def leading_metric(rules: Rules) -> Metric | None:
+    """The metric that a comparison leads with: `primary` of those that most rules have."""
+    names = [name for row in rules.values() for name in row.metrics]
+    most = max(map(names.count, names), default=0)
+    return primary(name for name in dict.fromkeys(names) if names.count(name) == most)
+
+
+def notes_of(comparison: Comparison, rules: Rules, pairs: Sequence[Pair]) -> list[str]:
+    """Nulls beaten and unbeaten, what is lost, what is known of rows; then the comparison's own."""
+    m = leading_metric(rules)
+    if m is None:
+        notes = ["No rule has any result: none of the runs finished."]
+    else:
+        notes = against_controls(pairs, rules, m)
+    for name, row in rules.items():
+        stat = None if m is None else row.metrics.get(m.name)
+        if row.diverged:
+            notes.append(f"{name} diverged and has no result: {row.diverged}.")
+        elif m is not None and stat is None:
+            notes.append(f"{name} has no {m.label}: its run did not finish.")
+        elif m is not None and stat is not None and stat.lost:
+            lost = f"{stat.lost} of {len(stat.values)} seeds"
+            notes.append(f"{name}: the {m.label} of {lost} is not finite.")
+    notes += [f"{name}: {row.note}" for name, row in rules.items() if row.note]
+    return notes + comparison.notes
+
+
+def results_table(rules: Rules, m: Metric) -> Table:
+    """The metrics of a page: the leading one, then its family, then others but few losses.
+
+    At most five, which is what a page is wide; comparison.csv has them all.
+    """
+    others = [metric(name) for name in ordered(k for row in rules.values() for k in row.metrics)]
+    others = [o for o in others if o.family != "loss" or o.split not in ("test", "validation")]
+    others.sort(key=lambda other: other.family != m.family)
+    shown = [m, *(other for other in others if other != m)][:5]
+
+    def cells(name: str, row: ComparisonRow) -> list[Any]:
+        first = [TableCell(name, colour_of(rules, name)), figure_of(row, m, None)]
+        return [*first, _extremes(row, m), *(row.metrics.get(other.name) for other in shown[1:])]
+
+    columns = [Column("rule"), m.column, Column("best – worst"), *(o.column for o in shown[1:])]
+    return Table(columns, _grouped(rules, cells, "Null controls: what any rule must beat"))
+
+
+def differences_table(pairs: Sequence[Pair]) -> Table:
+    """A row a pair: the mean difference, its interval, what the interval allows one to say."""
+    level = f"{100 * pairs[0].level:g} % interval" if pairs else "interval"
+    columns = [Column("difference"), Column("mean"), Column(level), Column("pairs", format=str)]
+    rows = [
+        [p.title, p.metric.difference(p.mean), p.interval or None, p.number, p.verdict]
+        for p in pairs
+    ]
+    return Table([*columns, Column("the first is", align="left")], [Group(rows)])
+
+
+def costs_table(rules: Rules) -> Table:
+    """What one gradient costs each rule, and what training took."""
+    names = list(dict.fromkeys(name for row in rules.values() for name in row.cost))
+    names.sort(key=lambda name: [*COSTS].index(name) if name in COSTS else len(COSTS))
+    first = rules[base_of(rules)]
+
+    def cells(name: str, row: ComparisonRow) -> list[Any]:
+        line = [TableCell(name, colour_of(rules, name))]
+        for key in names:
+            value, base = row.cost.get(key), first.cost.get(key, 0.0)
+            ratio = value / base if value and base > 0 and key != "sweeps" else 1.0
+            times = f"×{format_number(ratio, 2)}" if abs(ratio - 1) > 0.05 else ""
+            line.append(TableCell(value, detail=times))
+        seconds = row.seconds.get("train", math.nan)
+        return [*line, seconds if math.isfinite(seconds) else None] if names else []
+
+    columns = [COSTS.get(name, Column(name)) for name in names]
+    columns = [Column("rule"), *columns, Column("training", format=duration)]
+    return Table(columns, _grouped(rules, cells) if names else []).without_empty_columns()
+
+
+def base_of(rules: Rules) -> str:
+    """The rule whose costs the others are set against: backprop, else the first."""
+    return "backprop" if "backprop" in rules else next(iter(rules))
+
+
+def csv_table(rules: Rules) -> Table:
+    """rule, control, seeds, metrics, costs and fidelity; absent figures are empty.
+
+    Their columns: METRIC_mean, METRIC_std; cost_NAME; and of the whole gradient, before and after
+    training, END_relative_error and END_cosine. Figures are as in comparison.json: shares are
+    fractions, and what is not finite is nan or inf.
+    """
+    metrics = ordered(name for row in rules.values() for name in row.metrics)
+    costs = list(dict.fromkeys(name for row in rules.values() for name in row.cost))
+    known = {name: row.fidelity.ends if row.fidelity else {} for name, row in rules.items()}
+    ends = [end for end in ("initial", "trained") if any(end in k for k in known.values())]
+    near = [(end, part) for end in ends for part in ("relative_error", "cosine")]
+    head = ["rule", "control", "seeds", *(f"{k}_{p}" for k in metrics for p in ("mean", "std"))]
+    head += [*(f"cost_{name}" for name in costs), *(f"{end}_{part}" for end, part in near)]
+    lines = []
+    for name, row in rules.items():
+        seeds = max((len(stat.values) for stat in row.metrics.values()), default=0)
+        stats = [row.metrics.get(key) for key in metrics]
+        line = [name, row.control, seeds]
+        line += [getattr(stat, part, None) for stat in stats for part in ("mean", "std")]
+        line += [row.cost.get(key) for key in costs]
+        lines.append([*line, *(getattr(known[name].get(end), part, None) for end, part in near)])
+    return Table([*map(Column, head)], [Group(lines)])
+
+
+def figure_of(row: ComparisonRow, m: Metric, absent: str | None) -> Statistic | str | None:
+    """A rule's figures; else that it diverged, or `absent`."""
+    return row.metrics.get(m.name, "diverged" if row.diverged else absent)
+
+
+def _extremes(row: ComparisonRow, m: Metric | None) -> str:
+    stat = None if m is None else row.metrics.get(m.name)
+    if m is None or stat is None or len(stat.values) < 2:
+        return ""
+    return " – ".join(best_worst(m, stat))
+
+
+def _grouped(
+    rules: Rules, cells: Callable[[str, ComparisonRow], list[Any]], label: str = "Null controls"
+) -> list[Group]:
+    """The rules, and apart from them the null controls."""
+    parts = [[cells(k, row) for k, row in rules.items() if row.control == c] for c in (False, True)]
+    return [Group(parts[0]), Group(parts[1], label)]
+
+
+def _caption(comparison: Comparison, rules: Rules) -> str:
+    lines = []
+    if any(row.cost for row in rules.values()):
+        lines.append("Cost is of one gradient.")
+    if any(row.fidelity is not None and row.fidelity.ends for row in rules.values()):
+        lines.append(
+            "grad. error: of the gradient, relative to the exact one of the rule's own function, "
+            "with trained parameters; worst cosine: of the layer that is furthest off."
+        )
+    pairs = pairs_of(comparison, rules)
+    lines += [pair.sentence for pair in pairs[:_MOST_PAIRS]]
+    lines += [omitted(_MOST_PAIRS, len(pairs)), *notes_of(comparison, rules, pairs)]
+    return "\n".join(filter(None, lines))

@@ -1,0 +1,130 @@
+"""Curves of an error on a log axis, named beside the axes, with guides of a known slope."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from bpeq.report import colours
+from bpeq.report.figures import Panel, label_axes, log_axis, name_lines, whole_axis
+from bpeq.report.numbers import format_number, setting
+from bpeq.runs.results import Floats
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+_TALL = 3.4  # inches
+
+
+class ErrorLine(NamedTuple):
+    """One curve: x `[k]` rising, y `[k]`, the share of phases that settled `[k]`; how it looks."""
+
+    label: str
+    x: Floats
+    y: Floats
+    settled: Floats
+    colour: str
+    dash: str = "-"
+    precision: str = ""
+    beta: float = 0.0
+
+    @property
+    def drawn(self) -> np.ndarray:
+        """`[k]`, which points log axes can show: finite, and above 0."""
+        x, y = self.x, self.y
+        return np.isfinite(x) & (x > 0) & np.isfinite(y) & (y > 0)
+
+
+class Words(NamedTuple):
+    """What a panel of lines is called: its y and x axis, its caption, what the alt text adds."""
+
+    quantity: str
+    axis: str
+    caption: str
+    alt: str = ""
+
+
+def line_panel(
+    lines: Sequence[ErrorLine],
+    words: Words,
+    log_x: bool,
+    more: Callable[[Axes], None] | None = None,
+    extra: Sequence[tuple[float, float]] = (),
+    slopes: Mapping[str, str] = MappingProxyType({}),
+) -> Panel | None:
+    """A panel of lines over a log y axis; None if no line has a point to draw.
+
+    Args:
+      lines: with the same label they share one entry of the legend.
+      words: what the panel is called.
+      log_x: whether the x axis is logarithmic too.
+      more: draws into the axes, below the lines, once their limits are fixed.
+      extra: points that must lie within the axes.
+      slopes: what follows a line's label, by label.
+    """
+    lines = [line for line in lines if line.drawn.any()]
+    if not lines:
+        return None
+    points = [pair for a in lines for pair in zip(a.x[a.drawn], a.y[a.drawn], strict=True)]
+    points += [(x, y) for x, y in extra if 0 < x < math.inf and 0 < y < math.inf]
+    xs, ys = np.asarray(points, np.float64).T
+
+    def draw(axes: Axes) -> None:
+        log_axis(axes.yaxis, ys)
+        if log_x:
+            log_axis(axes.xaxis, xs)
+        else:
+            edge = 0.04 * float(np.ptp(xs)) or 1.0
+            axes.set_xlim(float(xs.min()) - edge, float(xs.max()) + edge)
+            whole_axis(axes.xaxis)
+        if more is not None:
+            more(axes)
+        names: dict[str, tuple[str, Any, float]] = {}
+        for line in lines:
+            y = np.where(line.drawn, line.y, np.nan)
+            (handle,) = axes.plot(line.x, y, line.dash, color=line.colour, lw=1.6)
+            settled = line.settled >= 1
+            for part, fill in ((settled, line.colour), (~settled, colours.PAPER)):
+                axes.plot(line.x[part], y[part], "o", color=line.colour, mfc=fill, ms=4, mew=1)
+            text = "\n".join(filter(None, [line.label, slopes.get(line.label)]))
+            names.setdefault(line.label, (text, handle, float(line.y[line.drawn][-1])))
+        label_axes(axes, words.axis, f"{words.quantity} (log scale)")
+        name_lines(axes, [*names.values()])
+
+    caption = words.caption
+    if any((line.settled[line.drawn] < 1).any() for line in lines):
+        caption += " Hollow: not all phases settled."
+    first, last = setting(float(xs.min())), setting(float(xs.max()))
+    head = f"{words.quantity.capitalize()} over {words.axis} from {first} to {last}"
+    told = "; ".join(map(_describe, lines))
+    return Panel(draw, f"{head}. {told}. {words.alt}".strip(), caption, _TALL)
+
+
+def guide(axes: Axes, curve: Callable[[Floats], Floats], last: float, text: str) -> None:
+    """A dotted guide, up to x = `last`, named at its middle within the axes."""
+    (left, right), (low, high) = axes.get_xlim(), axes.get_ylim()
+    spaced = np.geomspace if axes.get_xscale() == "log" else np.linspace
+    x = spaced(left, min(right, last), 200)
+    y = curve(x)
+    inside = np.flatnonzero((y >= low) & (y <= high))
+    if not len(inside):
+        return
+    axes.plot(x[inside], y[inside], ":", color=colours.CONTROL, lw=1.4, zorder=1)
+    middle, falls = inside[len(inside) // 2], y[-1] < y[0]
+    axes.annotate(
+        text, (float(x[middle]), float(y[middle])), xytext=(6, 3 if falls else -3),
+        textcoords="offset points", va="bottom" if falls else "top", color=colours.MUTED, size=9,
+        parse_math=False,
+    )  # fmt: skip
+
+
+def _describe(line: ErrorLine) -> str:
+    name = f"{line.label} ({line.precision})" if line.precision else line.label
+    first, last, least = (
+        format_number(float(v)) for v in (*line.y[line.drawn][[0, -1]], line.y[line.drawn].min())
+    )
+    return f"{name}: {first} to {last}, least {least}"

@@ -1,0 +1,197 @@
+"""The report of a fidelity folder, its terminal table; and the section of a run's own fidelity."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bpeq.report import colours
+from bpeq.report import fidelity_notes as words
+from bpeq.report.fidelity_plots import gdu_panel, grid_panels, layer_panel
+from bpeq.report.fidelity_tables import (
+    equilibrium_table,
+    measures_table,
+    nudge_table,
+    own_objectives_table,
+    references_table,
+    training_table,
+)
+from bpeq.report.figures import png
+from bpeq.report.folders import config_text, environment_of, name_of
+from bpeq.report.numbers import cosine, count, format_number, setting, share
+from bpeq.report.page import Detail, Page, Section, Tile, folded, write
+from bpeq.report.tables import to_rich
+from bpeq.runs.results import Fidelity, RuleFidelity, TrainingFidelity, parse, read
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+_MOST_TILES = 5
+
+
+def fidelity_table(result: dict[str, Any] | Fidelity) -> Table:
+    """Estimates against exact gradients: a row a rule and, indented below it, a row a layer.
+
+    A rule that follows another objective than the cost has a second set of rows, against that.
+    The caption holds the bias orders, the equilibrium and the notes.
+
+    Args:
+      result: what fidelity.json holds.
+
+    Returns:
+      A table for a terminal of 80 columns.
+
+    Raises:
+      DataError: a key is missing or its value has the wrong type.
+    """
+    result = parse(Fidelity, result)
+    rules = result.measured
+    residuals = [r.reference_residual for r in rules.values()]
+    residuals += [own.reference_residual for r in rules.values() if (own := r.own_objective)]
+    lines = [words.objectives(rules)]
+    if lines[0]:
+        lines[0] += " Rows “own objective” are against the exact gradient of what it follows."
+    lines += [words.precisions(rules), words.orders(result), words.pole(result), words.gdu(result)]
+    lines.append(words.equilibrium(result))
+    if known := [value for value in residuals if value]:
+        lines.append(f"Exact gradients settled to a residual of {format_number(max(known))}.")
+    caption = "\n".join(line for line in [*lines, *words.notes(result)] if line)
+    table = measures_table(result, {}, own=True)
+    return to_rich(table._replace(title=_title_of(result, result.name), caption=caption))
+
+
+def write_fidelity_report(folder: Path) -> Path:
+    """Draws a fidelity result: writes fidelity.png and report.html into its folder.
+
+    Reads fidelity.json, and config.toml and environment.json if they are there. The figures:
+    relative error by layer; then, as far as the result has them, over β, over the points of the
+    holomorphic estimate, over sweeps; and EP's updates against BPTT's gradients.
+
+    Args:
+      folder: the fidelity folder.
+
+    Returns:
+      The path of report.html. If no rule has figures there may be no fidelity.png.
+
+    Raises:
+      DataError: a file is absent, truncated or corrupt, a key missing or of the wrong type; names
+        file and key.
+    """
+    folder = Path(folder)
+    result = read(Fidelity, folder / "fidelity.json")
+    about = folded(config_text(folder, result), environment_of(folder, result))
+    rules, title = result.measured, name_of(folder, result)
+    looks = {name: colours.series(i) for i, name in enumerate(rules)}
+    layers, gdu = layer_panel(rules), gdu_panel(result.gdu)
+    grids = grid_panels(result)
+    if panels := [panel for panel in (layers, *grids, gdu) if panel is not None]:
+        png(panels, folder / "fidelity.png", _title_of(result, title))
+    sections = [
+        _closeness(result, looks)._replace(figures=[layers] if layers else []),
+        Section(
+            "Own objectives",
+            f"{words.objectives(rules)} Here are its distances to the exact gradient of what it "
+            "follows.",
+            table=own_objectives_table(result, looks),
+        ),
+        _grids(result)._replace(figures=grids),
+        _equilibrium(result),
+        Section(
+            "Nudge",
+            "How far the nudge moves each state (the mean over examples of the largest change), "
+            "and what the solver left unsettled. Where the two are close, the contrast is noise.",
+            table=nudge_table(result, looks),
+        ),
+        Section("EP's updates and BPTT's gradients", figures=[gdu] if gdu else []),
+        Section("References", table=references_table(result, looks)),
+        Section("Notes", notes=words.notes(result)),
+    ]
+    details = [Detail("Every point of the grids", pairs=_every_point(result)), *about]
+    page = Page("fidelity", title, _title_of(result, ""), _tiles(rules), sections, details)
+    return write(page, folder / "report.html")
+
+
+def training_section(fidelity: TrainingFidelity | None) -> Section:
+    """A run's "Gradient fidelity": layer by layer, before and after training; else empty.
+
+    Args:
+      fidelity: `fidelity` of summary.json.
+    """
+    title = "Gradient fidelity"
+    if fidelity is None:
+        return Section(title)
+    ends, name = fidelity.ends, fidelity.rule or "the rule"
+    notes = [r.note for r in (fidelity.initial, fidelity.trained) if r is not None and r.note]
+    if not ends:
+        return Section(title, f"{notes[0]}." if notes else "")
+    texts = []
+    for end, r in ends.items():
+        worst = f" ({words.worst_layer(r)})" if words.worst_layer(r) else ""
+        texts.append(f"{format_number(r.relative_error)}{worst} with {end} parameters")
+    on = f" on {count(fidelity.examples)} examples" if fidelity.examples else ""
+    lead = (
+        f"How far the gradient of {name} was from the exact one of the same function{on}: its "
+        f"relative error was {' and '.join(texts)}; 0 is exact, 1 as far off as no gradient at all."
+    )
+    follows = words.objectives({name: [*ends.values()][-1]})
+    return Section(title, f"{lead} {follows}".strip(), table=training_table({name: fidelity}, {}))
+
+
+def _title_of(result: Fidelity, name: str) -> str:
+    """ "digits · initial parameters · 64 examples · float32", of those that are known."""
+    params = result.params if result.params != "initial" else "initial parameters"
+    examples = "" if result.examples is None else f"{count(result.examples)} examples"
+    return " · ".join(part for part in (name, params, examples, result.precision) if part)
+
+
+def _tiles(rules: Mapping[str, RuleFidelity]) -> list[Tile]:
+    tiles = []
+    for i, (name, r) in enumerate([*rules.items()][:_MOST_TILES]):
+        details = ["relative error", words.worst_layer(r)]
+        if r.own_objective is not None:
+            error = format_number(r.own_objective.relative_error)
+            details.append(f"to its own objective {error}")
+        figure, detail = format_number(r.relative_error), "; ".join(filter(None, details))
+        tiles.append(Tile(name, figure, detail, colours.series(i)))
+    return tiles
+
+
+def _closeness(result: Fidelity, looks: Mapping[str, str]) -> Section:
+    lead = (
+        "Each rule's estimate against the exact gradient, in float64, of the rule's own function. "
+        "First of all parameters together, then layer by layer: a total hides a layer that is far "
+        "worse."
+    )
+    if any(r.own_objective is not None for r in result.measured.values()):
+        lead += " A rule that follows another objective than the cost is set against that below."
+    table = measures_table(result, looks, own=False)
+    return Section("Closeness to the exact gradient", lead, table=table)
+
+
+def _grids(result: Fidelity) -> Section:
+    parts = [words.orders(result), words.pole(result), words.precisions(result.measured)]
+    against = {f"{p.rule} by {p.against}" for p in result.grid if p.against}
+    if against:
+        parts.append(f"Set against the gradient of what it follows: {'; '.join(sorted(against))}.")
+    return Section("Bias and round-off", " ".join(filter(None, parts)))
+
+
+def _equilibrium(result: Fidelity) -> Section:
+    at = result.equilibrium
+    lead = "" if at is None else f"The settled states{words.sample(at)}."
+    if at is not None and at.output_curvature is not None:
+        lead += " With squared error a negative nudge must stay below the outputs' curvature."
+    return Section("Equilibrium", lead, table=equilibrium_table(result))
+
+
+def _every_point(result: Fidelity) -> list[tuple[str, str]]:
+    pairs = []
+    for p in result.grid:
+        name = " ".join(part for part in (p.rule, p.estimator, p.precision) if part)
+        at = [f"β = {setting(p.beta)}"] if p.beta else []
+        at += [f"{setting(p.x)} {p.varied}"] if p.varied != "beta" else []
+        error, angle = format_number(p.relative_error), cosine(p.cosine)
+        text = f"{', '.join(at)}: relative error {error}, cosine {angle}"
+        pairs.append((name, f"{text}, settled {share(p.converged)}"))
+    return pairs

@@ -1,0 +1,168 @@
+"""What is said of a fidelity result in words, in the terminal and on the page alike."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+
+from bpeq.report.fidelity_plots import RUNAWAY
+from bpeq.report.numbers import count, format_number, setting, share
+from bpeq.runs.results import Equilibrium, Fidelity, RuleFidelity
+
+_AXES = {"beta": "β", "points": "N", "sweeps": "sweeps"}
+_THEORY = {"one-sided": 1, "centered": 2}
+
+
+def worst_layer(r: RuleFidelity) -> str:
+    """ "0.230 in conv_1", the layer that is furthest off; empty if there are no two."""
+    errors = {name: m.relative_error for name, m in r.layers.items()}
+    if len(errors) < 2:
+        return ""
+    name = max(errors, key=lambda k: math.inf if math.isnan(errors[k]) else errors[k])
+    return f"{format_number(errors[name])} in {name}"
+
+
+def objectives(rules: Mapping[str, RuleFidelity]) -> str:
+    """Which rules follow another objective than the cost, and what that means; empty if none do."""
+    follows = [
+        f"{name} follows {r.own_objective.objective}"
+        for name, r in rules.items()
+        if r.own_objective is not None
+    ]
+    if not follows:
+        return ""
+    return (
+        f"Another objective than the cost: {'; '.join(follows)}. Such a rule need not come near "
+        "the cost's gradient."
+    )
+
+
+def orders(result: Fidelity) -> str:
+    """The fitted orders of the bias in one sentence; empty without a fit."""
+    known = [
+        f"{name} {format_number(order, decimals=2)}"
+        for name, order in result.bias_order.items()
+        if math.isfinite(order)
+    ]
+    head = "Bias order, the power of β by which the error grows"
+    return f"{head}: {', '.join(known)}." if known else ""
+
+
+def pole(result: Fidelity) -> str:
+    """The distance to the nearest pole; empty if it is not known."""
+    radius = result.radius
+    return "" if radius is None else f"Nearest pole in β: {format_number(radius)} away."
+
+
+def precisions(rules: Mapping[str, RuleFidelity]) -> str:
+    """Each rule's relative error in the precisions that were asked for; empty without any."""
+    parts = []
+    for name, r in rules.items():
+        errors = [f"{format_number(m.relative_error)} in {p}" for p, m in r.precisions.items()]
+        parts += [f"{name} {', '.join(errors)}"] if errors else []
+    return f"Relative error: {'; '.join(parts)}." if parts else ""
+
+
+def gdu(result: Fidelity) -> str:
+    """The slopes of the GDU check in one sentence; empty if it was not made."""
+    parts = []
+    for name, one in result.gdu.items():
+        theory = f" (theory {_THEORY[name]})" if name in _THEORY else ""
+        parts.append(f"{name} {format_number(one.slope, decimals=2)}{theory}")
+    head = "GDU, the slope over β of EP's updates less BPTT's, sweep by sweep"
+    return f"{head}: {', '.join(parts)}." if parts else ""
+
+
+def equilibrium(result: Fidelity) -> str:
+    """The settled states in one line; empty if they were not measured."""
+    at = result.equilibrium
+    if at is None:
+        return ""
+    parts = []
+    curvatures = (("smallest curvature", at.curvature), ("of the outputs", at.output_curvature))
+    for label, c in curvatures:
+        if c is not None:
+            median = format_number(c.median)
+            parts.append(f"{label} {format_number(c.smallest)} (median {median})")
+    if at.asymmetry is not None:
+        parts.append(f"asymmetry {format_number(at.asymmetry)}")
+    if at.saturated:
+        states = ", ".join(f"{name} {share(part)}" for name, part in at.saturated.items())
+        parts.append(f"saturated units: {states}")
+    if at.jumped is not None:
+        beta, part = setting(at.jumped.beta), share(at.jumped.share)
+        parts.append(f"at β = {beta} {part} of the examples jump to another state")
+    parts += [_jumps(at)] if at.along else []
+    if at.settled is not None and at.settled < 1:
+        parts.append(f"settled in {share(at.settled)} of the examples only")
+    return f"Equilibrium{sample(at)}: {'; '.join(parts)}." if parts else ""
+
+
+def sample(at: Equilibrium) -> str:
+    """ " of 8 examples, 74 units each", as far as that is known."""
+    parts = [] if at.examples is None else [f"{count(at.examples)} examples"]
+    parts += [] if at.units is None else [f"{count(at.units)} units each"]
+    return f" of {', '.join(parts)}" if parts else ""
+
+
+def notes(result: Fidelity) -> list[str]:
+    """The result's own notes, those of its rules, and what its figures call for."""
+    texts = [*result.notes]
+    texts += [f"{name}: {r.note}" for name, r in result.rules.items() if r.note]
+    for name, r in result.measured.items():
+        if r.relaxes and not r.converged >= 1:
+            texts.append(f"{name}: {share(r.converged)} of its phases settled, not all.")
+        by = f" by {r.reference}" if r.reference else ""
+        solves = [(r.reference_settled, f"its exact gradient{by}")]
+        if (own := r.own_objective) is not None:
+            solves.append((own.reference_settled, f"the exact gradient of {own.objective}"))
+        texts += [
+            f"{name}: {what} settled in {share(settled)} of its solves only: a small error "
+            "proves nothing."
+            for settled, what in solves
+            if settled is not None and not settled >= 1
+        ]
+    if away := _grid_places(result, lambda error: RUNAWAY < error < math.inf):
+        texts.append(f"Errors above {count(RUNAWAY)}, left out of the plots: {'; '.join(away)}.")
+    if lost := _not_finite(result):
+        texts.append(f"Not finite: {'; '.join(lost)}.")
+    return texts
+
+
+def _jumps(at: Equilibrium) -> str:
+    """Which examples leave their branch, along the grid of β: "3.1 % at 0.2, 25 % at 0.3"."""
+    far = [(beta, part) for beta, part in at.along if part > 0]
+    still = [beta for beta, _ in at.along if not far or beta < far[0][0]]
+    begin = f"none jumps up to β = {setting(still[-1])}" if still else "jumps along β:"
+    texts = ", ".join(f"{share(part)} at {setting(beta)}" for beta, part in far)
+    return f"{begin}{',' * bool(still and far)} {texts}".strip()
+
+
+def _not_finite(result: Fidelity) -> list[str]:
+    """The errors that are not finite, by rule and layer, and by line of a grid; plots lack them."""
+    texts = []
+    for name, r in result.measured.items():
+        errors = {"all": r.relative_error}
+        errors |= {k: m.relative_error for k, m in r.layers.items()}
+        if (own := r.own_objective) is not None:
+            errors |= {f"own objective, {k}": m.relative_error for k, m in own.layers.items()}
+            errors["own objective"] = own.relative_error
+        odd = ", ".join(k for k, error in errors.items() if not math.isfinite(error))
+        texts += [f"the relative error of {name} ({odd})"] if odd else []
+    texts += _grid_places(result, lambda error: not math.isfinite(error))
+    for name, one in result.gdu.items():
+        pairs = zip(one.betas, one.mismatch, strict=True)
+        betas = ", ".join(setting(beta) for beta, y in pairs if not math.isfinite(y))
+        texts += [f"the GDU mismatch of {name} at β = {betas}"] if betas else []
+    return texts
+
+
+def _grid_places(result: Fidelity, wanted: Callable[[float], bool]) -> list[str]:
+    """Where the grids have such errors, line by line."""
+    lines: dict[str, list[str]] = {}
+    for p in result.grid:
+        if wanted(p.relative_error):
+            parts = (p.rule, "" if p.varied == "points" else p.estimator, p.precision)
+            name = f"{' '.join(part for part in parts if part)} at {_AXES[p.varied]} = "
+            lines.setdefault(name, []).append(setting(p.x))
+    return [name + ", ".join(xs) for name, xs in lines.items()]

@@ -1,0 +1,265 @@
+"""The panels of a fidelity result: error by layer, over β, points and sweeps; and the GDU check."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from bpeq.report import colours
+from bpeq.report.error_lines import ErrorLine, Words, guide, line_panel
+from bpeq.report.figures import (
+    WIDTH,
+    Panel,
+    abbreviate,
+    is_logarithmic,
+    label_axes,
+    log_axis,
+    name_lines,
+)
+from bpeq.report.numbers import format_number, setting
+from bpeq.runs.results import Fidelity, Floats, Gdu, RuleFidelity
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+RUNAWAY = 1e4  # a relative error above which a nudged phase has run away
+_MOST_TICKS = 24
+
+_Key = tuple[str, str, float]  # rule, estimator, β: what a line holds fixed
+
+
+def layer_panel(rules: Mapping[str, RuleFidelity]) -> Panel | None:
+    """Relative error by layer, from input to output, then of all together; a colour a rule.
+
+    An error of exactly 0 lies on the lower edge, one that is not finite on the upper one.
+    """
+    if not rules:
+        return None
+    layers = list(dict.fromkeys(name for r in rules.values() for name in r.layers))
+    ticks = [*layers, "all"]
+    # [rules, layers + 1]; −1 where the rule has no such layer
+    errors = np.asarray(
+        [
+            [r.layers[name].relative_error if name in r.layers else -1.0 for name in layers]
+            + [r.relative_error]
+            for r in rules.values()
+        ]
+    )
+    shown = errors[np.isfinite(errors) & (errors > 0)]
+    low, high = (float(shown.min()), float(shown.max())) if len(shown) else (1e-3, 1.0)
+    bottom = low / 4 if (errors == 0).any() else low
+    places = np.append(np.arange(len(layers)), len(layers) + max(0.5, 0.12 * len(layers)))
+
+    def draw(axes: Axes) -> None:
+        log_axis(axes.yaxis, np.asarray([bottom, high]))
+        axes.set_xlim(-0.5, places[-1] + 0.5)
+        every = math.ceil(len(ticks) / _MOST_TICKS)
+        kept = sorted({*range(0, len(layers), every), len(layers)})
+        room = WIDTH - 1.2 - 0.08 * max(map(len, rules))  # inches, beside the legend
+        turned = 0.09 * max(map(len, ticks)) * len(ticks) > room
+        labels = [abbreviate(ticks[i], 12 if turned else 30) for i in kept]
+        axes.set_xticks(places[kept], labels, parse_math=False)
+        axes.tick_params(axis="x", length=0)
+        if turned:
+            for label in axes.get_xticklabels():
+                label.set(rotation=45, ha="right", rotation_mode="anchor")
+        names = []
+        for i, (name, values) in enumerate(zip(rules, errors, strict=True)):
+            x = places + (i - (len(rules) - 1) / 2) * min(0.12, 0.5 / len(rules))
+            y = np.where(values > 0, values, np.where(values == 0, bottom, np.nan))
+            y = np.where(np.isfinite(values), y, high)
+            style: dict[str, Any] = {"color": colours.series(i), "clip_on": False}
+            (line,) = axes.plot(x[:-1], y[:-1], colours.dash(i), lw=1, alpha=0.45, **style)
+            # other marks where a log axis has no place; the last dot, of all together, is larger
+            for mark, which in (("o", values > 0), ("v", values == 0), ("x", ~np.isfinite(values))):
+                face = colours.PAPER if mark == "v" else style["color"]
+                for at in np.flatnonzero(which & np.isfinite(y)):
+                    size = 8 if at == len(layers) else 5
+                    axes.plot(x[at], y[at], mark, ms=size, mfc=face, mew=1.4, **style)
+            names.append((name, line, float(y[-1])))
+        label_axes(axes, "", "relative error (log scale)")
+        name_lines(axes, names)
+
+    caption = "Layers from input to output; larger dots: all parameters together."
+    caption += " ▽ at the lower edge: exactly 0." if (errors == 0).any() else ""
+    caption += " × at the upper edge: not finite." if not np.isfinite(errors).all() else ""
+    texts = []
+    for name, r in rules.items():
+        rows = {k: m.relative_error for k, m in r.layers.items()} | {"all": r.relative_error}
+        texts.append(f"{name}: " + ", ".join(f"{k} {format_number(v)}" for k, v in rows.items()))
+    return Panel(draw, f"Relative error by layer. {'; '.join(texts)}.", caption, 3.1)
+
+
+def grid_panels(result: Fidelity) -> list[Panel]:
+    """Error over β, over N and over sweeps: those that the grid has."""
+    made = [_beta_panel(result), _points_panel(result), _sweeps_panel(result)]
+    return [panel for panel in made if panel is not None]
+
+
+def grid_lines(result: Fidelity, varied: str) -> dict[_Key, list[ErrorLine]]:
+    """The grid over `varied` as lines, a colour each; float64 dashed if float32 is there too."""
+    groups: dict[_Key, dict[str, list[tuple[float, float, float]]]] = {}
+    for p in result.grid:
+        if p.varied == varied:  # over N each point is an estimator of its own
+            estimator = "" if varied == "points" else p.estimator
+            key = (p.rule, estimator, 0.0 if varied == "beta" else p.beta or 0.0)
+            row = (p.x, p.relative_error, p.converged)
+            groups.setdefault(key, {}).setdefault(p.precision, []).append(row)
+    lines: dict[_Key, list[ErrorLine]] = {}
+    for place, (key, parts) in enumerate(groups.items()):
+        for precision in sorted(parts):  # float32, then float64
+            x, y, settled = np.asarray(sorted(parts[precision]), dtype=np.float64).T
+            y = np.where(y > RUNAWAY, np.nan, y)  # it would squeeze all others into a line
+            dash = "--" if precision == "float64" and len(parts) > 1 else "-"
+            label, colour = _label(key, list(groups)), colours.series(place)
+            line = ErrorLine(label, x, y, settled, colour, dash, precision, key[2])
+            lines.setdefault(key, []).append(line)
+    return lines
+
+
+def gdu_panel(gdu: Mapping[str, Gdu]) -> Panel | None:
+    """The mismatch of EP's updates and BPTT's gradients over β, beside slopes of 1 and 2."""
+    lines = []
+    for place, (name, one) in enumerate(gdu.items()):
+        order = np.argsort(one.betas)
+        x, y = np.asarray(one.betas)[order], np.asarray(one.mismatch)[order]
+        lines.append(ErrorLine(name, x, y, np.ones(len(x)), colours.series(place)))
+
+    def guides(axes: Axes) -> None:
+        for order in (1, 2):  # below the line that should run along it
+            along = [a for a in lines if (1 if a.label == "one-sided" else 2) == order]
+            for line in [a for a in along if a.drawn.any()][:1]:
+                last = np.flatnonzero(line.drawn)[-1]
+                x, scale = float(line.x[last]), float(line.y[last] / line.x[last] ** order) / 3
+                guide(axes, partial(_power, scale, order), x, f"slope {order}")
+
+    slopes = ", ".join(f"{name} {format_number(g.slope, decimals=2)}" for name, g in gdu.items())
+    caption = (
+        "EP's update in every nudged sweep against BPTT's gradient in that time step. Fitted "
+        f"slopes: {slopes}. Dotted: the slopes of theory."
+    )
+    return line_panel(lines, Words("mismatch", "β", caption), log_x=True, more=guides)
+
+
+def _beta_panel(result: Fidelity) -> Panel | None:
+    by_key = grid_lines(result, "beta")
+    lines = [line for part in by_key.values() for line in part]
+    names = {rule for rule, _, _ in by_key}
+    in_use = {k: r for k, r in result.measured.items() if k in names and _is_positive(r.beta)}
+    orders = {name: order for name, order in result.bias_order.items() if math.isfinite(order)}
+    # a fit is named by its estimator or rule; the first line of that name is what was fitted
+    fitted = {(key[1] or key[0]): part[0] for key, part in reversed(by_key.items())}
+
+    def more(axes: Axes) -> None:
+        for name in result.bias_order:
+            if name in fitted:
+                _draw_bias(axes, result, name, fitted[name].colour)
+        _draw_beta_in_use(axes, in_use)
+
+    caption = "Towards large β the bias of the nudge grows, towards small β the round-off."
+    if any(fit.intercept is not None for name, fit in result.fit.items() if name in orders):
+        caption += " Broad lines: the fitted bias; its slope is its order."
+    caption += " Ring: the β in use." if in_use else ""
+    texts = {name: format_number(order, decimals=2) for name, order in orders.items()}
+    alt = "; ".join(f"{name} {text}" for name, text in texts.items())
+    words = Words(
+        "relative error", "β", caption + _precisions(lines), alt and f"Fitted orders: {alt}."
+    )
+    extra = [(r.beta or 0.0, r.relative_error) for r in in_use.values()]
+    slopes = {fitted[k].label: f"slope {text}" for k, text in texts.items() if k in fitted}
+    return line_panel(lines, words, log_x=True, more=more, extra=extra, slopes=slopes)
+
+
+def _points_panel(result: Fidelity) -> Panel | None:
+    lines = [line for part in grid_lines(result, "points").values() for line in part]
+    radius = result.radius if result.radius is not None and math.isfinite(result.radius) else None
+
+    def more(axes: Axes) -> None:
+        line = next((a for a in lines if a.drawn.any()), None)
+        if line is None or radius is None or not 0 < line.beta < radius:
+            return
+        falling = line.drawn & (line.y > 30 * line.y[line.drawn].min())  # above round-off
+        kept = falling if falling.any() else line.drawn
+        rate = math.log(line.beta / radius)
+        at = float(np.mean(np.log(line.y[kept]) - rate * line.x[kept]))
+        guide(axes, lambda x: np.exp(at + rate * x), math.inf, f"(β / {format_number(radius)})ᴺ")
+
+    caption = f"N nudges on a circle of radius {_betas(lines)}."
+    if radius is not None:
+        caption += f" Dotted: the fall for the fitted pole at |β| = {format_number(radius)}."
+    words = Words("relative error", "points N", caption + _precisions(lines))
+    return line_panel(lines, words, log_x=False, more=more)
+
+
+def _sweeps_panel(result: Fidelity) -> Panel | None:
+    lines = [line for part in grid_lines(result, "sweeps").values() for line in part]
+    xs = np.concatenate([line.x for line in lines]) if lines else np.empty(0)
+    caption = f"How the error falls with the number of sweeps, at {_betas(lines)}."
+    words = Words("relative error", "sweeps", caption + _precisions(lines))
+    return line_panel(lines, words, is_logarithmic(xs))
+
+
+def _draw_bias(axes: Axes, result: Fidelity, name: str, colour: str) -> None:
+    """The fitted bias, broad and faint where it was fitted, dotted below."""
+    fit, order = result.fit.get(name), result.bias_order[name]
+    betas = [beta for beta in fit.betas if _is_positive(beta)] if fit else []
+    if (
+        fit is None
+        or fit.intercept is None
+        or not betas
+        or not math.isfinite(fit.intercept + order)
+    ):
+        return
+    low, high = min(betas), max(betas)
+    x = np.asarray([min(axes.get_xlim()[0], low), low, high])  # straight, both axes being log
+    y = 10 ** (fit.intercept + order * np.log10(x))
+    axes.plot(x[:2], y[:2], ":", color=colour, lw=1.2, alpha=0.7, zorder=1)
+    axes.plot(x[1:], y[1:], color=colour, lw=8, alpha=0.2, zorder=1, solid_capstyle="butt")
+
+
+def _draw_beta_in_use(axes: Axes, rules: Mapping[str, RuleFidelity]) -> None:
+    """A ring around each rule's error at its own β, and a line for each such β."""
+    for r in rules.values():
+        axes.plot(r.beta or 0.0, r.relative_error, "o", mfc="none", color=colours.INK, ms=10)
+    for beta in sorted({r.beta or 0.0 for r in rules.values()}):
+        axes.axvline(beta, color=colours.CONTROL, lw=0.8, ls=(0, (2, 3)), zorder=0)
+        left, right = np.log(axes.get_xlim())
+        late = (math.log(beta) - left) / (right - left) > 0.6
+        axes.annotate(
+            f"β = {setting(beta)}", (beta, 0.02), xycoords=("data", "axes fraction"),
+            xytext=(-4 if late else 4, 0), textcoords="offset points", size=9,
+            ha="right" if late else "left", color=colours.INK, parse_math=False,
+        )  # fmt: skip
+
+
+def _label(key: _Key, keys: Sequence[_Key]) -> str:
+    """What sets a line apart from the others, else its estimator or rule."""
+    rule, estimator, beta = key
+    parts = [rule] if len({k[0] for k in keys}) > 1 else []
+    parts += [estimator] if len({k[1] for k in keys}) > 1 and estimator else []
+    parts += [f"β = {setting(beta)}"] if len({k[2] for k in keys if k[0] == rule}) > 1 else []
+    return " ".join(parts) or estimator or rule
+
+
+def _betas(lines: Sequence[ErrorLine]) -> str:
+    values = sorted({line.beta for line in lines} - {0.0})
+    return "β = " + ", ".join(map(setting, values)) if values else "its own settings"
+
+
+def _precisions(lines: Sequence[ErrorLine]) -> str:
+    if any(line.dash != "-" for line in lines):
+        return " Solid: float32, dashed: float64."
+    alone = {line.precision for line in lines} - {""}
+    return f" In {alone.pop()}." if len(alone) == 1 else ""
+
+
+def _power(scale: float, order: int, beta: Floats) -> Floats:
+    return scale * beta**order
+
+
+def _is_positive(value: float | None) -> bool:
+    return value is not None and 0 < value < math.inf

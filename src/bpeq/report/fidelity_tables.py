@@ -1,0 +1,160 @@
+"""Tables of gradients against exact ones: of a fidelity result, and before and after training."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+from bpeq.report.numbers import cosine, format_number, percent, setting
+from bpeq.report.tables import Column, Group, Table, TableCell
+from bpeq.runs.results import Fidelity, Measures, RuleFidelity, TrainingFidelity
+
+_MEASURES = (
+    Column("relative error"),
+    Column("cosine", format=cosine),
+    Column("norm ratio", format=partial(format_number, digits=4)),
+    Column("signs agree", "%", format=percent),
+)
+_ENDS = (
+    Column("settled", "%", format=percent),
+    Column("sweeps"),
+    Column("β", format=setting),
+    Column("error bar"),
+)
+
+
+def measures_table(result: Fidelity, looks: Mapping[str, str], own: bool) -> Table:
+    """A row a rule and, indented below it, a row a layer; how the phases ended at the right.
+
+    Args:
+      result: what fidelity.json holds.
+      looks: the colour of each rule.
+      own: whether rows against a rule's own objective follow its other rows.
+    """
+    rows: list[list[Any]] = []
+    for name, r in result.measured.items():
+        ends = [r.converged if r.relaxes else None, r.sweeps if r.relaxes else None]
+        first = TableCell(name, looks.get(name, ""), style="bold")
+        rows.append([first, *_measures(r), *ends, r.beta, r.error_bar])
+        rows += _layer_rows(r.layers, 1, 4)
+        if own and r.own_objective is not None:
+            rows += _layer_rows({"own objective": r.own_objective}, 1, 4)
+            rows += _layer_rows(r.own_objective.layers, 2, 4)
+    columns = [Column("rule"), *_MEASURES, *_ENDS]
+    return Table(columns, [Group(rows)]).without_empty_columns()
+
+
+def own_objectives_table(result: Fidelity, looks: Mapping[str, str]) -> Table:
+    """The same against what each rule follows, for those that follow another objective."""
+    rows: list[list[Any]] = []
+    for name, r in result.measured.items():
+        if (own := r.own_objective) is not None:
+            first = TableCell(name, looks.get(name, ""), own.objective)
+            rows += [[first, *_measures(own)], *_layer_rows(own.layers, 1, 0)]
+    return Table([Column("rule"), *_MEASURES], [Group(rows)])
+
+
+def training_table(rules: Mapping[str, TrainingFidelity], looks: Mapping[str, str]) -> Table:
+    """Errors and cosines with initial and with trained parameters: in total, and layer by layer."""
+    ends = [e for e in ("initial", "trained") if any(e in t.ends for t in rules.values())]
+    columns = [Column("rule"), *(Column(f"relative error, {end}") for end in ends)]
+    columns += [Column(f"cosine, {end}", format=cosine) for end in ends]
+    columns.append(Column("settled", "%", format=percent))
+    rows: list[list[Any]] = []
+
+    def add(cell: TableCell, at: Mapping[str, Measures | None], settled: Any = "") -> None:
+        measures = [at.get(end) for end in ends]
+        errors = [None if m is None else m.relative_error for m in measures]
+        rows.append([cell, *errors, *(None if m is None else m.cosine for m in measures), settled])
+
+    for name, training in rules.items():
+        known = training.ends
+        if not known:
+            continue
+        last = known.get("trained")
+        settled = last.converged if last is not None and last.relaxes else None
+        add(TableCell(name, looks.get(name, "")), known, settled)
+        own = {end: r.own_objective for end, r in known.items() if r.own_objective is not None}
+        for objective, at, indent in (("", known, 1), ("of its own objective", own, 2)):
+            if objective and own:
+                add(TableCell(objective, indent=1), own)
+            for layer in dict.fromkeys(k for m in at.values() for k in m.layers):
+                add(
+                    TableCell(layer, indent=indent),
+                    {end: m.layers.get(layer) for end, m in at.items()},
+                )
+    return Table(columns, [Group(rows)])
+
+
+def nudge_table(result: Fidelity, looks: Mapping[str, str]) -> Table:
+    """How far the nudge moves each state, and what its solver left unsettled."""
+    rows: list[list[Any]] = []
+    for name, r in result.measured.items():
+        if r.nudge is not None and r.nudge.amplitude:
+            rows.append([TableCell(name, looks[name]), "", r.nudge.residual])
+            rows += [[TableCell(k, indent=1), v, ""] for k, v in r.nudge.amplitude.items()]
+    return Table([Column("state"), Column("moved by"), Column("residual")], [Group(rows)])
+
+
+def references_table(result: Fidelity, looks: Mapping[str, str]) -> Table:
+    """How each exact gradient was computed, and how well it settled."""
+    rows: list[list[Any]] = []
+    for name, r in result.measured.items():
+        if not r.reference:
+            continue
+        first = TableCell(name, looks[name])
+        rows.append([first, r.reference, r.reference_settled, r.reference_residual])
+        if (own := r.own_objective) is not None:
+            inset = TableCell("own objective", indent=1)
+            rows.append([inset, own.objective, own.reference_settled, own.reference_residual])
+    columns = [Column("rule"), Column("exact gradient by", align="left")]
+    columns += [Column("settled", "%", format=percent), Column("largest residual")]
+    return Table(columns, [Group(rows)])
+
+
+def equilibrium_table(result: Fidelity) -> Table:
+    """The figures of the settled states, a row each."""
+    at = result.equilibrium
+    rows: list[list[Any]] = []
+    if at is not None:
+        for label, c in (
+            ("curvature", at.curvature),
+            ("curvature of the outputs", at.output_curvature),
+        ):
+            if c is not None:
+                rows.append([f"{label}, smallest", c.smallest])
+                rows.append([f"{label}, median over examples", c.median])
+        if at.asymmetry is not None:
+            rows.append(["asymmetry of the force's Jacobian", at.asymmetry])
+        shares = {f"saturated units of {name}": part for name, part in at.saturated.items()}
+        if at.jumped is not None:
+            shares[f"examples that jump at β = {setting(at.jumped.beta)}"] = at.jumped.share
+        shares |= {f"along the grid, at β = {setting(beta)}": part for beta, part in at.along}
+        if at.settled is not None:
+            shares["examples that settled"] = at.settled
+        rows += [[f"{label}, %", percent(part)] for label, part in shares.items()]
+    return Table([Column("quantity"), Column("value")], [Group(rows)])
+
+
+def _measures(m: Measures) -> list[float | None]:
+    ratios = [m.norm_ratio, m.sign_agreement]
+    return [m.relative_error, m.cosine, *(v if math.isfinite(v) else None for v in ratios)]
+
+
+def _layer_rows(layers: Mapping[str, Measures], indent: int, empty: int) -> list[list[Any]]:
+    return [
+        [TableCell(name, indent=indent), *_measures(m), *empty * [""]] for name, m in layers.items()
+    ]
+
+
+def nearness(rule: RuleFidelity) -> tuple[float, float]:
+    """The whole gradient's relative error, and the cosine of the worst layer.
+
+    Weights that the exact gradient leaves alone, such as trained inverses, have no direction to be
+    judged by: their cosine is 0 by definition, their relative error infinite.
+    """
+    judged = [m for m in rule.layers.values() if m.cosine or math.isfinite(m.relative_error)]
+    cosines = [m.cosine for m in judged or [rule]]
+    return rule.relative_error, math.nan if any(map(math.isnan, cosines)) else min(cosines)

@@ -1,0 +1,221 @@
+"""Panels onto paper: one SVG that follows the page's colours, or one PNG of several panels.
+
+matplotlib's object API throughout: no pyplot, no global figure, and its settings are put back.
+matplotlib's constrained layout makes room for labels and legends.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import re
+import textwrap
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from html import escape
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from bpeq.report import colours
+from bpeq.report.numbers import setting
+from bpeq.runs import run_folder
+from bpeq.runs.history import Floats
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+WIDTH = 4.9  # inches: two panels beside each other fill the page, one fills a phone
+TEXT = 10.0  # points
+LOG_DECADES = 1.5  # a log axis for values that span more than this
+_CAPTION, _LEADING = 66, 0.165  # characters of a PNG's caption's lines, and inches between them
+_LEAST_DECADES = 0.7  # that a log axis spans, so that it has a tick or two
+
+
+class Panel(NamedTuple):
+    """One set of axes: how to draw into them, and the words that go with them.
+
+    alt: what the picture shows, for those who do not see it. caption: how to read it. height: in
+    inches.
+    """
+
+    draw: Callable[[Axes], None]
+    alt: str
+    caption: str
+    height: float = 2.9
+
+
+def png(panels: Sequence[Panel], path: Path, title: str) -> Path:
+    """Writes the panels, two to a row, each above its caption, to a PNG with `title` on top.
+
+    A PNG stands alone, so that its captions must be in it.
+
+    Returns:
+      `path`.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    columns = min(2, len(panels))
+    rows = [panels[i : i + columns] for i in range(0, len(panels), columns)]
+    captions = {id(panel): textwrap.wrap(panel.caption, _CAPTION) for panel in panels}
+    heights = [max(p.height + _LEADING * len(captions[id(p)]) for p in row) + 0.3 for row in rows]
+    with _style():
+        size = (columns * (WIDTH + 0.3), sum(heights) + 0.5)
+        figure = Figure(size, dpi=150, facecolor=colours.PAPER, layout="constrained")
+        canvas = FigureCanvasAgg(figure)
+        figure.suptitle(
+            abbreviate(title, 55 * columns), x=0.02, ha="left", weight="bold", parse_math=False
+        )
+        grid = figure.subfigures(len(rows), columns, height_ratios=heights, squeeze=False)
+        for row, parts, height in zip(rows, grid, heights, strict=True):
+            for panel, part in zip(row, parts, strict=False):
+                # a panel keeps its own height, at the top of its row
+                ratios = [panel.height, height - panel.height]
+                upper, lower = part.subfigures(2, 1, height_ratios=ratios)
+                _draw(upper, panel)
+                lower.text(
+                    0.02, 1, "\n".join(captions[id(panel)]), va="top", size=9, linespacing=1.3,
+                    color=colours.MUTED, parse_math=False,
+                )  # fmt: skip
+        buffer = io.BytesIO()
+        canvas.print_png(buffer, metadata={"Software": "bpeq"})  # savefig would draw it twice
+    run_folder.write_bytes(path, buffer.getvalue())
+    return path
+
+
+def svg(panel: Panel, key: str) -> str:
+    """The panel as inline SVG: text stays text, colours are the page's variables.
+
+    Args:
+      key: what every id begins with, so that several figures may stand on one page.
+    """
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+
+    with _style(key):
+        figure = Figure((WIDTH, panel.height), dpi=72, facecolor="none", layout="constrained")
+        canvas = FigureCanvasSVG(figure)
+        _draw(figure, panel)
+        buffer = io.StringIO()
+        canvas.print_svg(buffer)
+    return _inline(buffer.getvalue(), panel, key)
+
+
+def abbreviate(text: str, most: int) -> str:
+    """`text` on one line, its middle left out if it is longer than `most` characters."""
+    text = re.sub(r"[\r\n\t]+", " ", text)
+    if len(text) <= most:
+        return text
+    head = most // 2
+    return f"{text[:head]}…{text[len(text) - (most - 1 - head) :]}"
+
+
+def label_axes(axes: Axes, x: str, y: str) -> None:
+    """The label of x below the axes, that of y above their left corner, where it lies flat."""
+    axes.set_xlabel(x, parse_math=False)
+    axes.set_title(y, loc="left", size=TEXT, parse_math=False)
+
+
+def name_lines(axes: Axes, names: Sequence[tuple[str, Any, float]]) -> None:
+    """A legend at the right, in the order in which the lines end.
+
+    Args:
+      names: label, handle, and the y of the line's end.
+    """
+    ranked = sorted(names, key=lambda entry: -entry[2])
+    legend = axes.figure.legend(
+        [handle for _, handle, _ in ranked], [abbreviate(label, 28) for label, _, _ in ranked],
+        loc="outside right upper", labelcolor="linecolor", fontsize=9, frameon=False,
+        handlelength=1.5, borderaxespad=0.2, labelspacing=0.25,
+    )  # fmt: skip
+    for text in legend.get_texts():
+        text.set_parse_math(False)
+
+
+def is_logarithmic(values: Floats, decades: float = LOG_DECADES) -> bool:
+    """Whether values want a log axis: all positive, over more than so many decades."""
+    finite = values[np.isfinite(values)]
+    return bool(len(finite) and finite.min() > 0 and np.ptp(np.log10(finite)) > decades)
+
+
+def log_axis(axis: Any, values: Floats) -> None:
+    """Makes an axis logarithmic, with limits that hold the values and ticks such as 0.1, 1, 1e5."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    low, high = math.log10(float(values.min())), math.log10(float(values.max()))
+    edge = max(0.04 * (high - low), (_LEAST_DECADES - (high - low)) / 2)
+    name = axis.axis_name
+    axis.axes.set(
+        **{f"{name}scale": "log", f"{name}lim": (10 ** (low - edge), 10 ** (high + edge))}
+    )
+    subs = (1.0, 2.0, 5.0) if high - low < 2.5 else (1.0,)
+    axis.set_major_locator(LogLocator(subs=subs))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: setting(value)))
+    axis.set_minor_formatter(NullFormatter())
+
+
+def whole_axis(axis: Any) -> None:
+    """Ticks at whole numbers only."""
+    from matplotlib.ticker import MaxNLocator
+
+    axis.set_major_locator(MaxNLocator("auto", integer=True, steps=[1, 2, 5, 10]))
+
+
+def _draw(figure: Any, panel: Panel) -> None:
+    axes = figure.subplots()
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(axis="y", color=colours.LINE, lw=0.8)
+    axes.set_axisbelow(True)
+    panel.draw(axes)
+
+
+@contextmanager
+def _style(salt: str = "bpeq") -> Iterator[None]:
+    import matplotlib
+
+    with matplotlib.rc_context(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        matplotlib.rcdefaults()  # a user's matplotlibrc does not reach a report
+        matplotlib.rcParams.update(
+            {
+                "font.size": TEXT,
+                "text.color": colours.INK,
+                "axes.labelcolor": colours.INK,
+                "axes.labelsize": TEXT,
+                "axes.edgecolor": colours.CONTROL,
+                "axes.facecolor": "none",
+                "axes.linewidth": 0.8,
+                "xtick.color": colours.CONTROL,
+                "ytick.color": colours.CONTROL,
+                "xtick.labelcolor": colours.MUTED,
+                "ytick.labelcolor": colours.MUTED,
+                "svg.fonttype": "none",
+                "svg.hashsalt": salt,
+            }
+        )
+        yield
+
+
+def _inline(text: str, panel: Panel, key: str) -> str:
+    text = text[text.index("<svg") :]
+    text = re.sub(r"<metadata>.*?</metadata>|<!--.*?-->", "", text, flags=re.DOTALL)
+    view = re.search(r'viewBox="[^"]*"', text)
+    assert view is not None, "matplotlib wrote an svg without a viewBox"
+    text = text[text.index(">") + 1 :]
+    # the page's own font: sizes and weights stay, families go
+    text = re.sub(r"font: (?:(\w+) )?([\d.]+px) [^;\"]*", _font, text)
+    text = text.replace("xlink:href", "href")
+    text = re.sub(r'\bid="', f'id="{key}-', text)
+    text = text.replace('href="#', f'href="#{key}-').replace("url(#", f"url(#{key}-")
+    for colour in colours.known():
+        text = text.replace(colour, colours.variable(colour))
+    label = escape(panel.alt, quote=True)
+    return f'<svg {view[0]} role="img" aria-label="{label}">{text.strip()}'
+
+
+def _font(match: re.Match[str]) -> str:
+    weight = f"font-weight: {match[1]}; " if match[1] else ""
+    return f"{weight}font-size: {match[2]}"

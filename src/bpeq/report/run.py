@@ -1,0 +1,188 @@
+"""The report of one run folder: learning_curves.png and report.html; and its terminal table."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from bpeq.report import curves
+from bpeq.report.fidelity import training_section
+from bpeq.report.figures import png
+from bpeq.report.folders import config_text, environment_of, name_of, plural, title_of
+from bpeq.report.metrics import Metric, best_worst, each_seed, metric, ordered, primary, spread
+from bpeq.report.numbers import count, duration, format_number
+from bpeq.report.page import Detail, Page, Section, Tile, folded, picture, write
+from bpeq.report.tables import Column, Group, Table, to_rich
+from bpeq.runs.results import History, Statistic, Summary, parse, read, read_history
+
+if TYPE_CHECKING:
+    import rich.table
+
+Metrics = Mapping[str, Statistic]
+
+
+def run_table(summary: dict[str, Any] | Summary) -> rich.table.Table:
+    """The metrics of one run: mean ± std over seeds, the best and the worst seed; timings below.
+
+    Args:
+      summary: what summary.json holds; `name`, `rule`, `seeds`, `seconds` and each metric may lack.
+
+    Returns:
+      A table for a terminal.
+
+    Raises:
+      DataError: a metric or a timing is not a number.
+    """
+    summary = parse(Summary, summary)
+    timings = [f"{name} {text}" for name, text in _timings(summary).items()]
+    table = _table(_ordered(summary.metrics))
+    return to_rich(table._replace(title=title_of(summary), caption=" · ".join(timings)))
+
+
+def write_run_report(folder: Path) -> Path:
+    """Draws a run: writes learning_curves.png and report.html into its folder.
+
+    Reads summary.json, metrics.jsonl, config.toml and environment.json, as far as they are there. A
+    run without summary.json did not finish: its report says so and shows the last logged figures.
+    Without any logged figure there is nothing to draw and no learning_curves.png.
+
+    Args:
+      folder: the run folder.
+
+    Returns:
+      The path of report.html.
+
+    Raises:
+      DataError: a file is truncated or corrupt; names it, and for metrics.jsonl the line.
+    """
+    folder = Path(folder)
+    path = folder / "summary.json"
+    finished = path.exists()
+    summary = read(Summary, path) if finished else Summary()
+    history = read_history(folder / "metrics.jsonl")
+    metrics = _ordered(summary.metrics) if finished else _last_logged(history)
+    panels = curves.run_panels(history)
+    title = name_of(folder, summary)
+    pictures = [picture(folder / Path(name).name) for name in summary.pictures]
+    several = max((len(stat.values) for stat in metrics.values()), default=0)
+    lead = f"Mean ± standard deviation over {several} seeds." if several > 1 else ""
+    sections = [
+        Section("Pictures", pictures=pictures),
+        Section("Learning curves", figures=panels),
+        Section("Results", lead, table=_table(metrics)),
+        training_section(summary.fidelity),
+        _network(summary),
+        Section("Notes", notes=_notes(summary, finished, metrics, history)),
+    ]
+    named = {metric(name).axis: (metric(name), stat) for name, stat in metrics.items()}
+    details = [
+        Detail("Each seed", pairs=each_seed(named)),
+        *folded(config_text(folder, summary), environment_of(folder, summary), summary.data),
+    ]
+    tiles = _tiles(summary, finished, metrics)
+    page = Page("run", title, _subtitle(summary, metrics, history), tiles, sections, details)
+    if panels:  # what is wrong with the files has been found by now
+        png(panels[:4], folder / "learning_curves.png", title_of(summary, title))
+    return write(page, folder / "report.html")
+
+
+def _ordered(metrics: Metrics) -> Metrics:
+    return {name: metrics[name] for name in ordered(metrics)}
+
+
+def _last_logged(history: History) -> Metrics:
+    """The figures of the last logged line, by metric."""
+    rows = {name: history.series[name].values[-1] for name in ordered(history.series)}
+    return {
+        name: Statistic.model_validate((row if np.isfinite(row).any() else row[:1]).tolist())
+        for name, row in rows.items()
+    }
+
+
+def _table(metrics: Metrics) -> Table:
+    several = any(len(stat.values) > 1 for stat in metrics.values())
+    rows = []
+    for name, stat in metrics.items():
+        m = metric(name)
+        solved = m.family == "solved"
+        ends = ("", "") if solved or not several else best_worst(m, stat)
+        rows.append([m.label if solved else m.axis, spread(m, stat), *ends])
+    columns = [Column("metric"), Column("mean\u00a0±\u00a0std" if several else "value")]
+    columns += [Column("best seed"), Column("worst seed")]
+    return Table(columns, [Group(rows)]).without_empty_columns()
+
+
+def _timings(summary: Summary) -> dict[str, str]:
+    """`seconds` by name, written out; those that are not finite are left out."""
+    return {k: duration(value) for k, value in summary.seconds.items() if math.isfinite(value)}
+
+
+def _subtitle(summary: Summary, metrics: Metrics, history: History) -> str:
+    seeds = summary.seeds or max((len(s.values) for s in metrics.values()), default=0)
+    parts = [summary.rule]
+    parts += [plural(seeds, "seed")] if isinstance(seeds, int) and seeds else []
+    lasts = [series.x[-1] for series in history.series.values()]
+    parts += [f"{history.axis} {max(lasts):g}"] if lasts else []
+    return " · ".join(filter(None, parts))
+
+
+def _tiles(summary: Summary, finished: bool, metrics: Metrics) -> list[Tile]:
+    tiles = [] if finished else [Tile("unfinished", "no summary", "figures as last logged")]
+    leading = primary(metrics)
+    names = ["solved", *([leading.name, f"train_{leading.family}"] if leading else [])]
+    names = [name for name in dict.fromkeys(names) if name in metrics]
+    tiles += [_tile(metric(name), metrics[name], quiet=i > 0) for i, name in enumerate(names)]
+    times = _timings(summary)
+    if "train" in times:
+        rest = f"and {times['compile']} compiling" if "compile" in times else ""
+        tiles.append(Tile("training", times["train"], rest, quiet=True))
+    return tiles
+
+
+def _tile(m: Metric, stat: Statistic, quiet: bool) -> Tile:
+    if m.family == "solved":
+        figure, _, rest = spread(m, stat).partition(" (")
+        return Tile(m.label, figure, rest.removesuffix(")"), quiet=quiet)
+    best, worst = best_worst(m, stat)
+    detail = m.unit if m.unit != "%" else ""
+    if stat.lost:
+        detail = f"finite in {len(stat.finite)} of {len(stat.values)} seeds, best {best}"
+    elif len(stat.values) > 1:
+        std = f"± {m.show(stat.std)}" if math.isfinite(stat.std) else ""
+        detail = f"{std} over {len(stat.values)} seeds, {best} – {worst}".strip()
+    unit = m.after if math.isfinite(stat.mean) else ""
+    return Tile(m.label, m.show(stat.mean) + unit, detail, quiet=quiet)
+
+
+def _network(summary: Summary) -> Section:
+    total = sum(layer.parameters for layer in summary.layers)
+    rows = [[layer.name or str(i), layer.parameters] for i, layer in enumerate(summary.layers)]
+    table = Table([Column("layer"), Column("parameters", format=count)], [Group(rows)])
+    return Section("Network", f"{count(total)} parameters in all.", table=table)
+
+
+def _notes(summary: Summary, finished: bool, metrics: Metrics, history: History) -> list[str]:
+    notes = []
+    if not finished:
+        notes.append(
+            "This folder holds no summary.json: the run did not finish, or has not yet. All "
+            "figures here are those that it logged last."
+        )
+    notes += summary.notes
+    lost: dict[str, list[str]] = {}
+    for name, stat in metrics.items():
+        if stat.lost:
+            seeds = f"{stat.lost} of {len(stat.values)} seeds"
+            lost.setdefault(seeds, []).append(metric(name).label)
+    notes += [f"Not finite in {seeds}: {', '.join(labels)}." for seeds, labels in lost.items()]
+    last = _last_logged(history).get("unsettled")
+    if last is not None and last.mean > 0:
+        notes.append(
+            f"In the last logged {history.axis} {format_number(100 * last.mean, decimals=2)} % of "
+            "the examples' phases had not settled to the solver's tolerance."
+        )
+    return notes

@@ -1,0 +1,201 @@
+"""What a sweep found: in the terminal, as sweep.csv, on a page with the metric over the grid."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from bpeq.report import colours
+from bpeq.report.figures import Panel, abbreviate, label_axes, log_axis, name_lines, png
+from bpeq.report.folders import config_text, name_of, title_of
+from bpeq.report.metrics import Metric, metric, ordered, primary
+from bpeq.report.page import Page, Section, Tile, folded, write
+from bpeq.report.tables import Column, Group, Table, to_csv, to_rich
+from bpeq.runs import run_folder
+from bpeq.runs.results import Sweep, SweepRow, parse, read
+
+if TYPE_CHECKING:
+    import rich.table
+    from matplotlib.axes import Axes
+
+_MOST_LINES = 8
+
+
+def sweep_table(sweep: dict[str, Any] | Sweep) -> rich.table.Table:
+    """A row a run: what varies, the leading metric on validation and test data, how it stands.
+
+    The caption names the run that is best by validation, if there is such a split.
+
+    Args:
+      sweep: what sweep.json holds.
+
+    Returns:
+      A table for a terminal.
+
+    Raises:
+      DataError: an entry is not as it must be.
+    """
+    sweep = parse(Sweep, sweep)
+    title = f"{title_of(sweep)} · sweep"
+    return to_rich(_table(sweep.runs)._replace(title=title, caption=_lead(sweep.runs)))
+
+
+def write_sweep_report(folder: Path) -> Path:
+    """Writes sweep.csv, sweep.png and report.html from a sweep's folder.
+
+    Args:
+      folder: the sweep's folder.
+
+    Returns:
+      The path of report.html.
+
+    Raises:
+      DataError: sweep.json is truncated or corrupt.
+    """
+    folder = Path(folder)
+    sweep = read(Sweep, folder / "sweep.json")
+    rows = sweep.runs
+    run_folder.write_text(folder / "sweep.csv", to_csv(_csv_table(rows)))
+    leading = primary(_names(rows))
+    panel = _panel(rows, leading) if leading else None
+    if panel:
+        png([panel], folder / "sweep.png", title_of(sweep))
+    sections = [
+        Section("Over the grid", figures=[panel] if panel else []),
+        Section("Runs", _lead(rows), table=_table(rows)),
+        Section("Failed", notes=[f"{row.run}: {row.failed}" for row in rows if row.failed]),
+    ]
+    subtitle, details = title_of(sweep, ""), folded(config_text(folder, sweep), {})
+    page = Page("sweep", name_of(folder, sweep), subtitle, _tiles(rows), sections, details)
+    return write(page, folder / "report.html")
+
+
+def best_run(rows: Sequence[SweepRow]) -> SweepRow | None:
+    """The run with the best validation metric: selected without a look at the test set."""
+    m = primary([name for name in _names(rows) if name.startswith("validation_")])
+    judged = [row for row in rows if m and math.isfinite(_mean(row, m))]
+    if m is None or not judged:
+        return None
+    return min(judged, key=lambda row: -_mean(row, m) if m.better > 0 else _mean(row, m))
+
+
+def _table(rows: Sequence[SweepRow]) -> Table:
+    keys, shown = _keys(rows), _shown(rows)
+    columns = [Column("run"), *(Column(_short(key), format=str) for key in keys)]
+    columns += [*(m.column for m in shown), Column("state", align="left")]
+    cells = []
+    for row in rows:
+        settings = [row.settings.get(key) for key in keys]
+        figures = [row.metrics.get(m.name, "") for m in shown]
+        cells.append([row.run, *settings, *figures, row.state])
+    return Table(columns, [Group(cells)])
+
+
+def _csv_table(rows: Sequence[SweepRow]) -> Table:
+    """A line a run: its name, state and settings; METRIC_mean and METRIC_std, empty if none."""
+    keys, names = _keys(rows), _names(rows)
+    head = ["run", "state", *keys, *(f"{n}_{part}" for n in names for part in ("mean", "std"))]
+    cells = []
+    for row in rows:
+        stats = [row.metrics.get(name) for name in names]
+        figures = [getattr(s, part, None) for s in stats for part in ("mean", "std")]
+        cells.append([row.run, row.state, *(row.settings.get(key) for key in keys), *figures])
+    return Table([*map(Column, head)], [Group(cells)])
+
+
+def _names(rows: Sequence[SweepRow]) -> list[str]:
+    return ordered(name for row in rows for name in row.metrics)
+
+
+def _keys(rows: Sequence[SweepRow]) -> list[str]:
+    return list(dict.fromkeys(key for row in rows for key in row.settings))
+
+
+def _mean(row: SweepRow, m: Metric) -> float:
+    return row.metrics[m.name].mean if m.name in row.metrics else math.nan
+
+
+def _shown(rows: Sequence[SweepRow]) -> list[Metric]:
+    """The leading metric, on validation data first."""
+    leading = primary(_names(rows))
+    if leading is None:
+        return []
+    twin = f"validation_{leading.family}"
+    return [*([metric(twin)] if twin in _names(rows) and twin != leading.name else []), leading]
+
+
+def _lead(rows: Sequence[SweepRow]) -> str:
+    count = {state: sum(row.state == state for row in rows) for state in ("finished", "failed")}
+    text = f"{count['finished']} of {len(rows)} runs finished"
+    text += f", {count['failed']} failed" if count["failed"] else ""
+    if (best := best_run(rows)) is not None:
+        settings = ", ".join(f"{key} = {value}" for key, value in best.settings.items())
+        text += f". Best by validation: {best.run}, {settings}"
+    return f"{text}."
+
+
+def _tiles(rows: Sequence[SweepRow]) -> list[Tile]:
+    finished = sum(row.state == "finished" for row in rows)
+    tiles = [Tile("finished", f"{finished}", f"of {len(rows)} runs")]
+    if (best := best_run(rows)) is not None:
+        for m in _shown(rows):
+            figure = m.show(_mean(best, m)) + m.after
+            tiles.append(Tile(m.label, figure, "of the best by validation", quiet=len(tiles) > 1))
+    return tiles
+
+
+def _panel(rows: Sequence[SweepRow], m: Metric) -> Panel | None:
+    """The metric over the first setting that is a number, a line for each choice of the others."""
+    keys = _keys(rows)
+    over = next((k for k in keys if _is_numeric(rows, k)), keys[0] if keys else None)
+    drawn = [row for row in rows if over in row.settings and math.isfinite(_mean(row, m))]
+    if over is None or not drawn:
+        return None
+    numeric = _is_numeric(rows, over)
+    places = list(dict.fromkeys(str(row.settings[over]) for row in drawn))
+    # the other settings -> x, y and the standard deviation of each run
+    lines: dict[str, list[tuple[float, float, float]]] = {}
+    for row in drawn:
+        label = ", ".join(f"{_short(k)} {v}" for k, v in row.settings.items() if k != over)
+        x = float(row.settings[over]) if numeric else places.index(str(row.settings[over]))
+        std = row.metrics[m.name].std
+        point = (x, m.scale * _mean(row, m), m.scale * std if math.isfinite(std) else 0.0)
+        lines.setdefault(label, []).append(point)
+    shown = [*lines.items()][:_MOST_LINES]
+
+    def draw(axes: Axes) -> None:
+        names = []
+        for i, (label, points) in enumerate(shown):
+            x, y, std = np.asarray(sorted(points)).T
+            colour = colours.series(i)
+            bars = axes.errorbar(x, y, yerr=std, color=colour, marker="o", ms=4, lw=1.2, capsize=2)
+            names.append((label, bars[0], float(y[-1])))
+        xs = np.asarray([point[0] for _, points in shown for point in points])
+        if numeric and xs.min() > 0 and xs.max() >= 10 * xs.min():
+            log_axis(axes.xaxis, xs)
+        if not numeric:
+            axes.set_xticks(range(len(places)), [abbreviate(p, 14) for p in places])
+        label_axes(axes, over, m.axis)
+        if len(shown) > 1:
+            name_lines(axes, names)
+
+    caption = "Bars: standard deviation over seeds."
+    if len(lines) > len(shown):
+        caption += f" The first {len(shown)} of {len(lines)} combinations; sweep.csv has all."
+    return Panel(draw, f"{m.label} over {over}", caption)
+
+
+def _short(key: str) -> str:
+    """`beta` of rule.beta, `layers.0` of network.layers.0."""
+    *_, before, last = ["", *key.split(".")]
+    return f"{before}.{last}" if last.isdecimal() else last
+
+
+def _is_numeric(rows: Sequence[SweepRow], key: str) -> bool:
+    values = [row.settings[key] for row in rows if key in row.settings]
+    numbers = [v for v in values if isinstance(v, int | float) and not isinstance(v, bool)]
+    return len(numbers) == len(values) and len(set(numbers)) > 1

@@ -1,0 +1,202 @@
+"""One table of typed cells, written for a terminal, a page, Markdown, a spreadsheet or LaTeX."""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+import textwrap
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+from bpeq.report.numbers import ABSENT, format_number
+
+if TYPE_CHECKING:
+    import rich.table
+
+_WIDTH = 80  # columns of a terminal
+_LEAST_NAME = 12  # columns of a terminal that the first column has at least
+
+
+class Column(NamedTuple):
+    """A column: its header and unit, the side that its cells keep to, and how it writes a value.
+
+    A value of None is a dash. A text stands as it is: `format` is for everything else.
+    """
+
+    header: str
+    unit: str = ""
+    align: Literal["left", "right"] = "right"
+    format: Callable[[Any], str] = format_number
+
+    @property
+    def label(self) -> str:
+        """The header with its unit: "test error, %"."""
+        return f"{self.header}, {self.unit}" if self.unit else self.header
+
+    def text(self, cell: Any) -> str:
+        """A cell as text."""
+        value = cell.value if isinstance(cell, TableCell) else cell
+        if value is None:
+            return ABSENT
+        return value if isinstance(value, str) else self.format(value)
+
+
+class TableCell(NamedTuple):
+    """A value with a look. A cell that needs none of it is the value alone.
+
+    colour: of a swatch before it, on a page. detail: what follows it, smaller, on a page. indent:
+    1 or more for the name of a row that is a part of the row above. style: of a terminal.
+    """
+
+    value: Any
+    colour: str = ""
+    detail: str = ""
+    indent: int = 0
+    style: str = ""
+
+
+class Group(NamedTuple):
+    """Rows of a table. A group with a label stands apart, under that heading."""
+
+    rows: Sequence[Sequence[Any]]
+    label: str = ""
+
+
+class Table(NamedTuple):
+    """Columns, groups of rows, and the text above and below them."""
+
+    columns: Sequence[Column]
+    groups: Sequence[Group]
+    title: str = ""
+    caption: str = ""
+
+    @property
+    def rows(self) -> Iterator[Sequence[Any]]:
+        """The rows of all groups."""
+        return (row for group in self.groups for row in group.rows)
+
+    def without_empty_columns(self) -> Table:
+        """The same table without those columns in which no row has a value."""
+        kept = [
+            i
+            for i in range(len(self.columns))
+            if i == 0 or any(row[i] not in (None, "") for row in self.rows)
+        ]
+        groups = [
+            group._replace(rows=[[row[i] for i in kept] for row in group.rows])
+            for group in self.groups
+        ]
+        return self._replace(columns=[self.columns[i] for i in kept], groups=groups)
+
+
+def to_rich(table: Table) -> rich.table.Table:
+    """The table for a terminal, at most 80 columns wide where its names can be broken.
+
+    Text is never markup: names and notes may hold square brackets.
+    """
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table as RichTable
+    from rich.text import Text
+
+    written = RichTable(
+        title=Text(table.title, "bold"),
+        caption=Text(f"\n{table.caption}", "dim") if table.caption else None,
+        title_justify="left",
+        caption_justify="left",
+        box=SIMPLE_HEAD,
+        show_edge=False,
+        pad_edge=False,
+        padding=(0, 1, 0, 0),
+    )
+    others = 0
+    for i, column in enumerate(table.columns):
+        right = i > 0 and column.align == "right"
+        header = textwrap.wrap(column.label, 8, break_long_words=False)
+        written.add_column(
+            Text("\n".join(header)),
+            justify="right" if right else "left",
+            no_wrap=right,
+            overflow="fold",
+            min_width=_LEAST_NAME if i == 0 and len(table.columns) > 2 else None,
+        )
+        if right:
+            texts = [*header, *(column.text(row[i]) for row in table.rows)]
+            others += 2 + max(map(len, texts), default=0)
+    width = max(_LEAST_NAME, _WIDTH - others)
+    for group in table.groups:
+        if group.label and group.rows:
+            written.add_section()
+            written.add_row(Text(group.label, "italic dim"))
+        for row in group.rows:
+            first = row[0] if isinstance(row[0], TableCell) else TableCell(row[0])
+            inset = "  " * first.indent
+            name = fold_name(table.columns[0].text(first), width - len(inset))
+            quiet = "dim" if group.label or first.indent else ""
+            cells = [Text(inset + name.replace("\n", f"\n{inset}"), quiet or first.style)]
+            for column, cell in zip(table.columns[1:], row[1:], strict=True):
+                style = cell.style if isinstance(cell, TableCell) else ""
+                cells.append(Text(column.text(cell), style or quiet))
+            written.add_row(*cells)
+    return written
+
+
+def to_markdown(table: Table) -> str:
+    """The table as Markdown has it; a vertical bar within a cell is escaped."""
+    lines = [[column.label for column in table.columns], ["---"] * len(table.columns)]
+    lines += [
+        [column.text(cell).replace("|", "\\|") for column, cell in _pairs(table, row)]
+        for row in table.rows
+    ]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def to_csv(table: Table) -> str:
+    """The values themselves, not as they are shown; None is an empty field."""
+    text = io.StringIO()
+    writer = csv.writer(text)
+    writer.writerow([column.header for column in table.columns])
+    for row in table.rows:
+        values = [cell.value if isinstance(cell, TableCell) else cell for cell in row]
+        writer.writerow([str(v).lower() if isinstance(v, bool) else v for v in values])
+    return text.getvalue()
+
+
+def to_latex(table: Table) -> str:
+    r"""The table as a LaTeX `tabular` with the rules of the booktabs package.
+
+    Example:
+      >>> print(to_latex(Table([Column("rule"), Column("error", "%")], [Group([["a_b", 2.0]])])))
+      \begin{tabular}{lr}
+      \toprule
+      rule & error, \% \\
+      \midrule
+      a\_b & 2.00 \\
+      \bottomrule
+      \end{tabular}
+    """
+    sides = "l" + "".join(column.align[0] for column in table.columns[1:])
+    head = [column.label for column in table.columns]
+    rows = [[column.text(cell) for column, cell in _pairs(table, row)] for row in table.rows]
+    lines = [" & ".join(map(_escape_latex, line)) + r" \\" for line in [head, *rows]]
+    lines = [rf"\begin{{tabular}}{{{sides}}}", r"\toprule", lines[0], r"\midrule", *lines[1:]]
+    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"])
+
+
+def fold_name(name: str, width: int) -> str:
+    """`name` on lines of at most `width`, broken after an underscore, dot or colon if it can be."""
+    lines = [""]
+    for part in filter(None, re.findall(r"[^_.:]*[_.:]?", name)):
+        if lines[-1] and len(lines[-1]) + len(part) > width:
+            lines.append("")
+        lines[-1] += part
+    return "\n".join(lines)
+
+
+def _pairs(table: Table, row: Sequence[Any]) -> Iterator[tuple[Column, Any]]:
+    return zip(table.columns, row, strict=True)
+
+
+def _escape_latex(text: str) -> str:
+    text = text.replace("\\", r"\textbackslash ")
+    return re.sub(r"([&%$#_{}])", r"\\\1", text).replace("−", "$-$").replace("±", r"$\pm$")
