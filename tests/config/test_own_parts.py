@@ -412,7 +412,7 @@ TYPOS = [
     ("system.gain=-1.0", "must be a number > 0"),
     (
         "optimizer.layer_rates=[0.1, 0.1]",
-        "layer_rates: needs a network of layers to count its blocks",
+        "needs a network of layers to count its blocks",
     ),
 ]
 

@@ -203,7 +203,7 @@ def test_the_lowest_validation_error_is_chosen_and_nothing_else_is_looked_at(jud
 
 def test_a_trial_that_diverges_or_is_refused_is_spent(judged, tmp_path):
     whole = config(tmp_path)
-    refused = whole.fault("rule.beta", 0.5, "must be small")
+    refused = whole.error("rule.beta", 0.5, "must be small")
     judged("validation_error", [train.Diverged("too fast"), 0.2, float("nan"), refused, 0.1])
     best, record = tune(whole, build(whole), 5, tmp_path / "tuning")
     assert [trial["validation_error"] for trial in record["trials"]] == [None, 0.2, None, None, 0.1]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -75,10 +74,6 @@ def part_error(word: Wording, part: Part, error: ValueError) -> ConfigError:
       part: the part.
       error: what its factory, or a function of what that gave, raised.
     """
-    if not isinstance(error, SettingError):
-        text = re.fullmatch(r"(\w+): (\w+) = (.*?): (.*)", str(error), re.DOTALL)
-        if text is not None:
-            error = SettingError(text[1], text[2], text[3].strip("'"), text[4])
     if isinstance(error, SettingError):
         first, _, rest = error.setting.partition(".")
         if first in part.settings:

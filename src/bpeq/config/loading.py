@@ -209,8 +209,6 @@ class Config:
         """The error for a key: `FILE:KEY = VALUE: REMEDY`, or --set KEY if it came from there."""
         return self.source.error(key, value, remedy)
 
-    fault = error
-
     def part_error(self, part: Part, error: ValueError) -> ConfigError:
         """The error for what a part refuses: of the setting that it names, if it names one."""
         return part_error(self.error, part, error)

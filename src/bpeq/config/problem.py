@@ -23,6 +23,7 @@ from bpeq.core import trees
 from bpeq.core.compat import enable_x64
 from bpeq.data import Dataset
 from bpeq.layers import init_shapes
+from bpeq.settings import SettingError
 from bpeq.training.optimizers import with_rates
 from bpeq.types import Cost, Key, Layer, LearningRule, Params, Solver, System
 
@@ -219,8 +220,9 @@ def _build_optimizer(config: Config, network: Layer | None, examples: int) -> An
     except ConfigError:
         raise
     except ValueError as error:
+        remedy = error.remedy if isinstance(error, SettingError) else str(error)
         rates = chosen.get("layer_rates")
-        raise config.error("optimizer.layer_rates", rates, str(error)) from error
+        raise config.error("optimizer.layer_rates", rates, remedy) from error
 
 
 def _check_fit(config: Config, data: Dataset, network: Layer | None, init: Any) -> Layer | None:
