@@ -170,9 +170,9 @@ def test_processes_end_with_their_launcher(config, tmp_path):
     ("options", "line"),
     [
         (["--processes", 0], "--processes = 0: must be a whole number >= 1"),
-        (["--coordinator", "here"], "--coordinator = here: must be HOST:PORT or auto"),
-        (["--coordinator", "h:65536"], "--coordinator = h:65536: must be HOST:PORT or auto"),
-        (["--coordinator", "h:1"], "--process-count = None: must be a whole number >= 1"),
+        (["--coordinator", "here"], "--coordinator = 'here': must be HOST:PORT or auto"),
+        (["--coordinator", "h:65536"], "--coordinator = 'h:65536': must be HOST:PORT or auto"),
+        (["--coordinator", "h:1"], "--process-count: must be a whole number >= 1"),
         (
             ["--coordinator", "h:1", "--process-count", 2, "--process-id", 2],
             "--process-id = 2: must be 0 to 1",
@@ -216,10 +216,10 @@ def test_processes_that_would_not_compute_the_same_are_refused(
     """Each hands in a digest of what it has; the second process is played by a second call."""
     handed: list[int] = []
     monkeypatch.setattr(jax, "process_count", lambda: 2)
-    monkeypatch.setattr(distributed, "_gathered", lambda n: handed.append(n) or np.array([n, n]))
+    monkeypatch.setattr(distributed, "_gather", lambda n: handed.append(n) or np.array([n, n]))
     distributed.assert_same_config(load(config, [one[0]]), one[1])
     there = iter(handed)
-    monkeypatch.setattr(distributed, "_gathered", lambda n: np.array([next(there), n]))
+    monkeypatch.setattr(distributed, "_gather", lambda n: np.array([next(there), n]))
     if not said:
         return distributed.assert_same_config(load(config, [other[0]]), other[1])
     with pytest.raises((ConfigError, DataError), match=said):
