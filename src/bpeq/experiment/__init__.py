@@ -1,16 +1,16 @@
 """What each command does, and what a study builds on: configs, their parts, and the runner.
 
-A study is a file with a function `run(config, runner, *, ...)` that a config names. All that it
-needs from here and from `bpeq.config` is public:
+A study is a file with a function `run(config, runner, *, ...)`. A config names the file. All that a
+study needs from here and from `bpeq.config` is public:
 
-* `Config`, `load_config`, `ConfigError`: typed settings; `config.error(key, value, remedy)` words
-  what a study refuses.
+* `Config`, `load_config`, `ConfigError`: typed settings. `config.error(key, value, remedy)` makes
+  the error for a setting that the study refuses.
 * `build`, `build_data`, `build_networks`, `build_optimizer`, `learner`, `seed_keys`: the parts that
-  a config names, and the keys of its seeds.
+  a config names, and the random keys of its seeds.
 * `Runner`: runs a loop into the run folder, with rows, checkpoints and an early stop.
-* `run`, `run_comparison`, `load_run`: whole runs inside a study, and what they left.
+* `run`, `run_comparison`, `load_run`: they start whole runs inside a study and read finished runs.
 
-Everything is loaded when it is first used.
+Each name is imported when it is first used.
 """
 
 from __future__ import annotations

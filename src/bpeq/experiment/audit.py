@@ -1,4 +1,4 @@
-"""The locality audit of a config's rules, each with the settings that the config has for it."""
+"""The locality audit of a config's rules. Each rule has its own settings in the config."""
 
 from __future__ import annotations
 
@@ -18,21 +18,31 @@ from bpeq.experiment.rule_fidelity import first_examples
 
 
 class Audit(NamedTuple):
-    """found: a Locality a rule. notes: rules that the config does not serve, with the reason."""
+    """The result of `audit_rules`.
+
+    Args:
+      found: one Locality for each audited rule.
+      notes: rule -> why it does not fit the config.
+    """
 
     found: list[Locality]
     notes: dict[str, str]
 
 
 def audit_rules(config: Config, rules: Sequence[str] | None = None) -> Audit:
-    """Every rule on the config's network and system, at its initial weights; nothing is trained.
+    """Audits every rule on the config's network and system, at initial weights. Nothing is trained.
 
     Args:
-      rules: names or dotted paths; None is all registered ones, of which those that do not fit the
-        config become notes.
+      config: the config.
+      rules: names or dotted paths; None: all registered rules. A registered rule that does not fit
+        the config becomes a note.
+
+    Returns:
+      The audited rules, and the notes.
 
     Raises:
-      ConfigError, DataError: a rule that was asked for cannot be built.
+      ConfigError: a rule of `rules` cannot be built.
+      DataError: the data are at fault.
     """
     found: list[Locality] = []
     notes: dict[str, str] = {}

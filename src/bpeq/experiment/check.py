@@ -1,4 +1,4 @@
-"""A config's network checked against autodiff, on the data that it will see."""
+"""Checks the network of a config against automatic differentiation, on the data of the config."""
 
 from __future__ import annotations
 
@@ -17,19 +17,27 @@ from bpeq.experiment.rule_fidelity import first_examples
 from bpeq.layers import CheckRow, check_network, gradient_error, tolerance
 from bpeq.types import Key
 
-LOOKED_AT = 4  # examples, at which an energy is checked
+LOOKED_AT = 4  # the number of examples at which the energy contract is checked
 
 
 def check_problem(config: Config, batch: int = 8) -> list[CheckRow]:
-    """Rows for every layer and the whole network, in float64 and in float32, and for the energy.
+    """Checks every layer, the whole network and the energy, in float64 and in float32.
 
-    Each layer is checked at the input that it gets from `batch` training examples, with the initial
-    weights; those of [networks] at random inputs. Where the rule relaxes a system with an energy,
-    `denergy` is compared with `jax.grad` of that energy, at nine tenths of the state that one sweep
-    reaches: off any equilibrium.
+    Each layer is checked at its input for `batch` training examples, with the initial weights. The
+    networks of [networks] get random inputs. If the rule relaxes a system with an energy, `denergy`
+    is compared with `jax.grad` of that energy. The state is then 0.9 times the state after one
+    sweep, so that it is not an equilibrium.
+
+    Args:
+      config: the config.
+      batch: the number of examples, at least 1.
+
+    Returns:
+      One row for each layer, for the whole network and for the energy, in each precision.
 
     Raises:
-      ConfigError, DataError: as `problem.build`.
+      ConfigError: the parts do not fit each other (see `problem.build`).
+      DataError: the data are at fault.
     """
     several = build_networks(config)
     problem = None if several and config.network is None else build(config)
@@ -52,11 +60,11 @@ def check_problem(config: Config, batch: int = 8) -> list[CheckRow]:
 
 
 def _check_one(problem: Problem, key: Key, dtype: Any, batch: int) -> list[CheckRow]:
-    """The rows of [network] on the config's own data."""
+    """The rows of [network] on the data of the config."""
     found, params = [], trees.cast(problem.init(key), dtype)
     x = jnp.asarray(problem.data.x[problem.rows[0][:batch]], dtype)
     if problem.network is not None:
-        own, _ = problem.network.init(key, x.shape[1:])  # a system's may be another
+        own, _ = problem.network.init(key, x.shape[1:])  # a system may have other parameters
         own = trees.cast(own, dtype)
         found += check_network(problem.network, own, x, key=jax.random.fold_in(key, 1))
     if problem.system is not None and problem.system.energy is not None:
@@ -65,13 +73,21 @@ def _check_one(problem: Problem, key: Key, dtype: Any, batch: int) -> list[Check
 
 
 def check_system(config: Config) -> EnergyContract:
-    """The energy contract of the config's system, at its initial weights and first examples.
+    """Checks the energy contract of the config's system, at initial weights and the first examples.
 
-    The β is the rule's own, and holomorphic it must be where the rule nudges in the complex plane.
+    The contract uses the β of the rule, or 0.1 if the rule has none. The energy must be holomorphic
+    if the rule nudges with complex β.
+
+    Args:
+      config: the config.
+
+    Returns:
+      The findings of the contract.
 
     Raises:
-      ConfigError: the rule relaxes no system with an energy; else, and DataError, as
-        `problem.build`.
+      ConfigError: the rule relaxes no system with an energy, or the parts do not fit each other
+        (see `problem.build`).
+      DataError: the data are at fault.
     """
     problem, rule = build(config), config.rule.settings
     if problem.system is None or problem.system.energy is None:
@@ -93,6 +109,7 @@ def check_system(config: Config) -> EnergyContract:
 
 
 def _check_energy(problem: Problem, params: object, x: jax.Array) -> CheckRow:
+    """Compares `denergy` with `jax.grad` of the energy."""
     assert problem.system is not None
     system = problem.system.ideal
     assert system.denergy is not None

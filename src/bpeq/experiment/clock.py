@@ -1,4 +1,4 @@
-"""Seconds spent, by name."""
+"""Adds up the seconds that a run spends, by name."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from contextlib import contextmanager
 
 
 class Clock:
-    """Adds up seconds by name, including those before an interruption.
+    """Adds up seconds by name. They include the seconds before an interruption.
 
-    started: when the whole began, by `time.perf_counter`. spent: the seconds by name.
+    `started` is the start of the run, by `time.perf_counter`. `spent` holds the seconds by name.
     """
 
     def __init__(self) -> None:
@@ -20,7 +20,11 @@ class Clock:
 
     @contextmanager
     def __call__(self, name: str) -> Iterator[None]:
-        """Adds the time that a block takes to the seconds of a name."""
+        """Adds the time of a block to a name.
+
+        Args:
+          name: the name, such as "compile"; a new name starts at 0.
+        """
         before = time.perf_counter()
         try:
             yield
@@ -29,17 +33,25 @@ class Clock:
 
     @property
     def elapsed(self) -> float:
-        """Seconds since the start of this process's part."""
+        """Seconds since this process started its part of the run."""
         return time.perf_counter() - self.started
 
     def seconds(self) -> dict[str, float]:
-        """What was spent by name, and the `total`."""
+        """The seconds of the whole run.
+
+        Returns:
+          Seconds by name, and `total`.
+        """
         return {**self.spent, "total": self.elapsed + self._earlier.get("total", 0.0)}
 
     def add_earlier(self, earlier: dict[str, float]) -> None:
-        """Adds the `seconds` of the process that was interrupted.
+        """Adds the seconds of the interrupted process.
 
-        The next loop of a run names all earlier loops' seconds again. So the last call counts.
+        Every loop of a resumed run reports the seconds of all earlier loops again. So each call
+        replaces the values of the call before.
+
+        Args:
+          earlier: what `seconds` returned in the interrupted process.
         """
         for name in earlier.keys() - {"total"}:
             more = earlier[name] - self._earlier.get(name, 0.0)

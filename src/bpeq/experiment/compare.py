@@ -1,4 +1,4 @@
-"""Rules side by side: same data order, same initial weights, null controls, fidelity, costs."""
+"""Compares rules: same data order, same initial weights, null controls, fidelity, costs."""
 
 from __future__ import annotations
 
@@ -38,23 +38,33 @@ def run_comparison(
     trials: int | None = None,
     resume: bool = False,
 ) -> dict[str, Any]:
-    """Trains a config under each rule and the null controls, and sets the results side by side.
+    """Trains a config under each rule and the null controls, and writes comparison.json.
 
-    The folder gets one run folder a row, named by the rule, and `comparison.json`; with `trials`
-    also tuning/NAME/TRIAL. A row whose training diverges says so under `diverged`, with the cost
-    and the fidelity at the last good weights; the other rows go on.
+    The folder gets one run folder for each row, named by the rule. With `trials` it also gets
+    tuning/NAME/TRIAL. A row that diverges has a message under `diverged`, and cost and fidelity at
+    its last good weights. The other rows continue.
 
     Args:
-      rules: names or dotted paths, each with its own [rules.NAME] settings.
-      progress: given a row's name, makes the callback for its run.
-      trials: every row, null controls too, is tuned by as many trials on the validation split
-        before the run that counts (see `tune.tune`); None: it runs with the config's settings.
-      resume: rows and trials that the folder holds are taken from there, unfinished ones go on.
+      config: the config that all rows share.
+      rules: names or dotted paths. Each rule takes its own [rules.NAME] settings.
+      folder: the folder of the comparison.
+      progress: maps the name of a row to the progress callback of its run; None: progress is not
+        reported.
+      stop: returns the number of a signal that asks to stop, else None. The default never stops.
+      trials: the number of tuning trials of every row and null control, on the validation split,
+        before its final run (see `tune.tune`); None: every row uses the settings of the config.
+      resume: finished rows and trials in the folder are reused, and unfinished ones continue.
+
+    Returns:
+      The content of comparison.json.
 
     Raises:
-      ConfigError, DataError, FileExistsError: before anything is trained. Interrupted: after
-        saving; comparison.json has the rows and trials that were finished, without costs, and says
-        so under `interrupted`. It is not written where there are none.
+      ConfigError: a setting is wrong. Nothing was trained.
+      DataError: the data are at fault. Nothing was trained.
+      FileExistsError: the folder holds something else. Nothing was trained.
+      Interrupted: `stop` returned a signal. comparison.json then has the finished rows and trials,
+        without costs, and the message under `interrupted`. Without a finished row or trial there is
+        no comparison.json.
     """
     data = build_data(config)
     configs = {name: config.with_rule(name) for name in rules}
@@ -74,7 +84,7 @@ def run_comparison(
 def _compared(
     config: Config, configs: dict[str, Config], problems: dict[str, Problem], *how: Any
 ) -> dict[str, Any]:
-    """`run_comparison`, once all parts are built and the folder is its own."""
+    """Does the work of `run_comparison` after all parts are built and the folder is locked."""
     folder, progress, stop, trials, resume = how
     rows: dict[str, Any] = {}
     tuned: dict[str, Any] = {}
@@ -120,9 +130,9 @@ def _compared(
 def _row(
     name: str, config: Config, problem: Problem, folder: Path, progress: Any, *how: Any
 ) -> tuple[dict[str, Any], CompiledGradient]:
-    """One rule or control: its training, fidelity before and after, and the gradient to be timed.
+    """Trains one rule or control; returns its row and the compiled gradient for the cost.
 
-    That is one of the first seed's first batch, at the weights that training left.
+    The gradient is that of the first seed's first batch, at the weights after training.
     """
     control, epochs = name in CONTROLS, config.training.epochs
     row: dict[str, Any] = {"metrics": {}, "control": control}
@@ -150,7 +160,14 @@ def _row(
 
 
 def raise_diverged(comparison: dict[str, Any]) -> None:
-    """Raises Diverged with the words of the first row that did, and the names of others."""
+    """Raises Diverged if a row of a comparison diverged.
+
+    Args:
+      comparison: the content of comparison.json.
+
+    Raises:
+      Diverged: with the message of the first such row and the names of the others.
+    """
     lost = {name: row["diverged"] for name, row in comparison["rules"].items() if "diverged" in row}
     if lost:
         first, *others = lost
@@ -159,9 +176,18 @@ def raise_diverged(comparison: dict[str, Any]) -> None:
 
 
 def paired(rows: dict[str, Any], level: float = 0.95) -> list[dict[str, Any]]:
-    """a − b for every two rows, seed by seed, with Student's interval for the mean difference.
+    """Computes a − b for every two rows, seed by seed, with Student's interval for the mean.
 
-    On test_error, or test_rmse for a regression. One seed has no interval.
+    The metric is test_error, or test_rmse for a regression.
+
+    Args:
+      rows: the rows of comparison.json by name, each with `metrics`.
+      level: the confidence level of the interval, 0 to 1.
+
+    Returns:
+      One entry for each pair: `a`, `b`, `metric`, `mean`, `low`, `high`, `level` and `n`, the
+        number of
+      seeds. `low` and `high` are None for one seed. A pair without a common metric has no entry.
 
     Example:
       >>> rows = {n: {"metrics": {"test_error": {"values": v}}} for n, v in
@@ -181,7 +207,7 @@ def paired(rows: dict[str, Any], level: float = 0.95) -> list[dict[str, Any]]:
         gap, n = values[0] - values[1], len(values[0])
         mean, low, high = float(gap.mean()), None, None
         if n > 1:
-            with warnings.catch_warnings():  # of equal differences, whose interval is a point
+            with warnings.catch_warnings():  # scipy warns of equal differences
                 warnings.simplefilter("ignore", RuntimeWarning)
                 low, high = map(float, stats.ttest_1samp(gap, 0.0).confidence_interval(level))
         found.append({"a": a, "b": b, "metric": metric, "mean": mean, "low": low, "high": high})
@@ -190,9 +216,9 @@ def paired(rows: dict[str, Any], level: float = 0.95) -> list[dict[str, Any]]:
 
 
 def _controls(config: Config) -> dict[str, Config]:
-    """Backprop on a linear readout, and on the same net with its hidden blocks frozen.
+    """The null controls: a linear readout, and the network with frozen hidden layers.
 
-    Without a [network], as with a system of the user's own, there is no net to freeze.
+    Without a [network] there is no network to freeze, and a single dense layer is the readout.
     """
     if config.network is None:
         alone = {"name": "dense", "features": build_data(config).outputs}
@@ -201,7 +227,7 @@ def _controls(config: Config) -> dict[str, Config]:
     specs = config.network.as_dict()["layers"]
     network = config.build_network()
     if config.cost.name == "softmax_cross_entropy" and network.parts[-1].activation:
-        specs.pop()  # its logits are unbounded: a squashed output would cripple the control
+        specs.pop()  # logits must be unbounded, or the control would be too weak
         config = config.changed(network={"layers": specs})
     optimizer = config.optimizer.settings
     rates = optimizer.get("layer_rates") or [optimizer["learning_rate"]] * len(cut(network))
@@ -218,6 +244,7 @@ def _controls(config: Config) -> dict[str, Config]:
 
 
 def _gradient(config: Config, problem: Problem, trained: Any) -> CompiledGradient:
+    """Compiles the gradient of the first seed's first batch at the trained weights."""
     weights_key, rule_key, _ = seed_keys(config.seed, 1)[0]
     _, state = problem.rule.init(rule_key, problem.init(weights_key))
     params = jax.tree.map(lambda leaf: leaf[0], trained)
@@ -230,6 +257,7 @@ def _control_note(name: str, config: Config) -> str:
 
 
 def _notes(config: Config, configs: dict[str, Config], problems: dict[str, Problem]) -> list[str]:
+    """The notes of a comparison: different functions, overlapping splits, what the costs mean."""
     names = [name for name in configs if name not in CONTROLS]
     groups = {name: _function(configs[name], config, problems[name]) for name in names}
     notes = [functions_note(groups)] if functions_note(groups) else []
@@ -247,7 +275,7 @@ def _notes(config: Config, configs: dict[str, Config], problems: dict[str, Probl
 
 
 def _function(config: Config, usual: Config, problem: Problem) -> str:
-    """What function a row differentiates, and how it differs from what the config says of all."""
+    """Describes the function that a row differentiates, and its differences from the config."""
     reference = problem.rule.info.reference
     settled = "the settled system" if problem.relaxes else "the feed-forward map"
     said = settled if reference is None else function_of(reference)

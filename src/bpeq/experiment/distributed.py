@@ -21,7 +21,7 @@ from bpeq.training.data_parallel import data_mesh
 from bpeq.types import DataError
 
 ARRIVAL = 60
-"""Seconds that processes wait for each other at the start, and for a sign of life later."""
+"""Seconds that a process waits for the others at the start, and for their heartbeat later."""
 
 
 def check_options(
@@ -31,16 +31,20 @@ def check_options(
     index: int | None,
     count: int | None,
 ) -> bool:
-    """Checks the options for several processes; returns whether there are to be several.
+    """Checks the options for several processes.
 
     Args:
-      config: what is to be run.
-      processes: --processes, how many on this machine.
-      coordinator: --coordinator, HOST:PORT of process 0, or "auto".
-      index: --process-id. count: --process-count.
+      config: the config to run.
+      processes: `--processes`, the number of processes on this machine; None if not given.
+      coordinator: `--coordinator`, HOST:PORT of process 0, or "auto"; None if not given.
+      index: `--process-id`, 0 to `count - 1`; None if not given.
+      count: `--process-count`, at least 1; None if not given.
+
+    Returns:
+      True if several processes share the run.
 
     Raises:
-      ConfigError: an option is wrong, or one process must run the config.
+      ConfigError: an option is wrong, or the config must run in one process.
     """
     if processes is not None and processes < 1:
         raise ConfigError("--processes", "", processes, "must be a whole number >= 1")
@@ -61,23 +65,25 @@ def check_options(
     if several and config.experiment is not None:
         remedy = "a study's own steps run in one process"
         raise config.error("experiment", config.experiment, remedy)
-    if several:  # before any is started: each has one device or more
+    if several:  # each process has at least one device, so this fails before a process starts
         _check_batch(config, processes or count or 1)
     return several
 
 
 def join_processes(coordinator: str, index: int | None = None, count: int | None = None) -> None:
-    """Makes this process one of several that share a run: before any device is asked for.
+    """Makes this process one of several that share a run. Call it before JAX looks for devices.
 
     Args:
-      coordinator: HOST:PORT of the first process; "auto": that, index and count are what the
-        cluster's own environment says (Slurm, Open MPI, Kubernetes, a TPU pod).
+      coordinator: HOST:PORT of the first process; "auto": the environment of the cluster gives
+        address, index and count (Slurm, Open MPI, Kubernetes, a TPU pod).
+      index: the number of this process; None: the environment gives it.
+      count: the number of processes; None: the environment gives it.
 
     Raises:
-      ConfigError: that says nothing.
+      ConfigError: the environment does not give them.
     """
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
-    jax.config.update("jax_enable_preemption_service", False)  # it would take SIGTERM from us
+    jax.config.update("jax_enable_preemption_service", False)  # the service would catch SIGTERM
     address = None if coordinator == "auto" else coordinator
     try:
         jax.distributed.initialize(
@@ -93,15 +99,26 @@ def join_processes(coordinator: str, index: int | None = None, count: int | None
 
 
 def is_main_process() -> bool:
-    """Whether this process writes the run's files and prints."""
+    """Whether this process writes the run's files and prints.
+
+    Returns:
+      True for process 0, and for a run with one process.
+    """
     return not jax.distributed.is_initialized() or jax.process_index() == 0
 
 
 @contextmanager
 def run_folder_of(folder: Path) -> Iterator[Path]:
-    """Where this process writes: the main one into the run's folder, others into a copy of it.
+    """Gives the folder where this process writes: the run folder, or a copy of it.
 
-    The copy lets all processes resume from the same checkpoint. It is removed at the end.
+    The main process writes into the run folder. Every other process writes into its own copy, so
+    that all processes resume from the same checkpoint. The copy is removed at the end.
+
+    Args:
+      folder: the run folder.
+
+    Returns:
+      A context manager that gives the folder of this process.
 
     Raises:
       DataError: the processes do not see the same files in the folder.
@@ -115,23 +132,24 @@ def run_folder_of(folder: Path) -> Iterator[Path]:
             shutil.copytree(folder, place)
         files = (p for p in place.rglob("*") if p.suffix in (".safetensors", ".json", ".jsonl"))
         sizes = sorted((p.name, p.stat().st_size) for p in files)
-        if _differ(str(sizes)):  # they also wait for each other
+        if _differ(str(sizes)):  # this call also waits for all processes
             remedy = "is not the same to all processes: it must be where all of them can read"
             raise DataError(f"{folder}: {remedy}")
         yield place
 
 
 def assert_same_config(config: Config, checksum: str) -> None:
-    """Checks that all processes have the same settings and data; else weights would drift apart.
+    """Checks that all processes have the same settings and data.
 
-    The path of the data may differ.
+    Otherwise each process would train other weights. The path of the data may differ.
 
     Args:
-      config: this process's config.
-      checksum: of its data.
+      config: the config of this process.
+      checksum: the checksum of its data.
 
     Raises:
-      ConfigError: the settings differ. DataError: the data differ.
+      ConfigError: the settings differ.
+      DataError: the data differ.
     """
     if jax.process_count() == 1:
         return
@@ -146,7 +164,14 @@ def assert_same_config(config: Config, checksum: str) -> None:
 
 
 def any_process(stop: Callable[[], int | None]) -> Callable[[], int | None]:
-    """A `stop` for all processes: if one got a signal, all stop after the same step."""
+    """Turns `stop` into a function that gives all processes the same answer.
+
+    Args:
+      stop: returns the number of a signal that this process got, else None.
+
+    Returns:
+      A function that returns a number if any process got a signal. So all stop after the same step.
+    """
     if jax.process_count() == 1:
         return stop
 
@@ -157,23 +182,30 @@ def any_process(stop: Callable[[], int | None]) -> Callable[[], int | None]:
 
 
 def _gather(number: int) -> np.ndarray:
-    """Every process's number, below 2^32, once all have come to this place."""
+    """Waits for all processes, then returns the number of each, below 2^32."""
     from jax.experimental.multihost_utils import process_allgather
 
     return np.asarray(process_allgather(np.uint32(number)))
 
 
 def _differ(text: str) -> bool:
-    """Whether processes have different texts, once all have come to this place."""
+    """Waits for all processes, then says whether their texts differ."""
     digests = _gather(zlib.crc32(text.encode()))
     return bool((digests != digests[0]).any())
 
 
 def device_mesh(config: Config) -> Mesh | None:
-    """The devices that share each batch of a training; None for a single device.
+    """Makes the mesh of devices that share each batch.
+
+    Args:
+      config: the config. Its `devices` is the number of devices, "all", or absent: one device, or
+        all devices of several processes.
+
+    Returns:
+      The mesh; None for a single device.
 
     Raises:
-      ConfigError: there are fewer devices, or they do not divide the batch into equal parts.
+      ConfigError: the machine has fewer devices, or the batch does not divide evenly among them.
     """
     processes = jax.process_count()
     asked = config.run.devices or ("all" if processes > 1 else 1)

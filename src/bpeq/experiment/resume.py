@@ -1,4 +1,4 @@
-"""A run that starts or resumes: same config, same data, and a record of its environment."""
+"""Starts or resumes a run: it checks config and data, and records the environment."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from bpeq.runs import checkpoints, run_folder
 from bpeq.types import Caution, DataError
 
 HARMLESS = ("checkpoint_share", "training.unsettled")
-"""Settings that change nothing in what a run computes, and may differ where it goes on."""
+"""Settings that do not change what a run computes. They may differ when a run resumes."""
 
 
 def start_folder(config: Config, folder: Path, resume: bool, checksum: str = "") -> dict[str, Any]:
-    """Writes config.toml and environment.json into a run's folder, which is locked.
+    """Writes config.toml and environment.json into the locked folder of a run.
 
-    A run that resumes keeps its environment, and its config except for harmless settings.
+    A resumed run keeps its environment.json. Of its config only harmless settings may change.
 
     Args:
-      config: what is to be run.
-      folder: of the run.
-      resume: whether the folder may hold the run already.
-      checksum: of the data; empty if a study makes its own.
+      config: the config to run.
+      folder: the run folder.
+      resume: whether the folder may already hold the run.
+      checksum: the checksum of the data; empty if a study makes its own data.
 
     Returns:
       The environment.
@@ -65,12 +65,20 @@ def start_folder(config: Config, folder: Path, resume: bool, checksum: str = "")
 
 
 def has_started(config: Config, folder: Path) -> bool:
-    """Whether a folder holds a run that this config can resume; False if it is empty or absent.
+    """Checks whether a folder holds a run that this config can resume.
+
+    Args:
+      config: the config to run.
+      folder: the run folder.
+
+    Returns:
+      True if the folder holds a run of this config; False if it is empty or absent.
 
     Raises:
-      ConfigError: it holds the run of another config; the error names the first key that differs.
-      FileExistsError: it holds something else. DataError: its config cannot be read, or its
-        checkpoints are no folder.
+      ConfigError: the folder holds a run of another config. The error names the first different
+        key.
+      FileExistsError: the folder holds something else.
+      DataError: the config in the folder cannot be read, or its `checkpoints` is not a folder.
     """
     if not (folder / "config.toml").exists():
         run_folder.refuse_if_used(folder)
@@ -96,20 +104,45 @@ def has_started(config: Config, folder: Path) -> bool:
 
 
 def is_finished(folder: Path) -> bool:
-    """Whether the run in a folder is finished."""
+    """Checks whether the run in a folder is finished.
+
+    Args:
+      folder: the run folder.
+
+    Returns:
+      True if the folder holds summary.json.
+    """
     return (folder / "summary.json").exists()
 
 
 def read_summary(folder: Path) -> dict[str, Any]:
-    """A finished run's summary. Raises DataError where it cannot be read or lacks its figures."""
+    """Reads the summary of a finished run.
+
+    Args:
+      folder: the run folder.
+
+    Returns:
+      The content of summary.json.
+
+    Raises:
+      DataError: the file cannot be read, or it lacks its metrics or seconds.
+    """
     return run_folder.read_json(folder / "summary.json", "metrics", "seconds")
 
 
 def reload_config(folder: Path, overrides: list[str] | None = None) -> Config:
-    """The config of the run in a folder, under the name that it had.
+    """Loads the config of the run in a folder, with the name that the run had.
+
+    Args:
+      folder: the run folder.
+      overrides: `key=value` texts of `--set`; None: no overrides.
+
+    Returns:
+      The checked config.
 
     Raises:
       ConfigError: the folder holds no run.
+      DataError: environment.json is damaged.
     """
     if not (folder / "config.toml").is_file():
         raise ConfigError(str(folder), remedy="holds no run")
@@ -120,7 +153,14 @@ def reload_config(folder: Path, overrides: list[str] | None = None) -> Config:
 
 
 def identity(config: Config) -> dict[str, Any]:
-    """What must be the same if a run resumes: a checksum of its settings, and its seeds."""
+    """Computes the values that must be equal when a run resumes.
+
+    Args:
+      config: the config of the run.
+
+    Returns:
+      `config`, a SHA-256 checksum of all settings except the harmless ones, and `seed` and `seeds`.
+    """
     settings = flatten(as_written(config))
     kept = {key: value for key, value in settings.items() if key not in HARMLESS}
     text = json.dumps(kept, sort_keys=True, default=str)
@@ -132,7 +172,14 @@ def identity(config: Config) -> dict[str, Any]:
 
 
 def as_written(config: Config) -> dict[str, Any]:
-    """The resolved config, its data file by its whole path, so that it loads from anywhere."""
+    """The resolved config as it is written into a run folder.
+
+    Args:
+      config: the config.
+
+    Returns:
+      All settings. The path of the data file is absolute, so that the config loads from any folder.
+    """
     tree = config.as_dict()
     if "path" in tree.get("data", {}):
         tree["data"]["path"] = str(Path(tree["data"]["path"]).resolve())
@@ -140,7 +187,14 @@ def as_written(config: Config) -> dict[str, Any]:
 
 
 def revision(folder: Path) -> dict[str, str]:
-    """`{"git_revision": …}` of the repository that a folder is in; nothing where there is none."""
+    """Reads the git revision of the repository that contains a folder.
+
+    Args:
+      folder: any folder.
+
+    Returns:
+      `{"git_revision": hash}`, or an empty dict without a repository.
+    """
     try:
         command = ["git", "-C", str(folder), "rev-parse", "HEAD"]
         done = subprocess.run(command, capture_output=True, text=True, timeout=5, check=True)
@@ -150,7 +204,15 @@ def revision(folder: Path) -> dict[str, str]:
 
 
 def flatten(tree: Any, place: str = "") -> dict[str, Any]:
-    """Settings by their dotted keys; lists whole."""
+    """Turns nested settings into one dict with dotted keys. Lists stay whole.
+
+    Args:
+      tree: nested dicts of settings.
+      place: the key of `tree`; empty at the top.
+
+    Returns:
+      Dotted key -> value.
+    """
     if not isinstance(tree, dict):
         return {place: tree}
     found: dict[str, Any] = {}

@@ -20,15 +20,20 @@ from bpeq.runs.metrics_log import MetricsLog, Values, as_read
 from bpeq.types import Caution
 
 Progress = Callable[[int, int, dict[str, Any]], None]
-"""Called with (turns done, turns in all, the row just logged)."""
+"""Called with (turns done, total turns, the row logged last)."""
 
 
 class Diverged(ArithmeticError):
-    """A loss, a weight or a state is not finite. Exit code 4; the last good ones are saved."""
+    """A loss, a weight or a state is not finite. The exit code is 4. The last good one is saved."""
 
 
 class Interrupted(Exception):
-    """A signal asked to stop, and what there was has been saved. `signal` is its number."""
+    """A signal stopped the run, and the run saved its state.
+
+    Args:
+      signal: the number of the signal.
+      message: what the user sees.
+    """
 
     def __init__(self, signal: int, message: str) -> None:
         super().__init__(message)
@@ -36,20 +41,21 @@ class Interrupted(Exception):
 
 
 class Runner:
-    """Runs compiled loops into a run folder. A study gets one to run its own steps with.
+    """Runs compiled loops into a run folder. A study gets a runner for its own training steps.
 
-    folder: the run folder, which exists. clock: seconds spent compiling, training and evaluating.
-    progress, stop, resume: as given, for runs inside the run.
+    `folder`, `subject`, `progress`, `stop`, `resume` and `share` are attributes too. `clock` holds
+    the seconds spent on compiling, training and evaluating.
 
     Args:
-      folder: the run folder.
-      subject: what is run, such as the config's file. Messages begin with it.
-      progress: called after each row, and when a loop starts.
-      stop: asked after each row. It returns the number of a signal that came, or None.
-      identity: what must be the same when a run is resumed.
+      folder: the run folder, which must exist.
+      subject: what is run, such as the config file. Error messages begin with it.
+      progress: called when a loop starts and after each row; None: progress is not reported.
+      stop: called after each row. It returns the number of a signal that came, or None. The default
+        never stops.
+      identity: values that must be equal when a run is resumed; None: no values.
       resume: loops continue from their checkpoints.
-      share: the share of its time that the run may spend on checkpoints. Those at the end of a loop
-        are always made.
+      share: the share of the elapsed time, 0 to 1, that checkpoints may take. The default 1 saves
+        after every row. The end of a loop always has a checkpoint.
     """
 
     def __init__(
@@ -87,40 +93,43 @@ class Runner:
     ) -> tuple[Any, Values, list[dict[str, Any]]]:
         """Runs a loop, with one row of `metrics.jsonl` after every `every` turns.
 
-        After a row there may be a checkpoint, from which a resumed run continues. So all that later
-        turns depend on must be in `carry` or follow from the config, and `measure` must not depend
-        on having been called before.
+        A checkpoint may follow a row. A resumed run continues from it. So `carry` and the config
+        must determine all later turns, and `measure` must not depend on its earlier calls.
 
         Args:
-          run: jitted, (carry, *inputs, first, count) -> (carry, metrics), `count` static and last.
-            Metrics are `[seeds, anything]`; the last entry is logged. `carry` may be donated.
+          run: jitted, (carry, *inputs, first, count) -> (carry, metrics). `count` is static and
+            last. Metrics have shape `[seeds, anything]`; the runner logs the last entry. `carry`
+            may be donated.
           carry: the carry before the first turn.
-          inputs: what `run` gets besides the carry.
-          total: turns of the loop.
-          every: turns between two rows.
-          measure: carry -> `{metric: [seeds]}`, taken for every row.
-          row: turns done -> what else the row says, such as its step.
-          unit: what messages call a turn.
-          name: the loop's name. It begins the names of its metrics, and ends the file name of saved
-            parameters.
-          params: carry -> what is saved if the loop ends early.
-          may_diverge: a loss that is not finite is logged, and does not end the loop.
-          remedy: last values -> what the message of a divergence advises.
-          refuse: (metrics, their turns in words) -> why the loop must end, or an empty text.
+          inputs: the other arguments of `run`, before `first`.
+          total: the number of turns of the loop, at least 1.
+          every: the number of turns between two rows, at least 1.
+          measure: carry -> `{metric: [seeds]}`, called for every row. The default measures nothing.
+          row: turns done -> other entries of the row. The default is the number of turns as `step`.
+          unit: the noun for a turn in messages.
+          name: the name of the loop. It begins the names of the metrics and ends the file name of
+            saved parameters. The default is for the only loop of a run.
+          params: carry -> the parameters to save if the loop ends early. The default is the whole
+            carry.
+          may_diverge: a value that is not finite is logged and does not end the loop.
+          remedy: last values -> advice for the message of a divergence; None: no advice.
+          refuse: (metrics, their turns in words) -> the reason to end the loop, or an empty text;
+            None: the loop never ends for such a reason.
 
         Returns:
           The last carry, the last values, and all rows.
 
         Raises:
-          Diverged: a loss, a parameter or a state is not finite, or `refuse` gave a reason.
-          Interrupted: a signal came. In both cases after saving.
+          Diverged: a loss, a parameter or a state is not finite, or `refuse` gave a reason. The
+            runner saves first.
+          Interrupted: a signal came. The runner saves first.
         """
         prefix = f"{name}_" if name else ""
         path = self.folder / f"params{'-' if name else ''}{name}.safetensors"
         checkpoints = self._checkpoints(name, inputs, total=total, every=every)
         start = host_arrays.to_host(carry)
         last, rows = self._begin(checkpoints, carry, start)
-        # A state that is infinite from the start, such as the best loss so far, has not diverged.
+        # A state may be infinite at the start, such as the best loss. That is no divergence.
         excused = _not_finite(start, "state")
         values, done = last.values, last.done
         if done:
@@ -131,7 +140,7 @@ class Runner:
         for first in range(done, total, every):
             done = min(first + every, total)
             when = _when(unit, row, first, done)
-            # The turns until the next row, and what is measured after them.
+            # Run the turns up to the next row, then measure.
             arguments, count = (carry, *inputs, jnp.asarray(first)), done - first
             if count not in compiled:
                 with self.clock("compile"):
@@ -164,7 +173,7 @@ class Runner:
                     f"checkpoint is {checkpoints.save(last, self.clock.seconds())}, "
                     f"the parameters of {unit} {first} are in {path}"
                 )
-            # The row, and a checkpoint if there is time for it.
+            # Log the row, and save a checkpoint if the share of time allows it.
             new = row(done) | {k: float(np.mean(v)) for k, v in values.items()}
             new |= {"seconds": self.clock.spent["train"], "values": values}
             rows.append(as_read(self._log.append(new), values))
@@ -180,11 +189,11 @@ class Runner:
                 raise Interrupted(signal, message)
         checkpoints.finish()
         if name:
-            path.unlink(missing_ok=True)  # of an interruption before
+            path.unlink(missing_ok=True)  # an earlier interruption left it
         return carry, values, rows
 
     def _checkpoints(self, name: str, inputs: Any, **length: int) -> Checkpoints:
-        """The checkpoints of the next loop. A study's loops come in the same order every time."""
+        """The checkpoints of the next loop, which its place in the order of loops identifies."""
         self._loops += 1
         part = f"{self._loops}{'-' if name else ''}{name}"
         keys = host_arrays.random_keys(inputs)
@@ -193,7 +202,7 @@ class Runner:
     def _begin(
         self, checkpoints: Checkpoints, carry: Any, start: Any
     ) -> tuple[Checkpoint, list[dict[str, Any]]]:
-        """Where a loop starts or continues, and its rows so far."""
+        """Finds the checkpoint where a loop starts or continues, and its rows so far."""
         newest = checkpoints.newest(carry, self._log) if self.resume else None
         if newest is not None:
             self.clock.add_earlier(newest[1])
@@ -204,6 +213,7 @@ class Runner:
         return Checkpoint(0, start, {}, {}, self._log.position(), self._log.size), []
 
     def _save(self, checkpoints: Checkpoints, checkpoint: Checkpoint) -> None:
+        """Saves a checkpoint and adds the time that this takes."""
         before = time.perf_counter()
         with self.clock("checkpoint"):
             self._log.sync()
@@ -211,13 +221,14 @@ class Runner:
         self._saving += time.perf_counter() - before
 
     def _show(self, done: int, total: int, row: dict[str, Any], name: str) -> None:
+        """Calls `progress`, with the first metrics of a named loop in words."""
         if self.progress is None:
             return
-        if name:  # the bar knows nothing of the metrics of a study's loops
+        if name:  # the progress bar does not know the metrics of a study's loops
             own = {k.removeprefix(f"{name}_"): row[k] for k in row if k.startswith(f"{name}_")}
             metrics = [f"{metric} {value:.4g}" for metric, value in own.items()]
             words = [name]
-            for text in metrics[:3]:  # as many as leave room for the bar in 80 columns
+            for text in metrics[:3]:  # the bar needs the rest of 80 columns
                 words += [text] if len(", ".join([*words, text])) <= 40 else []
             row = {**row, "said": ", ".join(words)}
         self.progress(done, total, row)
@@ -226,7 +237,7 @@ class Runner:
 def _lost(
     trained: Values, values: Values, unit: str, row: Callable[[int], Any], first: int, done: int
 ) -> str:
-    """When a loss was no longer finite, and of which seed, or an empty text."""
+    """Says when a loss was not finite, and for which seed; an empty text if all are finite."""
     losses = np.asarray(trained.get("loss", np.zeros((1, 1))))
     bad = ~np.isfinite(losses)
     if bad.any():
@@ -241,7 +252,7 @@ def _lost(
 
 
 def _when(unit: str, row: Callable[[int], dict[str, Any]], before: int, last: int) -> str:
-    """The turns after `before` up to `last` in words, with the steps that they took."""
+    """The turns after `before` up to `last` in words, with their steps."""
     steps = [row(turns).get("step", 0) for turns in (before, last)]
     extra = f" ({_span('step', *steps)})" if unit != "step" and steps[1] else ""
     return f"{_span(unit, before, last)}{extra}"
@@ -252,7 +263,7 @@ def _span(unit: str, before: int, last: int) -> str:
 
 
 def _not_finite(host: Any, kind: str, excused: Sequence[str] = ()) -> list[str]:
-    """The leaves that are not finite, such as `the parameter 0.w`, but for the excused ones."""
+    """Names the leaves that are not finite, such as `the parameter 0.w`, except excused ones."""
     leaves = zip(trees.names(host), map(np.asarray, jax.tree.leaves(host)), strict=True)
     floats = ((name, leaf) for name, leaf in leaves if np.issubdtype(leaf.dtype, np.inexact))
     lost = (f"the {kind} {name}".rstrip() for name, leaf in floats if not np.isfinite(leaf).all())

@@ -1,4 +1,4 @@
-"""A finished run, read back from its folder and ready to use."""
+"""Reads a finished run back from its folder."""
 
 from __future__ import annotations
 
@@ -22,8 +22,14 @@ from bpeq.types import Key, Layer, LearningRule, Params
 class LoadedRun(NamedTuple):
     """A finished run, ready to use: `rule.apply(params, x)` gives its outputs.
 
-    params: one seed's weights. all_params: every seed's, seeds on axis 0 of each leaf.
-    config: the checked config. data: its data set. summary: the run's summary.json.
+    Args:
+      params: the weights of one seed.
+      all_params: the weights of every seed, seeds on axis 0 of each leaf.
+      rule: the learning rule.
+      network: the network; None without [network].
+      data: the data set.
+      config: the checked config.
+      summary: the content of summary.json.
     """
 
     params: Params
@@ -36,15 +42,19 @@ class LoadedRun(NamedTuple):
 
 
 def load_run(folder: Path | str, seed: int = 0) -> LoadedRun:
-    """Parameters, rule, data and config of a finished run.
+    """Loads parameters, rule, data and config of a finished run.
 
     Args:
-      folder: what `bpeq run` left behind.
-      seed: whose parameters, counted from 0.
+      folder: the run folder that `bpeq run` wrote.
+      seed: the seed whose parameters `params` holds, from 0.
+
+    Returns:
+      The loaded run.
 
     Raises:
       DataError: the folder holds no finished run, or its files are damaged.
-      ValueError: the run had fewer seeds.
+      ConfigError: the config of the run cannot be built.
+      ValueError: the run has no such seed.
     """
     folder = Path(folder)
     summary = resume.read_summary(folder)
@@ -60,13 +70,19 @@ def load_run(folder: Path | str, seed: int = 0) -> LoadedRun:
 
 
 def weights_like(folder: Path, params: Params, whose: str) -> Params:
-    """The first seed's weights of a run that is looked at under a config, in the dtype in force.
+    """Loads the first seed's weights of a run and checks that they fit a config.
 
     Args:
-      params: what the config has; whose: the words for it in an error.
+      folder: the run folder.
+      params: the parameters of the config, for the shapes.
+      whose: what the parameters belong to, in words for an error message.
+
+    Returns:
+      The weights, in the default floating-point type in force.
 
     Raises:
-      ConfigError: no folder, or the weights of another network. DataError: as `load_run`.
+      ConfigError: the folder does not exist, or its weights have other shapes.
+      DataError: the folder holds no finished run, or its files are damaged.
     """
     if not folder.is_dir():
         raise ConfigError("--run", "", str(folder), "must be the folder of a finished run")
@@ -74,15 +90,23 @@ def weights_like(folder: Path, params: Params, whose: str) -> Params:
     loaded = load_run(folder).params
     if jax.tree.map(jnp.shape, loaded) != jax.tree.map(jnp.shape, params):
         raise ConfigError("--run", "", str(folder), f"its parameters do not fit {whose}")
-    with enable_x64(True):  # or float64 weights could not be touched where the config's is 32
+    with enable_x64(True):  # a float32 config can then cast float64 weights
         return trees.cast(loaded, dtype)
 
 
 def saved_params(folder: Path, problem: Problem, seeds: int) -> Params:
-    """Every seed's weights of a run, seeds on axis 0 of each leaf, in the precision in force.
+    """Reads every seed's weights of a run, in the precision in force.
+
+    Args:
+      folder: the run folder.
+      problem: the built parts of the config.
+      seeds: the number of seeds of the run.
+
+    Returns:
+      The weights, seeds on axis 0 of each leaf.
 
     Raises:
-      DataError: the file is absent, corrupt, or of another network.
+      DataError: the file is absent or corrupt, or belongs to another network.
     """
 
     def first(key: Key) -> Params:

@@ -1,4 +1,4 @@
-"""The study file that a config names: an error of its code is one line with file and line."""
+"""Runs the study file that a config names. An error in its code names its file and line."""
 
 from __future__ import annotations
 
@@ -19,10 +19,19 @@ _OURS = ConfigError | DataError | Diverged | Interrupted | MemoryError | FileExi
 
 
 def study_work(config: Config) -> Callable[[Runner], dict[str, Any]]:
-    """What calls `run(config, runner, **settings)` of the study file that the config names.
+    """Makes the function that calls `run(config, runner, **settings)` of the config's study file.
 
-    That returns metrics, each a number or `[seeds]`; PNG files that it leaves in the folder join
-    the report. One that fails before its first step leaves no folder.
+    The study returns metrics, each a number or `[seeds]`. The report shows the PNG files that the
+    study leaves in the folder. If the study fails before its first step, the folder is removed.
+
+    Args:
+      config: a config with an `experiment`.
+
+    Returns:
+      A function from a runner to the study's part of the summary: `metrics` and `pictures`.
+
+    Raises:
+      ValueError: the study file does not exist, fails, or has no function `run`.
     """
     assert config.experiment is not None
     plain, study = config.without_study(), load_study(config.experiment, config.folder)
@@ -45,7 +54,7 @@ def study_work(config: Config) -> Callable[[Runner], dict[str, Any]]:
 
 
 def _metrics(returned: Any) -> dict[str, np.ndarray]:
-    """Each metric as `[seeds]`; a number is one seed's."""
+    """Gives each metric the shape `[seeds]`. A number is the value of one seed."""
     if not isinstance(returned, dict):
         raise TypeError(f"run returned {type(returned).__name__}, not metrics by their names")
     found = {k: np.atleast_1d(np.asarray(v, np.float64)) for k, v in returned.items()}
@@ -56,7 +65,7 @@ def _metrics(returned: Any) -> dict[str, np.ndarray]:
 
 
 def _word_error(config: Config, study: Any, error: BaseException) -> BaseException:
-    """A study's error as the user sees it: one of its own code names its file and line."""
+    """Turns an error of the study's own code into a ConfigError that names file and line."""
     disk = isinstance(error, OSError) and not isinstance(error, FileNotFoundError)
     if isinstance(error, _OURS) or disk or "RESOURCE_EXHAUSTED" in str(error):
         return error

@@ -1,4 +1,4 @@
-"""From a config to results: build the parts, train every seed at once, leave a run folder."""
+"""From a config to results: builds the parts, trains all seeds at once, writes a run folder."""
 
 from __future__ import annotations
 
@@ -47,21 +47,33 @@ def run(
     problem: Problem | None = None,
     resume: bool = False,
 ) -> dict[str, Any]:
-    """Trains what a config says into a run folder, and returns its summary.
+    """Trains a config into a run folder.
 
-    The folder gets `config.toml`, `environment.json`, `metrics.jsonl` and `checkpoints/` as it
-    goes, and at the end `params.safetensors` (every seed's, seeds on axis 0), `summary.json` and
-    `manifest.json`. It is locked against a second writer until then.
+    The run writes `config.toml`, `environment.json`, `metrics.jsonl` and `checkpoints/` while it
+    trains. At the end it writes `params.safetensors` (all seeds, seeds on axis 0), `summary.json`
+    and `manifest.json`. The folder is locked until the end, so that no second process writes into
+    it.
 
     Args:
-      progress: called when training starts, with an empty row, and after every logged row.
-      stop: asked between rows; a signal's number ends the run with what it has.
-      problem: the config's parts, where they are built already.
-      resume: a run that the folder holds goes on from its newest good checkpoint, to the very bits
-        that it would have had without the interruption; a finished one is left as it is.
+      config: the checked config.
+      folder: the run folder. It is created if it does not exist.
+      progress: called when training starts, with an empty row, and after every logged row; None:
+        progress is not reported.
+      stop: called after every row. It returns the number of a signal that came, or None. A number
+        ends the run, which saves first. The default never stops.
+      problem: the built parts of the config; None: `build` makes them.
+      resume: a run in the folder continues from its newest undamaged checkpoint. The result has the
+        same bits as a run without the interruption. A finished run stays unchanged.
+
+    Returns:
+      The content of `summary.json`.
 
     Raises:
-      Diverged, Interrupted: after saving. ConfigError, DataError, FileExistsError: before starting.
+      Diverged: a loss, a weight or a state is not finite. The run saves first.
+      Interrupted: `stop` returned a signal. The run saves first.
+      ConfigError: a setting is wrong. Nothing was trained.
+      DataError: the data or the files of the folder are at fault. Nothing was trained.
+      FileExistsError: the folder holds something else. Nothing was trained.
     """
     began = time.perf_counter()
     resume = resume and has_started(config, folder)
@@ -108,7 +120,7 @@ def run(
 def _training(
     config: Config, problem: Problem, mesh: Mesh | None, runner: Runner
 ) -> dict[str, Any]:
-    """Trains a config's problem, and saves its parameters; what its summary says of that."""
+    """Trains a config's problem and saves the parameters; returns its part of the summary."""
     params, metrics, last = _train(config, problem, mesh, runner)
     run_folder.save_arrays(runner.folder / "params.safetensors", params)
     found = {
@@ -127,6 +139,8 @@ def _training(
 def _train(
     config: Config, problem: Problem, mesh: Mesh | None, runner: Runner
 ) -> tuple[Params, dict[str, np.ndarray], dict[str, Any]]:
+    """Trains all seeds. Returns parameters and metrics, seeds on axis 0, and the last row."""
+    # The data, and the initial weights of every seed.
     settings, seeds = config.training, config.seeds
     dtype = jnp.result_type(float)
     x = jnp.asarray(problem.data.x, dtype)
@@ -134,6 +148,7 @@ def _train(
     y = jnp.asarray(problem.data.y, jnp.int32 if classes else dtype)
     keys = seed_keys(config.seed, seeds)
     params = jax.vmap(problem.init)(keys[:, 0])
+    # The first carry of every seed, and the evaluation, placed on the devices of the mesh.
     rule, put, placing = across(mesh, problem.rule)
     optimizer, size = problem.optimizer, settings.batch_size
     carry = jax.vmap(lambda p, k: loops.start(rule, optimizer, p, k, x, size))(params, keys[:, 1])
@@ -153,7 +168,7 @@ def _train(
     def remedy(values: dict[str, Any]) -> str:
         rate = config.optimizer.settings["learning_rate"]
         said = f"a smaller optimizer.learning_rate than {rate}"
-        if "unsettled" in values:  # a phase or an adjoint may have run away, whatever the weights
+        if "unsettled" in values:  # a phase or an adjoint may diverge under any weights
             said += ", or solvers under which every phase settles"
         return said
 
@@ -166,6 +181,7 @@ def _train(
         stops = share > 0 and settings.unsettled == "stop"
         return f"{said} (training.unsettled = 'stop')" if stops else ""
 
+    # All epochs, with a row and an evaluation after every `evaluate_every`.
     told: list[str] = []
     epochs = loops.epoch_scan(loops.supervised(rule, optimizer), size)
     carry, values, logged = runner.repeat(
@@ -181,6 +197,7 @@ def _train(
         remedy=remedy,
         refuse=unsettled,
     )
+    # The training error is evaluated once, at the end.
     with runner.clock("evaluate"):
         values |= jax.device_get(_named("train", evaluate(carry.params, x, y, rows)))
     reported = {k: v for k, v in values.items() if k.startswith(("train", "val", "test", "solved"))}
@@ -189,25 +206,34 @@ def _train(
 
 
 def statistics(values: np.ndarray) -> dict[str, Any]:
-    """mean, sample standard deviation (0 for one seed) and every seed's value."""
+    """Computes the mean and the sample standard deviation of a metric over seeds.
+
+    Args:
+      values: `[seeds]`, the metric of each seed.
+
+    Returns:
+      `mean`, `std` (with `seeds − 1` degrees of freedom; 0 for one seed) and `values`, a list.
+    """
     values = np.asarray(values, np.float64)
     std = float(values.std(ddof=1)) if len(values) > 1 else 0.0
     return {"mean": float(values.mean()), "std": std, "values": values.tolist()}
 
 
 def _named(split: str, metrics: dict[str, Any]) -> dict[str, Any]:
-    """test_error, train_loss, …; `solved` is said of the run, not of a split."""
+    """Puts the split before the names of metrics, as in test_error; `solved` has no split."""
     shared = {"solved": metrics["solved"]} if "solved" in metrics else {}
     return {f"{split}_{k}": v for k, v in metrics.items() if k != "solved"} | shared
 
 
 def _layer_sizes(problem: Problem, params: Params) -> list[dict[str, Any]]:
+    """Counts the parameters of one seed in each layer."""
     one = jax.tree.map(lambda leaf: leaf[0], params)
     rows = grouped(one, problem.network)
     return [{"name": name, "parameters": trees.size(part)} for name, part in rows.items()]
 
 
 def _about(problem: Problem) -> dict[str, Any]:
+    """Describes the data of a run for its summary."""
     data = problem.data
     return {
         "name": data.name,

@@ -1,4 +1,4 @@
-"""A finished run held against its own record: its files' checksums, and a repeat of it."""
+"""Verifies a finished run: the checksums of its files, and a repeat of the run."""
 
 from __future__ import annotations
 
@@ -20,9 +20,12 @@ from bpeq.types import Caution, DataError
 
 
 class Finding(NamedTuple):
-    """What a repeat of a run showed of one file; `difference` is the first, empty if there is none.
+    """The comparison of one file with the same file of the repeat.
 
-    compared: how many rows, leaves or metrics were.
+    Args:
+      file: the path of the file inside the run folder.
+      compared: the number of compared rows, leaves or metrics, in words.
+      difference: the first difference; empty if there is none.
     """
 
     file: str
@@ -39,16 +42,24 @@ def verify(
 ) -> list[Finding]:
     """Checks a finished run's files against manifest.json, then repeats it and compares every bit.
 
-    The repeat is made from its config.toml, into a temporary folder. Compared are the rows of
-    metrics.jsonl and the summary's metrics, but for what has `seconds` in its name, and all
-    parameters; those of runs inside the run too.
+    The repeat uses the run's config.toml and a temporary folder. The comparison covers the rows of
+    metrics.jsonl, the metrics of the summary, and all parameters, also for runs inside the run.
+    Names that contain `seconds` are left out.
 
     Args:
-      files_only: no repeat; the findings are empty.
+      folder: the run folder.
+      progress: called after each row of the repeat; None: progress is not reported.
+      stop: returns the number of a signal that asks to stop, else None. It is called after every
+        row. The default never stops.
+      files_only: the run is not repeated. The list of findings is then empty.
+
+    Returns:
+      One finding for each compared file.
 
     Raises:
-      ConfigError: no finished run. DataError: a file was changed or is missing. Interrupted: by
-      `stop`, which is asked after every row; the folder is as it was.
+      ConfigError: the folder holds no finished run.
+      DataError: a file was changed or is missing.
+      Interrupted: `stop` returned a signal. The run folder is unchanged.
     """
     if not folder.is_dir() or not (manifest.has_manifest(folder) or resume.is_finished(folder)):
         begun = (folder / "config.toml").exists()
@@ -74,7 +85,7 @@ def verify(
 
 
 def _check_readable(folder: Path) -> None:
-    """What is compared can be, which is known before the repeat, and so said at once."""
+    """Reads all files of the comparison, so that a damaged file is an error before the repeat."""
     resume.read_summary(folder)
     for path in folder.rglob("metrics.jsonl"):
         _read_rows(path)
@@ -83,6 +94,7 @@ def _check_readable(folder: Path) -> None:
 
 
 def _tell_environment(folder: Path) -> None:
+    """Warns if this environment differs from that of the run."""
     said = run_folder.differences(
         run_folder.read_json(folder / "environment.json"), run_folder.environment()
     )
