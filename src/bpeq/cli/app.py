@@ -1,4 +1,4 @@
-"""What the commands share: the program, its common options, and how they are read."""
+"""What the commands share: the typer app, common options, and functions that read them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ app = typer.Typer(
 )
 
 CommandError = cast(type[Exception], typer.BadParameter.__base__)
-"""Any wrong use of a command. Its class is click's up to typer 0.25, and typer's own since."""
+"""The base class of errors in the use of a command. Up to typer 0.25 it is a class of click."""
 
 ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="a TOML config")]
 Set = Annotated[
@@ -43,6 +43,17 @@ ProcessCount = Annotated[int | None, typer.Option("--process-count", help="of ho
 
 
 def names(rules: str) -> list[str]:
+    """Splits the value of `--rules`.
+
+    Args:
+      rules: names or dotted paths, separated by commas.
+
+    Returns:
+      The names, at least one.
+
+    Raises:
+      ConfigError: there is no name, or a name occurs twice.
+    """
     from bpeq.config.errors import ConfigError
 
     names = [name.strip() for name in rules.split(",") if name.strip()]
@@ -52,6 +63,19 @@ def names(rules: str) -> list[str]:
 
 
 def load(path: Path, overrides: list[str] | None, seeds: int | None) -> Config:
+    """Loads the config of a command.
+
+    Args:
+      path: the config file.
+      overrides: `key=value` texts of `--set`; None: no overrides.
+      seeds: the number of seeds of `--seeds`; None: the config's own.
+
+    Returns:
+      The checked config.
+
+    Raises:
+      ConfigError: the config is wrong, or its file name cannot name a run folder.
+    """
     from bpeq.config.errors import ConfigError
     from bpeq.config.loading import load_config
 
@@ -64,6 +88,16 @@ def load(path: Path, overrides: list[str] | None, seeds: int | None) -> Config:
 
 
 def folder(out: Path | None, name: str, resume: bool = False) -> Path:
+    """Chooses the folder for the results of a command.
+
+    Args:
+      out: the value of `--out`; None: a folder in `runs/`.
+      name: the name of the folder in `runs/`. A new folder gets a number if the name is taken.
+      resume: choose the newest existing folder of this name instead.
+
+    Returns:
+      The folder.
+    """
     from bpeq.runs import run_folder
 
     place = run_folder.newest_taken if resume else run_folder.next_free
@@ -71,5 +105,13 @@ def folder(out: Path | None, name: str, resume: bool = False) -> Path:
 
 
 def add_command(stopped: Interrupted, command: str) -> Interrupted:
-    """The same interruption, whose line says how to go on."""
+    """Adds to an interruption the command that resumes the run.
+
+    Args:
+      stopped: the interruption.
+      command: the command to print.
+
+    Returns:
+      The interruption with the longer message.
+    """
     return type(stopped)(stopped.signal, f"{stopped}; go on with: {command}")

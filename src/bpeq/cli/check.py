@@ -1,4 +1,4 @@
-"""`bpeq check`, `audit` and `verify`: what is right in a config, a rule, a finished run."""
+"""`bpeq check`, `audit` and `verify`: they check a config, its rules, and a finished run."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def check(
     from bpeq.experiment.check import check_problem, check_system
 
     checked = _app.load(config, set_, None)
-    contract = check_system(checked) if energy else None  # before anything is printed
+    contract = check_system(checked) if energy else None  # errors come before the table
     rows = check_problem(checked)
     console.print(check_table(rows))
     if contract is not None:
@@ -55,7 +55,7 @@ def audit(
     markdown: Annotated[bool, typer.Option("--markdown", help="tables for a document")] = False,
     set_: Set = None,
 ) -> None:
-    """Tell what each weight's update takes: states and phases, transposed weights, error passes."""
+    """List what each weight's update needs: states, phases, transposed weights, error passes."""
     from bpeq.analysis import locality
     from bpeq.cli.terminal import audit_tables, console
     from bpeq.experiment.audit import audit_rules
@@ -78,7 +78,7 @@ def verify(
         bool, typer.Option("--files", help="check the files only; no repeat of the run")
     ] = False,
 ) -> int:
-    """Check that a run's files are as it left them, then repeat it and compare every bit."""
+    """Check that a run's files are unchanged, then repeat the run and compare every bit."""
     from bpeq.cli import signals
     from bpeq.cli.exit_codes import DONE, NUMERICAL, say
     from bpeq.cli.terminal import bar, console, verified_table

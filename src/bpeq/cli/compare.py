@@ -1,4 +1,4 @@
-"""`bpeq compare`: a config under several rules, beside each other."""
+"""`bpeq compare`: trains a config under several rules."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def compare(
     ] = None,
     resume: Resume = False,
 ) -> None:
-    """Train a config under several rules and the null controls, and set them side by side."""
+    """Train a config under several rules and the null controls, and compare the results."""
     from bpeq.cli import signals
     from bpeq.cli.terminal import bar, console
     from bpeq.experiment import compare, train

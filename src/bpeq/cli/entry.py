@@ -1,4 +1,4 @@
-"""The command line: every error is one plain line on stderr and an exit code of its own."""
+"""The entry point of the command line. Every error is one line on stderr, with an exit code."""
 
 from __future__ import annotations
 
@@ -17,10 +17,18 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs a command and returns its exit code.
+    """Runs a command.
 
-    0 done; 2 bad input; 3 data or disk; 4 numerical; 130/143 interrupted after saving. Anything
-    else that goes wrong is a bug of ours, keeps its traceback and returns 1.
+    Args:
+      argv: the arguments after `bpeq`; None: those of the process.
+
+    Returns:
+      The exit code: 0 done; 2 bad input; 3 data, disk or a lost process; 4 numerical; 130 or 143
+      interrupted after saving.
+
+    Raises:
+      Exception: any other error, which is a bug of bpeq. Python prints the traceback and exits with
+        1.
     """
     signals.watch()
     _keep_programs()
@@ -55,9 +63,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _keep_programs() -> None:
-    """Compiled programs outlive the process, so that the next run of their kind starts at once.
+    """Keeps compiled programs in the user's cache, so that later runs start faster.
 
-    They are in the user's cache, unless the environment names another folder, or none at all.
+    The environment can name another folder, or turn the cache off.
     """
     from platformdirs import user_cache_path
 
@@ -65,31 +73,31 @@ def _keep_programs() -> None:
         folder = user_cache_path("bpeq") / "programs"
         folder.mkdir(parents=True, exist_ok=True)
     except (OSError, RuntimeError):
-        return  # no home, or none to write to: every run compiles afresh
+        return  # without a home folder that can be written, every run compiles again
     if os.access(folder, os.W_OK):
         os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(folder))
         os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 
 
 def keep_memory() -> None:
-    """Memory that is freed is kept and used again, in pieces of up to 256 MiB.
+    """Makes glibc keep and reuse freed memory, in blocks of up to 256 MiB.
 
-    By itself glibc hands pieces of over 32 MiB back to the system, and every convolution that needs
-    one fetches and clears it anew. What is kept counts as the process's own until
-    it ends. A setting of the environment's own is left alone.
+    By default glibc returns blocks above 32 MiB to the system. Every convolution that needs such a
+    block then fetches and clears it again. The kept memory counts as used until the process ends.
+    If the environment already sets malloc options, they stay.
     """
     tuned = "glibc.malloc" in os.environ.get("GLIBC_TUNABLES", "")
     if sys.platform != "linux" or tuned or any(name.startswith("MALLOC_") for name in os.environ):
         return
     library, large = ctypes.CDLL(None), 2**28
-    # Other C libraries have no mallopt. An old glibc refuses a threshold as large as this; to set
-    # the other value alone would be worse than nothing.
+    # Other C libraries have no mallopt. An old glibc refuses such a large threshold. The other
+    # value alone would do harm.
     if hasattr(library, "mallopt") and library.mallopt(M_MMAP_THRESHOLD, large):
         library.mallopt(M_TRIM_THRESHOLD, large)
 
 
 def _environment(error: Exception) -> str | None:
-    """What to say where jax could not even be imported, for a variable that it reads then."""
+    """The message if the import of JAX failed because of an environment variable; else None."""
     places = traceback.extract_tb(error.__traceback__)
     if "jax" in sys.modules or not any("/jax/" in place.filename for place in places):
         return None
@@ -99,9 +107,10 @@ def _environment(error: Exception) -> str | None:
 
 
 def _one_line(others: Callable[..., Any]) -> Callable[..., Any]:
-    """Our own warnings as one plain line, each once; others' as they are.
+    """Prints each of bpeq's own warnings once, as one line. Other warnings stay as they are.
 
-    A program that a killed run left half written in the cache is compiled afresh: nobody's worry.
+    A killed run may leave an incomplete program in the cache. JAX compiles it again, so its warning
+    is dropped.
     """
     from bpeq.types import Caution
 
@@ -120,5 +129,5 @@ def _one_line(others: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def script() -> None:
-    """The console entry point."""
+    """The console entry point. It ends the process with the exit code of `main`."""
     sys.exit(supervisor.leave(main()))

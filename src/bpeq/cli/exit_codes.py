@@ -1,4 +1,4 @@
-"""Exit codes, which error means which, and the one line that goes with them."""
+"""Exit codes, the error that each belongs to, and the line on stderr."""
 
 from __future__ import annotations
 
@@ -11,7 +11,14 @@ _DISK |= {errno.EIO, errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOO
 
 
 def exit_code(error: Exception) -> int:
-    """The exit code that an error stands for; BUG for any that is not expected."""
+    """The exit code of an error.
+
+    Args:
+      error: the error that ended the command.
+
+    Returns:
+      2, 3, 4 or 128 + signal; 1 (`BUG`) for an unexpected error.
+    """
     from bpeq.config.errors import ConfigError
     from bpeq.types import DataError
 
@@ -29,6 +36,14 @@ def exit_code(error: Exception) -> int:
 
 
 def say(message: str, code: int) -> int:
-    """Prints one plain line on stderr; returns `code`."""
+    """Prints one line on stderr, after `bpeq: `.
+
+    Args:
+      message: the text. Line breaks become spaces.
+      code: an exit code.
+
+    Returns:
+      `code`.
+    """
     print("bpeq: " + " ".join(message.split()), file=sys.stderr)
     return code

@@ -1,4 +1,4 @@
-"""`bpeq fidelity`: each rule's gradient against the exact one."""
+"""`bpeq fidelity`: compares each rule's gradient with the exact gradient."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def fidelity(
     set_: Set = None,
     out: Out = None,
 ) -> None:
-    """Set each rule's gradient, layer by layer, against the exact gradient of the same function."""
+    """Compare each rule's gradient, layer by layer, with the exact one of the same function."""
     from bpeq.cli.terminal import bar, console
     from bpeq.experiment import fidelity
     from bpeq.report import fidelity_table, write_fidelity_report

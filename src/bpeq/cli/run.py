@@ -34,7 +34,7 @@ def run(
     process_id: ProcessId = None,
     process_count: ProcessCount = None,
 ) -> int:
-    """Train what a config says; leaves a run folder with metrics, parameters and a report."""
+    """Train a config; write a run folder with metrics, parameters and a report."""
     from bpeq.cli import signals, supervisor
     from bpeq.cli.terminal import bar, console
     from bpeq.experiment import distributed, train
@@ -85,8 +85,9 @@ def run(
 
 
 def _check_alone(processes: int | None) -> None:
+    """Raises ConfigError if both `--processes` and `--coordinator` are given."""
     from bpeq.config.errors import ConfigError
 
-    if processes is not None:  # as given by hand; those that we start have both
+    if processes is not None:  # a user must not give both; processes that bpeq starts have both
         remedy = "means processes of this machine alone; leave out --coordinator"
         raise ConfigError("--processes", "", processes, remedy)

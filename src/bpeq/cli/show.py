@@ -1,4 +1,4 @@
-"""`bpeq show` and `bpeq report`: parts, configs, and reports of finished runs."""
+"""`bpeq show` and `bpeq report`: list parts, print configs, and rewrite reports."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from bpeq.cli.app import (
 
 @app.command()
 def report(folders: Annotated[list[Path], typer.Argument(metavar="DIR...")]) -> None:
-    """Write the report of a finished run or comparison anew."""
+    """Write the reports of finished runs or comparisons again."""
     from bpeq.cli.terminal import console
     from bpeq.config.errors import ConfigError
     from bpeq.report import write_report
@@ -36,7 +36,7 @@ def show(
     name: Annotated[str, typer.Argument(help="which one, or the config's file")] = "",
     set_: Set = None,
 ) -> None:
-    """List what there is, show one factory's settings and docstring, or a config as resolved."""
+    """List rules, layers and other parts, or show one part's settings, or a resolved config."""
     from bpeq.cli.terminal import console
     from bpeq.config.describe import describe
 

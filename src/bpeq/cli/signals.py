@@ -1,4 +1,4 @@
-"""What Ctrl-C and SIGTERM do: end at once while nothing is under way, later stop after saving."""
+"""Ctrl-C and SIGTERM end the process at once; once training starts, they save first."""
 
 from __future__ import annotations
 
@@ -11,19 +11,23 @@ _saving = False
 
 
 def watch() -> None:
-    """Takes over SIGINT and SIGTERM; called before jax is imported, or an early one gets lost."""
+    """Installs handlers for SIGINT and SIGTERM. Call it before JAX is imported."""
     signal.signal(signal.SIGINT, _handle)
     signal.signal(signal.SIGTERM, _handle)
 
 
 def begin_saving() -> None:
-    """From here on the first signal lets the run stop by itself and save; the second ends it."""
+    """After this call the first signal lets the run save and stop; a second one ends it at once."""
     global _saving
     _saving = True
 
 
 def asked_to_stop() -> int | None:
-    """The signal that came in, if one did."""
+    """The signal that asks the run to stop.
+
+    Returns:
+      The number of the signal; None if none came.
+    """
     return _seen[0] if _seen else None
 
 

@@ -1,6 +1,7 @@
-"""Several processes of one run: started, watched, and ended together; what happened is one line.
+"""Starts, watches and ends the processes of one run, and reports a lost process in one line.
 
-A process whose peer is lost hangs in a collective or is aborted from C++: it cannot say so itself.
+If a process is lost, the others hang in a collective operation, or C++ code aborts them. They
+cannot report it themselves.
 """
 
 from __future__ import annotations
@@ -19,27 +20,33 @@ from pathlib import Path
 from bpeq.cli import signals
 
 SUPERVISED = "BPEQ_SUPERVISED"
-"""Set in the processes that `supervise` starts: the file for what native code has to say."""
+"""The environment variable of a supervised process. It names the log for native output."""
 GRACE = 5.0
-"""Seconds for the others to end by themselves, as they do where all refuse the same thing."""
+"""Seconds that the other processes have to end by themselves, for example with the same error."""
 LOST, SAID, ALONE = 3, (2, 3, 4, 130, 143), 75
-"""Exit codes: of a run that lost a process; after a line of its own; of one whose peer is lost."""
+"""Exit codes: the run lost a process; a process printed its own line; a process lost its peers."""
 
 _NATIVE = {
     "Failed to add port to server": "the coordinator's port is taken",
     "CoordinationService/RegisterTask": "the others did not arrive in time",
     "the JAX distributed service detected fatal errors": "it lost the others",
 }
-"""What JAX's C++ says as it aborts a process, and what that means."""
+"""What JAX's C++ code prints when it aborts a process, and what the text means."""
 
 
 def supervise(argv: Sequence[str], places: Sequence[Sequence[str]], folder: Path) -> int:
-    """Runs `bpeq ARGV PLACE` for every place, and ends all where one ends badly.
+    """Runs `bpeq ARGV PLACE` for every place. If one process fails, the others are ended.
 
-    The first one has the terminal. A signal is passed on, for them to save and stop.
+    Only the first process writes to the terminal. A signal goes to all processes, so that they save
+    and stop.
+
+    Args:
+      argv: the arguments that all processes share.
+      places: the arguments of each process, as `local_places` returns them.
+      folder: the run folder, for the message.
 
     Returns:
-      The exit code, after one line on stderr where a process was lost.
+      The exit code. If a process was lost, one line on stderr says so.
     """
     with tempfile.TemporaryDirectory() as logs:
         files = [Path(logs) / f"{i}" for i in range(len(places))]
@@ -65,7 +72,14 @@ def supervise(argv: Sequence[str], places: Sequence[Sequence[str]], folder: Path
 
 
 def local_places(count: int) -> list[list[str]]:
-    """The place of each of `count` processes on this machine, around a port that is free now."""
+    """The arguments of each process on this machine, with a port that is free now.
+
+    Args:
+      count: the number of processes, at least 1.
+
+    Returns:
+      The arguments for each process.
+    """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -74,11 +88,16 @@ def local_places(count: int) -> list[list[str]]:
 
 
 def supervised() -> bool:
+    """Whether `supervise` started this process.
+
+    Returns:
+      True if the variable `BPEQ_SUPERVISED` is set.
+    """
     return SUPERVISED in os.environ
 
 
 def settle_in() -> None:
-    """In a supervised process: what native code prints goes to the log; it ends with its parent."""
+    """Prepares a supervised process: native output goes to the log, and it ends with its parent."""
     for name in ("stdout", "stderr"):
         own = os.dup(getattr(sys, name).fileno())
         setattr(sys, name, os.fdopen(own, "w", buffering=1, encoding="utf-8"))
@@ -87,14 +106,21 @@ def settle_in() -> None:
     os.dup2(log, 2)
 
     def watch() -> None:
-        os.read(0, 1)  # nothing is ever written: it returns when the parent is gone
+        os.read(0, 1)  # the parent never writes, so this returns when the parent ends
         os._exit(128 + signal.SIGTERM)
 
     threading.Thread(target=watch, daemon=True).start()
 
 
 def leave(code: int) -> int:
-    """Ends a supervised process that failed at once: else it would wait for its peers to agree."""
+    """Ends a supervised process at once if it failed, so that it does not wait for the others.
+
+    Args:
+      code: the exit code of the process.
+
+    Returns:
+      `code`, if the process goes on.
+    """
     if code and supervised():
         sys.stdout.flush()
         sys.stderr.flush()
@@ -103,7 +129,14 @@ def leave(code: int) -> int:
 
 
 def alone(error: Exception) -> int:
-    """The exit code of a process that JAX says has lost its peers; its words go to the log."""
+    """Reports that JAX has lost the other processes. The message goes to the log.
+
+    Args:
+      error: the error of JAX.
+
+    Returns:
+      The exit code for a process that lost the others.
+    """
     os.write(2, f"{str(error).splitlines()[0]}\n".encode())
     return ALONE
 
@@ -117,12 +150,12 @@ def _start(argv: Sequence[str], log: Path, first: bool) -> subprocess.Popen:
             stdin=subprocess.PIPE,
             stdout=None if first else subprocess.DEVNULL,
             stderr=None if first else file,
-            start_new_session=True,  # a Ctrl-C reaches them through us alone, once
+            start_new_session=True,  # so a Ctrl-C reaches them once, from this process
         )
 
 
 def _watch(children: Sequence[subprocess.Popen]) -> list[int | None]:
-    """The exit codes when all have ended, or a while after one has ended badly."""
+    """The exit codes when all processes have ended, or `GRACE` seconds after one has failed."""
     told, until = False, float("inf")
     while any(child.poll() is None for child in children) and time.monotonic() < until:
         number = signals.asked_to_stop()
@@ -137,7 +170,7 @@ def _watch(children: Sequence[subprocess.Popen]) -> list[int | None]:
 
 
 def _blame(code: int | None) -> int:
-    """How likely a process is what the others failed of: ended from outside, or with a word."""
+    """Ranks how likely a process caused the failure: killed first, then failed by itself."""
     if code is None or code in (0, ALONE):
         return 0 if code in (None, 0) else 1
     return 3 if code == -signal.SIGKILL else 2
@@ -152,7 +185,7 @@ def _ending(code: int | None) -> str:
 
 
 def _last_words(log: Path) -> str:
-    """What it said last, by preference in a line of ours; the network layer's greetings aside."""
+    """The last line of a log: a line of bpeq if there is one, without the lines of Gloo."""
     text = log.read_text(errors="replace")
     for mark, meaning in _NATIVE.items():
         if mark in text:

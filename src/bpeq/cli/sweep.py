@@ -1,4 +1,4 @@
-"""`bpeq sweep`: a config over grids of settings."""
+"""`bpeq sweep`: runs a config over grids of settings."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def sweep(
         int | None, typer.Option("--search", help="trials that optuna chooses, in place of all")
     ] = None,
 ) -> int:
-    """Run a config over grids of settings; the same command goes on, or joins in as a worker."""
+    """Run a config over grids of settings. Repeat the command to resume, or to add a worker."""
     from bpeq.cli import signals
     from bpeq.cli.exit_codes import DONE, say
     from bpeq.cli.terminal import bar, console

@@ -1,4 +1,4 @@
-"""What a person sees in the terminal: results on stdout, progress on stderr."""
+"""Terminal output: results go to stdout, progress to stderr."""
 
 from __future__ import annotations
 
@@ -25,7 +25,15 @@ Track = Callable[[str], Callable[[int, int, dict[str, Any]], None]]
 
 @contextmanager
 def bar(unit: str = "epochs") -> Iterator[Track]:
-    """A progress display; `track(name)` adds a bar and gives the callback that moves it."""
+    """Shows progress bars on stderr until the block ends.
+
+    Args:
+      unit: the noun for a turn, such as "epochs".
+
+    Returns:
+      A context manager that gives `track`. `track(name)` adds a bar and returns its callback. The
+      callback takes (turns done, total turns, the last row).
+    """
     progress = Progress(
         TextColumn("{task.description}"),
         BarColumn(),
@@ -40,7 +48,7 @@ def bar(unit: str = "epochs") -> Iterator[Track]:
         tasks: list[Any] = []
 
         def move(done: int, total: int, row: dict[str, Any]) -> None:
-            if not tasks:  # only now: a run that is refused before it starts shows no bar
+            if not tasks:  # at the first call, so that a refused run shows no bar
                 progress.start()
                 tasks.append(progress.add_task(name, total=total, said="compiling"))
             said = row.get("said", _headline(row) or "compiling")
@@ -56,7 +64,14 @@ def bar(unit: str = "epochs") -> Iterator[Track]:
 
 
 def check_table(rows: list[CheckRow]) -> Table:
-    """A row a layer: its largest gradient error against autodiff, and what it may be."""
+    """A table with one row for each layer: its largest gradient error, the tolerance, the verdict.
+
+    Args:
+      rows: the rows of `check_problem`.
+
+    Returns:
+      The table.
+    """
     table = Table("layer", "error", "tolerance", "", title="hand-written backward against autodiff")
     for row in rows:
         verdict = "[green]ok[/green]" if row.passed else "[bold red]FAILS[/bold red]"
@@ -65,7 +80,14 @@ def check_table(rows: list[CheckRow]) -> Table:
 
 
 def contract_table(contract: EnergyContract) -> Table:
-    """A row a finding: its verdict, or a note, the figure behind it and what it says."""
+    """A table with one row for each finding: its verdict or "note", its figure, its explanation.
+
+    Args:
+      contract: the findings of `check_system`.
+
+    Returns:
+      The table.
+    """
     verdicts = {True: "[green]ok[/green]", False: "[bold red]FAILS[/bold red]", None: "note"}
     table = Table(
         "finding", "", "figure", "", title="the energy's contract, at the initial weights"
@@ -77,7 +99,14 @@ def contract_table(contract: EnergyContract) -> Table:
 
 
 def audit_tables(found: list[Locality]) -> list[Table | str]:
-    """A row a rule; then a table a rule with a row a weight; then what was not followed."""
+    """A table of rules, then a table of weights for each rule, then notes on operations left out.
+
+    Args:
+      found: one Locality for each rule.
+
+    Returns:
+      Tables and notes, in the order to print.
+    """
     short = [column.split()[0] for column in COLUMNS]
     rules = Table(Column("rule", no_wrap=True), *short, title="what the updates take")
     tables: list[Table | str] = [rules]
@@ -91,7 +120,14 @@ def audit_tables(found: list[Locality]) -> list[Table | str]:
 
 
 def verified_table(findings: list[Finding]) -> Table:
-    """A row a file: what was compared with a repeat of the run, and the first difference."""
+    """A table with one row for each file: what was compared, and the first difference.
+
+    Args:
+      findings: the findings of `verify`.
+
+    Returns:
+      The table.
+    """
     table = Table("file", "compared", "", title="a repeat of the run, bit by bit")
     for each in findings:
         verdict = escape(each.difference) or "[green]equal[/green]"
@@ -100,6 +136,7 @@ def verified_table(findings: list[Finding]) -> Table:
 
 
 def _headline(row: dict[str, Any]) -> str:
+    """The main test metric of a row, for the progress bar."""
     if "solved" in row:
         return f"solved {row['solved']:.0%}"
     if "test_error" in row:

@@ -1,4 +1,4 @@
-"""`bpeq fidelity`: what each rule of a config estimates, at which β, N, sweeps and precision."""
+"""`bpeq fidelity`: the error of each rule's gradient over β, N, sweeps and precision."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from bpeq.runs import run_folder
 
 Progress = Callable[[int, int, dict[str, Any]], None]
 CURVED = 8
-"""The number of examples whose curvature is computed."""
+"""The number of examples for which the curvature is computed."""
 GDU: Any = {
     "one-sided": (1, [1e-2, 1e-3, 1e-4, 1e-5]),
     "centered": (2, [1e-1, 3e-2, 1e-2, 3e-3]),
 }
-"""The order of the mismatch in β that theory gives, and the β over which it is fitted."""
+"""The expected order of the mismatch in β, and the values of β for the fit, by nudging."""
 
 
 def measure_fidelity(
@@ -41,17 +41,20 @@ def measure_fidelity(
     """Compares rules with the exact gradient of their own function, and writes fidelity.json.
 
     Args:
-      config: the config. Its [fidelity] asks for the grids.
-      rules: names or dotted paths, each with its own [rules.NAME] settings.
+      config: the config. Its [fidelity] section lists the grids.
+      rules: names or dotted paths. Each rule takes its own [rules.NAME] settings.
       folder: a new folder for fidelity.json.
-      trained: a run folder. The weights of its first seed are used instead of the initial ones.
-      progress: called with the measurements that have ended, their number, and a label.
+      trained: a run folder, whose first seed gives the weights; None: the initial weights.
+      progress: called with the number of finished measurements, their total number, and a label;
+        None: progress is not reported.
 
     Returns:
       The content of fidelity.json.
 
     Raises:
-      ConfigError, DataError, FileExistsError: before anything is measured.
+      ConfigError: a setting is wrong. Nothing was measured.
+      DataError: the data or the run folder are at fault. Nothing was measured.
+      FileExistsError: the folder is not empty. Nothing was measured.
     """
     tested = [_rule_under_test(config.with_rule(name), trained) for name in rules]
     grids, notes = grid_jobs(tested)
@@ -63,7 +66,7 @@ def measure_fidelity(
         jobs.append((label, lambda rows=rows: result["grid"].extend(rows())))  # type: ignore[misc]
     settled = [rule for rule in tested if rule.problem.system is not None]
     if settled:
-        # Equilibria are those of the system, but a rule that compares nudgings knows most of them.
+        # The equilibria are those of the system under any rule. A rule with nudgings also has a β.
         rule = next((rule for rule in settled if rule.info.nudgings), settled[0])
         jobs.append(("equilibrium", partial(_measure_equilibrium, result, rule)))
         if rule.config.fidelity.gdu:
@@ -89,7 +92,7 @@ def measure_fidelity(
 
 
 def _rule_under_test(config: Config, trained: Path | None) -> RuleUnderTest:
-    """The rule of a config at the first seed's weights, initial or those of a run."""
+    """Builds the rule of a config, with the first seed's weights, initial or from a run."""
     problem = build(config)
     with enable_x64(config.double):
         point = initial_point(config, problem)
@@ -100,7 +103,7 @@ def _rule_under_test(config: Config, trained: Path | None) -> RuleUnderTest:
 
 
 def _measure_rule(result: dict[str, Any], rule: RuleUnderTest) -> None:
-    """Adds the row of the rule as configured, and in each precision that [fidelity] asks for."""
+    """Adds the row of a rule in its own precision, and in each precision of [fidelity]."""
     own = rule.config.precision
     with rule.point.cast(own) as point:
         row = fidelity_row(rule.problem, point)
@@ -113,7 +116,7 @@ def _measure_rule(result: dict[str, Any], rule: RuleUnderTest) -> None:
 
 
 def _measure_equilibrium(result: dict[str, Any], rule: RuleUnderTest) -> None:
-    """Adds curvature, saturation and jumps at the equilibria of the batch's first examples."""
+    """Adds curvature, saturated units and jumps at the equilibria of the first examples."""
     problem, point = rule.problem, rule.point
     assert problem.system is not None
     entry: dict[str, Any] = {}
@@ -133,7 +136,7 @@ def _measure_equilibrium(result: dict[str, Any], rule: RuleUnderTest) -> None:
             "units": bent.units,
         }
     if rule.info.beta == "beta":
-        # The rule's own row knows the β that `beta = "auto"` has chosen.
+        # With `beta = "auto"` only the row of the rule holds the chosen β.
         own = float(result["rules"][rule.name].get("beta", point.state["beta"]))
         betas = rule.config.fidelity.betas or []
         args = (problem.system, problem.cost, point.params, point.batch, [own, *betas])
@@ -145,6 +148,7 @@ def _measure_equilibrium(result: dict[str, Any], rule: RuleUnderTest) -> None:
 
 
 def _check_gdu(rule: RuleUnderTest) -> None:
+    """Raises ConfigError if the system has no energy."""
     system = rule.problem.system
     assert system is not None
     if system.energy is None or system.denergy is None:
@@ -153,7 +157,10 @@ def _check_gdu(rule: RuleUnderTest) -> None:
 
 
 def _measure_gdu(result: dict[str, Any], rule: RuleUnderTest) -> None:
-    """Adds EP's updates, sweep by sweep, against BPTT's, with a note if they are not the same."""
+    """Adds the difference between EP's updates and BPTT's gradients in each sweep.
+
+    A note says so if the slope of the difference in β is not the expected one.
+    """
     system, notes = rule.problem.system, result["notes"]
     assert system is not None
     entry = {}
@@ -177,4 +184,5 @@ def _measure_gdu(result: dict[str, Any], rule: RuleUnderTest) -> None:
 
 
 def _spread(values: np.ndarray) -> dict[str, float]:
+    """The smallest and the median value."""
     return {"smallest": float(values.min()), "median": float(np.median(values))}

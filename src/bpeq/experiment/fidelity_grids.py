@@ -18,11 +18,17 @@ from bpeq.experiment.rule_fidelity import OperatingPoint, fidelity_entry
 from bpeq.types import Estimate, LearningRule, RuleInfo, Solver
 
 GRIDS = {"betas": "a β", "points": "points on a circle", "sweeps": "a count of sweeps"}
-"""The grids of [fidelity], and what a rule must have to be in one."""
+"""The grids of [fidelity], and what a rule must have for each of them."""
 
 
 class RuleUnderTest(NamedTuple):
-    """One rule's config, its parts, and the point where it is measured."""
+    """One rule: its config, its parts, and the point where it is measured.
+
+    Args:
+      config: the config under this rule.
+      problem: the built parts of the config.
+      point: weights, examples and key.
+    """
 
     config: Config
     problem: Problem
@@ -46,7 +52,10 @@ class RuleUnderTest(NamedTuple):
 
     @property
     def own_beta(self) -> float | None:
-        """The β of the config; 0.1 for "auto", which is no point of a grid; None without a β."""
+        """The β of the config.
+
+        It is 0.1 for "auto", because a grid needs a number; None for a rule without β.
+        """
         beta = self.config.rule.settings.get(self.info.beta)
         if beta is None and self.info.beta:
             return float(self.point.state[self.info.beta])
@@ -56,9 +65,11 @@ class RuleUnderTest(NamedTuple):
 class Variant(NamedTuple):
     """A rule under one setting of a grid.
 
-    estimator: the nudging, such as "holomorphic-4"; empty if the rule keeps its own.
-    betas:     the values of β to try; [None] for a rule without one.
-    sweeps:    of every phase; None if the phases keep their solvers.
+    Args:
+      estimator: the nudging, such as "holomorphic-4"; empty if the rule keeps its own.
+      rule: the rule with this setting.
+      betas: the values of β to try; [None] for a rule without β.
+      sweeps: the number of sweeps of every phase; None if the phases keep their solvers.
     """
 
     estimator: str
@@ -68,32 +79,33 @@ class Variant(NamedTuple):
 
     @property
     def points(self) -> int | None:
-        """N of a holomorphic estimator, else None."""
+        """N of a holomorphic estimator; None for other estimators."""
         number = self.estimator.rpartition("-")[2]
         return int(number) if number.isdecimal() else None
 
 
 Job = tuple[str, Callable[[], list[dict[str, Any]]]]
-"""A label, and what measures the rows of a grid."""
+"""A label, and a function that measures the rows of a grid."""
 
 
 def grid_jobs(rules: Sequence[RuleUnderTest]) -> tuple[list[Job], list[str]]:
-    """Prepares the grids that [fidelity] asks for.
+    """Prepares the grids that [fidelity] lists.
 
     Args:
       rules: one config under several rules.
 
     Returns:
-      The measurements, and a note for each grid that leaves out rules, which have nothing to vary.
+      The measurements, and notes. A note names the rules that a grid leaves out, because they lack
+      the setting that the grid varies.
 
     Raises:
-      ConfigError: a nudging that the system does not allow.
+      ConfigError: the system does not allow a nudging.
     """
     by_name = {rule.name: rule for rule in rules}
 
     @functools.cache
     def exact(name: str, precision: str) -> Estimate:
-        """The exact gradient that a rule is after: of its own objective, if it has one."""
+        """The exact gradient of the rule's own objective, or of its function without one."""
         info = by_name[name].info
         with by_name[name].point.cast(precision) as (params, _, batch, key):
             aim = info.objective or info.reference
@@ -123,7 +135,7 @@ def _grid_rows(
     precision: str,
     exact: Callable[[str, str], Estimate],
 ) -> list[dict[str, Any]]:
-    """A row for every variant and β: the estimate against one exact gradient."""
+    """Measures one row for every variant and β: the estimate against the exact gradient."""
     rows = []
     with rule.point.cast(precision) as (params, state, batch, key):
         for variant in variants:
@@ -150,7 +162,7 @@ def _grid_rows(
 
 
 def _variants(rule: RuleUnderTest, grid: str) -> Iterator[Variant]:
-    """The rule under every setting of a grid; none if it has nothing to vary."""
+    """Yields the rule under every setting of a grid, or nothing if the rule lacks the setting."""
     info, asked = rule.info, rule.config.fidelity
     missing = {"betas": not info.beta, "points": not info.nudgings, "sweeps": False}[grid]
     if info.reference is None or missing:
@@ -175,7 +187,7 @@ def _variants(rule: RuleUnderTest, grid: str) -> Iterator[Variant]:
 
 
 def _with_sweeps(rule: RuleUnderTest, sweeps: int) -> Config | None:
-    """The config under which every phase runs so many sweeps; None if the rule has no phases."""
+    """The config in which every phase runs `sweeps` sweeps; None if the rule has no phases."""
     phases = [name for name, word in wires(rule.config.rule.factory).items() if word is Solver]
     solvers = {n: {"name": "fixed_steps", "steps": sweeps} for n in phases if n != "evaluation"}
     counts = rule.info.sweep_settings(sweeps) if rule.info.sweep_settings else {}
@@ -183,7 +195,7 @@ def _with_sweeps(rule: RuleUnderTest, sweeps: int) -> Config | None:
 
 
 def _rebuilt(rule: RuleUnderTest, config: Config, variant: Variant) -> LearningRule:
-    """The rule of a changed config, with a variant's nudging."""
+    """Builds the rule of a changed config, with the nudging of a variant."""
     name, data = variant.estimator, rule.problem.data
     if not name:
         return build(config, data).rule

@@ -1,4 +1,4 @@
-"""One rule of a config against the exact gradient of its own function: one row of fidelity.json."""
+"""Compares one rule with the exact gradient of its function: one row of fidelity.json."""
 
 from __future__ import annotations
 
@@ -21,11 +21,13 @@ from bpeq.types import Batch, Key, Params, State
 
 
 class OperatingPoint(NamedTuple):
-    """Where a rule is measured.
+    """The point where a rule is measured.
 
-    params, state: the first seed's weights and the rule's state.
-    batch: examples that the seed trains on.
-    key:   the one key of every estimate.
+    Args:
+      params: the first seed's weights.
+      state: the rule's state.
+      batch: examples from the first seed's training set.
+      key: the random key of every estimate.
     """
 
     params: Params
@@ -35,23 +37,27 @@ class OperatingPoint(NamedTuple):
 
     @contextmanager
     def cast(self, precision: str) -> Iterator[OperatingPoint]:
-        """The same point in "float32" or "float64", which jax uses until the block ends."""
+        """Gives the same point in another precision. JAX uses this precision until the block ends.
+
+        Args:
+          precision: "float32" or "float64".
+        """
         with enable_x64(precision == "float64"):
             yield trees.cast(self, jnp.result_type(float))
 
 
 def fidelity_row(problem: Problem, point: OperatingPoint) -> dict[str, Any]:
-    """Compares a rule's estimate, as configured, with the exact gradient of its own function.
+    """Compares a rule's estimate, as configured, with the exact gradient of its function.
 
-    A row of fidelity.json, and the `fidelity` of a run's summary.json. For a rule with a β on a
-    system it also tells how far the nudge moves each state.
+    The row is part of fidelity.json and of a run's summary.json. For a rule with a β on a system,
+    the row also says how far the nudge moves each state.
 
     Args:
-      problem: the parts of the config.
-      point: the weights, the examples and the key.
+      problem: the built parts of the config.
+      point: weights, rule state, examples and key.
 
     Returns:
-      The row of `estimate_row`, with `nudge`; only a `note` if the rule has no exact reference.
+      The row of `estimate_row` and `nudge`. A rule without an exact reference has only a `note`.
     """
     info, batch = problem.rule.info, point.batch
     if info.reference is None:
@@ -68,11 +74,11 @@ def fidelity_row(problem: Problem, point: OperatingPoint) -> dict[str, Any]:
 
 
 def estimate_row(problem: Problem, point: OperatingPoint) -> dict[str, Any]:
-    """What a row says of the estimate itself, in the dtype of the point's params.
+    """Compares a rule's estimate with its reference, in the dtype of the point's params.
 
     Args:
-      problem: the parts of the config. Its rule has an exact reference.
-      point: the weights, the examples and the key.
+      problem: the built parts of the config. The rule must have an exact reference.
+      point: weights, rule state, examples and key.
 
     Returns:
       The entries of `fidelity_entry`, the names of the reference and of the rule's own objective,
@@ -93,12 +99,15 @@ def estimate_row(problem: Problem, point: OperatingPoint) -> dict[str, Any]:
 
 
 def before_and_after(config: Config, problem: Problem, trained: Params) -> dict[str, Any]:
-    """The first seed's rows at the initial and at the trained weights, for a run's record.
+    """Measures the first seed's fidelity at the initial and at the trained weights.
 
     Args:
       config: the config of the run.
-      problem: its parts.
+      problem: its built parts.
       trained: the weights of every seed, seeds on axis 0.
+
+    Returns:
+      The `fidelity` of summary.json: `rule`, `examples`, and the rows `initial` and `trained`.
     """
     initial = initial_point(config, problem)
     weights = jax.tree.map(lambda leaf: jnp.asarray(leaf[0]), trained)
@@ -111,11 +120,14 @@ def before_and_after(config: Config, problem: Problem, trained: Params) -> dict[
 
 
 def initial_point(config: Config, problem: Problem) -> OperatingPoint:
-    """The first seed's initial weights, and the first examples that it trains on.
+    """The first seed's initial weights and first training examples.
 
     Args:
-      config: the config; [fidelity] says how many examples.
-      problem: its parts.
+      config: the config. Its [fidelity] section sets the number of examples.
+      problem: its built parts.
+
+    Returns:
+      The point where the rule is measured.
     """
     weights_key, rule_key, _ = seed_keys(config.seed, 1)[0]
     params, state = problem.rule.init(rule_key, problem.init(weights_key))
@@ -123,10 +135,13 @@ def initial_point(config: Config, problem: Problem) -> OperatingPoint:
 
 
 def fidelity_entry(fidelity: Fidelity) -> dict[str, Any]:
-    """A Fidelity in the form of fidelity.json.
+    """Converts a Fidelity to the form of fidelity.json.
 
     Args:
-      fidelity: with its own objective, which becomes an entry of the entry.
+      fidelity: the fidelity. Its `own_objective` becomes a nested entry.
+
+    Returns:
+      The entry, with numbers and dicts only.
     """
     own = fidelity.own_objective
     return {
@@ -144,9 +159,12 @@ def first_examples(config: Config, problem: Problem, count: int | None = None) -
     """The first training examples of the first seed.
 
     Args:
-      config: its [fidelity] says how many.
-      problem: the parts of the config.
-      count: how many, whatever [fidelity] says.
+      config: the config. Its [fidelity] section sets the number of examples.
+      problem: its built parts.
+      count: the number of examples; None: `fidelity.examples`, or 32 if that is absent.
+
+    Returns:
+      The batch, in the default floating-point type in force.
     """
     rows, data = problem.rows[0], problem.data
     if count is None:
@@ -157,11 +175,14 @@ def first_examples(config: Config, problem: Problem, count: int | None = None) -
 
 
 def state_names(problem: Problem, states: Sequence[Any]) -> list[str]:
-    """Names for the states of a system: its blocks if it is layered, else the states' own names.
+    """Names the states of a system: by its blocks if it is layered, else by their paths.
 
     Args:
-      problem: the parts of the config.
+      problem: the built parts of the config.
       states: one entry for each state.
+
+    Returns:
+      One name for each state.
     """
     blocks = [block.name for block in cut(problem.network)] if problem.network is not None else []
     if len(blocks) >= len(states):

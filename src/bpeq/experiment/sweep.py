@@ -1,7 +1,7 @@
 """Sweeps: many runs of one config in one folder, shared by any number of workers.
 
-The folder of run folders is the only state. A worker that starts the same sweep on it takes the
-runs that no other worker has taken.
+The folder holds all state of the sweep. A worker is a process that runs the same sweep in this
+folder. It takes only runs that no other worker has taken.
 """
 
 from __future__ import annotations
@@ -25,27 +25,27 @@ from bpeq.types import DataError
 
 CLAIMS, LOG = ".claims", "sweep.log"
 _WAIT = 0.5
-"""Seconds between two attempts at runs that other workers have."""
+"""Seconds between two attempts to take runs that other workers hold."""
 
 Progress = Callable[[int, int, dict[str, Any]], None]
 
 
 def open_folder(folder: Path) -> None:
-    """Makes the folder of a sweep, or joins the sweep that the folder holds.
+    """Creates the folder of a sweep, or joins the sweep in it.
 
     Args:
-      folder: a new or empty folder, or one that a sweep has made.
+      folder: a new or empty folder, or the folder of a sweep.
 
     Raises:
       FileExistsError: the folder holds something else.
-      DataError: the folder cannot be made or written to.
+      DataError: the folder cannot be created or written.
     """
     claims = folder / CLAIMS
     try:
         if not claims.is_dir():
             run_folder.create_folder(folder)
     except FileExistsError:
-        if not claims.is_dir():  # another worker may have made it since the first look
+        if not claims.is_dir():  # another worker may have created it meanwhile
             raise
     try:
         claims.mkdir(exist_ok=True)
@@ -59,20 +59,21 @@ def run_all(
     progress: Progress | None = None,
     stop: Callable[[], int | None] = lambda: None,
 ) -> None:
-    """Runs what no worker has run and no worker is running, until all runs have ended.
+    """Runs all runs that no other worker takes, and waits until every run has ended.
 
-    A run that a dead worker left goes on from its last checkpoint. A run that fails leaves a
-    record, `NAME.failed.json`, and the others go on. Deleting the record gives it another try.
+    If a worker died, its run continues from the last checkpoint. A run that fails leaves a record,
+    `NAME.failed.json`, and the other runs continue. Delete the record to run it again.
 
     Args:
       runs: all runs of the sweep.
       folder: the folder of the sweep.
-      progress: called with the number of runs that have ended, the number of all, and a label.
-      stop: returns the number of a signal that asks to stop, else None.
+      progress: called with the number of ended runs, the number of all runs, and a label; None:
+        progress is not reported.
+      stop: returns the number of a signal that asks to stop, else None. The default never stops.
 
     Raises:
-      DataError: the disk fails, which would fail the other runs too.
-      Interrupted: after saving.
+      DataError: the disk fails. Every other run would fail too.
+      Interrupted: `stop` returned a signal. The current run saves first.
     """
     open_folder(folder)
 
@@ -90,7 +91,7 @@ def run_all(
                 show(left, f"{run.label} {turn}/{turns}")
 
             with lock.lock_file(folder / CLAIMS / run.name) as mine:
-                # Another worker may have ended the run since `pending` was made.
+                # Another worker may have finished the run meanwhile.
                 if not mine or not (has_ended(folder, run) or _run(run, folder, report, stop)):
                     busy.append(run)
         pending = busy
@@ -104,7 +105,15 @@ def run_all(
 
 
 def has_ended(folder: Path, run: SweepRun) -> bool:
-    """Whether a run has finished, or has left a record that it failed."""
+    """Whether a run has finished or failed.
+
+    Args:
+      folder: the folder of the sweep.
+      run: the run.
+
+    Returns:
+      True if the run folder has summary.json and manifest.json, or if a failure record exists.
+    """
     place = folder / run.name
     return (resume.is_finished(place) and manifest.has_manifest(place)) or failure(
         folder, run
@@ -112,10 +121,14 @@ def has_ended(folder: Path, run: SweepRun) -> bool:
 
 
 def failure(folder: Path, run: SweepRun) -> dict[str, Any] | None:
-    """The record of a run that failed: `code`, its exit code, and `said`, its message.
+    """Reads the record of a failed run.
+
+    Args:
+      folder: the folder of the sweep.
+      run: the run.
 
     Returns:
-      None if the run has no such record.
+      `code`, the exit code, and `said`, the message; None if there is no record.
 
     Raises:
       DataError: the record is damaged.
@@ -130,13 +143,19 @@ def failure(folder: Path, run: SweepRun) -> dict[str, Any] | None:
 
 
 def results(config: Config, runs: Sequence[SweepRun], grid: Grid, folder: Path) -> dict[str, Any]:
-    """The content of sweep.json: the settings and the metrics of every run, as far as known.
+    """Collects the content of sweep.json: settings, state and metrics of every run.
 
     Args:
       config: the config that the sweep varies.
-      runs: the rows, in their order.
+      runs: the runs, in the order of the rows.
       grid: the texts of the values of each key.
       folder: the folder of the sweep.
+
+    Returns:
+      The content of sweep.json. A run that has not ended has the state "waiting".
+
+    Raises:
+      DataError: a summary or a failure record is damaged.
     """
     rows = []
     for run in runs:
@@ -159,16 +178,20 @@ def results(config: Config, runs: Sequence[SweepRun], grid: Grid, folder: Path) 
 
 @contextmanager
 def one_writer(folder: Path) -> Iterator[None]:
-    """One worker at a time writes the sweep's results; the others wait."""
+    """Lets one worker at a time write the sweep's results; the others wait.
+
+    Args:
+      folder: the folder of the sweep.
+    """
     with lock.lock_file(folder / CLAIMS / "shown", wait=True):
         yield
 
 
 def _run(run: SweepRun, folder: Path, progress: Progress, stop: Callable[[], int | None]) -> bool:
-    """Runs one run from where it stands. Its end goes to the log, a failure on record too.
+    """Starts or resumes one run, and logs how it ended. A failure also leaves a record.
 
     Returns:
-      False, with nothing done, if a process outside of the sweep writes into the run's folder.
+      False if a process outside the sweep writes into the run folder. Then nothing was done.
     """
     place = folder / run.name
     try:
@@ -181,7 +204,7 @@ def _run(run: SweepRun, folder: Path, progress: Progress, stop: Callable[[], int
     except Exception as error:
         message = " ".join(str(error).split())
         disk = isinstance(error, DataError) and isinstance(error.__cause__, OSError)
-        if disk or isinstance(error, train.Interrupted):  # which ends the whole sweep
+        if disk or isinstance(error, train.Interrupted):  # these end the whole sweep
             _log(folder, run, "stopped", message)
             raise
         code = _exit_code(error)
@@ -191,12 +214,12 @@ def _run(run: SweepRun, folder: Path, progress: Progress, stop: Callable[[], int
         _log(folder, run, "failed", message)
     else:
         _log(folder, run, "finished")
-    jax.clear_caches()  # of programs that no other run can use
+    jax.clear_caches()  # other runs cannot use this run's programs
     return True
 
 
 def _exit_code(error: Exception) -> int:
-    """The exit code that `bpeq run` would have ended with."""
+    """The exit code that `bpeq run` would have for an error."""
     if isinstance(error, DataError):
         return 3
     if isinstance(error, train.Diverged):
@@ -205,7 +228,7 @@ def _exit_code(error: Exception) -> int:
 
 
 def _log(folder: Path, run: SweepRun, event: str, said: str = "") -> None:
-    """Appends one line by one write, so that lines of several workers do not mix."""
+    """Appends one line in a single write, so that lines of several workers do not mix."""
     worker = f"{socket.gethostname()}:{os.getpid()}"
     row = {"time": time.time(), "run": run.name, "event": event, "worker": worker, "said": said}
     try:

@@ -1,4 +1,4 @@
-"""The runs of a sweep: the combinations of a grid, each named by what it computes."""
+"""The runs of a sweep: one for each combination of a grid, named by a checksum of its settings."""
 
 from __future__ import annotations
 
@@ -16,16 +16,17 @@ from bpeq.experiment import resume
 from bpeq.experiment.distributed import device_mesh
 
 Grid = dict[str, list[str]]
-"""The key of a setting -> the texts of its values, in the form that `--set` takes."""
+"""Key of a setting -> the texts of its values, in the form of `--set`."""
 _RANGE = re.compile(r"(?P<low>[^.].*?)\.\.(?P<high>[^:]+)(?P<log>:log)?")
 
 
 class SweepRun(NamedTuple):
     """One run of a sweep.
 
-    name:     a checksum of all settings, and the name of the run's folder.
-    settings: the values of the settings that vary, by key.
-    config:   the whole config.
+    Args:
+      name: the name of the run folder, a checksum of all settings.
+      settings: the values of the varied settings, by key.
+      config: the whole config of the run.
     """
 
     name: str
@@ -34,15 +35,18 @@ class SweepRun(NamedTuple):
 
     @property
     def label(self) -> str:
-        """The settings that vary, for a progress bar or a message."""
+        """The varied settings, for a progress bar or a message."""
         return ", ".join(f"{key} = {value}" for key, value in self.settings.items())
 
 
 def read_grids(texts: Sequence[str]) -> Grid:
-    """Reads each `--grid`: `KEY=VALUE,VALUE,…`.
+    """Reads the `--grid` options, each `KEY=VALUE,VALUE,…`.
 
     Args:
-      texts: a comma inside brackets or quotes belongs to the value.
+      texts: the options. A comma inside brackets or quotes belongs to the value.
+
+    Returns:
+      The texts of the values of each key.
 
     Raises:
       ConfigError: a text has another form, or names a key or a value twice.
@@ -67,17 +71,18 @@ def read_grids(texts: Sequence[str]) -> Grid:
 
 
 def read_range(key: str, texts: Sequence[str]) -> list[str] | tuple[float, float, bool]:
-    """Reads the values of a key of the grid.
+    """Reads the values of one key of a grid.
 
     Args:
-      key: named in an error.
+      key: the key, for error messages.
       texts: several values, or one text `LOW..HIGH` or `LOW..HIGH:log`.
 
     Returns:
-      The texts to choose from, or (low, high, log) of a range.
+      The texts to choose from, or (low, high, log) for a range.
 
     Raises:
-      ConfigError: a range that means nothing.
+      ConfigError: the ends of the range are not numbers, or LOW is not below HIGH, or a logarithmic
+        range does not start above 0.
 
     Example:
       >>> read_range("rule.beta", ["0.01..1:log"]), read_range("seed", ["1", "2"])
@@ -98,12 +103,15 @@ def read_range(key: str, texts: Sequence[str]) -> list[str] | tuple[float, float
 
 
 def grid_runs(path: Path, overrides: Sequence[str], grid: Grid) -> list[SweepRun]:
-    """Every run of a grid. The last key varies fastest.
+    """Makes every run of a grid. The last key varies fastest.
 
     Args:
       path: the config file.
-      overrides: its `key=value` texts, under those of the grid.
-      grid: the values of each key.
+      overrides: `key=value` texts of `--set`. The grid takes precedence over them.
+      grid: the texts of the values of each key.
+
+    Returns:
+      The runs.
 
     Raises:
       ConfigError: the config does not allow a key or a value.
@@ -115,15 +123,18 @@ def grid_runs(path: Path, overrides: Sequence[str], grid: Grid) -> list[SweepRun
 
 
 def sweep_run(path: Path, overrides: Sequence[str], chosen: dict[str, str]) -> SweepRun:
-    """The run with one value of each key.
+    """Makes the run with one value for each key.
 
     Args:
       path: the config file.
-      overrides: its `key=value` texts.
+      overrides: `key=value` texts of `--set`.
       chosen: the text of one value for each key of the grid.
 
+    Returns:
+      The run.
+
     Raises:
-      ConfigError: it names `--grid` if a value of the grid is wrong.
+      ConfigError: a setting is wrong. The message names `--grid` if the value comes from the grid.
     """
     pairs = [f"{key}={value}" for key, value in chosen.items()]
     try:
@@ -135,7 +146,12 @@ def sweep_run(path: Path, overrides: Sequence[str], chosen: dict[str, str]) -> S
 
 
 def check_runs(runs: Sequence[SweepRun]) -> None:
-    """Builds the parts of every run. Runs with the same data share one data set.
+    """Builds the parts of every run, so that errors appear before training.
+
+    Runs with equal data share one data set.
+
+    Args:
+      runs: all runs of the sweep.
 
     Raises:
       ConfigError: two runs are the same, or parts do not fit.
@@ -158,7 +174,7 @@ def check_runs(runs: Sequence[SweepRun]) -> None:
 
 
 def _grid_error(error: ConfigError, chosen: dict[str, Any]) -> ConfigError:
-    """The same error under the name `--grid`, if it is about a key of the grid."""
+    """Renames an error to `--grid` if its key belongs to the grid."""
     message = str(error).removeprefix("--set ")
     key = message.partition(" ")[0].rstrip(":")
     in_grid = message != str(error) and any(f"{key}.".startswith(f"{k}.") for k in chosen)
@@ -166,7 +182,7 @@ def _grid_error(error: ConfigError, chosen: dict[str, Any]) -> ConfigError:
 
 
 def _split_values(listed: str) -> list[str]:
-    """Splits at the commas outside of brackets and quotes."""
+    """Splits at the commas outside brackets and quotes."""
     values: list[str] = []
     open_ended = False
     for part in listed.split(","):

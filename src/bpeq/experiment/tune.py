@@ -1,5 +1,7 @@
-"""Tuning on the validation split: `compare --tune`, as many trials for every rule, and `sweep
---search`, a search over the values of a grid. Both draw settings by optuna's samplers.
+"""Tuning on the validation split, for `compare --tune` and `sweep --search`.
+
+`compare --tune` gives every rule the same number of trials. `sweep --search` searches the values of
+a grid. Both take settings from samplers of optuna.
 """
 
 from __future__ import annotations
@@ -21,19 +23,22 @@ from bpeq.runs import manifest, run_folder
 from bpeq.settings import complaint
 
 RATE_SPAN, SETTING_SPAN = 10.0, 3.0
-"""How far trials go from the config's value, up and down: of the learning rate, of a setting."""
+"""The largest factor between a trial and the config: for the learning rate, for other settings."""
 STORAGE = "optuna.log"
 _EXACTNESS = ("tolerance",)
-"""Settings of how exactly a rule solves: no trial should be better for being careless."""
+"""Settings of the accuracy of a solver. They are not tuned: a loose solver must not win."""
 
 
 def validation_metric(config: Config, problem: Problem, option: str) -> str:
-    """The metric that trials are judged by: the validation error, or RMSE for a regression.
+    """The metric that ranks trials: the validation error, or the RMSE for a regression.
 
     Args:
-      config: names the data in an error.
-      problem: the parts of the config.
-      option: the command line's option that asks, such as `--tune`.
+      config: the config, for error messages.
+      problem: its built parts.
+      option: the command-line option that needs the metric, such as `--tune`.
+
+    Returns:
+      The name of the metric.
 
     Raises:
       ConfigError: the data have no validation split.
@@ -56,32 +61,35 @@ def tune(
     record: dict[str, Any] | None = None,
     resume: bool = False,
 ) -> tuple[Config, dict[str, Any]]:
-    """Trains under several settings, and chooses those of the lowest validation error.
+    """Trains under several settings and selects those with the lowest validation error.
 
-    Trial 0 is the config as it stands; `trial_settings` draws the others around it. Each trial is a
-    whole training of all seeds, without the test examples. The mean over seeds decides, and the
-    earlier of two equal trials. A trial that diverges, or whose settings a part of the config
-    refuses, counts as a trial.
+    Trial 0 uses the settings of the config. `trial_settings` draws the others around it. Each trial
+    is a whole training of all seeds, without the test examples. The mean over seeds ranks the
+    trials; of two equal trials the earlier one wins. A trial also counts if it diverges, or if a
+    part of the config refuses its settings.
 
     Args:
       config: the config to tune.
-      problem: its parts.
-      trials: how many trials, at least 1.
-      folder: gets a run folder for each trial, named by its number. The weights of a trial are
+      problem: its built parts.
+      trials: the number of trials, at least 1.
+      folder: gets one run folder for each trial, named by its number. The weights of a trial are
         deleted when it has ended.
-      progress: called as a run's, with the steps of all trials together.
-      stop: returns the number of a signal that asks to stop, else None.
-      record: is filled as trials end, so that the caller has them if tuning is interrupted.
-      resume: trials that the folder holds are taken from there.
+      progress: called after each row, with the turns of all trials together; None: progress is not
+        reported.
+      stop: returns the number of a signal that asks to stop, else None. The default never stops.
+      record: a dict that is filled while trials end, so that the caller keeps them after an
+        interruption; None: a new dict.
+      resume: finished trials in the folder are reused.
 
     Returns:
-      The config with the settings of the best trial, and the record: `metric`, `chosen` (None until
-      all trials have ended), and `trials`, each with `settings` by their keys in the config, the
-      metric (None if there is none), and the reason under `failed` if it failed.
+      The config with the settings of the best trial, and the record. The record has `metric`,
+      `chosen` (None until all trials have ended), and `trials`. Each trial has `settings` by their
+      keys in the config, the metric (None without a finite value), and `failed`, the reason, if it
+      failed.
 
     Raises:
       ConfigError: the data have no validation split.
-      Interrupted: after saving.
+      Interrupted: `stop` returned a signal. The current trial saves first.
     """
     metric = validation_metric(config, problem, "--tune")
     record = {} if record is None else record
@@ -103,15 +111,18 @@ def tune(
 
 
 def trial_settings(config: Config, trials: int) -> list[dict[str, float]]:
-    """The settings of every trial, by their keys in the config; those of trial 0 are the config's.
+    """Draws the settings of every trial. Trial 0 has the settings of the config.
 
-    The others are a scrambled Halton sequence in the logarithms of the `search_space`, which fills
-    every range evenly. They follow from `seed` alone, so that a resumed tuning has the same trials
-    and the learning rates of all rules are the same multiples of their own.
+    The others are a scrambled Halton sequence in the logarithms of the `search_space`, which covers
+    every range evenly. They depend on `seed` alone. So a resumed tuning has the same trials, and
+    all rules try the same multiples of their learning rates.
 
     Args:
       config: the config to tune.
-      trials: how many, at least 1.
+      trials: the number of trials, at least 1.
+
+    Returns:
+      Settings by their keys in the config, one dict for each trial.
     """
     import optuna
 
@@ -131,17 +142,23 @@ def trial_settings(config: Config, trials: int) -> list[dict[str, float]]:
     rows = []
     for _ in range(trials):
         trial = study.ask(distributions)
-        study.tell(trial, 0.0)  # whatever it is, the sequence goes on
+        study.tell(trial, 0.0)  # the sampler does not use this value
         rows.append({key: float(f"{value:.3g}") for key, value in trial.params.items()})
     return [own, *rows[1:]]
 
 
 def search_space(config: Config) -> dict[str, tuple[float, float, float]]:
-    """What `--tune` varies: for each key the config's value and the two ends of its range.
+    """The settings that `--tune` varies, with their ranges.
 
-    That is the learning rate, ten times up and down, with any layer rates in proportion; and the
-    rule's own settings that are numbers above 0 and not whole, such as β, three times up and down,
-    as far as their ranges allow.
+    The learning rate varies from a tenth to ten times its value; layer rates keep their
+    proportions. The rule's settings that are positive real numbers, such as β, vary from a third to
+    three times their value, within their permitted ranges.
+
+    Args:
+      config: the config to tune.
+
+    Returns:
+      For each key: the config's value, and the low and the high end of the range.
     """
     rate = config.optimizer.settings["learning_rate"]
     space = {"optimizer.learning_rate": (rate, rate / RATE_SPAN, rate * RATE_SPAN)}
@@ -156,11 +173,14 @@ def search_space(config: Config) -> dict[str, tuple[float, float, float]]:
 
 
 def with_settings(config: Config, settings: dict[str, float]) -> Config:
-    """The config with the settings of a trial. Its layer rates keep their proportions.
+    """Puts the settings of a trial into a config. Layer rates keep their proportions.
 
     Args:
       config: the config to change.
-      settings: by key, as `trial_settings` gives them.
+      settings: values by key, as `trial_settings` returns them.
+
+    Returns:
+      The changed config.
     """
     before, rate = config.optimizer.settings, settings["optimizer.learning_rate"]
     optimizer: dict[str, Any] = {"learning_rate": rate}
@@ -172,13 +192,19 @@ def with_settings(config: Config, settings: dict[str, float]) -> Config:
 
 
 def check_search(config: Config, grid: Grid, trials: int) -> str:
-    """Checks all that `--search` needs, and returns the metric to search by.
+    """Checks everything that `--search` needs.
 
     Args:
-      config, grid, trials: as `search` takes them.
+      config: the config that the search varies.
+      grid: the texts of the values of each key.
+      trials: the number of trials.
+
+    Returns:
+      The metric to minimise.
 
     Raises:
-      ConfigError: trials < 1, a range that means nothing, a study, or no validation split.
+      ConfigError: `trials` is below 1, a range is wrong, the config runs a study, or the data have
+        no validation split.
     """
     if trials < 1:
         raise ConfigError(f"--search = {trials}: must be a whole number >= 1")
@@ -200,25 +226,26 @@ def search(
     progress: sweep.Progress | None = None,
     stop: Callable[[], int | None] = lambda: None,
 ) -> None:
-    """Runs trials in a sweep's folder until so many have ended, of all workers together.
+    """Runs trials in a sweep's folder until all workers together have finished `trials` of them.
 
-    Each worker learns from the trials of all (TPE, whose first ten trials are random). A trial that
-    a killed worker left does not count. Each worker ends the trial that it has begun, so that there
-    may be as many more trials as there are other workers.
+    Each worker learns from the trials of all (TPE, whose first ten trials are random). A trial does
+    not count if its worker was killed. Each worker finishes its current trial. So the total may
+    exceed `trials` by the number of other workers.
 
     Args:
       config: the config that the search varies.
-      grid: the values of a setting to choose from; or a single text `LOW..HIGH`, a range of whole
-        numbers if both are, with `:log` drawn log-uniformly.
-      trials: how many.
+      grid: for each key, the values to choose from, or one text `LOW..HIGH`. This is a range of
+        whole numbers if both ends are whole. `:log` makes it logarithmic.
+      trials: the number of trials, at least 1.
       folder: the folder of the sweep.
-      metric: the metric of a run's summary.json to minimise.
-      progress: as `sweep.run_all` calls it.
-      stop: returns the number of a signal that asks to stop, else None.
+      metric: the metric of summary.json to minimise.
+      progress: called as in `sweep.run_all`; None: progress is not reported.
+      stop: returns the number of a signal that asks to stop, else None. The default never stops.
 
     Raises:
       ConfigError: the search in this folder began with other values.
-      DataError, Interrupted: as `sweep.run_all`.
+      DataError: the disk fails.
+      Interrupted: `stop` returned a signal. The current run saves first.
     """
     import optuna
 
@@ -230,7 +257,7 @@ def search(
                 progress(done, trials, row)
 
         trial = study.ask()
-        # The seed has the trial's number, or workers that start together would draw the same.
+        # Without the trial's number in the seed, workers that start together draw equal settings.
         study.sampler = optuna.samplers.TPESampler(seed=config.seed + trial.number)
         for key, texts in grid.items():
             _suggest(trial, key, texts)
@@ -244,11 +271,14 @@ def search(
 
 
 def searched_runs(config: Config, folder: Path) -> list[SweepRun]:
-    """The runs of all trials of a search that have ended, in their order, each once.
+    """The runs of all ended trials of a search, in order, without repeats.
 
     Args:
       config: the config that the search varies.
       folder: the folder of the sweep.
+
+    Returns:
+      The runs.
     """
     runs = (_run_of(config, trial) for trial in _ended(_study(folder)))
     return list({run.name: run for run in runs}.values())
@@ -262,7 +292,7 @@ def _run_trial(
     stop: Callable[[], int | None],
     resume: bool,
 ) -> dict[str, Any]:
-    """Trains once without the test examples. Returns the validation metrics, or why it failed."""
+    """Trains once without the test examples. Returns the validation metrics or the failure."""
     config = config.changed(fidelity=None)
     try:
         problem = build(config, problem.data)
@@ -271,20 +301,21 @@ def _run_trial(
     except (ConfigError, train.Diverged) as error:
         return {"failed": str(error)}
     for path in (folder / "params.safetensors", *folder.glob("checkpoints/*")):
-        path.unlink(missing_ok=True)  # those of many trials would fill a disk
+        path.unlink(missing_ok=True)  # the weights of many trials would fill the disk
     manifest.write_manifest(folder)
     means = {name: statistic["mean"] for name, statistic in metrics.items()}
     return {k: v for k, v in means.items() if k.startswith("validation") and np.isfinite(v)}
 
 
 def _within(hint: Any, value: float, span: float) -> float:
-    """value · span, or nearer to the value if the setting's range ends before."""
+    """The product value · span, or a value nearer to `value` if the setting's range ends there."""
     while span != 1.0 and complaint(hint, value * span):
         span = float(np.sqrt(span))
     return value * span
 
 
 def _study(folder: Path) -> Any:
+    """Opens the optuna study of a sweep's folder, or creates it."""
     import optuna
     from optuna.storages.journal import JournalFileBackend
 
@@ -298,14 +329,14 @@ def _ended(study: Any) -> list[Any]:
 
 
 def _run_of(config: Config, trial: Any) -> SweepRun:
-    """The run of a trial. Its numbers have four digits, to be read."""
+    """The run of a trial. Its numbers have four digits, which are easy to read."""
     params = trial.params.items()
     chosen = {key: f"{v:.4g}" if isinstance(v, float) else str(v) for key, v in params}
     return sweep_run(config.path, config.overrides, chosen)
 
 
 def _suggest(trial: Any, key: str, texts: Sequence[str]) -> None:
-    """Lets the sampler choose a value of a key, which is then in the trial's params."""
+    """Lets the sampler choose the value of a key. The trial's params then hold the value."""
     values = read_range(key, texts)
     try:
         if isinstance(values, list):
@@ -314,6 +345,6 @@ def _suggest(trial: Any, key: str, texts: Sequence[str]) -> None:
             low, high, log = values
             suggest = trial.suggest_int if isinstance(low, int) else trial.suggest_float
             suggest(key, low, high, log=log)
-    except ValueError as error:  # optuna keeps to the lists and kinds that a study began with
+    except ValueError as error:  # optuna refuses values that the study did not begin with
         remedy = "the search in this folder began with other values; use those, or a new folder"
         raise ConfigError(f"--grid {key} = {','.join(texts)}: {remedy}") from error
