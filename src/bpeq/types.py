@@ -1,7 +1,7 @@
 """The words of bpeq: every part of the library is one of these tuples of pure functions or arrays.
 
-Read this page first. Layers, costs, systems, solvers and rules are *values*: build them once, close
-over them, jit once. None of them is ever a jit argument; what travels through jit is arrays.
+Read this page first. Layers, costs, systems, solvers and rules are *values*. Build them once, close
+over them and jit once. Never pass them as jit arguments. Only arrays pass through jit.
 
 Shapes: `batch` is always the first axis. `PyTree` is any nest of tuples and dicts of arrays.
 """
@@ -33,12 +33,12 @@ class DataError(ValueError):
 
 
 class Activation(NamedTuple):
-    """An elementwise nonlinearity σ and what energies need to know of it.
+    """An elementwise nonlinearity σ and its properties that an energy needs.
 
-    value:      σ(z), any shape.
-    slope:      σ′(z), written out; at a corner the value stated in the factory's docstring.
-    potential:  A(s) with A′ = σ⁻¹, elementwise, so that σ = (∇A)⁻¹; None where σ is not monotone.
-    holomorphic: whether σ is complex-differentiable near the real axis and works on complex z.
+    value:      σ(z), for z of any shape.
+    slope:      σ′(z), written by hand. The factory's docstring states the value at a corner.
+    potential:  A(s) with A′ = σ⁻¹, elementwise, so that σ = (∇A)⁻¹; None if σ is not monotone.
+    holomorphic: whether σ is complex-differentiable near the real axis and accepts complex z.
     """
 
     value: Callable[[Array], Array]
@@ -48,25 +48,26 @@ class Activation(NamedTuple):
 
 
 class Layer(NamedTuple):
-    """Three pure functions, and what others may ask about them.
+    """Three pure functions of a layer, and its properties.
 
-    init(key, shape) -> (params, shape): `shape` is one example's, without the batch axis.
-    forward(params, x, key=None) -> (y, residuals): a key means training, None evaluation.
-    backward(params, feedback, residuals, dy) -> (dparams, dx): dy pulled back, written by hand.
-        `feedback` has the shape of `params` and is read wherever an error passes backward through a
-        weight, and nowhere else. Backprop is `feedback = params`. dx is None for integer inputs.
-    parts:      the layers a combinator is made of.
-    activation: set on the elementwise layers where `layers.cut` may cut.
-    absorb(params, residuals) -> params: writes running statistics in training, where there are any;
-        from an evaluation pass's residuals that pass's own statistics (`layers.calibrate`). It
-        writes only leaves that `trained` declares as not trained.
-    trained(params) -> the tree of params with True or False for each leaf: whether an optimizer may
-        change it. It reads the structure of `params` alone. False is for what `absorb` writes, and
-        for weights that stay as they are. None: all leaves are trained. `layers.trained_leaves`
-        gives the tree in both cases, and combinators carry it.
-    no_energy:  why the layer cannot stand in a per-example energy; empty where it can.
-    not_holomorphic: why `forward` is no complex-differentiable function; empty where it is. What an
-        activation is, `activation.holomorphic` says.
+    init(key, shape) -> (params, shape): both shapes are one example's, without the batch axis.
+    forward(params, x, key=None) -> (y, residuals): a key means training, None means evaluation.
+    backward(params, feedback, residuals, dy) -> (dparams, dx): the pull-back of dy, written by
+        hand. `feedback` has the shape of `params`. The layer reads it wherever an error passes
+        backward through a weight, and nowhere else. Backprop is `feedback = params`. dx is None for
+        integer inputs.
+    parts:      the layers of which a combinator is made.
+    activation: set on the elementwise layers at which `layers.cut` may cut.
+    absorb(params, residuals) -> params: writes the running statistics in training; None if there
+        are none. With the residuals of an evaluation pass it writes the statistics of that pass
+        (`layers.calibrate`). It writes only leaves that `trained` declares as not trained.
+    trained(params) -> a tree like `params` with a bool for each leaf: whether an optimizer may
+        change the leaf. It reads only the structure of `params`. False is for leaves that `absorb`
+        writes and for fixed weights. None: all leaves are trained. `layers.trained_leaves` gives
+        the tree in both cases. Combinators pass it on.
+    no_energy:  why the layer cannot be part of a per-example energy; empty if it can.
+    not_holomorphic: why `forward` is not complex-differentiable; empty if it is. For an activation
+        `activation.holomorphic` says so.
     """
 
     name: str
@@ -82,11 +83,11 @@ class Layer(NamedTuple):
 
 
 class Cost(NamedTuple):
-    """What an output should be.
+    """The cost C that compares an output with its target y.
 
     value(output, y) -> [batch]: the cost of each example.
-    error(output, y): ∂value/∂output, the shape of `output`, written by hand.
-    y is either a target of the output's shape or, for `[batch, classes]` outputs, integer labels.
+    error(output, y): ∂value/∂output, in the shape of `output`, written by hand.
+    y is a target of the output's shape or, for `[batch, classes]` outputs, integer labels.
     """
 
     name: str
@@ -95,16 +96,16 @@ class Cost(NamedTuple):
 
 
 class Device(NamedTuple):
-    """What a system that stands for an imperfect device knows of its imperfections.
+    """The imperfections of a system that models a device.
 
-    A noisy device carries its random key and the number of the sweep in what is clamped, so that a
-    sweep stays a pure function. `clamp` gives the device's own key, and sweep 0.
+    A noisy device keeps its random key and the index of the sweep in its clamped part, so that a
+    sweep stays a pure function. `clamp` sets the device's own key and sweep 0.
 
-    ideal:   the system without them. Exact references and curvatures are those of the ideal system.
+    ideal:   the system without imperfections. Exact references and curvatures use this system.
     seeded(clamped, key) -> clamped: with noise from another key; None for a device without noise.
     numbered(clamped, n) -> clamped: for the n-th sweep of a phase; None for a device without noise.
     nudged(clamped, n) -> clamped: for the n-th nudged or clamped phase, n a traced index; None if
-        all phases run on one device, without noise.
+        all phases run on one device without noise.
     """
 
     ideal: System
@@ -114,29 +115,28 @@ class Device(NamedTuple):
 
 
 def rows_first(clamped: Any, rows: Int[Array, " rows"]) -> Any:
-    """The rows of every leaf, for a tree whose leaves have the batch on axis 0."""
+    """Take `rows` of every leaf of `clamped`; every leaf must have the batch on axis 0."""
     return jax.tree.map(lambda leaf: jnp.take(leaf, rows, axis=0, mode="clip"), clamped)
 
 
 class SystemTraits(NamedTuple):
-    """What only some rules ask of a system. Every field has a default.
+    """Properties of a system that only some rules need. Every field has a default.
 
     not_holomorphic: which part is not complex-differentiable, and why; empty if all parts are.
-    project(params) -> params: the nearest params that the system can have, such as conductances
-        that are not negative; None if all are allowed. A rule applies it in its `absorb`.
-    forward(params, clamped) -> state: the feed-forward pass, in which every unit is driven from
+    project(params) -> params: the nearest parameters that the system can have, such as conductances
+        that are not negative; None if all are allowed. A rule calls it in its `absorb`.
+    forward(params, clamped) -> state: the feed-forward pass, in which each unit gets input from
         below alone; None if the units have no such order.
-    reverse: the sweep with its parts in the opposite order, by which an error passes back through
-        it; None if a sweep moves all states at once.
-    nudge_outside: the name of the output state's σ, if the push is added to the new state outside
-        of σ; empty if the push enters the force, so that a settled state has force + push = 0.
-    linear_output: whether the output is a state without a σ, along which E curves by 1. A squared
-        error that is weighed by −β, as in a negative nudge, is then bounded for β < 1 only.
+    reverse: the sweep with its parts in the opposite order; None if a sweep updates all states at
+        once. An error passes back through the sweep in this order.
+    nudge_outside: the name of the output state's σ, if the sweep adds the push to the new state
+        outside of σ. Empty if the push enters the force; a settled state then has force + push = 0.
+    linear_output: whether the output is a state without a σ, along which E has curvature 1. A
+        squared error with weight −β, as in a negative nudge, is then bounded for β < 1 only.
     device: the imperfections of a device; None for a perfect system.
-    trained: as a `Layer`'s. A rule on the system hands it on. None: all leaves are trained.
-    take_rows(clamped, rows) -> clamped: what sweeps of those examples alone need. The default is
-        right if every leaf of what is clamped has the batch on axis 0. None: the system can only
-        be swept with its whole batch.
+    trained: as in `Layer`. A rule on the system passes it on. None: all leaves are trained.
+    take_rows(clamped, rows) -> clamped: the part that sweeps of those examples need. The default
+        is right if every clamped leaf has the batch on axis 0. None: a sweep needs the whole batch.
     """
 
     not_holomorphic: str = ""
@@ -153,26 +153,25 @@ class SystemTraits(NamedTuple):
 class System(NamedTuple):
     """A state that relaxes, and the energy or the force that it follows.
 
-    init(key, shape) -> (params, shape): as a layer's.
+    init(key, shape) -> (params, shape): as in `Layer`.
     clamp(params, x) -> clamped: all that depends on x but not on the state, once per batch.
-    init_state(params, clamped) -> state: where a free phase starts.
+    init_state(params, clamped) -> state: the start of a free phase.
     sweep(params, clamped, state, push=None, hold=False) -> state: one undamped relaxation step.
-        `push(state)` gives an additive input per state (None where there is none); it is evaluated
-        inside each half of an alternating sweep, on the state as it then is. `hold` keeps the
-        output as it is, in each half too: writing it back after a sweep would come too late.
-        An example's new state depends on its own old one alone: solvers may sweep some without
-        the others.
+        `push(state)` gives an additive input for each state (None for a state without one). Each
+        half of an alternating sweep evaluates it at the current state. `hold` keeps the output
+        fixed, in each half too; writing it back after the sweep would be too late. An example's new
+        state depends only on its own old state, so a solver may sweep a part of the examples.
     energy(params, clamped, state) -> [batch], or None for dynamics without an energy.
-    denergy(params, clamped, states, weights) -> (dparams, dx): Σ_n w_n ∂E/∂(θ, x)(state_n); phases
-        on axis 0 of every leaf of `states`. dparams is summed over the batch, and zero for readout
-        weights. dx has the shape of x, an example's derivative in its row; None for integer inputs.
-    force(params, clamped, state) -> state: −∂E/∂s, or the field itself where there is no energy.
+    denergy(params, clamped, states, weights) -> (dparams, dx): Σ_n w_n ∂E/∂(θ, x)(state_n). Every
+        leaf of `states` has the phases on axis 0. dparams is a sum over the batch, zero for readout
+        weights. dx has the shape of x, one derivative per example; None for integer inputs.
+    force(params, clamped, state) -> state: −∂E/∂s, or the field itself if there is no energy.
     dforce(params, clamped, state, v) -> (dparams, dx): vᵀ ∂force/∂(θ, x), as `denergy` gives them.
     readout: a Layer from state to output. Its pull-back of β ∂C/∂y is the nudge on the states and
-        the readout weights' own gradient.
-    write(state, output) -> state: the state with its output set, which `hold` then keeps; None
-        where the output is no state, and cannot be clamped.
-    traits: what only some rules ask.
+        the gradient of the readout's own weights.
+    write(state, output) -> state: sets the output in the state; `hold` then keeps it. None if the
+        output is not a state, so that no rule can clamp it.
+    traits: properties that only some rules need.
     """
 
     name: str
@@ -190,21 +189,21 @@ class System(NamedTuple):
 
     @property
     def ideal(self) -> System:
-        """The system without its imperfections."""
+        """The system without its imperfections; the system itself if it has none."""
         return self if self.traits.device is None else self.traits.device.ideal
 
 
 class SolveInfo(NamedTuple):
-    """How a solve ended, example by example. Failure is data; what to do about it is the caller's.
+    """How a solve ended, for each example. A failure is data: the caller decides what follows.
 
-    All of it is per example. The batch is the last axis of steps, residual and converged; several
-    phases stand on an axis 0 before it, in every field.
+    The batch is the last axis of steps, residual and converged. If there are several phases, every
+    field has them on an axis 0 before the others.
 
-    steps:     `[batch]`, sweeps that the example took.
+    steps:     `[batch]`, the number of sweeps of the example.
     residual:  `[batch]`, max |sweep(s) − s| over the example's units, of the undamped sweep.
     converged: `[batch]`, residual ≤ tolerance; NaN counts as not converged.
-    trajectory: `[steps, batch, ...]`, every state along the way; None if it was not asked for.
-    end:       `[batch, ...]`, the state that it ended in; None if it was not asked for.
+    trajectory: `[steps, batch, ...]`, the state after each step; None unless the solver records it.
+    end:       `[batch, ...]`, the final state; None unless the caller needs it.
     """
 
     steps: Int[Array, " batch"]
@@ -221,9 +220,10 @@ class Solver(Protocol):
 
 
 class Memory(NamedTuple):
-    """Where earlier free phases ended: for each row of a batch, or for each example of a set.
+    """The final states of earlier free phases, for each row of a batch or each example of a set.
 
-    states: the system's, `[places, ...]`. known: whether something finite has been put there.
+    states: the system's states, `[places, ...]`.
+    known: whether the place holds a state, which is finite.
     """
 
     states: State
@@ -231,11 +231,12 @@ class Memory(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """x: [batch, ...] inputs. y: [batch] integer labels, or [batch, ...] targets.
+    """Inputs and targets of one batch.
 
-    rows: [batch], which rows of the whole set these are; None if the caller did not pass row
-        indices.
-    start: where free phases start, where it is known; None: at the system's own start.
+    x: `[batch, ...]`, inputs. y: `[batch]` integer labels, or `[batch, ...]` targets.
+    rows: `[batch]`, row indices of these examples in the whole set; None if the caller did not pass
+        row indices.
+    start: the starts of free phases, where they are known; None: the system's own start.
     """
 
     x: Array
@@ -245,23 +246,26 @@ class Batch(NamedTuple):
 
 
 class PerExample(NamedTuple):
-    """A record of each example, for an estimate's `info`. value: a tree, leaves `[batch, ...]`."""
+    """A record of each example, for an estimate's `info`.
+
+    value: a tree with `[batch, ...]` leaves.
+    """
 
     value: PyTree
 
 
 class Estimate(NamedTuple):
-    """What a rule says about one batch.
+    """The result of a rule on one batch.
 
-    Each field says whether it is a mean over the batch or per example: devices that share a batch
-    average the means, and put the examples one after the other.
+    A field is a mean over the batch or per example. Devices that share a batch average the means
+    and concatenate the per-example fields.
 
     grads:  the shape of params; the mean over the batch.
     loss:   scalar, the mean cost of the free (or forward) output.
     output: `[batch, ...]`, that output; per example.
-    info:   named records of how the estimate came about; may be empty. A `SolveInfo` and a
-        `PerExample`, also inside of other trees, are per example; all other numbers are means over
-        the batch, or the same for all of it.
+    info:   named records of how the rule made the estimate; may be empty. A `SolveInfo` and a
+        `PerExample`, also inside other trees, are per example. All other numbers are means over the
+        batch, or the same for the whole batch.
     """
 
     grads: Params
@@ -271,28 +275,28 @@ class Estimate(NamedTuple):
 
 
 class RuleInfo(NamedTuple):
-    """What a report, a check or a config must know of a rule. No training loop reads it.
+    """What a report, a check or a config must know about a rule. No training loop reads it.
 
-    reference:  the exact gradient of the same `apply`, to a certified residual in float64.
-        `gradient_fidelity` compares with it. None if the rule does not know it.
-    objective:  set if the rule follows another objective than ∇C: the exact gradient of that
-        objective, certified like `reference`, named after it, with its value as loss.
-    optimizers: the names of the only optimizers under which the estimate means something; empty:
-        any.
+    reference:  a rule that gives the exact gradient of the same `apply`, up to a certified residual
+        in float64. `gradient_fidelity` compares with it. None if the rule has no reference.
+    objective:  set if the rule follows another objective than C: a rule that gives the exact
+        gradient of that objective, certified like `reference`. It has the objective's name, and
+        its loss is the objective's value.
+    optimizers: the names of the only optimizers that work with the estimate; empty: any works.
     needs_decay: whether the rule works only with an optimizer whose weight decay is > 0.
     note:       what a reader of a comparison must know, such as that the rule is algebraically
         backprop in these settings; empty: nothing.
-    device_weights: (params -> the weights that a device would hold, and the way back), if `params`
-        stores something else, such as the difference of two; None if they are those weights.
-    beta:       the key in the rule's state of the traced setting that a grid over β varies, "beta"
-        or "eta"; empty if there is none.
+    device_weights: (params -> the weights that a device would hold, the inverse map), if `params`
+        stores something else, such as a difference of weights; None if `params` are those weights.
+    beta:       the key in the rule's state of the setting that a grid over β varies, "beta" or
+        "eta"; empty if there is none.
     beta_max:   the largest value that this setting may take.
     nudgings:   the nudgings that a grid compares, such as "centered" or "holomorphic-4"; empty if
-        the rule is measured with the nudging that it has.
-    sweep_settings: n -> the rule's settings under which it runs n sweeps, beside its solvers'; None
+        the grid uses the nudging that the rule has.
+    sweep_settings: n -> the settings, besides its solvers, with which the rule runs n sweeps; None
         if it has none.
-    nudged_system(system, params, free) -> System: the system on which the rule's nudged phases run;
-        None if that is the rule's own system.
+    nudged_system(system, params, free) -> System: the system of the rule's nudged phases; None if
+        they run on the rule's own system.
     pushes_away: whether some phase pushes the output away from its target. With a linear output and
         squared error F is then bounded for β < 1 only.
     """
@@ -315,19 +319,19 @@ class LearningRule(NamedTuple):
     """A drop-in for `jax.value_and_grad` that may be local, biased or iterative.
 
     init(key, params) -> (params, state): weights that shape `apply`, or that the optimizer must
-        train, join `params`; weights that only carry errors, and traced settings such as β, live in
+        train, join `params`. Weights that only carry errors, and traced settings such as β, live in
         `state`.
-    apply(params, x, key=None) -> output: inference; a relaxing rule settles.
-    estimate(params, batch, state, key) -> (Estimate, state): one key for all phases.
-    absorb(params, info) -> params: called after each update with the estimate's info. It writes the
-        running statistics that the estimate saw, if the network keeps any, and puts weights back to
-        those that a system can have.
-    prepare(params, state, x, batch_size) -> state: makes room for what is remembered of each
-        example of the whole set x, or of each row of a batch; called once before training, after
-        `init`. None if nothing is remembered.
+    apply(params, x, key=None) -> output: inference; a relaxing rule settles its system.
+    estimate(params, batch, state, key) -> (Estimate, state): one key serves all phases.
+    absorb(params, info) -> params: the training loop calls it after each update, with the
+        estimate's info. It writes the running statistics of the estimate, if the network has any,
+        and projects the weights onto those that the system can have. None: nothing to do.
+    prepare(params, state, x, batch_size) -> state: makes room for a memory of each example of the
+        whole set x, or of each row of a batch. The training loop calls it once, after `init`. None
+        if the rule remembers nothing.
     info: what reports, checks and configs must know.
-    trained: as a `Layer`'s, for the params that the rule's `init` gives: the leaves that training
-        may change. A rule on a network hands on the network's. None: all of them.
+    trained: as in `Layer`, for the params that the rule's `init` gives: the leaves that training
+        may change. A rule on a network passes on the network's. None: all leaves.
     """
 
     name: str
@@ -341,6 +345,6 @@ class LearningRule(NamedTuple):
 
 
 class Step(Protocol):
-    """(carry, batch, key) -> (carry, metrics): what `training` scans over."""
+    """(carry, batch, key) -> (carry, metrics): one step of the training loop."""
 
     def __call__(self, carry: Any, batch: Batch, key: Key) -> tuple[Any, dict[str, Array]]: ...

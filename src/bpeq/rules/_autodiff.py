@@ -14,10 +14,16 @@ from bpeq.types import Batch, Cost, Estimate, Key, Layer, LearningRule, Params, 
 
 @checked
 def autodiff(network: Layer, cost: Cost) -> LearningRule:
-    """JAX's own reverse mode through the network's forward pass; no hand-written backward.
+    """The gradient by JAX's reverse mode through the forward pass; no hand-written backward.
+
+        grads = jax.grad(mean cost of network.forward(params, x)) with respect to params
 
     Args:
-      network: any layer. cost: compares its output with y.
+      network: any layer.
+      cost: compares the network's output with y.
+
+    Returns:
+      A LearningRule without a state. It is its own reference.
 
     Example:
       >>> import jax, jax.numpy as jnp

@@ -17,11 +17,17 @@ from bpeq.types import Batch, Cost, Estimate, Key, Layer, LearningRule, Params, 
 def backprop(network: Layer, cost: Cost) -> LearningRule:
     """Backpropagation: ∂C/∂θ by the chain rule, with hand-written backward passes.
 
-    The network's `backward` is seeded with the output error ∂C/∂y, with feedback = params. Its
-    pull-backs are the δ's; `layers.deltas` hands them out. Exact up to round-off.
+        ∂C/∂θ = network.backward(params, feedback=params, residuals, ∂C/∂y), as a batch mean
+
+    The pull-backs inside the network are the δ's; `layers.deltas` returns them. The gradient is
+    exact up to round-off.
 
     Args:
-      network: any layer. cost: compares its output with y.
+      network: any layer.
+      cost: compares the network's output with y.
+
+    Returns:
+      A LearningRule without a state.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -52,13 +58,18 @@ def network_rule(
     init: Callable[[Key, Params], tuple[Params, State]] = no_state,
     **about: Any,
 ) -> LearningRule:
-    """A rule whose inference is the network's forward pass; autodiff is its exact reference.
+    """A rule whose inference is the network's forward pass; `autodiff` is its exact reference.
 
     Args:
-      name, estimate, init: as `LearningRule` has them.
-      network: it also says which leaves are trained, and writes its running statistics.
-      cost: of the reference.
+      name: the rule's name.
+      network: gives `apply`, the trained leaves and the running statistics.
+      cost: cost of the reference.
+      estimate: as in `LearningRule`.
+      init: as in `LearningRule`; the default has no state.
       about: further fields of `RuleInfo`.
+
+    Returns:
+      A LearningRule.
     """
 
     def apply(params: Params, x: Any, key: Key | None = None) -> Array:
@@ -72,7 +83,19 @@ def network_rule(
 def passed_back(
     network: Layer, cost: Cost, params: Params, feedback: Params, batch: Batch, key: Key
 ) -> Estimate:
-    """One pass forward by `params`, and the output error back by `feedback`."""
+    """One forward pass by `params`, then the output error back by `feedback`.
+
+    Args:
+      network: any layer.
+      cost: compares its output with y; ∂C/∂output starts the backward pass.
+      params: weights of the forward pass.
+      feedback: weights that errors pass backward through, a tree like params.
+      batch: inputs and targets.
+      key: key of the forward pass in training.
+
+    Returns:
+      An Estimate.
+    """
     output, residuals = network.forward(params, batch.x, key)
     delta = cost.error(output, batch.y) / output.shape[0]
     grads, _ = network.backward(params, feedback, residuals, delta)

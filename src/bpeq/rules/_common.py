@@ -25,20 +25,30 @@ from bpeq.types import (
 
 
 def mean_loss(cost: Cost, output: Array, y: Array) -> Float[Array, ""]:
-    """The mean cost over the batch."""
+    """The mean cost over the batch.
+
+    Args:
+      cost: C.
+      output: `[batch, ...]`.
+      y: `[batch]` labels or `[batch, ...]` targets.
+
+    Returns:
+      A scalar.
+    """
     return jnp.mean(cost.value(output, y))
 
 
 def recorded_statistics(network: Layer, params: Params, residuals: Any) -> dict[str, Any]:
-    """The part of an estimate's info that `statistics_of` reads; empty without running statistics.
+    """The running statistics of an estimate, for its info; `statistics_of` reads them.
 
     Args:
-      network: what the estimate ran.
+      network: the network of the estimate.
       params: its parameters, before the update.
-      residuals: what its `forward` kept.
+      residuals: the residuals of its `forward`.
 
     Returns:
-      {"statistics": [...]}: the leaves that are not trained, as the network's `absorb` writes them.
+      {"statistics": [...]}, with the leaves that are not trained, as the network's `absorb` writes
+      them. Empty if the network has no running statistics.
     """
     if network.absorb is None:
         return {}
@@ -49,9 +59,15 @@ def recorded_statistics(network: Layer, params: Params, residuals: Any) -> dict[
 
 
 def statistics_of(network: Layer) -> Callable[[Params, dict[str, Any]], Params] | None:
-    """A rule's `absorb` for a network with running statistics; None for other networks.
+    """A rule's `absorb`, which writes the running statistics of an estimate into params.
 
-    The rule's estimate puts them into its info by `recorded_statistics`.
+    The rule's estimate puts them into its info with `recorded_statistics`.
+
+    Args:
+      network: the network of the rule.
+
+    Returns:
+      absorb(params, info) -> params; None if the network has no running statistics.
     """
     if network.absorb is None:
         return None
@@ -68,7 +84,15 @@ def statistics_of(network: Layer) -> Callable[[Params, dict[str, Any]], Params] 
 
 
 def no_state(key: Key, params: Params) -> tuple[Params, State]:
-    """The `init` of a rule that trains the params as they are, and remembers nothing."""
+    """The `init` of a rule that trains the network's params and has no state.
+
+    Args:
+      key: not used.
+      params: the network's parameters.
+
+    Returns:
+      (params, ()).
+    """
     return params, ()
 
 
@@ -78,11 +102,15 @@ def traced_settings(
     """Numeric settings as a rule's state, in the dtype of params: a new value compiles nothing.
 
     Args:
-      owner: the rule's name.
-      params: whose dtype they get.
-      divides: which of them a contrast is divided by, if any. Below 1,000 ε a warning says that
-        round-off in the states alone is a thousandth of the nudge or more.
-      settings: by name.
+      owner: the rule's name, for the warning.
+      params: give the dtype.
+      divides: name of the setting that divides a contrast; None: there is none. If this setting is
+        below 1,000 ε, a warning says that round-off in the states alone is a thousandth of the
+        nudge or more.
+      settings: the values, by name.
+
+    Returns:
+      {name: scalar array}.
     """
     dtype = jnp.result_type(*jax.tree.leaves(params))
     floor = 1000.0 * float(jnp.finfo(dtype).eps)
@@ -102,13 +130,16 @@ def stateless(
     name: str = "stateless",
     trained: Callable[[Params], Any] | None = None,
 ) -> LearningRule:
-    """A rule without a state out of (params, batch, key) -> Estimate.
+    """A rule without a state, from one function (params, batch, key) -> Estimate.
 
     Args:
       apply: (params, x, key=None) -> output.
-      fn: gives the Estimate of one batch; grads are batch means in the shape of params.
+      fn: (params, batch, key) -> Estimate. Its grads are batch means in the shape of params.
       name: the rule's name.
-      trained: which leaves training may change, such as a network's `trained`; None: all.
+      trained: tells which leaves training may change, such as a network's `trained`; None: all.
+
+    Returns:
+      The LearningRule. Its state is ().
 
     Example:
       >>> import jax, jax.numpy as jnp

@@ -40,44 +40,51 @@ def contrastive_hebbian(
 ) -> LearningRule:
     """Contrastive Hebbian learning: the output clamped to its target, against the free phase.
 
-    With s⁰ the free equilibrium and s¹ the one whose output is held at y, the estimate is
+    With s⁰ the free equilibrium and s¹ the equilibrium with the output held at y, the estimate is
 
         ∂E/∂θ(s¹) − ∂E/∂θ(s⁰)          on a dense connection s_i⁰ s_j⁰ − s_i¹ s_j¹
 
-    as a batch mean. It is the gradient of E(s¹) − E(s⁰), the energy that it takes to hold the
-    output at its target, since both states are stationary in what is not clamped. That is another
-    objective than the cost: ≥ 0, and 0 where the free output is the target, as long as both phases
-    settle in one basin. So no small parameter makes it ∇C, and fidelity compares it with both.
+    as a batch mean. It is the gradient of E(s¹) − E(s⁰), since both states are stationary in the
+    units that are not clamped. This difference is the energy that holds the output at its target.
+    It is another objective than the cost. If both phases settle in one basin, it is ≥ 0, and 0 if
+    the free output is the target. No small parameter turns its gradient into ∇C. So fidelity
+    compares the estimate with both.
 
-    With a weak feedback gain γ, as `hopfield(..., gain=γ)` has it, it is backprop on the
-    feed-forward net. As γ → 0 the free phase is the forward pass, and clamping moves state l of L
-    by γ^(L−l) δ_l to leading order, where δ_L = y − o and δ_l = σ′_l ⊙ f_{l+1}ᵀ(δ_{l+1}): the
-    recursion of backprop. A skip adds its own path, by the same power of γ. State l weighs γ^(l−L)
-    in E, so the estimate tends to −δ_l in f_l's pull-back, with an error of order γ. That is ∇C of
-    any cost with ∂C/∂z = o − y at the last pre-activation z, o = σ(z): the squared error of linear
-    outputs, the cross-entropy Σ_k [−y_k log o_k − (1−y_k) log(1−o_k)] of `sigmoid` ones, a quarter
-    of it for `shifted_sigmoid`; in general A(y) − A(o) − (y − o)·z, A the potential of σ. With the
-    squared error of outputs that have a σ, ∇C's factor σ′(z) is missing. In float32 a small γ costs
-    digits, since the first of L states moves by γ^(L−1) only.
+    **Weak feedback.** With a weak feedback gain γ (`hopfield(..., gain=γ)`) the rule is backprop on
+    the feed-forward net. As γ → 0 the free phase becomes the forward pass. Clamping moves state l
+    of L by γ^(L−l) δ_l to leading order. Here δ_L = y − o and δ_l = σ′_l ⊙ f_{l+1}ᵀ(δ_{l+1}), which
+    is the recursion of backprop. A skip adds its own path with the same power of γ. State l has
+    weight γ^(l−L) in E. So the estimate tends to the pull-back of −δ_l by f_l, with an error of
+    order γ. This is ∇C of any cost with ∂C/∂z = o − y at the last pre-activation z, where o = σ(z):
 
-    On `predictive`, whose free phase is the forward pass, it is that network's own learning: the
-    errors with the output clamped.
+        linear outputs       the squared error
+        `sigmoid`            the cross-entropy Σ_k [−y_k log o_k − (1−y_k) log(1−o_k)]
+        `shifted_sigmoid`    a quarter of that cross-entropy
+        in general           A(y) − A(o) − (y − o)·z, with A the potential of σ
+
+    With squared error and outputs that have a σ, the factor σ′(z) of ∇C is missing. In float32 a
+    small γ costs digits, since the first of L states moves by γ^(L−1) only.
+
+    On `predictive` the free phase is the forward pass. The rule is then the learning of that
+    network: the errors with the output clamped.
 
     Args:
-      system: it must have an energy, and an output that is a state (`write`).
-      cost: what is reported as loss; it takes no part in the estimate. y is a target of the
-        output's shape, or integer labels, which stand for one-hot vectors.
-      free, clamped: solvers of the phases; None settles to a residual of 1e-6 within 1,000 sweeps.
-        The clamped phase starts at s⁰.
+      system: a System with an energy and an output that is a state (`write`).
+      cost: reported as loss only; the estimate does not use it. y is a target of the output's
+        shape, or integer labels, which stand for one-hot vectors.
+      free: solver of the free phase; None settles to a residual of 1e-6 within 1,000 sweeps.
+      clamped: solver of the clamped phase, which starts at s⁰; None: as for `free`.
       evaluation: solver of the free phases of inference, that is of `apply`; None: that of `free`.
-      start: where an estimate's free phase starts: "own", "zeros" and "feedforward" as
-        `starting_at` has them, "carried" and "kept" as `remembering` has them.
-      relaxation: the floating type of sweeps, as `in_short_floats` has it; "same": that of params.
+      start: where an estimate's free phase starts: "own", "zeros" and "feedforward" as in
+        `starting_at`, "carried" and "kept" as in `remembering`.
+      relaxation: the floating type of sweeps, as in `in_short_floats`; "same": that of params.
+
+    Returns:
+      A LearningRule without a state. The estimate's info has the SolveInfos `free` `[batch]` and
+      `clamped` `[1, batch]`.
 
     Raises:
-      ValueError: a system without an energy, or one that cannot clamp its output.
-
-    The estimate's info has the SolveInfos `free` `[batch]` and `clamped` `[1, batch]`.
+      ValueError: the system has no energy, cannot clamp its output, or does not have this `start`.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -126,7 +133,7 @@ def contrastive_hebbian(
 
 
 def _energy_gap(system: System) -> LearningRule:
-    """∇(E_clamped − E_free) by autodiff of E, both states settled as far as float64 goes."""
+    """∇(E_clamped − E_free) by autodiff of E, both states settled to the limit of float64."""
     assert system.energy is not None
     energy = system.energy
 

@@ -45,7 +45,7 @@ def coupled_learning(
 ) -> LearningRule:
     """Coupled learning: the output clamped a little nearer to its target, against the free phase.
 
-    With s⁰ the free equilibrium, o its output and s^η the equilibrium whose output is held at
+    With s⁰ the free equilibrium, o its output and s^η the equilibrium with the output held at
     o + η(y − o), the estimate is a batch mean of
 
         positive     (∂E/∂θ(s^η) − ∂E/∂θ(s⁰)) / η          bias of order η
@@ -54,31 +54,35 @@ def coupled_learning(
 
     As η → 0 all three tend to the gradient of
 
-        ½ (o − y)ᵀ K (o − y),     K held constant,
+        ½ (o − y)ᵀ K (o − y),     K held constant.
 
-    K the curvature that the outputs feel when all other units follow: the Schur complement of E's
-    Hessian on them. That is not ∇C: the squared error weighs all directions of an output alike,
-    this the stiff ones more. Fidelity compares with both. At η = 1 positive coupled learning is
-    `contrastive_hebbian`.
+    K is the curvature of E along the outputs when all other units follow: the Schur complement of
+    E's Hessian on the outputs. This gradient is not ∇C. The squared error has the same weight in
+    all directions of the output; this objective gives stiff directions more weight. Fidelity
+    compares the estimate with both. At η = 1 the positive form is `contrastive_hebbian`.
 
     Args:
-      system: it must have an energy, and an output that is a state (`write`).
-      cost: what is reported as loss; it takes no part in the estimate. y is a target of the
-        output's shape, or integer labels, which stand for one-hot vectors.
-      free, clamped: solvers of the phases; None settles to a residual of 1e-6 within 1,000 sweeps.
-        Clamped phases start at s⁰.
-      eta: 0 < η <= 1, the part of the way to the target; traced. In float32 round-off grows as 1/η.
-      nudging: see above: the output pulled toward the target, pushed away from it, or both.
+      system: a System with an energy and an output that is a state (`write`).
+      cost: reported as loss only; the estimate does not use it. y is a target of the output's
+        shape, or integer labels, which stand for one-hot vectors.
+      free: solver of the free phase; None settles to a residual of 1e-6 within 1,000 sweeps.
+      clamped: solver of the clamped phases, which start at s⁰; None: as for `free`.
+      eta: 0 < η <= 1, the fraction of the way to the target. η is traced: a new value compiles
+        nothing. In float32 round-off grows as 1/η.
+      nudging: "positive" pulls the output toward the target, "negative" pushes it away, "centered"
+        does both.
       evaluation: solver of the free phases of inference, that is of `apply`; None: that of `free`.
-      start: where an estimate's free phase starts: "own", "zeros" and "feedforward" as
-        `starting_at` has them, "carried" and "kept" as `remembering` has them.
-      relaxation: the floating type of sweeps, as `in_short_floats` has it; "same": that of params.
+      start: where an estimate's free phase starts: "own", "zeros" and "feedforward" as in
+        `starting_at`, "carried" and "kept" as in `remembering`.
+      relaxation: the floating type of sweeps, as in `in_short_floats`; "same": that of params.
+
+    Returns:
+      A LearningRule with the state {"eta": η}. The estimate's info has the SolveInfos `free`
+      `[batch]` and `clamped` `[phases, batch]`.
 
     Raises:
-      ValueError: a setting out of range, a system without an energy, or one that cannot clamp its
-        output.
-
-    The estimate's info has the SolveInfos `free` `[batch]` and `clamped` `[phases, batch]`.
+      ValueError: a setting is out of range; the system has no energy, cannot clamp its output, or
+        does not have this `start`.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -115,7 +119,7 @@ def coupled_learning(
         outputs = jnp.stack([rest.output + sign * way for sign in signs])
         phases, info = clamped_phases(system, settle_clamped, params, rest, outputs)
         weights = jnp.asarray(signs, way.dtype) / (len(signs) * state["eta"] * len(way))
-        if nudging != "centered":  # the free state is the other phase
+        if nudging != "centered":  # the free state is the second phase
             phases = with_state(phases, rest.state)
             weights = jnp.concatenate([weights, -weights])
         return denergy(params, rest.clamped, phases, weights)[0], {"clamped": info}, state
@@ -135,13 +139,13 @@ def coupled_learning(
 
 
 def _weighed_error(system: System) -> LearningRule:
-    """The exact gradient of ½(o−y)ᵀK(o−y), K held constant, without ever building K.
+    """The exact gradient of ½(o−y)ᵀK(o−y), K held constant. It does not build K.
 
-    Held at o + η(y − o), the state moves by η v to first order: by y − o on the outputs, by their
-    response on the other units, which is one linear solve an example, of the linearised sweep.
-    With F(θ, o) the slope that E has along the outputs when the other units follow, F = 0 along
-    o(θ), so that ∂F/∂θ = −K do/dθ. Hence d/dη ∂E/∂θ = ∂(y−o)ᵀF/∂θ = (o−y)ᵀK do/dθ. And
-    vᵀHv = (o−y)ᵀK(o−y), H the Hessian of E.
+    If the output is held at o + η(y − o), the state moves by η v to first order. On the outputs v
+    is y − o. On the other units v is their response: one linear solve per example, of the
+    linearised sweep. Let F(θ, o) be the slope of E along the outputs when the other units follow. F
+    = 0 along o(θ), so ∂F/∂θ = −K do/dθ. Hence d/dη ∂E/∂θ = ∂(y−o)ᵀF/∂θ = (o−y)ᵀK do/dθ. With H the
+    Hessian of E, vᵀHv = (o−y)ᵀK(o−y).
     """
     assert system.energy is not None
     assert system.write is not None

@@ -65,50 +65,51 @@ def eqprop(
         centered      (∂F^β − ∂F^−β) / 2β         bias of order β²
         random-sign   one-sided at ±β, the sign drawn per estimate: no bias of order β on average
         holomorphic   (1/N) Σ_n ∂F^{β_n} / β_n    β_n = β e^{2πin/N}, n = 0 … N−1; bias of order β^N
-        online        the same sum while β_n turns and the state follows it, with no phase between
+        online        the same sum; β_n moves along the circle and the state follows it
 
-    Every weight's update is local: it reads the two units that it joins, in two phases. On a dense
-    connection it is the contrastive Hebbian (1/β)(s_i^β s_j^β − s_i⁰ s_j⁰). Exact as β → 0 because
-    the energy makes the force's Jacobian symmetric.
+    The update of each weight is local: it reads the two units that the weight joins, in two phases.
+    On a dense connection it is the contrastive Hebbian (1/β)(s_i^β s_j^β − s_i⁰ s_j⁰). The estimate
+    is exact as β → 0, because an energy makes the Jacobian of the force symmetric.
 
     The holomorphic sum is Cauchy's integral for ∂F at β = 0. Equilibria at conjugate β are
-    conjugate, so N/2 + 1 phases serve an even N and (N + 1)/2 an odd one. It is valid while β is
-    less than the distance to the nearest singularity of s^β. "online" needs no free phase: by the
-    mean value property the output's mean over a turn is the free output. It starts from the
-    system's own start, and its error has a part that falls as the points are set closer: the
-    state's lag.
+    conjugate. So an even N needs N/2 + 1 phases, and an odd N needs (N + 1)/2. The sum is valid if
+    β is less than the distance to the nearest singularity of s^β. "online" needs no free phase: by
+    the mean value property, the mean output over a turn is the free output. It starts at the
+    system's own start. The state lags behind β_n; this part of the error falls with more points.
 
     Args:
-      system: it must have an energy.
-      cost: compares the readout with y; it nudges per example, before the mean over the batch.
-      free, nudged: solvers of the phases; None settles to a residual of 1e-6 within 1,000 sweeps.
-        Nudged phases start at s⁰. With "online" `nudged` runs once at each point: `fixed_steps(1)`
-        is one sweep.
-      beta: β > 0, in units of energy per cost. It is traced: a new β does not compile anew. In
-        float32 round-off grows as 1/β, so the smallest β is not the best; one below the dtype's
-        floor earns a warning. With linear outputs and squared error the nudge contracts by β a
-        sweep, so nudged phases settle for β < 1 only.
-        "auto" looks for the best β anew in each estimate, walking down by halves from four times
-        the last one: the difference from one β to the next is bias at first and round-off (or the
-        solver's tolerance) later. Comparing values of β
-        cannot reveal the error of phases that stopped early; two further relaxations estimate it.
-        It costs 9 to 16 nudged solves in place of one, as the last β is near the best or far from
-        it; `info` counts the sweeps of the one that is used.
-      nudging: see above.
-      points: N >= 2 of "holomorphic" and of a turn of "online".
-      turns: of "online", >= 2; β grows from 0 along the first, and the last one is summed.
+      system: a System with an energy.
+      cost: compares the readout with y. It nudges each example before the mean over the batch.
+      free: solver of the free phase; None settles to a residual of 1e-6 within 1,000 sweeps.
+      nudged: solver of the nudged phases, which start at s⁰; None: as for `free`. With "online" it
+        runs once at each point: `fixed_steps(1)` is one sweep.
+      beta: β > 0, in units of energy per cost. β is traced: a new value compiles nothing. In
+        float32 round-off grows as 1/β, so the smallest β is not the best. A β below the dtype's
+        floor gives a warning. With linear outputs and squared error nudged phases settle for β < 1
+        only, since the nudge contracts by the factor β in each sweep.
+        "auto" searches for the best β in each estimate. It starts at four times the last β and
+        halves it. The difference between two values of β is bias at first; later it is round-off,
+        or the solver's tolerance. Comparing values of β cannot reveal the error of phases that
+        stopped early. Two further relaxations estimate it. The search costs 9 to 16 nudged solves
+        instead of one, depending on how near the last β is to the best. `info` counts only the
+        sweeps of the chosen β.
+      nudging: one of the five estimates above.
+      points: N >= 2, the number of points of "holomorphic" and of one turn of "online".
+      turns: number of turns of "online", >= 2. β grows from 0 along the first turn. The sum is over
+        the last turn.
       evaluation: solver of the free phases of inference, that is of `apply`; None: that of `free`.
-      start: where an estimate's free phase starts: "own", "zeros" and "feedforward" as
-        `starting_at` has them, "carried" and "kept" as `remembering` has them.
-      relaxation: the floating type of sweeps, as `in_short_floats` has it; "same": that of params.
+      start: where an estimate's free phase starts: "own", "zeros" and "feedforward" as in
+        `starting_at`, "carried" and "kept" as in `remembering`.
+      relaxation: the floating type of sweeps, as in `in_short_floats`; "same": that of params.
+
+    Returns:
+      A LearningRule with the state {"beta": β}. The estimate's info has the SolveInfos `free`
+      `[batch]` (not with "online") and `nudged` `[phases, batch]`. With "auto" it also has `beta`
+      and `error_bar`, the estimated relative error of the whole gradient.
 
     Raises:
-      ValueError: a setting out of range, a system without an energy, one that is not holomorphic
-        where β is complex, or "auto" with "online".
-
-    The estimate's info has the SolveInfos `free` `[batch]` (not with "online") and `nudged`
-    `[phases, batch]`; with "auto" also `beta` and `error_bar`, the estimated relative error of the
-    whole gradient.
+      ValueError: a setting is out of range; the system has no energy; β is complex and the system
+        is not holomorphic; "auto" is set with "online"; the system does not have this `start`.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -133,6 +134,7 @@ def eqprop(
     """
     system = prepared(system, "eqprop", start, relaxation, has_free=nudging != "online")
     _refuse(system, nudging, beta)
+    # A phase that stops early spoils the contrast, so the default solver settles each phase.
     settle_nudged = fixed_point() if nudged is None else nudged
 
     def init(key: Key, params: Params) -> tuple[Params, State]:
@@ -144,6 +146,7 @@ def eqprop(
     ) -> _Contrasted:
         """The estimate from nudged phases at β = b, started at the free phase `rest`."""
         betas, weights = _signs(nudging, points, b)
+        # At complex β the states are complex, so all that a sweep reads must be complex too.
         if jnp.iscomplexobj(betas):
             params, clamped, s0 = trees.cast((params, rest.clamped, rest.state), betas.dtype)
             rest = rest._replace(clamped=clamped, state=s0)
@@ -155,6 +158,7 @@ def eqprop(
             phases = with_state(ended, rest.state)
             betas = jnp.stack([b, jnp.zeros_like(b)])
             weights = jnp.stack([1.0 / b, -1.0 / b])
+        # `contrast` sums over the batch; gradients are batch means.
         weights = weights / rest.output.shape[0]
         grads = contrast(system, cost, params, rest.clamped, batch.y, phases, betas, weights)
         return _Contrasted(trees.real(grads), ended, info, _amplitude(ended, rest.state))
@@ -162,14 +166,16 @@ def eqprop(
     def gradient(
         params: Params, batch: Batch, rest: Free, state: State, key: Key
     ) -> tuple[Params, dict[str, Any], State]:
+        """(contrast of ∂F at the free phase `rest`, records for the info, the rule's new state)."""
         b, sign = state["beta"], jnp.ones_like(state["beta"])
         if nudging == "random-sign":
             sign = jax.random.rademacher(key, (), b.dtype)
+        # A fixed β needs one contrast and no search.
         if beta != "auto":
             made = contrasted(params, batch, rest, sign * b)
             return made.grads, {"nudged": made.info}, state
 
-        # Walk down β, with new noise at each value.
+        # Search for β from large to small. Each value draws new noise, so differences show it.
         def measure(b: Array, rung: Array) -> tuple[Params, Array]:
             here = reseeded(system, rest, key, 3 + rung)
             made = contrasted(params, batch, here, sign * b)
@@ -182,7 +188,7 @@ def eqprop(
         b = found.beta
         made = contrasted(params, batch, rest, sign * b)
 
-        # Settle all phases for as long again, twice: what they lack shows in the differences.
+        # Settle all phases twice more. The differences estimate the error of stopping early.
         def settle_on(rest: Free, phases: State, n: int) -> tuple[Free, _Contrasted]:
             noise = jax.random.fold_in(key, n)
             rest = free_phase(system, free or fixed_point(), params, batch.x, rest.state, noise)
@@ -195,6 +201,7 @@ def eqprop(
         return made.grads, info, {"beta": jnp.minimum(4.0 * b, jnp.ones_like(b))}
 
     def online(params: Params, batch: Batch, state: State, key: Key) -> tuple[Estimate, State]:
+        """The estimate of "online": the sum over the last turn of β."""
         noise = noise_key(key)
         ended = turn(
             system, cost, settle_nudged, params, batch, state["beta"], points, turns, noise
@@ -202,6 +209,7 @@ def eqprop(
         loss = mean_loss(cost, ended.output, batch.y)
         return Estimate(ended.grads, loss, ended.output, {"nudged": ended.info}), state
 
+    # A comparison over β tries the holomorphic estimate only if complex states are allowed.
     smooth = [] if system.traits.not_holomorphic else ["holomorphic-4"]
     about = RuleInfo(
         objective=followed(system, cost),
@@ -224,7 +232,11 @@ def eqprop(
 
 
 class _Contrasted(NamedTuple):
-    """An estimate's gradient, its nudged phases, how they settled, how far they are from s⁰."""
+    """The gradient from one set of nudged phases.
+
+    grads: the gradient. phases: the nudged states, phases on axis 0. info: how they settled.
+    moved: `[phases, batch]`, max |s^β − s⁰|.
+    """
 
     grads: Params
     phases: State
@@ -236,7 +248,7 @@ _ORDER = {"one-sided": 1, "random-sign": 1, "centered": 2}
 
 
 def _signs(nudging: str, points: int, b: Array) -> tuple[Inexact[Array, " phases"], Array]:
-    """(β_n, w_n) of the nudged phases; the estimate is Σ_n w_n ∂F^{β_n} where they are all."""
+    """(β_n, w_n) of the nudged phases. If all phases are nudged, it gives Σ_n w_n ∂F^{β_n}."""
     if nudging == "holomorphic":
         return half_circle(points, b)
     signs = jnp.asarray([1.0, -1.0] if nudging == "centered" else [1.0], b.dtype)
@@ -244,11 +256,12 @@ def _signs(nudging: str, points: int, b: Array) -> tuple[Inexact[Array, " phases
 
 
 def _amplitude(phases: State, free: State) -> Array:
-    """max |s^β − s⁰| of every phase and example, `[phases, batch]`."""
+    """max |s^β − s⁰| of each phase and example, `[phases, batch]`."""
     return jax.vmap(lambda s: trees.max_abs(trees.sub(s, free)))(phases)
 
 
 def _refuse(system: System, nudging: str, beta: Any) -> None:
+    """Raise a SettingError if the system or the settings do not allow this nudging."""
     refuse_without_energy("eqprop", system)
     if nudging in ("holomorphic", "online") and system.traits.not_holomorphic:
         raise SettingError("eqprop", "nudging", nudging, system.traits.not_holomorphic)

@@ -18,22 +18,25 @@ def feedback_alignment(network: Layer, cost: Cost, *, angle: Degrees = 90.0) -> 
 
         δ_L = ∂C/∂z_L      δ_l = (B_{l+1}ᵀ δ_{l+1}) ⊙ σ′(z_l)      ∂C/∂W_l ≈ a_{l−1} δ_l
 
-    It is backprop's pass with `feedback` = B: a layer reads B wherever an error passes backward
-    through one of its weights, and W everywhere else. With B = W it is backprop; the last layer's
-    gradient is backprop's whatever B is. No weight is transported: W comes to align with B, because
-    the layers below learn to make B's errors useful. Until then, and in part for good, the estimate
-    is biased, as a rule the more the further a layer is from the output.
+    It is backprop's pass with `feedback` = B. A layer reads B wherever an error passes backward
+    through one of its weights, and W everywhere else. With B = W it is backprop. The last layer's
+    gradient is backprop's for any B. No weight is transported. W aligns with B in training, because
+    the layers below learn to make B's errors useful. The estimate is biased, and a part of the bias
+    stays. As a rule the bias is larger for layers further from the output.
 
-    B is drawn once, by the rule's `init`, leaf by leaf: Gaussian, of the norm of the W it is given
-    and at `angle` from it. A leaf whose entries are all the same is fed back as it starts: gains of
-    ones, and weights of zeros, through which then no error ever comes.
+    The rule's `init` draws B once, leaf by leaf. A leaf of B is Gaussian, has the norm of its W and
+    stands at `angle` from it. If all entries of a leaf are the same, B takes over this leaf. So
+    gains of ones feed back as ones. Weights that all start at zero never pass an error.
 
     Args:
-      network: any layer. cost: compares its output with y.
+      network: any layer.
+      cost: compares the network's output with y.
       angle: between B and the initial W, in degrees, 0 to 180. 90 is unrelated feedback; 0 is the
         initial weights themselves, kept.
 
-    The rule's state is {"feedback": B}, a tree like params; put any other tree in its place.
+    Returns:
+      A LearningRule with the state {"feedback": B}, a tree like params. Put any other tree in its
+      place to use other feedback weights.
 
     Raises:
       ValueError: a setting is out of range.
@@ -65,10 +68,19 @@ def feedback_alignment(network: Layer, cost: Cost, *, angle: Degrees = 90.0) -> 
 
 
 def second_draw(key: Key, params: Params, angle: float = 90.0) -> Params:
-    """Weights of the shapes and norms of `params` at an angle from them, leaf by leaf.
+    """Draw weights of the shapes and norms of `params`, at an angle from them, leaf by leaf.
 
-    A rule is not told the shape of an example, so that it cannot call the network's own init. It
-    sees what the first init did: a leaf of one value, such as a gain of ones, is no random leaf.
+    A rule does not know the shape of an example, so it cannot call the network's own init. It sees
+    only the weights of the first init. A leaf with a single value, such as a gain of ones, is not
+    random: the result has the same leaf.
+
+    Args:
+      key: key of the draw.
+      params: the first weights.
+      angle: in degrees, 0 to 180; 90 is unrelated.
+
+    Returns:
+      A tree like params.
     """
     leaves, structure = jax.tree.flatten(params)
 

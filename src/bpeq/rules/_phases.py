@@ -1,4 +1,4 @@
-"""Settling a system: the free phase, the nudged and the clamped ones, and their contrast."""
+"""Phases of a system: free, nudged and clamped phases, and their contrast."""
 
 from __future__ import annotations
 
@@ -17,7 +17,11 @@ from bpeq.types import Cost, Device, Key, Memory, Params, SolveInfo, Solver, Sta
 
 
 class Free(NamedTuple):
-    """A settled free phase: what x clamps, the equilibrium s⁰, how it was reached, its output."""
+    """A settled free phase.
+
+    clamped: the clamped part of the input x. state: the equilibrium s⁰. info: how the solve ended.
+    output: the readout at s⁰, `[batch, ...]`.
+    """
 
     clamped: Any
     state: State
@@ -26,7 +30,17 @@ class Free(NamedTuple):
 
 
 def clamp(system: System, params: Params, x: Array, key: Key | None = None) -> Any:
-    """What x clamps; the noise of a noisy device comes from `key`, or from the device's own."""
+    """The clamped part of x, with noise from `key` on a noisy device.
+
+    Args:
+      system: the system that clamps x.
+      params: its parameters.
+      x: `[batch, ...]`.
+      key: key of the noise; None: the device's own key. A device without noise ignores it.
+
+    Returns:
+      What `System.clamp` gives.
+    """
     clamped, device = system.clamp(params, x), system.traits.device
     if key is None or device is None or device.seeded is None:
         return clamped
@@ -41,16 +55,17 @@ def free_phase(
     start: State | Memory | None = None,
     key: Key | None = None,
 ) -> Free:
-    """s⁰, the fixed point of the sweep.
+    """Settle the free phase: s⁰, the fixed point of the sweep.
 
     Args:
-      system: whose free phase it is.
+      system: the system to settle.
       solver: settles it.
-      params: the system's.
+      params: parameters of the system.
       x: `[batch, ...]`.
-      start: where it starts. None: at the system's own start. A state: there. A `Memory`: where an
-        example is known, at its remembered state, and `info.end` then has the end state.
-      key: of a noisy device's noise; None: the device's own.
+      start: where the phase starts. None: the system's own start. A state: that state. A `Memory`:
+        the remembered state of each known example, and the own start of the others; `info.end` then
+        has the final state.
+      key: key of a noisy device's noise; None: the device's own key.
 
     Returns:
       A Free.
@@ -67,7 +82,16 @@ def free_phase(
 
 
 def free_sweep(system: System, params: Params, clamped: Any) -> Sweep:
-    """The sweep of a free phase, for a solver."""
+    """The sweep of a free phase, as a solver calls it.
+
+    Args:
+      system: the system to sweep.
+      params: its parameters.
+      clamped: what `clamp` gives for the batch.
+
+    Returns:
+      A Sweep. It is noisy if the device draws new noise for each sweep.
+    """
     device, take = system.traits.device or Device(system), system.traits.take_rows
 
     def numbered(state: State, n: Array | int) -> State:
@@ -75,6 +99,7 @@ def free_sweep(system: System, params: Params, clamped: Any) -> Sweep:
         return system.sweep(params, here, state)
 
     def some(rows: Array) -> Sweep:
+        """The same sweep for these examples alone."""
         assert take is not None
         return free_sweep(system, params, take(clamped, rows))
 
@@ -84,9 +109,17 @@ def free_sweep(system: System, params: Params, clamped: Any) -> Sweep:
 def nudge(
     system: System, cost: Cost, params: Params, y: Array, beta: Array
 ) -> Callable[[State], State]:
-    """The push −β ∂C/∂s on a state, the readout's pull-back of the cost's slope there.
+    """The push −β ∂C/∂s on a state: the readout's pull-back of −β ∂C/∂output.
 
-    β is a number, or `[batch]`, one for each example.
+    Args:
+      system: gives the readout.
+      cost: C.
+      params: parameters of the system.
+      y: `[batch]` labels or `[batch, ...]` targets.
+      beta: β, a scalar, or `[batch]` with one value per example.
+
+    Returns:
+      push(state) -> an additive input for each state, for `System.sweep`.
     """
 
     def push(state: State) -> State:
@@ -108,20 +141,35 @@ def nudged_phases(
     betas: Inexact[Array, " phases"],
     start: State | None = None,
 ) -> tuple[State, SolveInfo]:
-    """s^β for every β at once: phases on axis 0 of the states and of the info.
+    """Settle s^β for all β at once, from s⁰.
 
-    They start at s⁰, or at `start`, which has phases on axis 0 too. The push on the states is −β
-    times the readout's pull-back of ∂C/∂output, taken at the state as it then is. An imperfect
-    device may have another clamped part for each phase.
+    The sweep adds the push −β ∂C/∂s of `nudge`, taken at the current state. An imperfect device may
+    use another clamped part for each phase.
+
+    Args:
+      system: the system to settle.
+      cost: C, the cost that nudges.
+      solver: settles the phases. All phases together are one batch.
+      params: parameters of the system.
+      free: the free phase s⁰.
+      y: `[batch]` labels or `[batch, ...]` targets.
+      betas: `[phases]`, β of each phase.
+      start: states with the phases on axis 0; None: every phase starts at s⁰.
+
+    Returns:
+      (states, SolveInfo), both with the phases on axis 0.
     """
     count, batch = len(betas), len(y)
     apart = partial(_apart, count)
+    # By default every phase starts at s⁰.
     if start is None:
         start = jax.tree.map(lambda s: jnp.broadcast_to(s, (count, *s.shape)), free.state)
+    # Devices that differ between phases cannot mix rows of several phases in one sweep.
     device = system.traits.device or Device(system)
     take = system.traits.take_rows if device.nudged is None else None
 
     def some(rows: Array) -> Sweep:
+        """The sweep of these rows of the merged batch, row = phase · batch + example."""
         assert take is not None
         examples = rows % batch
         own = take(free.clamped, examples)
@@ -129,6 +177,8 @@ def nudged_phases(
         return Sweep(lambda s, n: system.sweep(params, own, s, push))
 
     def each(state: State, n: Array | int) -> State:
+        """One sweep of all phases, for a system that needs its whole batch."""
+
         def one(beta: Array, phase: Array, state: State) -> State:
             clamped = _of_phase(device, free.clamped, phase, n)
             return system.sweep(params, clamped, state, nudge(system, cost, params, y, beta))
@@ -136,12 +186,13 @@ def nudged_phases(
         swept = jax.vmap(one)(betas, jnp.arange(count), apart(state))
         return jax.tree.map(merge_phases, swept)
 
-    # All phases are one batch, in one loop, which ends with the last.
+    # All phases form one batch in one loop, so a solver can drop examples that have settled.
     if take is None:
         step = Sweep(each, noisy=device.numbered is not None)
     else:
         step = Sweep(some(jnp.arange(count * batch)).numbered, some)
     state, info = solver(step, jax.tree.map(merge_phases, start))
+    # Give the caller phases on axis 0 of every field.
     path = info.trajectory
     if path is not None:  # [steps, phases · batch, ...] to [phases, steps, batch, ...]
         path = jax.tree.map(lambda s: s.swapaxes(0, 1), jax.vmap(apart)(path))
@@ -152,10 +203,19 @@ def nudged_phases(
 def clamped_phases(
     system: System, solver: Solver, params: Params, free: Free, outputs: Array
 ) -> tuple[State, SolveInfo]:
-    """The equilibria with the output held at each of `outputs` `[phases, batch, ...]`, from s⁰.
+    """Settle the equilibria with the output held at each of `outputs`, from s⁰.
 
-    Phases on axis 0 of the states and of the info. An imperfect device may have another clamped
-    part for each phase.
+    An imperfect device may use another clamped part for each phase.
+
+    Args:
+      system: a system that can clamp its output (`write`).
+      solver: settles each phase.
+      params: parameters of the system.
+      free: the free phase s⁰.
+      outputs: `[phases, batch, ...]`, the outputs to hold.
+
+    Returns:
+      (states, SolveInfo), both with the phases on axis 0.
     """
     assert system.write is not None
     write, device = system.write, system.traits.device or Device(system)
@@ -171,24 +231,42 @@ def clamped_phases(
 
 
 def _of_phase(device: Device, clamped: Any, phase: Array, n: Array | int) -> Any:
-    """What the n-th sweep of a nudged or clamped phase runs on."""
+    """The clamped part for sweep n of a nudged or clamped phase."""
     if device.numbered is not None:
         clamped = device.numbered(clamped, n)
     return clamped if device.nudged is None else device.nudged(clamped, phase)
 
 
 def _apart(count: int, states: State) -> State:
-    """`[phases · batch, ...]` as `[phases, batch, ...]`."""
+    """Reshape `[phases · batch, ...]` to `[phases, batch, ...]`."""
     return jax.tree.map(lambda s: s.reshape(count, -1, *s.shape[1:]), states)
 
 
 def with_state(phases: State, state: State) -> State:
-    """The phases with one more state behind them, on axis 0."""
+    """Append `state` to the phases, as the last one on axis 0.
+
+    Args:
+      phases: a tree of `[phases, batch, ...]`.
+      state: a tree of `[batch, ...]`.
+
+    Returns:
+      A tree of `[phases + 1, batch, ...]`.
+    """
     return jax.tree.map(lambda s, last: jnp.concatenate([s, last[None]]), phases, state)
 
 
 def reseeded(system: System, free: Free, key: Key, n: Array | int) -> Free:
-    """The free phase with noise from another key, for further phases from it, if there is noise."""
+    """The free phase with noise from another key, so that further phases draw new noise.
+
+    Args:
+      system: the system of the free phase.
+      free: a free phase.
+      key: the estimate's key.
+      n: an index, folded into the key.
+
+    Returns:
+      A Free with another clamped part; the same Free for a device without noise.
+    """
     device = system.traits.device
     if device is None or device.seeded is None:
         return free
@@ -196,7 +274,7 @@ def reseeded(system: System, free: Free, key: Key, n: Array | int) -> Free:
 
 
 def in_one_piece(system: System) -> System:
-    """The system, swept with its whole batch always."""
+    """The same system, but each sweep takes the whole batch: `take_rows` is None."""
     return system._replace(traits=system.traits._replace(take_rows=None))
 
 
@@ -210,7 +288,21 @@ def contrast(
     betas: Array,
     weights: Array,
 ) -> Params:
-    """Σ_n w_n ∂F^{β_n}/∂θ(s_n), F = E + βC, summed over the batch; phases on axis 0 of `states`."""
+    """Σ_n w_n ∂F^{β_n}/∂θ(s_n) with F = E + βC, summed over the batch.
+
+    Args:
+      system: a system with an energy.
+      cost: C.
+      params: θ.
+      clamped: what `clamp` gives for the batch.
+      y: `[batch]` labels or `[batch, ...]` targets.
+      states: s_n, a tree with the phases on axis 0.
+      betas: `[phases]`, β_n.
+      weights: `[phases]`, w_n.
+
+    Returns:
+      A tree like params.
+    """
     assert system.denergy is not None
 
     def readout_part(state: State, seed: Array) -> Params:

@@ -1,8 +1,8 @@
-"""What every rule on a system has beside its own gradient: inference, starts, shorter floats.
+"""What all rules on a system share: inference, starts of free phases, shorter floating types.
 
-`relaxing_rule` builds a rule out of the gradient that it takes at a settled free phase. Four
-wrappers do the rest, and can be called by hand: `starting_at` and `in_short_floats` change a
-system, `evaluated_by` and `remembering` a rule.
+`relaxing_rule` builds a rule from a gradient at a settled free phase. Four wrappers add the other
+settings. A reader can also call them: `starting_at` and `in_short_floats` change a system,
+`evaluated_by` and `remembering` change a rule.
 """
 
 from __future__ import annotations
@@ -39,11 +39,18 @@ Start = Literal["own", "zeros", "feedforward", "carried", "kept"]
 Relaxation = Literal["same", "bfloat16", "float16"]
 Gradient = Callable[[Params, Batch, Free, State, Key], tuple[Params, dict[str, Any], State]]
 """(params, batch, free phase, state, key) -> (gradient, records for the info, state)."""
-_NOISE = 0x6E6F6973  # the noise's part of an estimate's key; rules draw from the rest
+_NOISE = 0x6E6F6973  # folded into a key: the noise is independent of a rule's draws
 
 
 def noise_key(key: Key | None) -> Key | None:
-    """The key of a noisy device's noise, of an estimate's or an inference's key."""
+    """The key of a noisy device's noise.
+
+    Args:
+      key: the key of an estimate or of an inference; None: no key.
+
+    Returns:
+      A key that depends on `key` alone; None if `key` is None.
+    """
     return None if key is None else jax.random.fold_in(key, _NOISE)
 
 
@@ -59,21 +66,23 @@ def relaxing_rule(
     start: Start = "own",
     evaluation: Solver | None = None,
 ) -> LearningRule:
-    """A rule that settles a free phase, and takes its gradient there.
+    """A rule that settles a free phase and takes its gradient there.
 
     Args:
-      name: the rule's.
-      system: what it settles, with its start and its floating type already.
-      cost: of the loss, and of the exact reference.
+      name: the rule's name.
+      system: the system to settle, with its start and its floating type already set (`prepared`).
+      cost: cost of the loss and of the exact reference.
       free: solver of the free phase; None settles to a residual of 1e-6 within 1,000 sweeps.
       gradient: (params, batch, free phase, state, key) -> (gradient, records, state).
-      init: the rule's; None: no state.
-      info: the rule's; its reference is set here, to the exact gradient of the ideal system.
-      start: "carried" and "kept" make it remember; the others are the system's matter.
+      init: the rule's `init`; the default has no state.
+      info: the rule's info; None: the defaults. This function sets its `reference` to the exact
+        gradient of the ideal system.
+      start: "carried" and "kept" make the rule remember. The other starts are set in the system.
       evaluation: solver of inference; None: that of the free phase.
 
     Returns:
-      The rule. The system's `project` is its `absorb`.
+      A LearningRule. Its `absorb` is the system's `project`. The estimate's info has the SolveInfo
+      `free` and the records of `gradient`.
     """
     settle = fixed_point() if free is None else free
 
@@ -94,7 +103,17 @@ def relaxing_rule(
 def finished(
     rule: LearningRule, system: System, start: Start, evaluation: Solver | None
 ) -> LearningRule:
-    """The rule with the wrappers that its settings ask for, and the system's `project`."""
+    """Add to a rule the wrappers of its settings, and the system's `project` as its `absorb`.
+
+    Args:
+      rule: a rule on the system.
+      system: the system that the rule settles.
+      start: "carried" and "kept" apply `remembering`.
+      evaluation: solver for `evaluated_by`; None: not applied.
+
+    Returns:
+      The LearningRule.
+    """
     rule = rule._replace(trained=system.traits.trained)
     if evaluation is not None:
         rule = evaluated_by(rule, system, evaluation)
@@ -109,11 +128,21 @@ def finished(
 def prepared(
     system: System, owner: str, start: Start, relaxation: Relaxation, has_free: bool = True
 ) -> System:
-    """The system with the start and the floating type that a rule's settings ask for.
+    """The system with the start and the floating type of a rule's settings.
+
+    Args:
+      system: any system.
+      owner: the rule's name, for messages.
+      start: as in `starting_at` and `remembering`.
+      relaxation: as in `in_short_floats`.
+      has_free: whether the rule runs a free phase.
+
+    Returns:
+      The System.
 
     Raises:
-      SettingError: a start that the system does not have; or one that remembers free phases, of a
-        rule that has none.
+      SettingError: the system does not have this start; or `start` remembers free phases and the
+        rule has none.
     """
     if start in ("carried", "kept") and not has_free:
         remedy = (
@@ -130,14 +159,20 @@ def starting_at(system: System, start: Start, owner: str = "starting_at") -> Sys
     """The system with another start of its free phases.
 
     Args:
-      system: any.
-      start: "own" changes nothing. "zeros": at zeros. "feedforward": at the pass in which every
-        unit is driven from below alone. "carried" and "kept" are `remembering`'s: a first visit,
-        and inference, start at the system's own.
-      owner: whose setting it is, for the message.
+      system: any system.
+      start: "own" changes nothing. "zeros" starts at zeros. "feedforward" starts at the
+        feed-forward pass, in which each unit gets input from below alone. "carried" and "kept"
+        change nothing
+        here: `remembering` adds them. With these a first visit, and inference, start at the
+          system's
+        own start.
+      owner: the rule's name, for messages.
+
+    Returns:
+      The System.
 
     Raises:
-      SettingError: "feedforward" on a system whose units have no such order.
+      SettingError: "feedforward" with a system that has no feed-forward order.
     """
     if start == "zeros":
         own = system.init_state
@@ -152,7 +187,10 @@ def starting_at(system: System, start: Start, owner: str = "starting_at") -> Sys
 
 
 class Remembering(NamedTuple):
-    """The state of a rule, and what its free phases left behind."""
+    """The state of a rule that remembers free phases.
+
+    rule: the wrapped rule's own state. memory: the final states of earlier free phases.
+    """
 
     rule: State
     memory: Memory
@@ -163,23 +201,28 @@ def remembering(
 ) -> LearningRule:
     """The rule with free phases that start where an earlier one ended.
 
-    It is for training, whose loop brings the memory: `prepare` makes room. Without it, on a batch
-    of another size ("carried") and on one without row indices ("kept"), a phase starts at the
-    system's own start and nothing is kept. To a solver that settles it is a matter of sweeps, not
-    of the result, if there is one equilibrium only.
+    This is for training: the loop calls `prepare`, which makes room for the memory. In three cases
+    a
+    phase starts at the system's own start, and nothing is kept: without `prepare`; with a batch of
+    another size ("carried"); with a batch without row indices ("kept"). If there is one equilibrium
+    only, the start changes the number of sweeps of a settling solver, but not the result.
 
     Args:
-      rule: one that starts its free phase at `batch.start`, and puts how it ended under
-        info["free"], as those of `relaxing_rule` do.
-      system: what the rule settles.
-      start: "carried": where the phase of the same row of the previous batch ended; "kept": where
-        the example's own last one ended.
+      rule: a rule that starts its free phase at `batch.start` and reports it as info["free"], as
+        the rules of `relaxing_rule` do.
+      system: the system that the rule settles.
+      start: "carried": a phase starts where the same row of the previous batch ended. "kept": it
+        starts where the same example ended the last time.
+
+    Returns:
+      The LearningRule. After `prepare` its state is a `Remembering`.
     """
 
     def prepare(params: Params, state: State, x: Array, batch_size: int) -> State:
         def one(params: Params, x: Array) -> State:
             return system.init_state(params, system.clamp(params, x))
 
+        # The shapes of one example's state are enough; no sweep runs here.
         example = jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype)
         places = len(x) if start == "kept" else batch_size
         shapes = jax.eval_shape(one, params, example)
@@ -189,10 +232,12 @@ def remembering(
     def estimate(params: Params, batch: Batch, state: State, key: Key) -> tuple[Estimate, State]:
         if not isinstance(state, Remembering):
             return rule.estimate(params, batch, state, key)
+        # Without a place for this batch the phase starts at the system's own start.
         memory, places = state.memory, _places(batch, state.memory, start)
         if places is None:
             made, own = rule.estimate(params, batch, state.rule, key)
             return made, state._replace(rule=own)
+        # Start at the remembered states, then remember the new ones in their place.
         known = jax.tree.map(lambda s: s[places], memory.states)
         begun = batch._replace(start=Memory(known, memory.known[places]))
         made, own = rule.estimate(params, begun, state.rule, key)
@@ -204,6 +249,7 @@ def remembering(
 
 
 def _places(batch: Batch, memory: Memory, start: str) -> Int[Array, " batch"] | None:
+    """The memory's places of the batch; None if the memory does not fit the batch."""
     if start == "kept":
         return batch.rows
     whole = len(batch.x) * sharding.count()
@@ -211,7 +257,10 @@ def _places(batch: Batch, memory: Memory, start: str) -> Int[Array, " batch"] | 
 
 
 def _put(memory: Memory, places: Array, end: State) -> Memory:
-    """What has diverged is no place to start from. Every device remembers what all have left."""
+    """Write the final states into the memory; diverged examples are forgotten.
+
+    Each device gathers the states of all devices, so all memories stay the same.
+    """
     good = jnp.isfinite(trees.max_abs(end))
     end = trees.where(good, end, trees.zeros(end))
     places, end, good = sharding.gathered((places, end, good))
@@ -223,7 +272,16 @@ def _put(memory: Memory, places: Array, end: State) -> Memory:
 
 
 def evaluated_by(rule: LearningRule, system: System, solver: Solver) -> LearningRule:
-    """The rule with a solver of its own for the free phases of inference, that is of `apply`."""
+    """The rule with its own solver for the free phases of inference, that is of `apply`.
+
+    Args:
+      rule: a rule on the system.
+      system: the system that it settles.
+      solver: settles the free phases of `apply`.
+
+    Returns:
+      The LearningRule.
+    """
 
     def apply(params: Params, x: Any, key: Key | None = None) -> Array:
         return free_phase(system, solver, params, x, key=noise_key(key)).output
@@ -232,16 +290,20 @@ def evaluated_by(rule: LearningRule, system: System, solver: Solver) -> Learning
 
 
 def in_short_floats(system: System, relaxation: Relaxation) -> System:
-    """The system with sweeps, and they alone, in a shorter floating type.
+    """The system with its sweeps in a shorter floating type.
 
-    "bfloat16" and "float16" halve what sweeps move, where the hardware has them. Weights, states
-    between sweeps and the contrast stay as they are. A phase then settles on the grid of that type,
-    2⁻⁸ and 2⁻¹¹ apart, and β must be large against it: `bpeq fidelity` shows what is left of the
-    gradient. Not with complex β. Exact references are of the system as it was.
+    "bfloat16" and "float16" halve the memory traffic of a sweep, if the hardware has them. Weights,
+    states between sweeps and the contrast keep their type. A phase then settles on the grid of the
+    short type, with a relative spacing of 2⁻⁸ or 2⁻¹¹. β must be large against it; `bpeq fidelity`
+    measures the gradient that is left. Complex β is not possible. Exact references use the system
+    without the short type.
 
     Args:
-      system: any.
+      system: any system.
       relaxation: the type; "same" changes nothing.
+
+    Returns:
+      The System.
     """
     if relaxation == "same":
         return system
@@ -258,13 +320,14 @@ def in_short_floats(system: System, relaxation: Relaxation) -> System:
 
             inside = trees.cast((params, clamped, state), relaxation)
             swept = back(sweep(*inside, None if push is None else pushed, hold))
-            if hold and system.write is not None:  # what is held is on no coarser grid
+            if hold and system.write is not None:  # the held output keeps its full precision
                 swept = system.write(swept, system.readout.forward(params, state)[0])
             return swept
 
         return short
 
     traits = system.traits
+    # Exact references must see the system with full precision: it is the ideal system of a device.
     real = f"with relaxation = {relaxation!r} no state can be complex; allowed here: 'same'"
     return system._replace(
         sweep=shortened(system.sweep),

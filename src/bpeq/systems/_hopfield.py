@@ -1,4 +1,4 @@
-"""Hopfield networks out of ordinary layers: one energy, cut out of a chain at its activations."""
+"""Hopfield networks made of ordinary layers: one energy, from a chain cut at its activations."""
 
 from __future__ import annotations
 
@@ -22,9 +22,10 @@ from bpeq.types import Key, Layer, Params, Shape, State, System, SystemTraits, r
 
 
 class Clamped(NamedTuple):
-    """What a batch's input fixes: the drive that each state gets from it, None where it gets none.
+    """What the input of a batch fixes.
 
-    residuals: what the pull-backs of the input's connections need, by the connection's name.
+    drives: the drive that each state gets from the input; None for a state that gets none.
+    residuals: the residuals of the input's connections, which their pull-backs need, by name.
     """
 
     drives: tuple[Float[Array, "batch ..."] | None, ...]
@@ -49,52 +50,61 @@ def hopfield(
         sweep:  s_l ← σ_l( Σ_i f_il(s_i) + Σ_j γ^(j−l) f_ljᵀ(s_j) + γ^(L−l) push_l )
         −∂E/∂θ_il = γ^(l−L) times f_il's parameter pull-back of s_l
 
-    with s_0 = x, L the top state and the gain γ = 1, unless it is set. The connections (i, l) are
-    the chain's own, (l−1, l), and the skips. f_ilᵀ is the layer's `backward`: both are the very
-    layers that backprop uses, with the same parameters.
+    with s_0 = x, L the top state, and the gain γ, which is 1 by default. The connections (i, l) are
+    those of the chain, (l−1, l), and the skips. f_ilᵀ is the layer's `backward`. Backprop uses the
+    same layers with the same parameters.
 
-    Shapes: x `[batch, ...]`; the state is a tuple of one `[batch, ...]` array a block. Energies are
-    per example, `[batch]`. Params are the network's tuple, drawn by `network.init` with the same
-    key; then {"skips": {"0_2": ...}} where there are skips; then, untied, {"feedback": {...}}, with
-    an entry for every connection that leaves a state, named like its block (`dense_2`) or its skip.
+    Shapes: x is `[batch, ...]`. The state is a tuple with one `[batch, ...]` array for each block.
+    Energies are per example, `[batch]`. Params are the network's tuple, as `network.init` draws it
+    with the same key. With skips {"skips": {"0_2": ...}} follows. With untied feedback
+    {"feedback": {...}} follows: one entry for each connection that leaves a state, with the name of
+    its block (`dense_2`) or of its skip.
 
     Args:
-      network: a chain; each of its activations closes a block. The last block may end without one,
-        which is a linear output.
-      output: "state" makes the last block's units states, nudged by the cost (squared error);
-        "readout" makes them a function of the last hidden state, no part of E, through which the
-        cost nudges that state (cross-entropy); errors pass it by its own weights, untied or not.
-      schedule: "alternating" updates the states in turn, in groups that no connection joins: in a
-        chain odd blocks, then even ones, with max-pooling between states the other way round. Where
-        every connection is affine each group's update is an
-        exact block minimisation, so E never rises and no 2-cycle exists; the same holds for
-        max-pooling below non-negative states. With soft-pooling, layer normalisation or attention
-        between states E can rise, and sweeps can cycle.
-        "synchronous" updates all at once, the update that the GDU property of Ernoult et al. needs;
-        a symmetric net can then oscillate between two states.
-      skips: (i, j) -> a connection from state i to a later state j; state 0 is the clamped input,
-        state l that of the l-th block. A skip past an own connection, (l−1, l), is a second one.
-        In a config: [system] skips = {"0-2" = "dense(10)"}. The identity is `linear()`.
-      feedback: "tied" is the above. "untied" lets activity come down by weights of its own, B in
-        place of θ in f_ijᵀ. The force's Jacobian is then not symmetric and there is no energy:
-        `energy` and `denergy` are None; `force` and `dforce` serve, the latter for B too.
-      angle: untied B are drawn at this angle from the forward weights, in degrees, 0 to 180, leaf
-        by leaf and of their norm; 90 is unrelated feedback, 0 the forward weights themselves.
-      nudge: "inside" adds the push to the drive: fixed points are stationary points of E + βC.
-        "outside" adds it to the new state, s ← σ(drive) + push, as some recipes do; as β → 0 that
-        is a push of C's slope over σ′, another cost's unless σ′ = 1 (for squared error and a
-        logistic output that of the cross-entropy), and it can leave σ's range.
-      gain: γ > 0. What comes down from state j to state l is scaled by γ^(j−l): near 0 the free
-        phase is the feed-forward pass. There is an energy all the same, since the terms of state l
-        weigh γ^(l−L) in it; the top's weigh 1, so that a cost nudges as ever. `force` is −∂E/∂s,
-        and weighs the same with untied feedback.
+      network: a chain. Each of its activations ends a block. The last block may have no activation;
+        its output is then linear.
+      output: "state" makes the last block's units states, which the cost nudges (squared error).
+        "readout" makes them a function of the last hidden state, which is not part of E. The cost
+        nudges that state through the function (cross-entropy). Errors pass through it by its own
+        weights, also if feedback is untied.
+      schedule: "alternating" updates groups of states in turn; no connection joins two states of a
+        group. In a chain the odd blocks come first, then the even ones; with max-pooling between
+        states the even ones come first. If all connections are affine, the update of a group is an
+        exact block minimisation: E never rises and no 2-cycle exists. The same holds for
+          max-pooling
+        below non-negative states. With soft-pooling, layer normalisation or attention between
+        states E can rise and sweeps can cycle. "synchronous" updates all states at once, as the GDU
+        property of Ernoult et al. needs; a symmetric net can then oscillate between two states.
+      skips: (i, j) -> a connection from state i to a later state j. State 0 is the clamped input,
+        state l is the one of block l. A skip (l−1, l) is a second connection beside the chain's
+        own. In a config: [system] skips = {"0-2" = "dense(10)"}. The identity is `linear()`. None:
+        no skips.
+      feedback: "tied" is the formula above. "untied" uses separate weights B in place of θ in
+        f_ijᵀ. The Jacobian of the force is then not symmetric and there is no energy: `energy` and
+        `denergy` are None. `force` and `dforce` exist; `dforce` also gives the derivative for B.
+      angle: angle between untied B and the forward weights, in degrees, 0 to 180. Each leaf is
+        drawn at this angle, with the norm of the forward leaf. 90 is unrelated feedback; 0 is the
+        forward weights themselves.
+      nudge: "inside" adds the push to the drive; fixed points are stationary points of E + βC.
+        "outside" adds it to the new state, s ← σ(drive) + push, as some recipes do. As β → 0 this
+        is a push with C's slope over σ′, which belongs to another cost unless σ′ = 1. For squared
+        error and a logistic output it is the cross-entropy. The state can then leave the range of
+        σ.
+      gain: γ > 0 scales the input that comes down from state j to state l by γ^(j−l). Near 0 the
+        free phase is the feed-forward pass. An energy exists, since the terms of state l have
+        weight γ^(l−L) in it. The top's terms have weight 1, so the cost nudges it as usual. `force`
+        is −∂E/∂s and has the same weights, also with untied feedback.
+
+    Returns:
+      A System, without an energy if feedback is untied. It can clamp its output if `output` is
+      "state".
 
     Raises:
       ValueError: the network cannot be cut; an activation has no potential (gelu); a layer has no
-        per-example energy (batch norm, dropout); a readout without a hidden block before it;
-        max-pooling between states below an activation that takes negative values; a skip that
-        names no two states or touches a readout, or that hides an activation; a gain whose powers
-        leave float32. From `init`: a skip whose shapes do not fit.
+        per-example energy (batch norm, dropout); a readout has no hidden block before it;
+        max-pooling between states is below an activation with negative values; a skip does not name
+        two states, touches a readout or hides an activation; powers of the gain are out of
+        float32's range. From `init`: the shapes of a skip do not fit.
 
     Example:
       >>> import jax
@@ -109,17 +119,20 @@ def hopfield(
       [(1, 4), (1, 2)]
 
     Source: Hopfield 1984; Scellier & Bengio 2017, Equilibrium propagation; the layered form with
-    one σ a block is Laborieux et al. 2021's; untied feedback Scellier et al. 2018's, Generalization
-    of equilibrium propagation to vector field dynamics; the push outside σ Ernoult et al. 2019's;
-    the gain Xie & Seung 2003's, Equivalence of backpropagation and contrastive Hebbian learning.
+    one σ per block: Laborieux et al. 2021; untied feedback: Scellier et al. 2018, Generalization of
+    equilibrium propagation to vector field dynamics; the push outside σ: Ernoult et al. 2019; the
+    gain: Xie & Seung 2003, Equivalence of backpropagation and contrastive Hebbian learning.
     """
+    # Refuse networks without an energy before any weight is drawn.
     blocks = cut(network)
     refuse_network(network, blocks, output)
     top = len(blocks) if output == "state" else len(blocks) - 1
     graph = build_graph(blocks, top, len(network.parts), skips, gain)
     refuse_connections(graph)
+    # States of one group have no connection between them, so one update serves all of them.
     groups = turns(graph, schedule)
     net = _Hopfield(network, graph, feedback == "untied", angle, nudge, groups)
+    # Rules must know the output's σ: it decides what a push outside of it means.
     sigma = activation_names(network)[top - 1]
     return System(
         name="hopfield",
@@ -146,9 +159,9 @@ def hopfield(
 
 
 class _Hopfield(NamedTuple):
-    """The functions of a Hopfield system, over its graph. States are numbered from 1, the input 0.
+    """The functions of a Hopfield system, over its graph. State 0 is the input, states start at 1.
 
-    groups: the states that a sweep updates, one group after the other.
+    groups: the groups of states, in the order in which a sweep updates them.
     """
 
     network: Layer
@@ -159,7 +172,7 @@ class _Hopfield(NamedTuple):
     groups: tuple[tuple[int, ...], ...]
 
     def init(self, key: Key, shape: Shape) -> tuple[Params, Shape]:
-        """The network's own weights; behind them those of the skips, and the untied feedback."""
+        """The network's weights, then those of the skips, then the untied feedback."""
         graph = self.graph
         params, out = self.network.init(key, shape)
         if not graph.skip_edges and not self.untied:
@@ -175,7 +188,7 @@ class _Hopfield(NamedTuple):
         return params, out
 
     def clamp(self, params: Params, x: Array) -> Clamped:
-        """What the input drives, by the connections that leave it."""
+        """The drives of the states by connections that leave the input."""
         drives: list[Array | None] = [None] * len(self.graph.states)
         residuals = {}
         for edge in self.graph.out_of(0):
@@ -185,11 +198,11 @@ class _Hopfield(NamedTuple):
         return Clamped(tuple(drives), residuals)
 
     def take_rows(self, clamped: Clamped, rows: Array) -> Clamped:
-        """Sweeps read the drives alone."""
+        """The rows of the drives. A sweep does not read the residuals."""
         return Clamped(rows_first(clamped.drives, rows), {})
 
     def init_state(self, params: Params, clamped: Clamped) -> State:
-        """Zeros."""
+        """Zeros, in the shapes that the connections give."""
         first = clamped.drives[0]
         assert first is not None
         state = [jnp.zeros_like(first)]
@@ -200,7 +213,7 @@ class _Hopfield(NamedTuple):
         return tuple(state)
 
     def from_below(self, params: Params, clamped: Clamped, state: State, l: int) -> Array:
-        """Σ_i f_il(s_i), the input's share included."""
+        """Σ_i f_il(s_i), with the part from the input."""
         terms = [
             edge.layer.forward(self.graph.own(params, edge), state[edge.source - 1])[0]
             for edge in self.graph.into(l)
@@ -210,19 +223,19 @@ class _Hopfield(NamedTuple):
         return functools.reduce(jnp.add, terms if drive is None else [*terms, drive])
 
     def from_above(self, params: Params, state: State, edge: Edge) -> Array:
-        """γ^(j−l) f_ljᵀ(s_j), by the feedback weights if they are untied."""
+        """γ^(j−l) f_ljᵀ(s_j), with the feedback weights if they are untied."""
         own = self.graph.own(params, edge)
         back = params[-1]["feedback"][edge.name] if self.untied else own
         down = self.graph.gain ** (edge.target - edge.source)
         return times(down, pulled_down(edge, own, back, state))
 
     def drive(self, params: Params, clamped: Clamped, state: State, l: int) -> Array:
-        """All that comes into state l."""
+        """The whole input of state l, from below and from above."""
         terms = [self.from_above(params, state, edge) for edge in self.graph.out_of(l)]
         return functools.reduce(jnp.add, [self.from_below(params, clamped, state, l), *terms])
 
     def forward(self, params: Params, clamped: Clamped) -> State:
-        """The feed-forward pass: every state is driven from below alone."""
+        """The feed-forward pass: each state gets input from below alone."""
         state: list[Array] = []
         for l, block in enumerate(self.graph.states, start=1):
             below = self.from_below(params, clamped, tuple(state), l)
@@ -234,7 +247,7 @@ class _Hopfield(NamedTuple):
     ) -> State:
         """s_l ← σ_l(drive_l + γ^(L−l) push_l), one group of states after the other."""
         top = len(state)
-        # Where a solver carries all states, groups go from the input on: the start is read too.
+        # A loop that carries all states starts with the group next to the input.
         for group in sorted(self.groups) if carries_all() else self.groups:
             pushed = (None,) * top if push is None else push(state)
             new = list(state)
@@ -247,7 +260,7 @@ class _Hopfield(NamedTuple):
         return state
 
     def updated(self, l: int, drive: Array, push: Array | None) -> Array:
-        """The new state l, from its drive and its push."""
+        """The new state l from its drive and its push."""
         sigma = self.graph.states[l - 1].activation.value
         if push is None:
             return sigma(drive)
@@ -268,13 +281,13 @@ class _Hopfield(NamedTuple):
     def denergy(
         self, params: Params, clamped: Clamped, phases: State, weights: Array
     ) -> tuple[Params, Any]:
-        """∂E/∂θ_il = −γ^(l−L) times f_il's parameter pull-back of s_l; dx its input pull-back."""
+        """∂E/∂θ_il = −γ^(l−L) times f_il's parameter pull-back of s_l; dx: the input's."""
         pulled, dx = {}, None
         for edge in self.graph.edges:
             own, above = self.graph.own(params, edge), phases[edge.target - 1]
-            if edge.source == 0:  # the same input in all phases, so their states contract first
+            if edge.source == 0:  # all phases share the input, so their states contract first
                 residuals, seed = clamped.residuals[edge.name], contract(weights, above)
-            else:  # one product for all phases, their batches one after the other
+            else:  # one product for all phases, as one batch
                 seed = weighted(weights, above)
                 _, residuals = edge.layer.forward(own, merge_phases(phases[edge.source - 1]))
             seed = times(self.graph.weight(edge.target), -seed)
@@ -294,5 +307,5 @@ class _Hopfield(NamedTuple):
         )
 
     def write(self, state: State, output: Array) -> State:
-        """The state with its top set."""
+        """The state with its top state replaced by `output`."""
         return (*state[:-1], output)
