@@ -29,7 +29,7 @@ lint: $(STAMP)
 types: $(STAMP)
 	$(BIN)/mypy
 
-bench: $(STAMP)  ## speed and memory side by side, about six minutes; benchmarks/out/bench.html; set BPEQ_DATA
+bench: $(STAMP)  ## speed and memory side by side, about eleven minutes; benchmarks/out/bench.html; set BPEQ_DATA
 	$(BIN)/python -m benchmarks.bench
 
 clean:
