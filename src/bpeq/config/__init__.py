@@ -1,4 +1,4 @@
-"""Configs: TOML to checked settings, and settings to the parts of a run."""
+"""Configs: from TOML to checked settings, and from settings to the parts of a run."""
 
 from bpeq.config.errors import ConfigError
 from bpeq.config.loading import Config, load_config

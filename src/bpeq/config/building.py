@@ -1,4 +1,4 @@
-"""A part of a config, built: its factory is called with its settings and what it is wired to."""
+"""Builds one part of a config: calls its factory with its settings and the parts it needs."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from bpeq.types import DataError
 
 
 def build_part(word: Wording, part: Part, wired: Mapping[str, Any]) -> Any:
-    """What a part's factory makes of its settings; layers inside it are built first.
+    """Calls the factory of a part with its settings. Layers inside the part are built first.
 
     Args:
-      word: `config.error`.
+      word: `config.error`, which makes the error for a key.
       part: the part.
-      wired: the factory's other arguments, such as the network of a rule.
+      wired: the other arguments of the factory by name, such as the network of a rule.
 
     Returns:
-      A word of `types`, or what else the part's kind gives. The functions of a user's own part are
-      guarded: what fails in them names the part.
+      What the factory returns, such as a Layer or a LearningRule. The functions of a user's own
+      part are wrapped, so that an error inside them names the part.
 
     Raises:
-      ConfigError: the factory refuses a setting, or gives something else than its kind must.
+      ConfigError: the factory refuses a setting, or returns the wrong type.
       DataError: the data are at fault.
     """
     parameters = inspect.signature(part.factory).parameters
@@ -67,12 +67,15 @@ def build_part(word: Wording, part: Part, wired: Mapping[str, Any]) -> Any:
 
 
 def part_error(word: Wording, part: Part, error: ValueError) -> ConfigError:
-    """The error for what a part refuses: of the setting that it names, if it names one.
+    """Makes the error for a ValueError of a part. It names the setting if the ValueError names one.
 
     Args:
-      word: `config.error`.
+      word: `config.error`, which makes the error for a key.
       part: the part.
-      error: what its factory, or a function of what that gave, raised.
+      error: the ValueError of the part's factory, or of a function that the factory returned.
+
+    Returns:
+      The error.
     """
     if isinstance(error, SettingError):
         first, _, rest = error.setting.partition(".")

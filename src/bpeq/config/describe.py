@@ -1,4 +1,4 @@
-"""Text about what the library holds: names, settings with their ranges, docstrings, configs."""
+"""The text of `bpeq show`: names, settings with their ranges, docstrings, configs."""
 
 from __future__ import annotations
 
@@ -14,10 +14,19 @@ from bpeq.config.schema import fields, phrase, wires
 
 
 def describe(what: str, name: str = "", overrides: Sequence[str] = ()) -> str:
-    """`rules`: a line each. `rule eqprop`: settings and docstring. `config FILE`: it, resolved.
+    """Describes a kind of part, one factory, or a config.
+
+    Args:
+      what: a kind such as "rules" lists its factories; its singular, such as "rule", describes one;
+        "config" prints a resolved config.
+      name: the name or the dotted path of the factory, or the path of the config; empty: list all.
+      overrides: `key=value` texts of `--set`, for a config.
+
+    Returns:
+      The text.
 
     Raises:
-      ConfigError: no such kind, name or config.
+      ConfigError: there is no such kind, name or config.
     """
     if what == "config":
         import tomli_w

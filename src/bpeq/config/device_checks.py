@@ -1,4 +1,4 @@
-"""What a config computes with is there: devices, their precision, memory."""
+"""Checks the devices of this machine: that they exist, their precision and their memory."""
 
 from __future__ import annotations
 
@@ -16,12 +16,15 @@ from bpeq.types import Params
 def check_devices(config: Config) -> None:
     """Checks that JAX has a device that computes in the config's precision.
 
+    Args:
+      config: the config.
+
     Raises:
-      ConfigError: it has none.
+      ConfigError: JAX has no device, or its devices do not compute in float64.
     """
     try:
         kind = jax.devices()[0].platform
-    except (RuntimeError, AssertionError) as error:  # the latter if there is none of a kind
+    except (RuntimeError, AssertionError) as error:  # AssertionError: none of its kind
         problem = str(error).partition("\n")[0] or "there is no such device"
         remedy = f"{problem}; allowed: what this machine has, such as cpu"
         platforms = os.environ.get("JAX_PLATFORMS", "")
@@ -39,16 +42,17 @@ def check_devices(config: Config) -> None:
 
 
 def check_memory(config: Config, params: Params, rows: int) -> None:
-    """Checks that there is room for all seeds' weights, gradients and training rows.
+    """Checks that the weights, gradients and training rows of all seeds fit into memory.
 
-    A system that promises more memory than it has would end the process without a word.
+    Without this check, a system that overcommits memory would kill the process without a message.
 
     Args:
-      params: one seed's, or their shapes.
-      rows: training examples of one seed.
+      config: the config.
+      params: the parameters of one seed, or their shapes.
+      rows: the number of training examples of one seed.
 
     Raises:
-      ConfigError: there is no room.
+      ConfigError: they do not fit.
     """
     leaves = jax.tree.leaves(params)
     one = 2 * sum(leaf.size * getattr(leaf.dtype, "itemsize", 4) for leaf in leaves) + 8 * rows

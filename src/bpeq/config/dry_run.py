@@ -1,6 +1,7 @@
-"""An update on shapes alone, where a config has parts of the user's own: a misfit is one line.
+"""A dry run: one update on shapes alone, if a config has parts of the user's own.
 
-Nothing is computed or compiled. What shapes cannot show, such as a NaN, shows in training.
+If parts do not fit, the user gets one line. JAX traces the update and compiles nothing. Errors that
+shapes do not show, such as a NaN, appear in training.
 """
 
 from __future__ import annotations
@@ -32,13 +33,19 @@ def dry_run(
     rule: LearningRule,
     optimizer: Any,
 ) -> None:
-    """Makes one update on shapes alone if the config has parts of the user's own.
+    """Traces one update on shapes if the config has parts of the user's own.
 
     Args:
-      init: gives the parameters that are trained; the others are the config's parts, built.
+      config: the config.
+      data: its data set.
+      init: (key, shape) -> (params, output shape); it makes the parameters to train.
+      system: the built system; None if the rule relaxes none.
+      cost: the built cost.
+      rule: the built rule.
+      optimizer: the built optimizer.
 
     Raises:
-      ConfigError: a part that does not fit the others.
+      ConfigError: a part does not fit the others.
     """
     own = [part for part in config.parts() if part.is_users_own]
     if not own:
@@ -46,7 +53,7 @@ def dry_run(
 
     @contextmanager
     def blame(*sections: str) -> Iterator[None]:
-        """What our checks refuse is the first own part of these sections, else the first of all."""
+        """Turns an error into that of the first own part in these sections, else of the first."""
         try:
             yield
         except EXPECTED:
@@ -68,15 +75,23 @@ def dry_run(
         with blame("rule", *used, "optimizer", "schedule"):
             try_rule(rule, cost, optimizer, data, params)
 
-    with jax.numpy_dtype_promotion("standard"):  # which optax needs
+    with jax.numpy_dtype_promotion("standard"):  # optax needs this promotion
         jax.eval_shape(once, jax.random.key(0))
 
 
 def initial(init: Any, key: Key, shape: Shape) -> tuple[Params, Shape]:
-    """What an `init` gives.
+    """Calls an `init` and checks the form of its result.
+
+    Args:
+      init: (key, shape) -> (params, output shape).
+      key: the random key.
+      shape: the shape of one input example.
+
+    Returns:
+      The parameters, and the shape of one output.
 
     Raises:
-      ValueError: not params and a shape.
+      ValueError: the result is not a pair of parameters and a shape.
     """
     made = _pair("init", init(key, shape), "(params, shape of one output)")
     if not isinstance(made[1], tuple):
@@ -85,13 +100,16 @@ def initial(init: Any, key: Key, shape: Shape) -> tuple[Params, Shape]:
 
 
 def try_system(system: System, params: Params, x: Any, shape: Shape) -> None:
-    """Settles a system by one sweep, inside a trace.
+    """Runs one sweep of a system, inside a trace.
 
     Args:
-      shape: of one output, as `system.init` gives it.
+      system: the system.
+      params: its parameters.
+      x: inputs `[batch, ...]`.
+      shape: the shape of one output, as `system.init` returns it.
 
     Raises:
-      ValueError: what a function gives is not what the others take.
+      ValueError: a function of the system returns a wrong shape or dtype.
     """
     clamped = system.clamp(params, x)
     state = system.init_state(params, clamped)
@@ -108,10 +126,14 @@ def try_system(system: System, params: Params, x: Any, shape: Shape) -> None:
 
 
 def try_cost(cost: Cost, data: Dataset) -> None:
-    """Values and errors of a few examples.
+    """Computes a cost's values and errors for a few examples.
+
+    Args:
+      cost: the cost.
+      data: the data set, for the shapes.
 
     Raises:
-      ValueError: they have other shapes than they must have.
+      ValueError: the value or the error has a wrong shape.
     """
     output, y = jnp.zeros((EXAMPLES, data.outputs)), examples(data)[1]
     _expect(f"value gives, of {EXAMPLES} examples,", cost.value(output, y), _like(EXAMPLES))
@@ -119,10 +141,17 @@ def try_cost(cost: Cost, data: Dataset) -> None:
 
 
 def try_rule(rule: LearningRule, cost: Cost, optimizer: Any, data: Dataset, params: Params) -> None:
-    """Makes an update and evaluates, inside a trace.
+    """Makes one update and evaluates once, inside a trace.
+
+    Args:
+      rule: the rule.
+      cost: the cost.
+      optimizer: the optimizer.
+      data: the data set, for the shapes.
+      params: the parameters to train.
 
     Raises:
-      ValueError: what a function gives is not what the others take.
+      ValueError: a function of the rule returns a wrong type, shape or dtype.
     """
     x, y = examples(data)
 
@@ -155,7 +184,14 @@ def try_rule(rule: LearningRule, cost: Cost, optimizer: Any, data: Dataset, para
 
 
 def examples(data: Dataset) -> tuple[Any, Any]:
-    """A few examples as the data have them, all zero."""
+    """A few examples with the shapes of the data and with zeros as values.
+
+    Args:
+      data: the data set.
+
+    Returns:
+      Inputs and targets, `EXAMPLES` of each.
+    """
     x = jnp.zeros((EXAMPLES, *data.x.shape[1:]))
     if data.task == "classification":
         return x, jnp.zeros(EXAMPLES, jnp.int32)
@@ -167,12 +203,14 @@ def _like(*shape: int) -> Any:
 
 
 def _expect(what: str, given: Any, like: Any) -> None:
+    """Raises ValueError if a tree has other shapes or dtypes than `like`."""
     wrong = trees.difference(given, like)
     if wrong:
         raise ValueError(f"{what} {wrong}")
 
 
 def _pair(what: str, given: Any, names: str) -> Any:
+    """Raises ValueError if a value is not a pair."""
     if not isinstance(given, tuple) or len(given) != 2:
         raise ValueError(f"{what} gives {trees.describe_tree(given)}; it must give {names}")
     return given

@@ -1,4 +1,4 @@
-"""The one error of a wrong config or option: where it stands, its value, what is allowed."""
+"""ConfigError, the one error of a wrong config or option: place, setting, value, remedy."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ class ConfigError(SettingError):
 
     Args:
       place: where the setting was written: a file, or an option such as "--set" or "--tune".
-      setting: its dotted key; empty if the place is an option that stands for itself.
-      value: what was given; None if nothing was given.
+      setting: its dotted key; empty if the option itself is wrong.
+      value: the given value; None if no value was given.
       remedy: what is allowed, or what to do.
 
     Example:
@@ -30,6 +30,7 @@ class ConfigError(SettingError):
 
     @property
     def place(self) -> str:
+        """The file or the option where the setting was written."""
         return self.owner
 
     def __str__(self) -> str:
@@ -40,23 +41,27 @@ class ConfigError(SettingError):
 
 
 def describe_error(error: BaseException, files: frozenset[str] = frozenset()) -> str:
-    """An error in one line: `mine.py, line 3: KeyError: 'a'`.
+    """Describes an error in one line, such as `mine.py, line 3: KeyError: 'a'`.
 
     Args:
-      files: the user's; the innermost place in one of them is named. Without files it is the
-        innermost place of all.
+      error: the error.
+      files: the user's files. The line names the innermost place in one of them; empty: the
+        innermost place of all files.
+
+    Returns:
+      The line. For an error of bpeq's own checks it is the message alone.
     """
     places = traceback.extract_tb(error.__traceback__)
     last = [place for place in places if place.filename in files or not files]
     text = f"{type(error).__name__}: {error}".splitlines()[0]
     if isinstance(error, SettingError) or (type(error) is ValueError and not last):
-        return str(error)  # a check of ours, worded for the user
-    if not last or isinstance(error, SyntaxError):  # which names its file and line itself
+        return str(error)  # a check of bpeq, whose message is for the user
+    if not last or isinstance(error, SyntaxError):  # a SyntaxError names its file and line
         return text
     return f"{Path(last[-1].filename).name}, line {last[-1].lineno}: {text}"
 
 
 def _shown(value: Any) -> str:
-    """A value as a line has room for it."""
+    """Shortens a value to at most 60 characters."""
     text = str(value).lower() if isinstance(value, bool) else repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."

@@ -1,4 +1,4 @@
-"""TOML to checked settings: `load_config` reads a config, and every error in it is one line."""
+"""From TOML to checked settings: `load_config` reads a config. Every error is one line."""
 
 from __future__ import annotations
 
@@ -26,17 +26,29 @@ from bpeq.config.sections import (
 from bpeq.settings import SettingError
 
 _FIELDS = {"data": "data_or_none", "training": "training_or_none", "fidelity": "fidelity_or_none"}
-"""Sections that may be absent, and whose property says what absence means."""
+"""Sections that may be absent. A property of Config handles their absence."""
 
 
 @dataclass(frozen=True)
 class Config:
-    """A config: every setting typed and checked, with the defaults filled in. It never changes.
+    """A config: every setting is typed, checked and completed with its default. It never changes.
 
-    name: of the file, which names run folders. rule, system, cost, ...: a `Part` each, whose
-    `settings` are what the factory takes. network: the layers of [network]; networks: those of
-    [networks.NAME]. solvers: a Part a phase. study: the settings of the experiment. run: what
-    stands outside any section. source: where each setting was written.
+    A `Part` holds a factory and its settings.
+
+    Args:
+      name: the name of the file without its ending. It names run folders.
+      path: the file.
+      source: where each setting was written.
+      run: the settings outside any section.
+      cost, system, rule, optimizer, schedule: the Part of each of these sections.
+      solvers: one Part for each phase of [solvers].
+      imperfections: the Part of [imperfections]; None: a perfect device.
+      network: the layers of [network]; None without the section.
+      networks: the layers of each [networks.NAME].
+      study: the settings of the experiment.
+      data_or_none: the Part of [data]; None without the section.
+      training_or_none: the settings of [training]; None without the section.
+      fidelity_or_none: the settings of [fidelity]; None: the run does not measure its fidelity.
     """
 
     name: str
@@ -61,14 +73,17 @@ class Config:
 
     @property
     def seed(self) -> int:
+        """The seed of all random numbers, 0 to 2³² − 1."""
         return self.run.seed
 
     @property
     def seeds(self) -> int:
+        """The number of seeds that are trained together."""
         return self.run.seeds
 
     @property
     def precision(self) -> str:
+        """The floating-point type, "float32" or "float64"."""
         return self.run.precision
 
     @property
@@ -78,12 +93,12 @@ class Config:
 
     @property
     def experiment(self) -> str | None:
-        """The study file that the config names."""
+        """The path of the study file; None without one."""
         return self.run.experiment
 
     @property
     def data(self) -> Part:
-        """[data]. Raises ConfigError if a study's config has none."""
+        """[data]. Raises ConfigError if the config of a study has no such section."""
         if self.data_or_none is None:
             remedy = "is missing; only `bpeq run` and `check` need none"
             raise self.error("data.name", None, remedy)
@@ -91,28 +106,28 @@ class Config:
 
     @property
     def training(self) -> Training:
-        """[training]. Raises ConfigError if a study's config has none."""
+        """[training]. Raises ConfigError if the config of a study has no such section."""
         if self.training_or_none is None:
             raise self.error("training.epochs", None, "is missing; only `bpeq run` needs none")
         return self.training_or_none
 
     @property
     def fidelity(self) -> Fidelity:
-        """[fidelity], or its defaults; `fidelity_or_none` tells whether a run measures it."""
+        """[fidelity], or its defaults if it is absent."""
         return self.fidelity_or_none or Fidelity()
 
     @property
     def overrides(self) -> tuple[str, ...]:
-        """What --set said."""
+        """The texts of `--set`."""
         return self.source.texts
 
     @property
     def folder(self) -> Path:
-        """Where dotted paths are looked for."""
+        """The folder where dotted paths are looked up."""
         return self.source.folder
 
     def parts(self) -> Iterator[Part]:
-        """Every part of the config, layers inside layers too."""
+        """Iterates over all parts of the config, with all layers inside layers."""
         networks = filter(None, (self.network, *self.networks.values()))
         layers = (layer for network in networks for layer in network.layers)
         sections = (getattr(self, _FIELDS.get(name, name)) for name in SECTIONS)
@@ -120,9 +135,9 @@ class Config:
             yield from part.walk()
 
     def as_dict(self) -> dict[str, Any]:
-        """Every setting as a TOML file has it; to be read anew, not to be changed."""
+        """A new dict with every setting, in the form of a TOML file."""
         tree: dict[str, Any] = {k: v for k, v in self.run._asdict().items() if v is not None}
-        if any(part.is_users_own for part in self.parts()):  # a copy elsewhere must find them too
+        if any(part.is_users_own for part in self.parts()):  # a copy must find them too
             tree["folder"] = str(self.folder.resolve())
         for name in (*SECTIONS, "network"):
             section = getattr(self, _FIELDS.get(name, name))
@@ -141,36 +156,53 @@ class Config:
 
     @cached_property
     def tree(self) -> dict[str, Any]:
+        """The result of `as_dict`, computed once. Do not change it."""
         return self.as_dict()
 
     # --- other configs from the same file ---
 
     def with_rule(self, name: str) -> Config:
-        """The same config under another rule, which brings its own [rules.NAME] along.
+        """The same config with another rule and the settings of its [rules.NAME].
 
-        A `--set rule.beta=…` stays behind if the other rule has no such setting.
+        A `--set rule.KEY=…` is dropped if the other rule has no such setting.
+
+        Args:
+          name: the name or the dotted path of the rule.
+
+        Raises:
+          ConfigError: there is no such rule, or a setting does not suit it.
         """
         return self if name == self.rule.name else self._under(name, listed=True)
 
     def for_controls(self) -> Config:
-        """The same config under backprop, with what [controls] asks for the null controls."""
+        """The same config for the null controls: backprop, with the settings of [controls]."""
         return self._under("backprop", listed=False, controls=True)
 
     def override(self, *texts: str) -> Config:
-        """The same config with further `key=value` texts of --set."""
+        """The same config with further overrides.
+
+        Args:
+          texts: `key=value` texts of `--set`.
+
+        Raises:
+          ConfigError: a text or a setting is wrong.
+        """
         source = self.source.add(texts)
         config = _assemble(source)
         _check_others(source)
         return config
 
     def without_study(self) -> Config:
-        """The config that it would be if it named no experiment."""
-        if self.training_or_none is None:  # then the study reads its own few sections
+        """The same config without the experiment and its settings."""
+        if self.training_or_none is None:  # then the config need not be a whole one
             return replace(self, run=self.run._replace(experiment=None), study={})
         return _assemble(self.source._replace(study=False))
 
     def changed(self, **sections: Mapping[str, Any] | None) -> Config:
-        """The same config with some settings of sections replaced; None takes a section away.
+        """The same config with some settings of sections replaced.
+
+        Args:
+          sections: section name -> its new settings; None removes the section.
 
         Raises:
           ConfigError: a setting is wrong.
@@ -184,11 +216,12 @@ class Config:
         return replace(self, **fields)
 
     def _read(self, name: str, given: dict[str, Any]) -> Any:
+        """Reads one section, and locates its errors."""
         with self.source.locate_errors():
             return read_section(name, given, self.folder, self.rule)
 
     def _under(self, rule: str, *, listed: bool, controls: bool = False) -> Config:
-        """The config with another rule's name, without --set of settings that it does not have."""
+        """The config under another rule, without `--set` texts for settings that it lacks."""
         try:
             known = fields(registry.resolve("rules", rule, self.folder))
         except ValueError as error:
@@ -206,38 +239,57 @@ class Config:
     # --- building ---
 
     def error(self, key: str, value: Any, remedy: str) -> ConfigError:
-        """The error for a key: `FILE:KEY = VALUE: REMEDY`, or --set KEY if it came from there."""
+        """The error for a key: `FILE:KEY = VALUE: REMEDY`, or `--set KEY …` for an override.
+
+        Args:
+          key: the dotted key.
+          value: the value; None if it is absent.
+          remedy: what is allowed, or what to do.
+        """
         return self.source.error(key, value, remedy)
 
     def part_error(self, part: Part, error: ValueError) -> ConfigError:
-        """The error for what a part refuses: of the setting that it names, if it names one."""
+        """The error for a ValueError of a part. It names the setting if the ValueError does.
+
+        Args:
+          part: the part.
+          error: the ValueError of the part.
+        """
         return part_error(self.error, part, error)
 
     def build(self, part: Part, /, **wired: Any) -> Any:
-        """What a part's factory makes of its settings; see `build_part`."""
+        """What the factory of a part returns; see `build_part`, also for its errors.
+
+        Args:
+          part: the part.
+          wired: the other arguments of the factory, such as the network of a rule.
+        """
         return build_part(self.error, part, wired)
 
     def build_network(self) -> Any:
-        """The chain of [network] layers; None without such a section."""
+        """The chain of the layers in [network]; None without the section."""
         from bpeq.layers import chain
 
         return None if self.network is None else chain(*map(self.build, self.network.layers))
 
 
 def load_config(path: Path | str, overrides: Sequence[str] = ()) -> Config:
-    """Reads and checks a config, with `key=value` overrides on top.
+    """Reads and checks a config, with `key=value` overrides.
 
-    The settings of [rule] belong to the rule that it names. When an override names another rule,
-    they stay behind, and [rules.NAME] of the new one applies: its settings, and whole sections like
-    `optimizer` that this rule wants different. Other overrides come last. What does not apply to
-    this run, such as [controls], is checked all the same.
+    The settings of [rule] belong to the rule that it names. If an override names another rule, they
+    do not apply. [rules.NAME] of the new rule applies instead, with its settings and its own
+    sections, such as `optimizer`. Other overrides apply last. Sections that do not apply to this
+    run, such as [controls], are checked too.
 
     Args:
       path: a TOML file.
       overrides: texts of `--set`, such as "rule.beta=0.1".
 
+    Returns:
+      The checked config.
+
     Raises:
-      ConfigError: anything at all that is wrong with it, in one line.
+      ConfigError: the file cannot be read, or a setting is wrong. The message is one line.
     """
     path = Path(path)
     source = Source(path, _read_toml(path)).add(overrides)
@@ -250,6 +302,7 @@ load = load_config
 
 
 def _read_toml(path: Path) -> dict[str, Any]:
+    """Parses a TOML file. Raises ConfigError if it is not readable."""
     try:
         return tomllib.loads(path.read_bytes().decode("utf-8-sig"))
     except UnicodeDecodeError as error:
@@ -264,7 +317,7 @@ def _read_toml(path: Path) -> dict[str, Any]:
 
 
 def _assemble(source: Source) -> Config:
-    """All sections laid over each other, checked and completed."""
+    """Merges all sections, checks them and fills in the defaults."""
     with source.locate_errors():
         sections = read_sections(lay(source), source.folder)
     sections = {_FIELDS.get(name, name): section for name, section in sections.items()}

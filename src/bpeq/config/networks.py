@@ -1,4 +1,4 @@
-"""The several networks of a study's config, [networks.NAME], built."""
+"""Builds the networks of a study's config, [networks.NAME]."""
 
 from __future__ import annotations
 
@@ -19,17 +19,31 @@ from bpeq.training.optimizers import with_rates
 from bpeq.types import Cost, Key, Layer, Params, Step
 
 Sizes = tuple[int | None, ...] | None
-"""A shape of one example as a study wants it; None stands for any."""
+"""The shape of one example that a study needs. An entry None is any size; None is any shape."""
 
 
 class Network(NamedTuple):
-    """One of several networks. shape: of one example; tokens: below this are its whole numbers."""
+    """One of the networks of a study.
+
+    Args:
+      layer: the network as one layer.
+      shape: the shape of one input example.
+      tokens: the inputs are whole numbers below this; None: the inputs are real numbers.
+    """
 
     layer: Layer
     shape: tuple[int, ...]
     tokens: int | None
 
     def init(self, key: Key) -> Params:
+        """Draws initial parameters.
+
+        Args:
+          key: a random key.
+
+        Returns:
+          The parameters.
+        """
         return self.layer.init(key, self.shape)[0]
 
     @property
@@ -42,7 +56,15 @@ class Network(NamedTuple):
         return jax.eval_shape(one, jax.random.key(0)).shape[1:]
 
     def examples(self, key: Key, count: int) -> Array:
-        """Random inputs: standard normal, or tokens."""
+        """Draws random inputs: standard normal numbers, or tokens.
+
+        Args:
+          key: a random key.
+          count: the number of examples.
+
+        Returns:
+          Inputs `[count, *shape]`.
+        """
         shape = (count, *self.shape)
         if self.tokens is not None:
             return jax.random.randint(key, shape, 0, self.tokens, jnp.int32)
@@ -52,14 +74,19 @@ class Network(NamedTuple):
 def build_networks(
     config: Config, wanted: Mapping[str, tuple[Sizes, Sizes]] | None = None
 ) -> dict[str, Network]:
-    """Every [networks.NAME] of a config.
+    """Builds every [networks.NAME] of a config.
 
     Args:
-      wanted: what a study cannot do without, name -> shapes of one input and one output.
+      config: the config of a study.
+      wanted: the networks that the study needs: name -> shapes of one input and one output; None:
+        no network is needed.
+
+    Returns:
+      The networks by name.
 
     Raises:
-      ConfigError: layers that do not fit each other or the input; a network that is wanted and not
-        there, or there with another input or output.
+      ConfigError: layers do not fit each other or the input; or a needed network is missing, or has
+        another input or output.
     """
     built = {}
     for name, spec in config.networks.items():
@@ -98,10 +125,18 @@ def _shown(shape: Sizes) -> str:
 
 
 def build_optimizer(config: Config, updates: int) -> optax.GradientTransformation:
-    """[optimizer] with [schedule] over so many updates, for a study's own steps.
+    """Builds [optimizer] with [schedule], for a study's own steps.
+
+    Args:
+      config: the config of a study.
+      updates: the number of updates of the whole run, for the schedule.
+
+    Returns:
+      The optimizer.
 
     Raises:
-      ConfigError: rates per layer, which need to know the one network that is trained.
+      ConfigError: [optimizer] has rates per layer. They need one network, and a study may have
+        several.
     """
     chosen = config.optimizer.settings
     if "layer_rates" in chosen:
@@ -119,10 +154,20 @@ def build_optimizer(config: Config, updates: int) -> optax.GradientTransformatio
 def learner(
     config: Config, network: Network, cost: Cost, keys: Key, updates: int
 ) -> tuple[Carry, Step]:
-    """The first carry, seeds on axis 0, and the step of backprop under `build_optimizer`.
+    """Makes the first carry and the step of backprop with the optimizer of `build_optimizer`.
 
     Args:
-      keys: `[seeds, 3]` of `problem.seed_keys`: initial weights are drawn from the first ones.
+      config: the config of a study.
+      network: the network to train.
+      cost: the cost.
+      keys: `[seeds, 3]` keys from `problem.seed_keys`. The first of each seed draws the weights.
+      updates: the number of updates of the whole run, for the schedule.
+
+    Returns:
+      The carry, seeds on axis 0, and the step.
+
+    Raises:
+      ConfigError: [optimizer] has rates per layer.
     """
     rule, optimizer = backprop(network.layer, cost), build_optimizer(config, updates)
 

@@ -1,4 +1,4 @@
-"""What is laid over a config: `key=value` from the command line, and [rules.NAME] of each rule."""
+"""Merges overrides into a config: `key=value` of the command line, and [rules.NAME]."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ SECTIONS = {
     "optimizer": ("optimizers", "adam"),
     "schedule": ("schedules", "constant"),
 }
-"""Section -> (kind of factory, the name taken where none is given)."""
+"""Section -> (kind of factory, the default name; None: the name must be given)."""
 LEFT_OUT = ("data", "imperfections")
-"""Sections that stand for nothing where they are absent."""
+"""Sections without a default. If they are absent, nothing takes their place."""
 TABLES = (
     *(*SECTIONS, "network", "networks", "solvers", "training", "fidelity"),
     *("rules", "controls", "study"),
@@ -38,15 +38,19 @@ _OWN = (
     *("cost", "system", "imperfections", "optimizer", "schedule", "network", "solvers"),
     "training",
 )
-"""The sections that a rule, or the null controls, may want different."""
+"""Sections that [rules.NAME] and [controls] may contain."""
 
 
 class Source(NamedTuple):
-    """Where settings were written, for errors to name the place.
+    """The origin of each setting, so that errors can name the place.
 
-    file: the tree as read, with `--set rules.…` and `--set controls.…` in it. texts: all of --set.
-    controls: [controls] is laid over the rest. listed: the rule is one of --rules. study: False
-    leaves out the experiment and its settings.
+    Args:
+      path: the config file.
+      file: the parsed file, with `--set rules.…` and `--set controls.…` already in it.
+      texts: all texts of `--set`.
+      controls: [controls] is merged into the other sections.
+      listed: the rule was named by `--rules`.
+      study: False removes the experiment and its settings.
     """
 
     path: Path
@@ -57,10 +61,16 @@ class Source(NamedTuple):
     study: bool = True
 
     def add(self, texts: Sequence[str]) -> Source:
-        """The same with further texts of --set.
+        """Adds texts of `--set`.
+
+        Args:
+          texts: `key=value` texts.
+
+        Returns:
+          The source with the further texts.
 
         Raises:
-          ConfigError: a text is not `key=value`, or its key leads nowhere.
+          ConfigError: a text is not `key=value`, or its key does not exist.
         """
         added = self._replace(file=copy.deepcopy(self.file), texts=(*self.texts, *texts))
         for key, value in map(read_pair, texts):
@@ -71,30 +81,35 @@ class Source(NamedTuple):
 
     @property
     def pairs(self) -> list[Pair]:
-        """The keys and values of --set."""
+        """The keys and values of `--set`."""
         return [read_pair(text) for text in self.texts]
 
     @property
     def rule(self) -> Any:
-        """The name of the rule that runs: the last --set rule.name, the file's, or the default."""
+        """The name of the rule that runs: of the last `--set rule.name`, or `rule_of_file`."""
         named = [value for key, value in self.pairs if key == "rule.name"]
         return named[-1] if named else self.rule_of_file
 
     @property
     def rule_of_file(self) -> Any:
+        """The name of the rule in the file, else the default."""
         section = self.file.get("rule")
         stated = section.get("name") if isinstance(section, dict) else None
         return stated or SECTIONS["rule"][1]
 
     @property
     def folder(self) -> Path:
-        """Where dotted paths are looked for."""
+        """The folder where dotted paths are looked up."""
         home = self.file.get("folder", ".")
         return self.path.parent / (home if isinstance(home, str) else ".")
 
     @contextmanager
     def locate_errors(self) -> Iterator[None]:
-        """Raises a SettingError from inside, whose setting is a key, as the error of its place."""
+        """Turns a SettingError of the block into a ConfigError that names the place of the setting.
+
+        Raises:
+          ConfigError: the block raised a SettingError. Its `setting` is the dotted key.
+        """
         try:
             yield
         except ConfigError:
@@ -103,7 +118,16 @@ class Source(NamedTuple):
             raise self.error(error.setting, error.value, error.remedy) from error.__cause__
 
     def error(self, key: str, value: Any, remedy: str) -> ConfigError:
-        """The error of a key in the file, or of --set if the value was given there."""
+        """Makes the error for a key. Its place is the file, or `--set` if the value is from there.
+
+        Args:
+          key: the dotted key.
+          value: the value; None if it is absent.
+          remedy: what is allowed, or what to do.
+
+        Returns:
+          The error.
+        """
         steps = key.split(".")
         written = self.written(key, value)
         absent = _depth(self.file, steps) < len(steps)
@@ -118,15 +142,22 @@ class Source(NamedTuple):
         return ConfigError(place, setting, value, remedy)
 
     def written(self, key: str, value: Any) -> str:
-        """The key as the file has it: `rules.eqprop.beta` for a `rule.beta` that comes from there.
+        """The key as it is written in the file, such as `rules.eqprop.beta` for `rule.beta`.
 
-        A missing setting (value None) is looked for in the section that lacks it.
+        If the setting is missing, the key is looked up in the section that lacks it.
+
+        Args:
+          key: the dotted key of the resolved config.
+          value: the value; None if it is missing.
+
+        Returns:
+          The key in the file.
         """
         steps = key.split(".")
         least = 1 if value is None else 0
         before = _depth(self.file, steps[: len(steps) - least])
         if steps[0] == "rule" and self.rule != self.rule_of_file:
-            before = 0  # the file's [rule] stayed behind
+            before = 0  # the file's [rule] does not apply
         for name in ["controls"] * self.controls + [f"rules.{self.rule}"]:
             group = ["controls"] if name == "controls" else ["rules", self.rule]
             inner = steps[1:] if name != "controls" and steps[0] == "rule" else steps
@@ -139,13 +170,20 @@ class Source(NamedTuple):
 
 
 def lay(source: Source) -> Tree:
-    """The sections of a config as one rule, and the null controls, want them.
+    """Merges the sections of a config for one rule or for the null controls.
 
-    The settings of [rule] belong to the rule that it names. Another rule gets those of
-    [rules.NAME], and every rule the sections that stand there. --set comes last.
+    The settings of [rule] belong to the rule that it names. Another rule takes the settings of
+    [rules.NAME]. Every rule takes the whole sections in its [rules.NAME]. `--set` applies last.
+
+    Args:
+      source: the file and the overrides.
+
+    Returns:
+      The sections, not yet checked.
 
     Raises:
-      SettingError: an unknown rule; what stands in [rules.NAME] or [controls] and cannot.
+      SettingError: the rule is unknown, or [rules.NAME] or [controls] has a key that is not
+        allowed.
     """
     file, name, folder = source.file, source.rule, source.folder
     check_tables(file, source.pairs)
@@ -162,7 +200,7 @@ def lay(source: Source) -> Tree:
     tree["rule"] = {**settings, **stated, "name": name}
     over = tree.pop("controls", {})
     if source.controls:
-        tree.pop("imperfections", None)  # the controls are what a perfect device would do
+        tree.pop("imperfections", None)  # the null controls run on a perfect device
         tree = merge(tree, over)
     for key, value in source.pairs:
         if key.partition(".")[0] not in ("controls", *left_out):
@@ -172,13 +210,18 @@ def lay(source: Source) -> Tree:
 
 
 def check_tables(tree: Tree, pairs: Sequence[Pair] = ()) -> None:
-    """Checks that every section is a table, and that --set reaches what a study reads.
+    """Checks that every section is a table, and that a study reads the sections of `--set`.
 
-    A study without [training] reads the sections that its config has. One with [training] may read
+    A study without [training] reads the sections of its config. A study with [training] may read
     any section that a run has.
 
+    Args:
+      tree: the sections.
+      pairs: the keys and values of `--set`.
+
     Raises:
-      SettingError: it is not so.
+      SettingError: a section is not a table, or `--set` names a section that the study does not
+        read.
     """
     for name in TABLES:
         if not isinstance(tree.get(name, {}), dict):
@@ -193,25 +236,41 @@ def check_tables(tree: Tree, pairs: Sequence[Pair] = ()) -> None:
 
 
 def read_pair(text: str) -> Pair:
-    """`key=value`, the value as TOML writes it or, failing that, as plain text."""
+    """Parses `key=value`. A value that is not TOML stays plain text.
+
+    Args:
+      text: the text of one `--set`.
+
+    Returns:
+      The key and the value.
+
+    Raises:
+      ConfigError: the text has another form.
+    """
     key, sign, value = (part.strip() for part in text.partition("="))
     if not sign or not all(key.split(".")):
         raise ConfigError("--set", text, None, "must be key=value, such as rule.beta=0.1")
     try:
         parsed = tomllib.loads(f"v = {value}")
-    except (ValueError, RecursionError):  # not TOML, or whole numbers and lists beyond its limits
+    except (ValueError, RecursionError):  # not TOML, or beyond the limits of its numbers and lists
         return key, value
     return key, parsed["v"] if len(parsed) == 1 else value
 
 
 def put(tree: Tree, key: str, value: Any, folder: Path | None = None) -> None:
-    """Sets a dotted key, making sections on the way; a number steps into a list.
+    """Sets a dotted key in a tree and creates missing sections.
 
-    A step into a layer that is written as a call, such as `network.layers.0.features`, replaces the
-    call by a table.
+    A number in the key selects an entry of a list. If the key leads into a layer that is written as
+    a call, such as `network.layers.0.features`, a table replaces the call.
+
+    Args:
+      tree: the sections. They are changed in place.
+      key: the dotted key.
+      value: the value.
+      folder: where dotted paths are looked up; None: only where Python looks.
 
     Raises:
-      SettingError: a step leads nowhere.
+      SettingError: the key does not exist.
     """
     *way, last = key.split(".")
     node: Any = tree
@@ -219,14 +278,14 @@ def put(tree: Tree, key: str, value: Any, folder: Path | None = None) -> None:
         place = _place(node, step, ".".join(way[:i]), key, value)
         inner = node.setdefault(place, {}) if isinstance(node, dict) else node[place]
         if isinstance(inner, str):
-            with suppress(SettingError):  # no layer: the next step says that it has no keys
+            with suppress(SettingError):  # not a layer: the next step raises an error
                 inner = node[place] = parse_layer(inner, key, folder)
         node = inner
     node[_place(node, last, ".".join(way), key, value)] = value
 
 
 def _place(node: Any, step: str, name: str, key: str, value: Any) -> Any:
-    """The key in a table, or the place in a list, that a step of a key names."""
+    """The key of a table, or the index of a list, that one step of a dotted key names."""
     if isinstance(node, dict):
         return step
     if not isinstance(node, list):
@@ -238,10 +297,17 @@ def _place(node: Any, step: str, name: str, key: str, value: Any) -> Any:
 
 
 def merge(base: Tree, over: Tree) -> Tree:
-    """`base` with the entries of `over` in place of its own, table by table.
+    """Merges the entries of `over` into `base`, table by table.
 
-    A table that names another factory, such as another solver or layer, takes the old one's place
-    wholly: the settings of one mean nothing to the other.
+    If `over` names another factory, such as another solver or layer, it replaces the whole table,
+    because the settings belong to the factory.
+
+    Args:
+      base: a table.
+      over: the entries that take precedence.
+
+    Returns:
+      The merged table.
     """
     if over.get("name", base.get("name")) != base.get("name"):
         return over
@@ -253,7 +319,7 @@ def merge(base: Tree, over: Tree) -> Tree:
 
 
 def _check_own(place: str, own: Any, settings: Sequence[str]) -> None:
-    """[rules.NAME] and [controls]: settings of the rule, and whole sections."""
+    """Checks [rules.NAME] or [controls]. They may hold settings of the rule and sections."""
     if not isinstance(own, dict):
         raise SettingError("", place, own, "must be a section")
     for key, value in own.items():
@@ -265,14 +331,15 @@ def _check_own(place: str, own: Any, settings: Sequence[str]) -> None:
 
 
 def _settings(rule: str, place: str, folder: Path) -> list[str]:
+    """The names of the settings of a rule."""
     try:
         return list(fields(resolve("rules", rule, place, folder)))
-    except SettingError as error:  # the name is the key: there is no value to show
+    except SettingError as error:  # the key holds the name, so there is no value
         raise SettingError("", place, None, error.remedy) from None
 
 
 def _depth(node: Any, steps: Sequence[str]) -> int:
-    """How many steps of a key can be followed."""
+    """The number of steps of a key that exist."""
     for count, step in enumerate(steps):
         if isinstance(node, dict) and isinstance(step, str) and step in node:
             node = node[step]

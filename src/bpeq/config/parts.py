@@ -1,7 +1,7 @@
-"""A part of a config: a factory's name with its settings, read from TOML and checked.
+"""A part of a config: the name of a factory and its settings, read from TOML and checked.
 
-A layer may also be written as a call, `"dense(128)"`. Its arguments are literals, which are parsed
-and never executed.
+A layer can also be written as a call, `"dense(128)"`. The arguments are literals. bpeq parses the
+call and never executes it.
 """
 
 from __future__ import annotations
@@ -25,12 +25,16 @@ _TOO_DEEP = "cannot be read as a call: nested too deeply"
 
 @dataclass(frozen=True)
 class Part:
-    """A factory of the registry, or of the user's own, with its settings.
+    """A factory of the registry or of the user, with its settings.
 
-    kind: the registry's table that it is of, such as "rules". settings: checked, with the defaults
-    filled in; those without a value are absent. A layer inside a layer is a Part, several are a
-    tuple of Parts, and a table of layers (hopfield's `skips`) is a dict of Parts. place: its key in
-    the config, such as "rule" or "network.layers.1".
+    Args:
+      kind: its table in the registry, such as "rules".
+      name: its name, or a dotted path.
+      settings: the checked settings with their defaults; settings without a value are absent. A
+        layer inside a layer is a Part, several are a tuple of Parts, and a table of layers
+        (hopfield's `skips`) is a dict of Parts.
+      factory: the factory.
+      place: its key in the config, such as "rule" or "network.layers.1".
     """
 
     kind: str
@@ -41,20 +45,28 @@ class Part:
 
     @property
     def key(self) -> str:
-        """The key that holds the name, for errors."""
+        """The key that holds the name, for error messages."""
         return self.place if self.kind == "layers" else f"{self.place}.name"
 
     @property
     def is_users_own(self) -> bool:
-        """Whether a dotted path names it."""
+        """Whether the name is a dotted path to the user's own code."""
         return ":" in self.name
 
     def as_dict(self) -> dict[str, Any]:
-        """The part as a section of a TOML file has it."""
+        """Converts the part to a section of a TOML file.
+
+        Returns:
+          The name and the settings.
+        """
         return {"name": self.name, **{k: _plain(v) for k, v in self.settings.items()}}
 
     def walk(self) -> Iterator[Part]:
-        """This part and all layers inside it."""
+        """Iterates over this part and all layers inside it.
+
+        Returns:
+          The parts.
+        """
         yield self
         for value in self.settings.values():
             inner = list(value.values()) if isinstance(value, dict) else value
@@ -66,15 +78,21 @@ class Part:
 def read_part(
     kind: str, given: Any, place: str, folder: Path | None = None, beside: Any = None
 ) -> Part:
-    """Checks one part, and all layers inside it.
+    """Reads and checks one part, with all layers inside it.
 
     Args:
-      given: a table with `name` and settings; a layer may be a call such as "dense(128)".
-      folder: where dotted paths are looked for.
-      beside: a NamedTuple of further settings that the section has beside the factory's own.
+      kind: its table in the registry, such as "rules".
+      given: a table with `name` and settings, or, for a layer, a call such as "dense(128)".
+      place: its key in the config.
+      folder: where dotted paths are looked up; None: only where Python looks.
+      beside: a NamedTuple of settings that the section has besides those of the factory; None: no
+        such settings.
+
+    Returns:
+      The part.
 
     Raises:
-      SettingError: the first thing that is wrong; its `setting` is the whole key, from `place` on.
+      SettingError: a setting is wrong. Its `setting` is the dotted key from `place` on.
     """
     if kind == "layers":
         given = parse_layer(given, place, folder)
@@ -104,10 +122,19 @@ def read_part(
 
 
 def resolve(kind: str, name: Any, key: str, folder: Path | None) -> Callable[..., Any]:
-    """The factory of a kind by its name.
+    """Finds the factory of a kind by its name.
+
+    Args:
+      kind: the table in the registry.
+      name: the name or the dotted path.
+      key: the key of the name, for error messages.
+      folder: where dotted paths are looked up; None: only where Python looks.
+
+    Returns:
+      The factory.
 
     Raises:
-      SettingError: no name, or an unknown one.
+      SettingError: the name is missing or unknown.
     """
     if not isinstance(name, str):
         remedy = registry.choices(registry.KINDS[kind], "")
@@ -119,13 +146,22 @@ def resolve(kind: str, name: Any, key: str, folder: Path | None) -> Callable[...
 
 
 def parse_layer(given: Any, place: str, folder: Path | None = None) -> dict[str, Any]:
-    """`conv(32, kernel=5)` as {"name": "conv", "features": 32, "kernel": 5}, settings unchecked.
+    """Parses a layer: `conv(32, kernel=5)` becomes {"name": "conv", "features": 32, "kernel": 5}.
 
-    Layers among the arguments, as in `residual(dense(8), relu)`, stay texts. A table
-    {name = "dense", features = 8} is taken as it is.
+    The settings are not checked. A layer among the arguments, as in `residual(dense(8), relu)`,
+    stays a text. A table {name = "dense", features = 8} is returned unchanged.
+
+    Args:
+      given: the call or the table.
+      place: its key in the config.
+      folder: where dotted paths are looked up; None: only where Python looks.
+
+    Returns:
+      The name and the settings.
 
     Raises:
-      SettingError: no call, an unknown layer, an argument that is no literal, or too many of them.
+      SettingError: the text is not a call, the layer is unknown, an argument is not a literal, or
+        there are too many arguments.
     """
     if isinstance(given, dict) and isinstance(given.get("name"), str):
         return given
@@ -143,7 +179,7 @@ def _parse(given: Any, folder: Path | None) -> dict[str, Any]:
         raise ValueError('must be a call such as "dense(128)"')
     name, arguments = match.group(1), match.group(2) or ""
     try:
-        with warnings.catch_warnings(action="ignore"):  # of odd escapes, on stderr
+        with warnings.catch_warnings(action="ignore"):  # Python warns of invalid escapes on stderr
             tree = ast.parse(f"f({arguments})", mode="eval").body
     except (SyntaxError, ValueError) as error:
         raise ValueError(f"cannot be read as a call: {error.args[0]}") from None
@@ -174,7 +210,7 @@ def _parse(given: Any, folder: Path | None) -> dict[str, Any]:
 
 
 def _argument(node: ast.expr, layer: bool) -> Any:
-    """A literal's value; a layer's text."""
+    """The value of a literal, or the text of a layer."""
     try:
         text = ast.unparse(node)
     except RecursionError:
@@ -188,7 +224,7 @@ def _argument(node: ast.expr, layer: bool) -> Any:
 
 
 def _as_toml(value: Any) -> Any:
-    """A literal as TOML has it: tuples are lists there; None, bytes and sets do not exist."""
+    """Converts a literal to TOML types: a tuple becomes a list; None, bytes and sets are errors."""
     if isinstance(value, list | tuple):
         return [_as_toml(part) for part in value]
     if isinstance(value, dict) and all(isinstance(key, str) for key in value):
@@ -199,13 +235,14 @@ def _as_toml(value: Any) -> Any:
 
 
 def _read_table(given: Any, place: str, folder: Path | None) -> dict[str, Part]:
-    """Layers by their keys, such as hopfield's `skips`."""
+    """Reads layers by key, such as hopfield's `skips`."""
     if not isinstance(given, dict):
         raise SettingError("", place, given, phrase(LayerTable))
     return {key: read_part("layers", x, f"{place}.{key}", folder) for key, x in given.items()}
 
 
 def _plain(value: Any) -> Any:
+    """Converts parts inside a value to TOML types."""
     if isinstance(value, Part):
         return value.as_dict()
     if isinstance(value, tuple):

@@ -1,4 +1,4 @@
-"""The parts that a config names, built and wired, with all checked that can be before compiling."""
+"""Builds and connects the parts of a config, and checks what can be checked before compilation."""
 
 from __future__ import annotations
 
@@ -29,9 +29,20 @@ from bpeq.types import Cost, Key, Layer, LearningRule, Params, Solver, System
 
 
 class Problem(NamedTuple):
-    """Everything a config names, built: what a user's own loop would start from.
+    """All built parts of a config. A user's own training loop can start from them.
 
-    rows, validation, test: `[seeds, m]` the examples of each seed.
+    Args:
+      network: the network; None without one, or if the trained parameters are not the network's.
+      cost: the cost.
+      rule: the learning rule.
+      system: the system that the rule relaxes; None without one.
+      solvers: the solvers of [solvers] that the rule uses, by phase.
+      data: the data set.
+      optimizer: the optimizer with its schedule.
+      init: key -> initial parameters.
+      rows: `[seeds, m]`, the training rows of each seed.
+      validation: `[seeds, m]`, the validation rows of each seed.
+      test: `[seeds, m]`, the test rows of each seed.
     """
 
     network: Layer | None
@@ -48,38 +59,48 @@ class Problem(NamedTuple):
 
     @property
     def relaxes(self) -> bool:
-        """Whether the rule settles a system, whose function is another than the network's."""
+        """Whether the rule settles a system. Its function is then not the feed-forward map."""
         return self.system is not None
 
 
 def seed_keys(seed: int, seeds: int) -> Key:
-    """`[seeds, 3]` keys: for the initial weights, for the rule's own init, for the data order.
+    """Derives the random keys of each seed: for initial weights, the rule's init, the data order.
 
-    None depends on the rule, so that compared rules start and shuffle alike.
+    The keys do not depend on the rule. So compared rules have the same initial weights and data
+    order.
 
     Args:
-      seed: the config's.
-      seeds: how many.
+      seed: the config's seed.
+      seeds: the number of seeds.
+
+    Returns:
+      `[seeds, 3]` keys.
     """
     base = jax.random.key(seed)
     return jax.vmap(lambda i: jax.random.split(jax.random.fold_in(base, i), 3))(jnp.arange(seeds))
 
 
 def build(config: Config, data: Dataset | None = None) -> Problem:
-    """The parts of a config, with everything checked that can be before compiling.
+    """Builds the parts of a config, and checks what can be checked before compilation.
 
     Args:
-      data: the config's data set, if it is there already.
+      config: the config.
+      data: the config's data set, if it is already loaded; None: it is loaded.
+
+    Returns:
+      The parts.
 
     Raises:
-      ConfigError: parts that do not fit each other or the data. DataError: the data are at fault.
+      ConfigError: parts do not fit each other or the data.
+      DataError: the data are at fault.
     """
     check_devices(config)
     with enable_x64(config.double):
+        # Build the data, the network and the cost.
         data = build_data(config) if data is None else data
         network, cost = config.build_network(), config.build(config.cost)
         solvers: dict[str, Solver] = {}
-        # the rule, with the system that it relaxes
+        # Build the rule, and the system that it relaxes.
         wired: dict[str, Any] = {}
         system: System | None = None
         for name, word in wires(config.rule.factory).items():
@@ -94,14 +115,15 @@ def build(config: Config, data: Dataset | None = None) -> Problem:
         rule = config.build(config.rule, **wired)
         if system is None:
             rule = _on_device(config, rule)
-        # what is trained, and whether it fits the data
+        # Check that the trained parameters fit the data.
         _check_optimizer(config, rule)
         _check_bounded(config, rule, system)
         start = system.init if system is not None else _need_network(config, network).init
         network = _check_fit(config, data, network, start)
-        if network is not None and rule.trained is None:  # a user's own rule may leave it out
+        if network is not None and rule.trained is None:  # a user's own rule may lack it
             rule = rule._replace(trained=network.trained)
         _check_rule_begins(config, rule, lambda key: start(key, data.x.shape[1:])[0])
+        # Choose the rows of each seed, build the optimizer, and try one update on shapes.
         rows = _for_seeds(data.train, config.seeds)
         optimizer = _build_optimizer(config, network, rows.shape[1])
         examples = config.fidelity.examples
@@ -125,16 +147,24 @@ def build(config: Config, data: Dataset | None = None) -> Problem:
 
 
 def build_data(config: Config) -> Dataset:
-    """The config's data set.
+    """Builds the config's data set.
+
+    Args:
+      config: the config.
+
+    Returns:
+      The data set.
 
     Raises:
-      ConfigError: it has none, as if a study makes its own. DataError: the data are at fault.
+      ConfigError: the config has no [data], because its study makes its own.
+      DataError: the data are at fault.
     """
     with enable_x64(config.double):
         return config.build(config.data)
 
 
 def _check_optimizer(config: Config, rule: LearningRule) -> None:
+    """Checks that the rule allows the optimizer."""
     name, decay = config.optimizer.name, config.optimizer.settings.get("weight_decay")
     known = rule.info.optimizers
     if known and name not in known:
@@ -150,9 +180,10 @@ def _check_optimizer(config: Config, rule: LearningRule) -> None:
 
 
 def _check_bounded(config: Config, rule: LearningRule, system: System | None) -> None:
-    """E − βC has no minimum in a linear output once β reaches 1: E curves by 1 there, as C does.
+    """Checks β < 1 for a negative nudge on linear outputs.
 
-    What hidden units can take up of β on the way is known only when they have settled.
+    In a linear output E has curvature 1, and βC has curvature β. So E − βC has no minimum from β =
+    1 on. Hidden units can lower this bound. How far is known only after they have settled.
     """
     beta = config.rule.settings.get("beta")
     linear = system is not None and system.traits.linear_output
@@ -164,7 +195,7 @@ def _check_bounded(config: Config, rule: LearningRule, system: System | None) ->
 
 
 def _check_rule_begins(config: Config, rule: LearningRule, init: Callable[[Key], Params]) -> None:
-    """Checks that a rule of ours takes the parameters that it is to train; traced only."""
+    """Traces the `init` of a built-in rule, to check that it accepts the parameters."""
     if config.rule.is_users_own:
         return
     try:
@@ -188,12 +219,13 @@ def _wire_network(config: Config, part: Part, network: Layer | None) -> dict[str
 
 
 def _on_device(config: Config, made: Any) -> Any:
-    """A system, or a rule that has none, on the device that [imperfections] describes."""
+    """Puts a system, or a rule without a system, on the device of [imperfections]."""
     part = config.imperfections
     return made if part is None else config.build(part, **dict.fromkeys(wires(part.factory), made))
 
 
 def _need_network(config: Config, network: Layer | None) -> Layer:
+    """The network. Raises ConfigError without one."""
     if network is None:
         remedy = f"is missing; the rule {config.rule.name!r} needs a network"
         raise config.error("network.layers", None, remedy)
@@ -201,6 +233,7 @@ def _need_network(config: Config, network: Layer | None) -> Layer:
 
 
 def _build_optimizer(config: Config, network: Layer | None, examples: int) -> Any:
+    """Builds the optimizer, and checks its rates and the batch size."""
     chosen, size = config.optimizer.settings, config.training.batch_size
     if "learning_rate" not in chosen:
         raise config.error("optimizer.name", config.optimizer.name, "has no setting learning_rate")
@@ -226,18 +259,19 @@ def _build_optimizer(config: Config, network: Layer | None, examples: int) -> An
 
 
 def _check_fit(config: Config, data: Dataset, network: Layer | None, init: Any) -> Layer | None:
-    """Checks that what is trained takes the data's examples and gives as many outputs as they have.
+    """Checks that the trained parameters accept the data's examples and give the right outputs.
 
     Returns:
-      The network, if its parameters are the first of those that are trained: a user's own system
-      may have others, beside a network that serves other rules and the null controls.
+      The network if the trained parameters begin with its parameters, else None. A user's own
+      system may have other parameters. The network then serves only other rules and the null
+      controls.
     """
     key, shape = jax.random.key(0), data.x.shape[1:]
     own = config.system.is_users_own and (
         network is None or inspect.unwrap(init) is not inspect.unwrap(network.init)
     )
 
-    def feed_forward() -> Params:  # traced only: what it refuses to compute on, such as embedding
+    def feed_forward() -> Params:  # traced to see if a layer, such as embedding, refuses
         assert network is not None
         params, _ = network.init(key, shape)
         network.forward(params, jnp.zeros((1, *shape)))
@@ -272,6 +306,7 @@ def _check_fit(config: Config, data: Dataset, network: Layer | None, init: Any) 
 
 
 def _check_task(config: Config, data: Dataset) -> None:
+    """Checks that softmax cross-entropy has a classification task."""
     if config.cost.name == "softmax_cross_entropy" and data.task != "classification":
         kind = "a regression" if data.task == "regression" else "a task of binary outputs"
         remedy = f"{data.name} is {kind}; use squared_error"
@@ -279,4 +314,5 @@ def _check_task(config: Config, data: Dataset) -> None:
 
 
 def _for_seeds(splits: np.ndarray, seeds: int) -> np.ndarray:
+    """The split of each seed. With more seeds than splits, the splits repeat."""
     return splits[np.arange(seeds) % len(splits)]

@@ -1,4 +1,4 @@
-"""Factories by the names that configs use, and by dotted path where the factory is a user's own."""
+"""Maps the names in configs to factories. A user's own factory has a dotted path."""
 
 from __future__ import annotations
 
@@ -61,17 +61,25 @@ WORDS: dict[str, Any] = {
     "optimizers": (optax.GradientTransformation,),
     "schedules": (Callable,),
 }
-"""Kind of factory -> what it must give."""
+"""Kind of factory -> the types that it may return."""
 
 
 def resolve(kind: str, name: str, folder: Path | None = None) -> Factory:
-    """The factory of a kind by its name, or by dotted path `package.module:factory`.
+    """Finds the factory of a kind by its name, or by a dotted path `package.module:factory`.
 
-    A dotted path imports the user's module, which runs its code. It is looked for where Python
-    looks, then in the working directory, then in `folder`, the config's own.
+    A dotted path imports the user's module, which runs its code. The module is looked up where
+    Python looks, then in the working directory, then in `folder`.
+
+    Args:
+      kind: a key of `KINDS`.
+      name: the name or the dotted path.
+      folder: the folder of the config; None: it is not searched.
+
+    Returns:
+      The factory.
 
     Raises:
-      ValueError: no such name; the message lists the permitted ones and the nearest.
+      ValueError: there is no such name. The message lists the permitted names and the nearest one.
     """
     if ":" in name:
         return _import(name, folder)
@@ -83,14 +91,20 @@ def resolve(kind: str, name: str, folder: Path | None = None) -> Factory:
 
 
 def load_study(path: str, folder: Path) -> Factory:
-    """The function `run` of a study file, which runs the file's code.
+    """Loads the function `run` of a study file. This runs the code of the file.
 
-    Files beside it are its submodules: `from .cartpole import step`.
+    The files beside it are its submodules: `from .cartpole import step`. The study file is looked
+    up in `folder`, then in the working directory.
 
-    The file is looked for in `folder`, the config's own, then in the working directory.
+    Args:
+      path: the path of the study file.
+      folder: the folder of the config.
+
+    Returns:
+      The function `run`.
 
     Raises:
-      ValueError: no such file, one that fails, or one without a `run(config, runner, ...)`.
+      ValueError: the file does not exist, its code fails, or it has no `run(config, runner, ...)`.
     """
     found = next((p for p in (folder / path, Path(path)) if p.is_file()), None)
     if found is None:
@@ -100,12 +114,13 @@ def load_study(path: str, folder: Path) -> Factory:
 
 @cache
 def _executed(path: Path, _changed: int) -> Factory:
+    """Executes a study file. The result is cached until the file changes."""
     name, beside = f"study_{path.parent.name}_{path.stem}", [str(path.parent)]
     spec = importlib.util.spec_from_file_location(name, path, submodule_search_locations=beside)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # where get_type_hints and dataclasses look
+    sys.modules[spec.name] = module  # get_type_hints and dataclasses look here
     try:
         spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:
@@ -118,18 +133,35 @@ def _executed(path: Path, _changed: int) -> Factory:
 
 
 def choices(allowed: Iterable[str], given: str) -> str:
-    """What is allowed, with the nearest name to a mistyped one."""
+    """Lists the permitted names, with the one nearest to a mistyped name.
+
+    Args:
+      allowed: the permitted names.
+      given: the mistyped name; empty if a name is missing.
+
+    Returns:
+      The text, for an error message.
+    """
     allowed = list(allowed)
     return f"allowed: {', '.join(allowed) or 'none here'}{nearest(allowed, given)}"
 
 
 def nearest(allowed: Iterable[str], given: str) -> str:
-    """`; did you mean …?` where a permitted name is close to a mistyped one, else nothing."""
+    """Suggests the permitted name nearest to a mistyped one.
+
+    Args:
+      allowed: the permitted names.
+      given: the mistyped name.
+
+    Returns:
+      `; did you mean …?`, or an empty text if no name is near.
+    """
     near = difflib.get_close_matches(given, list(allowed), n=1)
     return f"; did you mean {near[0]!r}?" if near else ""
 
 
 def _import(name: str, folder: Path | None) -> Factory:
+    """Imports a user's factory by its dotted path."""
     module_name, _, attribute = name.partition(":")
     if not all(part.isidentifier() for part in [*module_name.split("."), attribute]):
         raise ValueError(f"{name!r} is no dotted path such as 'package.module:factory'")
@@ -138,7 +170,7 @@ def _import(name: str, folder: Path | None) -> Factory:
     before = list(sys.path)
     extra = [str(Path.cwd()), *([str(folder.resolve())] if folder else [])]
     sys.path.extend(entry for entry in extra if entry not in before)
-    importlib.invalidate_caches()  # a file written a moment ago must be found
+    importlib.invalidate_caches()  # Python must find a file that was just written
     try:
         _check_unambiguous(module_name.partition(".")[0])
         module = importlib.import_module(module_name)
@@ -158,6 +190,7 @@ def _import(name: str, folder: Path | None) -> Factory:
 
 
 def _check_readable(name: str, factory: Factory) -> None:
+    """Raises ValueError if the signature or the type hints of a factory cannot be read."""
     try:
         inspect.signature(factory)
         get_type_hints(factory, include_extras=True)
@@ -166,7 +199,7 @@ def _check_readable(name: str, factory: Factory) -> None:
 
 
 def _check_unambiguous(name: str) -> None:
-    """A module of that name that is already loaded is the one that would be found now."""
+    """Raises ImportError if another module of this name is already loaded."""
     loaded = getattr(sys.modules.get(name), "__file__", None)
     found = PathFinder.find_spec(name) if loaded else None
     if loaded and found and found.origin and Path(found.origin).resolve() != Path(loaded).resolve():

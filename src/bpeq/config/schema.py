@@ -1,4 +1,4 @@
-"""A factory's signature as the schema of its settings: what is wired, set, and wrong."""
+"""Reads the settings of a factory from its signature, and validates values against it."""
 
 from __future__ import annotations
 
@@ -17,12 +17,19 @@ from bpeq.types import Cost, Layer, LearningRule, Solver, System
 
 WORDS = (Layer, Cost, System, Solver, LearningRule)
 LayerTable = dict[str, dict[str, Any]]
-"""How a config holds an argument that maps keys to layers: a spec each, as in [network]."""
+"""The type of an argument that maps keys to layers: one spec for each key, as in [network]."""
 
 
 @cache
 def wires(factory: Callable[..., Any]) -> dict[str, type]:
-    """The arguments that are other parts of the config, with the word each is annotated with."""
+    """Finds the arguments that are other parts of the config.
+
+    Args:
+      factory: the factory.
+
+    Returns:
+      Argument -> its type, such as Layer or Cost.
+    """
     hints = get_type_hints(factory)
     found: dict[str, type] = {}
     for name in inspect.signature(factory).parameters:
@@ -35,7 +42,14 @@ def wires(factory: Callable[..., Any]) -> dict[str, type]:
 
 @cache
 def layer_tables(factory: Callable[..., Any]) -> tuple[str, ...]:
-    """The settings that map keys to layers, such as hopfield's `skips`: a call for each key."""
+    """Finds the settings that map keys to layers, such as hopfield's `skips`.
+
+    Args:
+      factory: the factory.
+
+    Returns:
+      The names of the arguments.
+    """
     hints = get_type_hints(factory)
 
     def maps_to_layers(hint: Any) -> bool:
@@ -50,7 +64,14 @@ def layer_tables(factory: Callable[..., Any]) -> tuple[str, ...]:
 
 @cache
 def fields(factory: Callable[..., Any]) -> dict[str, tuple[Any, Any]]:
-    """The settings: (annotation, default) by name; `...` where a value must be given."""
+    """Finds the settings of a factory, with their annotations and defaults.
+
+    Args:
+      factory: the factory.
+
+    Returns:
+      Name -> (annotation, default). The default is `...` if a value is required.
+    """
     hints = get_type_hints(factory, include_extras=True)
     found = {}
     for name, parameter in inspect.signature(factory).parameters.items():
@@ -64,7 +85,14 @@ def fields(factory: Callable[..., Any]) -> dict[str, tuple[Any, Any]]:
 
 @cache
 def study_settings(run: Callable[..., Any]) -> Callable[..., Any]:
-    """What of a study's `run(config, runner, *, ...)` is a setting, as a factory's signature."""
+    """Turns the settings of a study's `run(config, runner, *, ...)` into a factory's signature.
+
+    Args:
+      run: the function of the study. Its first two arguments are not settings.
+
+    Returns:
+      A function whose signature has the settings only.
+    """
 
     def study(**settings: Any) -> dict[str, Any]:
         return settings
@@ -77,10 +105,15 @@ def study_settings(run: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def validate(factory: Callable[..., Any], given: Mapping[str, Any], place: str) -> dict[str, Any]:
-    """The factory's settings with `given` checked and the defaults filled in; None is left out.
+    """Checks the settings of a factory and fills in the defaults.
 
     Args:
-      place: the key of the section, put before the names of its settings in errors.
+      factory: the factory.
+      given: the settings by name.
+      place: the key of the section. It begins the keys in error messages; empty at the top level.
+
+    Returns:
+      The settings. A setting whose value is None is absent.
 
     Raises:
       SettingError: the first setting that is unknown, missing, of the wrong type or out of range.
@@ -105,6 +138,7 @@ def validate(factory: Callable[..., Any], given: Mapping[str, Any], place: str) 
 
 @cache
 def _model(factory: Callable[..., Any]) -> type[BaseModel]:
+    """The pydantic model of a factory's settings."""
     from pydantic import Field
 
     specs: Any = {
@@ -118,12 +152,20 @@ def _model(factory: Callable[..., Any]) -> type[BaseModel]:
 
 
 def _alias(name: str) -> str:
-    """pydantic keeps names such as `copy` and `json` for itself."""
+    """The field name in the pydantic model. pydantic reserves names such as `copy` and `json`."""
     return f"setting_{name}"
 
 
 def phrase(hint: Any, value: Any = None) -> str:
-    """`must be` with the type and the range of a setting, and the choice nearest to `value`."""
+    """Says in words which values a setting may have.
+
+    Args:
+      hint: the annotation of the setting.
+      value: a wrong value, for which the nearest choice is suggested; None: no suggestion.
+
+    Returns:
+      "must be" with type and range; empty if anything is allowed.
+    """
     said = " or ".join(filter(None, (_phrase(part, value) for part in _options(hint))))
     texts = [c for part in _options(hint) for c in get_args(part) if isinstance(c, str)]
     near = nearest(texts, value) if isinstance(value, str) else ""
@@ -131,7 +173,14 @@ def phrase(hint: Any, value: Any = None) -> str:
 
 
 def kind_of(hint: Any) -> str:
-    """The noun for a setting's type; empty for choices, which speak for themselves."""
+    """The noun for the type of a setting.
+
+    Args:
+      hint: the annotation of the setting.
+
+    Returns:
+      The noun, such as "a whole number"; empty for a list of choices.
+    """
     nouns = ((int, "a whole number"), (float, "a number"), (str, "a text"), (bool, "true or false"))
     for kind, noun in nouns:
         if hint is kind or (get_origin(hint) is Annotated and get_args(hint)[0] is kind):
@@ -145,6 +194,7 @@ def kind_of(hint: Any) -> str:
 
 
 def _phrase(hint: Any, value: Any) -> str:
+    """The type and the range of a setting that is not a union."""
     kind = kind_of(hint)
     if kind == "a number" and isinstance(value, float) and not math.isfinite(value):
         kind = "a finite number"
@@ -152,7 +202,7 @@ def _phrase(hint: Any, value: Any) -> str:
 
 
 def _options(hint: Any) -> list[Any]:
-    """The parts of a union but None, which TOML cannot write."""
+    """The members of a union without None, because TOML has no None."""
     return [p for p in get_args(hint) if p is not NoneType] if _is_union(hint) else [hint]
 
 

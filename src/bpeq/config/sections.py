@@ -1,4 +1,4 @@
-"""The sections of a config: what each holds, checked and completed with defaults."""
+"""The sections of a config: their settings, checked and completed with defaults."""
 
 from __future__ import annotations
 
@@ -23,10 +23,18 @@ Points = Annotated[int, Ge(2)]
 
 
 class Run(NamedTuple):
-    """What stands outside any section.
+    """The settings outside any section.
 
-    checkpoint_share: of a run's time that checkpoints may take; 1 saves after each row. devices:
-    how many share each batch. folder: where dotted paths are looked for, if not beside the config.
+    Args:
+      seed: the seed of all random numbers, 0 to 2³² − 1.
+      seeds: the number of seeds that are trained together.
+      precision: "float32" or "float64".
+      experiment: the study file; None: the built-in supervised training.
+      checkpoint_share: the share of the run's time that checkpoints may take, 0 to 1; 1 saves after
+        each row.
+      devices: the number of devices that share each batch; None: one device, or all devices of
+        several processes.
+      folder: where dotted paths are looked up; None: beside the config.
     """
 
     seed: Annotated[int, Interval(ge=0, lt=2**32)] = 0
@@ -39,10 +47,15 @@ class Run(NamedTuple):
 
 
 class Training(NamedTuple):
-    """[training]: passes over the data, examples an update, epochs between two evaluations.
+    """The settings of [training].
 
-    unsettled: what the run does if a phase ends above its solver's tolerance. Each row records the
-    share of such phases. "warn" prints one line at the first such row. "stop" ends the run there.
+    Args:
+      epochs: the number of passes over the data.
+      batch_size: the number of examples of an update.
+      evaluate_every: the number of epochs between two evaluations.
+      unsettled: what the run does if a phase ends above its solver's tolerance. Each row records
+        the share of such phases. "record" does nothing more. "warn" prints one line at the first
+        such row. "stop" ends the run there.
     """
 
     epochs: Count
@@ -52,21 +65,34 @@ class Training(NamedTuple):
 
 
 class Rates(NamedTuple):
-    """What [optimizer] takes beside the settings of the optimizer that it names."""
+    """The settings of [optimizer] that do not belong to the named optimizer.
+
+    Args:
+      layer_rates: one learning rate for each layer; None: one rate for all.
+      clip_norm: the largest norm of the gradient; None: no limit.
+    """
 
     layer_rates: list[NonNegative] | None = None
     clip_norm: NonNegative | None = None
 
 
 class Fidelity(NamedTuple):
-    """[fidelity]: what `bpeq fidelity` measures. If it is there, a run records its fidelity too.
+    """The settings of [fidelity]: what `bpeq fidelity` measures.
 
-    examples: training examples of the one batch; 32 if absent, or all. Grids are run for every rule
-    that has something to vary. betas: a grid of β (coupled learning's η up to 1), for eqprop with
-    every one of `nudgings`, such as "holomorphic-4" for N = 4. points: a grid of N, of eqprop.
-    sweeps: a grid of sweeps for all phases alike, and for a rule's own count of them. precisions:
-    where grids and rules are run; the config's own if absent. gdu: also compare EP's updates, sweep
-    by sweep, with BPTT's.
+    If the section is present, a run also records its fidelity. Each grid covers the rules that have
+    the setting which it varies.
+
+    Args:
+      examples: the number of training examples in the one batch; None: 32, or all if there are
+        fewer.
+      betas: a grid of β (for coupled learning of η, up to 1); None: no grid.
+      nudgings: the nudgings of eqprop in the grids, such as "holomorphic-4" for N = 4; None: all
+        that the rule has.
+      points: a grid of N for holomorphic eqprop; None: no grid.
+      sweeps: a grid of sweeps for all phases together, or for a rule's own number of sweeps; None:
+        no grid.
+      precisions: the precisions of the grids and rules; None: the config's own.
+      gdu: whether to compare EP's updates with BPTT's gradients in each sweep.
     """
 
     examples: Count | None = None
@@ -79,9 +105,11 @@ class Fidelity(NamedTuple):
 
 
 class Inputs(NamedTuple):
-    """What [networks.NAME] says beside its layers: the shape of one example, and its tokens.
+    """The settings of [networks.NAME] besides its layers.
 
-    tokens: the entries of an example are whole numbers below this; numbers if absent.
+    Args:
+      input: the shape of one example.
+      tokens: the inputs are whole numbers below this; None: the inputs are real numbers.
     """
 
     input: list[Count]
@@ -89,14 +117,24 @@ class Inputs(NamedTuple):
 
 
 class NetworkSettings(NamedTuple):
-    """[network], or one of [networks.NAME], which also says what it reads; see `Inputs`."""
+    """The settings of [network] or of one [networks.NAME].
+
+    Args:
+      layers: the layers in order.
+      input: the shape of one example; empty for [network].
+      tokens: as in `Inputs`; None for [network].
+    """
 
     layers: tuple[Part, ...]
     input: tuple[int, ...] = ()
     tokens: int | None = None
 
     def as_dict(self) -> Tree:
-        """The network as a section of a TOML file has it."""
+        """Converts the network to a section of a TOML file.
+
+        Returns:
+          The section.
+        """
         tree: Tree = {"layers": [layer.as_dict() for layer in self.layers]}
         if self.input:
             tree["input"] = list(self.input)
@@ -104,10 +142,17 @@ class NetworkSettings(NamedTuple):
 
 
 def read_sections(tree: Tree, folder: Path) -> dict[str, Any]:
-    """Every section of a config, checked and typed, by the names of the fields of `Config`.
+    """Reads and checks every section of a config.
+
+    Args:
+      tree: the sections as parsed from TOML.
+      folder: where dotted paths are looked up.
+
+    Returns:
+      The sections by name, with `run` for the settings outside any section.
 
     Raises:
-      SettingError: the first thing that is wrong.
+      SettingError: a setting is wrong.
     """
     top = {key: value for key, value in tree.items() if key not in TABLES}
     for key, value in top.items():
@@ -134,14 +179,19 @@ def read_sections(tree: Tree, folder: Path) -> dict[str, Any]:
 
 
 def read_section(name: str, given: Any, folder: Path, rule: Part | None = None) -> Any:
-    """One section, checked and typed.
+    """Reads and checks one section.
 
     Args:
-      given: as the file has it; None if it is absent there.
-      rule: the config's rule, for the phases that [solvers] may name.
+      name: the name of the section.
+      given: the parsed section; None if it is absent.
+      folder: where dotted paths are looked up.
+      rule: the config's rule, which only [solvers] needs, for the names of its phases.
+
+    Returns:
+      The section: a Part, a dict of Parts for [solvers], or the NamedTuple of its settings.
 
     Raises:
-      SettingError: the first thing that is wrong.
+      SettingError: a setting is wrong.
     """
     if name == "network":
         return _read_network(given, name, folder)
@@ -161,12 +211,13 @@ def read_section(name: str, given: Any, folder: Path, rule: Part | None = None) 
     part = read_part(kind, {"name": default, **(given or {})}, name, folder, beside)
     path = part.settings.get("path")
     if name == "data" and isinstance(path, str) and path and os.path.exists(folder / path):
-        whole = str((folder / path).resolve())  # so that a copy of the config finds it too
+        whole = str((folder / path).resolve())  # a copy elsewhere must find it
         part = replace(part, settings={**part.settings, "path": whole})
     return part
 
 
 def _read_network(given: Any, place: str, folder: Path) -> NetworkSettings:
+    """Reads [network] or one [networks.NAME]."""
     if not isinstance(given, dict):
         raise SettingError("", place, given, "must be a section")
     texts = given.get("layers")
@@ -185,6 +236,7 @@ def _read_network(given: Any, place: str, folder: Path) -> NetworkSettings:
 
 
 def _read_fidelity(given: Tree) -> Fidelity:
+    """Reads [fidelity], and checks its nudgings and that no grid has an entry twice."""
     fidelity = Fidelity(**validate(Fidelity, given, "fidelity"))
     for i, name in enumerate(fidelity.nudgings or []):
         circle = re.fullmatch(r"(holomorphic|online)-([1-9]\d*)", name)
@@ -200,7 +252,7 @@ def _read_fidelity(given: Tree) -> Fidelity:
 
 
 def _read_study(run: Run, settings: Tree, folder: Path) -> tuple[Run, Tree]:
-    """The study file by its whole path, and the settings that its `run` takes by name."""
+    """The run with the absolute path of its study file, and the checked settings of the study."""
     assert run.experiment is not None
     try:
         study = registry.load_study(run.experiment, folder)
@@ -214,7 +266,7 @@ def _read_study(run: Run, settings: Tree, folder: Path) -> tuple[Run, Tree]:
 
 
 def _read_solvers(given: Mapping[str, Any], rule: Part, folder: Path) -> dict[str, Part]:
-    """The solvers by their phases, which are those of any rule."""
+    """Reads the solvers by phase. The phases of all rules are allowed."""
     factories = [*registry.KINDS["rules"].values(), rule.factory]
     known = sorted({key for f in factories for key, word in wires(f).items() if word is Solver})
     for key, value in given.items():

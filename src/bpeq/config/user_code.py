@@ -1,4 +1,4 @@
-"""A user's own parts: what fails inside them is one error, with their file and line."""
+"""Errors in a user's own parts: one line with the user's file and line number."""
 
 from __future__ import annotations
 
@@ -13,22 +13,25 @@ from bpeq.config.parts import Part
 from bpeq.types import DataError
 
 EXPECTED = (ConfigError, DataError, MemoryError)
-"""Errors that already say what is wrong; they pass as they are."""
+"""Errors whose message already names the cause. They are raised unchanged."""
 
 
 Wording = Callable[[str, Any, str], ConfigError]
-"""`Config.error`: the error for a key, its value and a remedy."""
+"""The type of `Config.error`: (key, value, remedy) -> the error."""
 
 
 def guard_functions(word: Wording, part: Part, made: Any) -> Any:
-    """What a user's factory gives, each of its functions replaced by one that names the part.
+    """Wraps each function that a user's factory returned, so that its errors name the part.
 
-    An error from such a function becomes a ConfigError of the part's key.
+    An error in such a function becomes a ConfigError for the part's key.
 
     Args:
-      word: `config.error`.
+      word: `config.error`, which makes the error for a key.
       part: the user's part.
-      made: what its factory gave: a function, or a tuple of functions such as a Layer.
+      made: what the factory returned: a function, or a NamedTuple of functions such as a Layer.
+
+    Returns:
+      The same with wrapped functions. Other values are returned unchanged.
     """
     if inspect.isfunction(made):
         return _guard(word, part, made)
@@ -42,6 +45,8 @@ def guard_functions(word: Wording, part: Part, made: Any) -> Any:
 
 
 def _guard(word: Wording, part: Part, function: Callable[..., Any]) -> Callable[..., Any]:
+    """Wraps one function, so that its errors name the part."""
+
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
         try:
@@ -55,12 +60,21 @@ def _guard(word: Wording, part: Part, function: Callable[..., Any]) -> Callable[
 
 
 def user_error(word: Wording, part: Part, error: Exception) -> ConfigError:
-    """The error of a user's part, with the innermost line of their code."""
+    """Makes the error for a user's part, with the innermost line of the user's code.
+
+    Args:
+      word: `config.error`, which makes the error for a key.
+      part: the user's part.
+      error: the exception of the user's code.
+
+    Returns:
+      The error.
+    """
     return word(part.key, part.name, describe_error(error, _files(part)))
 
 
 def _files(part: Part) -> frozenset[str]:
-    """The module that a dotted path names, and the one that its factory comes from."""
+    """The files of the module in the dotted path and of the factory's code."""
     module = sys.modules[part.name.partition(":")[0]]
     code = getattr(inspect.unwrap(part.factory), "__code__", None)
     found = (getattr(module, "__file__", None), getattr(code, "co_filename", None))
