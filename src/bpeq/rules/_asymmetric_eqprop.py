@@ -44,35 +44,39 @@ def asymmetric_eqprop(
 
         0 = f(s) + (Jᵀ − J)(s − s⁰) − β ∂C/∂s
 
-    whose Jacobian at s⁰ is Jᵀ. The response is then s^β − s⁰ ≈ β J⁻ᵀ ∂C/∂s, the adjoint itself, and
+    Its Jacobian at s⁰ is Jᵀ. The response is then s^β − s⁰ ≈ β J⁻ᵀ ∂C/∂s, the adjoint itself. So
     the contraction of `vector_field_eqprop`, −(1/β)(∂f/∂θ)ᵀ(s^β − s⁰) or its centered form, tends
-    to the exact gradient: bias of order β one-sided, β² centered. On a reciprocal system Jᵀ − J = 0
-    and both rules are one. The price is that the correction needs every connection run backward
-    with its own weights: the rule is exact, not free of weight transport.
+    to the exact gradient. The bias is of order β one-sided and β² centered. On a reciprocal system
+    Jᵀ − J = 0 and both rules are equal. The correction runs every connection backward with its own
+    weights: the rule is exact, but it transports weights.
 
-    The correction is a push like the nudge, evaluated inside each half of an alternating sweep:
-    once per sweep would be wrong. Linearised, the corrected sweep has the free one's spectrum
-    (synchronous sweeps, and alternating ones of a layered net), so it settles where the free phase
-    does. A unit whose force has an infinite slope, as a saturated one has, gets no correction: it
-    does not respond.
+    The correction is a push like the nudge. Each half of an alternating sweep evaluates it; once
+    per sweep would be wrong. The linearised corrected sweep has the spectrum of the free sweep, for
+    synchronous sweeps and for alternating sweeps of a layered net. So it settles if the free phase
+    does. A unit whose force has an infinite slope, such as a saturated one, does not respond and
+    gets no correction.
 
     Args:
-      system: any whose push enters its force, f(s) + push = 0: all of bpeq's, except a Hopfield
-        system that nudges outside its σ, which is refused: the correction would be outside too.
-      cost: compares the readout with y; it nudges per example.
-      free, nudged: solvers of the phases; None settles to a residual of 1e-6 within 1,000 sweeps.
-        Nudged phases start at s⁰.
-      beta: β > 0; traced. In float32 round-off grows as 1/β.
-      nudging: one-sided or centered.
+      system: any system whose push enters its force, f(s) + push = 0. These are all systems of bpeq
+        but a Hopfield system with nudge = "outside", where the correction would be outside σ too.
+      cost: compares the readout with y; it nudges each example.
+      free: solver of the free phase; None settles to a residual of 1e-6 within 1,000 sweeps.
+      nudged: solver of the nudged phases, which start at s⁰; None: as for `free`.
+      beta: β > 0, in units of force per slope of the cost; traced. In float32 round-off grows as
+        1/β.
+      nudging: "one-sided" or "centered".
       evaluation: solver of the free phases of inference, that is of `apply`; None: that of `free`.
-      start: where an estimate's free phase starts: "own", "zeros" and "feedforward" as
-        `starting_at` has them, "carried" and "kept" as `remembering` has them.
-      relaxation: the floating type of sweeps, as `in_short_floats` has it; "same": that of params.
+      start: where an estimate's free phase starts: "own", "zeros" and "feedforward" as in
+        `starting_at`, "carried" and "kept" as in `remembering`.
+      relaxation: the floating type of sweeps, as in `in_short_floats`; "same": that of params.
+
+    Returns:
+      A LearningRule with the state {"beta": β}. The estimate's info has the SolveInfos `free`
+      `[batch]` and `nudged` `[phases, batch]`.
 
     Raises:
-      ValueError: a setting out of range, or a system that is nudged outside of its σ.
-
-    The estimate's info has the SolveInfos `free` `[batch]` and `nudged` `[phases, batch]`.
+      ValueError: a setting is out of range; the system is nudged outside of its σ, or does not have
+        this `start`.
 
     Example (a unit that drives the next one, which does not answer):
       >>> import jax, jax.numpy as jnp
@@ -130,7 +134,16 @@ def asymmetric_eqprop(
 
 
 def transposed(system: System, params: Params, rest: Free) -> System:
-    """The system whose nudged sweep has the push (Jᵀ − J)(s − s⁰) too, s⁰ the state of `rest`."""
+    """The system whose nudged sweep has the additional push (Jᵀ − J)(s − s⁰).
+
+    Args:
+      system: any system whose push enters its force.
+      params: its parameters.
+      rest: the free phase s⁰.
+
+    Returns:
+      A System. It sweeps only this batch, as a whole, since the push holds the s⁰ of its examples.
+    """
     twist = skew(system, params, rest.clamped, rest.state)
 
     def sweep(params: Params, clamped: Any, state: State, push: Any) -> State:
@@ -139,5 +152,5 @@ def transposed(system: System, params: Params, rest: Free) -> System:
 
         return system.sweep(params, clamped, state, both)
 
-    # The push knows every example's s⁰: no batch but this one.
+    # The push holds the s⁰ of this batch, so a sweep cannot take a part of its rows.
     return in_one_piece(system._replace(sweep=sweep))

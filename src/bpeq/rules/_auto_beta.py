@@ -1,4 +1,4 @@
-"""β chosen by the estimates themselves: where bias and round-off are smallest together."""
+"""β chosen by the estimates themselves: where the sum of bias and round-off is smallest."""
 
 from __future__ import annotations
 
@@ -17,9 +17,11 @@ PATIENCE = 3
 
 
 class Chosen(NamedTuple):
-    """The best β met, and the estimated relative error ‖g − g*‖ / ‖g‖ of the estimate there.
+    """The chosen β and its estimated error.
 
-    The bar is twice what the differences show, so that it covers the error nearly always.
+    beta: the β with the smallest error bar.
+    error_bar: the estimated relative error ‖g − g*‖ / ‖g‖ of the estimate there. It is twice what
+        the differences show, so that it nearly always covers the error.
     """
 
     beta: Array
@@ -27,6 +29,11 @@ class Chosen(NamedTuple):
 
 
 class _Walk(NamedTuple):
+    """The state of the search over β.
+
+    A rung is one value β_k = start / 2^k. The search judges rung k − 2 when it knows rung k.
+    """
+
     rung: Array
     before: Params  # the gradients of the two rungs above
     above: Params
@@ -43,23 +50,27 @@ class _Walk(NamedTuple):
 def choose(
     measure: Callable[[Array, Array], tuple[Params, Array]], like: Params, order: int, start: Array
 ) -> Chosen:
-    """Walks β down by halves from `start` and keeps the rung with the smallest error bar.
+    """Search for β: halve it from `start` on, and keep the rung with the smallest error bar.
 
-    With g_k the estimate at β_k = start / 2^k and d_k = ‖g_{k−1} − g_k‖, rung k's bar is
+    With g_k the estimate at β_k = start / 2^k and d_k = ‖g_{k−1} − g_k‖, the bar of rung k is
 
         d_k / (2^p − 1)  +  d_{k+2} / 2  +  ν_k ‖g_k‖
 
-    The first term is the bias β^p A that the step from above shows; the second the noise B/β that
-    the two rungs below show; ν_k, the nudged phases' residual over their distance from the free
-    state, is the noise that no difference shows: at a ν of 0.1 or more phases no longer follow the
-    nudge, and the rung does not count. The walk ends when three rungs in a row gave no smaller bar
-    and their noise outweighs their bias.
+    The first term is the bias β^p A; the difference to the rung above shows it. The second term is
+    the noise B/β; the two rungs below show it. ν_k is the residual of the nudged phases over their
+    distance from the free state: noise that no difference shows. If ν_k is 0.1 or more, the phases
+    no
+    longer follow the nudge, and the rung does not count. The search ends after three rungs in a row
+    that have no smaller bar and more noise than bias.
 
     Args:
-      measure: (β, number of the rung) -> (gradient, ν).
-      like: a tree of the gradient's shapes.
-      order: p, the order of the bias in β.
-      start: the first β.
+      measure: (β, index of the rung) -> (gradient, ν).
+      like: a tree in the gradient's shapes.
+      order: p, the order of the bias in β, >= 1.
+      start: the first β, > 0, a scalar array.
+
+    Returns:
+      A Chosen.
     """
     far = jnp.full_like(start, jnp.inf)
     nothing, count = trees.zeros(like), jnp.zeros((), jnp.int32)
@@ -73,10 +84,11 @@ def choose(
     def step(walk: _Walk) -> _Walk:
         grads, noise = measure(start * 2.0 ** (-walk.rung.astype(start.dtype)), walk.rung)
         gap = jnp.where(walk.rung > 0, _norm(trees.sub(walk.above, grads)), far)
-        # The rung two above is judged now that the one below its lower neighbour is known.
+        # Judge the rung two above: the two rungs below it are now known.
         size, bias = _norm(walk.before), walk.gap_before / (2.0**order - 1.0)
         noise_there = gap / 2.0 + walk.noise_before * size
         better = (bias + noise_there < walk.best) & (walk.noise_before < 0.1)  # false for a NaN
+        # A rung is lost only if noise dominates there; a large bias still falls further down.
         lost = ~better & jnp.isfinite(walk.best) & ~(noise_there < bias)
         candidate = start * 2.0 ** (2.0 - walk.rung.astype(start.dtype))
         return _Walk(
@@ -98,13 +110,21 @@ def choose(
 
 
 def unsettled(first: Params, second: Params, third: Params) -> Array:
-    """What phases that were cut short lack, relative to the first estimate.
+    """The relative error of phases that stopped early, from three estimates.
 
-    An error of the free phase moves all phases alike, and a nudged phase after k sweeps lacks a
-    part that grows as β: in the estimate both are independent of β, so `choose` cannot see them.
-    Settling on for as long as before, and once more, shows them: with d and d' the steps from one
-    estimate to the next and q = d'/d, a geometric series has d / (1 − q) left. q is trusted up to
-    0.9 only, since at round-off, where there is no series, it is near 1.
+    An error of the free phase moves all phases alike. A nudged phase lacks, after k sweeps, a part
+    that grows as β. In the estimate both errors are independent of β, so `choose` cannot see them.
+    Two further relaxations, each as long as the first, show them. With d and d' the steps from one
+    estimate to the next and q = d'/d, a geometric series has d / (1 − q) left. q is limited to 0.9:
+    at round-off there is no series, and q is near 1.
+
+    Args:
+      first: the estimate.
+      second: the estimate after one further relaxation.
+      third: the estimate after two.
+
+    Returns:
+      A scalar, relative to the norm of `first`.
     """
     step, after = _norm(trees.sub(second, first)), _norm(trees.sub(third, second))
     ratio = jnp.where(step > 0, after / step, 0.0)
@@ -112,4 +132,5 @@ def unsettled(first: Params, second: Params, third: Params) -> Array:
 
 
 def _norm(tree: Any) -> Array:
+    """‖tree‖, over all leaves."""
     return jnp.sqrt(trees.dot(tree, tree))

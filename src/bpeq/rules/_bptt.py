@@ -45,26 +45,29 @@ def bptt(
 
         s_{t+1} = T(s_t, θ),  t = 0 ... sweeps − 1        grads = dC(s_sweeps)/dθ by autodiff
 
-    It needs no energy and no symmetry. Truncated to the last K sweeps, s_{sweeps−K} is a constant;
-    at an equilibrium that is the Neumann series of `recurrent_backprop` cut after K terms. Once the
-    free phase has settled, the gradient is the one of implicit differentiation, which is also the
-    rule's reference: a phase cut short shows there as an error. Memory grows with the sweeps that
-    are differentiated.
+    It needs no energy and no symmetry. With truncation to the last K sweeps, s_{sweeps−K} is a
+    constant. At an equilibrium this is the Neumann series of `recurrent_backprop`, cut after K
+    terms. If the free phase has settled, the full gradient is that of implicit differentiation.
+    That is the rule's reference, so a phase that stops early shows as an error. Memory grows with
+    the number of differentiated sweeps.
 
     Args:
-      system: any. cost: compares its readout with y.
-      sweeps: of the free phase, >= 1.
-      truncate: K, the last sweeps through which errors pass, 1 <= K <= sweeps; None is all.
-      tolerance: what counts as settled in the record, in units of the state, >= 0.
+      system: any system.
+      cost: compares the system's readout with y.
+      sweeps: number of sweeps of the free phase, >= 1.
+      truncate: K, the number of last sweeps that errors pass through, 1 <= K <= sweeps; None: all.
+      tolerance: residual that counts as settled in the record, in units of the state, >= 0.
       evaluation: solver of the free phases of inference, that is of `apply`; None: `sweeps` sweeps.
-      start: where an estimate's free phase starts: "own", "zeros" and "feedforward" as
-        `starting_at` has them.
-      relaxation: the floating type of sweeps, as `in_short_floats` has it; "same": that of params.
+      start: where an estimate's free phase starts: "own", "zeros" and "feedforward" as in
+        `starting_at`. "carried" and "kept" are not possible.
+      relaxation: the floating type of sweeps, as in `in_short_floats`; "same": that of params.
+
+    Returns:
+      A LearningRule without a state. The estimate's info has the SolveInfo `free` `[batch]`, with
+      the residual of the last sweep.
 
     Raises:
-      ValueError: a setting out of range.
-
-    The estimate's info has the SolveInfo `free`, `[batch]`, with the residual of the last sweep.
+      ValueError: a setting is out of range; the system or the rule does not have this `start`.
 
     Example:
       >>> import jax, jax.numpy as jnp

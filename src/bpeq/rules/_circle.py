@@ -17,10 +17,17 @@ from bpeq.types import Batch, Cost, Key, Params, SolveInfo, Solver, System
 def half_circle(
     points: int, beta: Array
 ) -> tuple[Complex[Array, " phases"], Complex[Array, " phases"]]:
-    """(β_n, w_n) with Re Σ w_n ∂F^{β_n} = (1/N) Σ_{n<N} ∂F^{β_n} / β_n, β_n = β e^{2πin/N}.
+    """The points and weights of "holomorphic": Re Σ w_n ∂F^{β_n} = (1/N) Σ_{n<N} ∂F^{β_n} / β_n.
 
-    Only the upper half plane is visited: at conjugate β the equilibrium is conjugate, so a point
-    off the real axis counts twice.
+    β_n = β e^{2πin/N}. At conjugate β the equilibrium is conjugate. So the upper half plane is
+    enough, and a point off the real axis counts twice.
+
+    Args:
+      points: N, >= 2.
+      beta: β, a real scalar.
+
+    Returns:
+      (β_n, w_n), `[phases]` each, with N/2 + 1 phases for even N and (N + 1)/2 for odd N.
     """
     n = np.arange(points // 2 + 1)
     twice = np.where((n == 0) | (2 * n == points), 1.0, 2.0)
@@ -29,7 +36,11 @@ def half_circle(
 
 
 class Turned(NamedTuple):
-    """What a turn of β gives: the estimate, the free output as the turn's mean, how it settled."""
+    """The result of a turn of β.
+
+    grads: the estimate. output: the mean output over the turn, which is the free output.
+    info: how each point settled, points on axis 0.
+    """
 
     grads: Params
     output: Array
@@ -47,12 +58,27 @@ def turn(
     turns: int,
     key: Key | None = None,
 ) -> Turned:
-    """(1/N) Σ ∂F^{β_n} / β_n along the last of `turns` turns, the state following β point by point.
+    """The estimate of "online": (1/N) Σ ∂F^{β_n} / β_n along the last turn, the state following β.
 
-    The first turn is a spiral out of β = 0. At once at full β, a state far from rest might settle
-    on another branch than the free phase, and the integral would be of a function that has little
-    to do with the gradient. The sums grow as β turns, so memory does not grow with the points.
+    The first turn is a spiral out of β = 0. A start at full β could bring a state that is far from
+    rest to another branch than the free phase. The integral would then belong to another function.
+    The loop adds up the sums as β turns, so memory does not grow with the number of points.
+
+    Args:
+      system: a holomorphic System with an energy.
+      cost: C.
+      solver: runs once at each point.
+      params: θ.
+      batch: inputs and targets.
+      beta: the radius β, a real scalar.
+      points: N per turn, >= 2.
+      turns: number of turns, >= 2.
+      key: key of a noisy device's noise; None: the device's own key.
+
+    Returns:
+      A Turned.
     """
+    # All that a sweep reads is complex, since the states are.
     betas = _on_circle(points, np.arange(points), beta)
     params = trees.cast(params, betas.dtype)
     x = trees.cast(batch.x, betas.dtype)
@@ -68,9 +94,11 @@ def turn(
         return phases, jax.tree.map(lambda leaf: leaf[0], info)
 
     def settle(state: Any, point: tuple[Array, Array]) -> tuple[Any, None]:
+        """One point whose contrast is not used."""
         return jax.tree.map(lambda s: s[0], follow(state, *point)[0]), None
 
     def add_up(carry: Any, point: tuple[Array, Array]) -> tuple[Any, SolveInfo]:
+        """One point of the last turn: add its contrast and its output to the sums."""
         state, grads, output = carry
         b, _ = point
         phases, info = follow(state, *point)
@@ -80,6 +108,7 @@ def turn(
         seen = system.readout.forward(params, state)[0] / points
         return (state, trees.add(grads, part), output + seen), info
 
+    # Grow β along the first turn, let the state settle on the circle, then sum the last turn.
     state = trees.cast(system.init_state(params, clamped), betas.dtype)
     spiral = betas * jnp.arange(1, points + 1, dtype=betas.dtype) / points
     first, middle, last = jnp.split(numbers, [points, (turns - 1) * points])

@@ -44,47 +44,52 @@ def continual_eqprop(
     start: Start = "own",
     relaxation: Relaxation = "same",
 ) -> LearningRule:
-    """Continual EP: local in time, since every nudged sweep moves the weights by its own part.
+    """Continual EP: local in time, since each nudged sweep moves the weights by its own part.
 
     From the free equilibrium s_0 and with F = E + βC, for t = 0, 1, ..., sweeps − 1:
 
         s_{t+1} = nudged sweep of s_t under θ_t
         θ_{t+1} = θ_t − rate (1/β) ( ∂F/∂θ(s_{t+1}) − ∂F/∂θ(s_t) ),   batch means, both under θ_t
 
-    where s_0 still belongs to the free phase: its term is ∂E/∂θ alone. The estimate is
-    grads = (θ_0 − θ_end) / rate, so plain SGD at a learning rate equal to `rate` ends at the very
-    weights that the nudged phase ended with; other optimizers would rescale what has physically
-    happened, which is why the rule names "sgd" as its only one. As rate → 0 the sum telescopes
-    to one-sided `eqprop` with as many nudged sweeps. It differs from that by order rate / β, not
-    rate: moving weights shift the equilibrium by order rate, and the nudge only by order β. On
-    small nets that is a relative error of 10 to 20 rate / β.
+    s_0 belongs to the free phase: its term is ∂E/∂θ alone. The estimate is
+    grads = (θ_0 − θ_end) / rate. So plain SGD with a learning rate equal to `rate` gives exactly
+    the weights at the end of the nudged phase. Other optimizers would rescale a change that has
+    already happened; so "sgd" is the only optimizer that the rule names. As rate → 0 the sum
+    telescopes to one-sided `eqprop` with as many nudged sweeps. The difference is of order rate /
+    β, not rate: moving weights shift the equilibrium by order rate, and the nudge shifts it only by
+    order β. On
+    small nets the relative error is 10 to 20 times rate / β.
 
-    For one example, linear outputs with a bias and squared error, driven by units h that stand
-    still: what a sweep changes in an output, the next one changes again by rate K/β − β times as
-    much, K = 1 + |h|². So the estimate is EP's times (1 + β)/(1 + β − rate K/β), and from
-    rate K = β (1 + β) on the phase runs away. At rate = β/2 half of it or more is that error, for
-    β → 0. How far beyond is too far depends on K; so a rate of β/2 or more earns a warning and is
-    no error. Bounded units stop a runaway at their bounds: no loss shows it, training just fails.
+    **Stability.** Take one example, linear outputs with a bias, squared error, and constant units h
+    that drive the outputs. The next sweep repeats a change of an output with the factor
+    rate K/β − β, K = 1 + |h|². So the estimate is EP's times (1 + β)/(1 + β − rate K/β), and the
+    phase diverges from rate K = β (1 + β) on. At rate = β/2 this error is half of the estimate or
+    more, for β → 0. The limit of rate depends on K, so a rate of β/2 or more gives a warning and no
+    error. Bounded units stop at their bounds. No loss shows this divergence; training just fails.
 
     Args:
-      system: it must have an energy.
-      cost: compares the readout with y; it nudges per example.
+      system: a System with an energy.
+      cost: compares the readout with y; it nudges each example.
       free: solver of s_0; None settles to a residual of 1e-6 within 1,000 sweeps.
       beta: β > 0, in units of energy per cost; traced. In float32 round-off grows as 1/β.
-      sweeps: of the nudged phase, >= 1.
-      rate: learning rate inside the phase, > 0, in units of θ² per cost; traced. Far below β / 10
-        for a gradient; equal to the optimizer's for the weights that the phase itself ends with.
-      tolerance: what counts as settled in the record, in units of the state, >= 0.
+      sweeps: number of sweeps of the nudged phase, >= 1.
+      rate: learning rate inside the phase, > 0, in units of θ² per cost; traced. For a gradient it
+        must be far below β / 10. For the weights at the end of the phase it must equal the
+        optimizer's learning rate.
+      tolerance: residual that counts as settled in the record, in units of the state, >= 0.
       evaluation: solver of the free phases of inference, that is of `apply`; None: that of `free`.
-      start: where an estimate's free phase starts: "own", "zeros" and "feedforward" as
-        `starting_at` has them, "carried" and "kept" as `remembering` has them.
-      relaxation: the floating type of sweeps, as `in_short_floats` has it; "same": that of params.
+      start: where an estimate's free phase starts: "own", "zeros" and "feedforward" as in
+        `starting_at`, "carried" and "kept" as in `remembering`.
+      relaxation: the floating type of sweeps, as in `in_short_floats`; "same": that of params.
+
+    Returns:
+      A LearningRule with the state {"beta": β, "rate": rate}. The estimate's info has the
+        SolveInfos
+      `free` `[batch]` and `nudged` `[1, batch]`, the latter with the residual of the last sweep.
 
     Raises:
-      ValueError: a setting out of range, or a system without an energy.
-
-    The estimate's info has the SolveInfos `free` `[batch]` and `nudged` `[1, batch]`; the latter's
-    residual is that of the last sweep.
+      ValueError: a setting is out of range; the system has no energy, or does not have this
+        `start`.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -124,7 +129,7 @@ def continual_eqprop(
         b, examples = state["beta"], rest.output.shape[0]
         weights = jnp.stack([1.0 / b, -1.0 / b]) / examples
 
-        # The sum of the parts is carried, not θ_t: θ_0 − θ_t would lose its digits at a small rate.
+        # The loop carries the sum of the parts: θ_0 − θ_t would lose its digits at a small rate.
         def one(
             carry: tuple[State, Params], at: tuple[Array, Array]
         ) -> tuple[tuple[State, Params], Any]:

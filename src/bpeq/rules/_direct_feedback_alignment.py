@@ -1,4 +1,4 @@
-"""Direct feedback alignment: the output error, sent straight to every hidden block."""
+"""Direct feedback alignment: the output error goes straight to every hidden block."""
 
 from __future__ import annotations
 
@@ -33,25 +33,28 @@ def direct_feedback_alignment(network: Layer, cost: Cost) -> LearningRule:
 
         e = δ_L = ∂C/∂z_L      δ_l = (B_lᵀ e) ⊙ σ′(z_l)      ∂C/∂W_l ≈ a_{l−1} δ_l
 
-    for the blocks l = 1 … L of `layers.cut`: only what is routed between blocks differs from
-    backprop. σ′ is the activation's own, and δ_l goes into the block's own backward pass: where it
-    has several layers (convolution, pooling, normalisation), the error passes those by their own
-    weights. A hidden layer waits for no other. The last block's gradient is backprop's. With one
-    hidden dense block it is feedback alignment.
+    for the blocks l = 1 … L of `layers.cut`. Only the errors between blocks differ from backprop.
+    σ′ is the activation's own, and δ_l enters the block's own backward pass. In a block of several
+    layers (convolution, pooling, normalisation) the error passes them by their own weights. A
+    hidden block does not wait for another one. The last block's gradient is backprop's. With one
+    hidden dense block the rule is feedback alignment.
 
-    B_l has the shape of e then that of block l's activation, image or not, so that every unit has
-    its own weights even where a convolution shares its kernel. Its entries are Gaussian, of
+    B_l has the shape of e followed by that of the activation of block l, also for images. So every
+    unit has its own weights, even if a convolution shares its kernel. The entries are Gaussian with
     variance 2/(size of e + size of the activation).
 
     Args:
-      network: a chain that can be cut at its activations. cost: compares its output with y.
+      network: a chain that can be cut at its activations.
+      cost: compares the network's output with y.
 
-    The rule's state is {"feedback": key}: the matrices are drawn from that key in every estimate,
-    the same each time, since only a batch tells how large the activations are. A tuple of matrices
-    of one's own, input side first, may stand in the key's place.
+    Returns:
+      A LearningRule with the state {"feedback": key}. Each estimate draws the same matrices from
+        this
+      key, since only a batch shows how large the activations are. To use your own matrices, put a
+      tuple of them, input side first, in the place of the key.
 
     Raises:
-      ValueError: the network cannot be cut, as where a residual hides an activation.
+      ValueError: the network cannot be cut, for example because a residual hides an activation.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -80,10 +83,10 @@ def direct_feedback_alignment(network: Layer, cost: Cost) -> LearningRule:
 
     def estimate(params: Params, batch: Batch, state: State, key: Key) -> tuple[Estimate, State]:
         output, residuals = network.forward(params, batch.x, key)
-        grads = list(trees.zeros(params))  # of the activations, which have none
+        grads = list(trees.zeros(params))  # activations have no weights
 
         def through(block: Block, sent: Array) -> Array:
-            """What is sent to a block's activation, through σ′ into its gradients: δ_l."""
+            """Send an error through σ′ into a block's gradients, and return δ_l."""
             end = block.slice.stop
             if end < len(network.parts):
                 _, sent = network.parts[end].backward((), (), residuals[end], sent)
@@ -108,7 +111,7 @@ def direct_feedback_alignment(network: Layer, cost: Cost) -> LearningRule:
 
 
 def _shapes(network: Layer, shape: Shape) -> list[Shape]:
-    """The shape of every part's output, for one example."""
+    """The shape of each part's output, for one example."""
     shapes = [shape]
     for part in network.parts:
         shapes.append(output_shape(part, shapes[-1]))
@@ -116,7 +119,7 @@ def _shapes(network: Layer, shape: Shape) -> list[Shape]:
 
 
 def _drawn(key: Key, out: Shape, shapes: list[Shape], dtype: Any) -> tuple[Array, ...]:
-    """B_l `[*out, *shape]` for every hidden block."""
+    """B_l `[*out, *shape]` for each hidden block."""
     matrices = []
     for i, shape in enumerate(shapes):
         drawn = jax.random.normal(jax.random.fold_in(key, i), (*out, *shape), dtype)

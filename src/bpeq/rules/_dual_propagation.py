@@ -1,4 +1,4 @@
-"""Dual propagation: every unit is a dyad, its mean is the activity and its difference the error."""
+"""Dual propagation: every unit is a dyad; its mean is the activity, its difference the error."""
 
 from __future__ import annotations
 
@@ -29,40 +29,44 @@ def dual_propagation(
 ) -> LearningRule:
     """Dual propagation: two states per unit, nudged apart, in one phase.
 
-    A unit has the states s⁺ and s⁻. Upward goes their mean, downward their difference:
+    A unit has the states s⁺ and s⁻. Their mean goes upward, their difference downward:
 
         s̄_l = α s⁺_l + (1 − α) s⁻_l      a_l = f_l(s̄_{l−1})              s̄_0 = x
         u_l = f_{l+1}ᵀ(s⁺_{l+1} − s⁻_{l+1})      u_L = −β ∂C/∂o(o, y), o = σ_L(a_L)
         s⁺_l = σ_l(a_l + (1 − α) u_l)    s⁻_l = σ_l(a_l − α u_l)
 
-    A sweep sets the dyads by these closed forms, one block after another from the output down,
-    starting from the feed-forward pass, where s⁺ = s⁻. The estimate is that of the contrast
+    A sweep sets the dyads by these closed forms, one block after another, from the output down. It
+    starts at the feed-forward pass, where s⁺ = s⁻. The estimate is the gradient of the contrast
 
         −(1/β) Σ_l ⟨s⁺_l − s⁻_l, f_l(s̄_{l−1})⟩
 
-    held at the dyads: −(1/β) times f_l's parameter pull-back of s⁺_l − s⁻_l at s̄_{l−1}.
+    at constant dyads: −(1/β) times f_l's parameter pull-back of s⁺_l − s⁻_l at s̄_{l−1}.
 
-    In powers of u the difference is σ′u + (½ − α) σ″u² + O(u³), the mean σ(a) + ½α(1 − α) σ″u² +
-    O(u³). So after one sweep already the differences are −β times backprop's errors, up to a bias
-    of order β; of order β² for α = ½, and none while no unit of a piecewise linear network crosses
-    a corner. With α = ½ this is the rule of 2023. For other α that one has α u and (1 − α) u where
-    s⁺ and s⁻ have (1 − α) u and α u here: it moves the mean by (2α − 1) σ′u, and needs damping.
+    In powers of u the difference is σ′u + (½ − α) σ″u² + O(u³), and the mean is
+    σ(a) + ½α(1 − α) σ″u² + O(u³). So the differences are −β times backprop's errors after one
+    sweep, up to a bias of order β. For α = ½ the bias is of order β². It is zero if no unit of a
+    piecewise linear network crosses a corner. With α = ½ this is the rule of 2023. For other α the
+    rule of 2023 has α u and (1 − α) u where s⁺ and s⁻ have (1 − α) u and α u here. It moves the
+    mean by (2α − 1) σ′u and needs damping.
 
     Args:
-      network: a chain. σ_l need no potential; where one is not monotone (gelu) the dyads minimise
-        nothing, and the expansion above holds all the same.
-      cost: compares the output with y; linearised at the output that the dyads predict.
-      alpha: 0 <= α <= 1, the weight of s⁺ in the mean; traced.
+      network: a chain. σ_l need no potential. If a σ_l is not monotone (gelu), the dyads minimise
+        nothing; the expansion above is still true.
+      cost: compares the output with y. It is linearised at the output that the dyads predict.
+      alpha: 0 <= α <= 1, the weight of s⁺ in the mean; traced. The default, ½, has the smallest
+        bias.
       beta: β > 0, in units of energy per cost; traced. In float32 round-off grows as 1/β.
-      sweeps: >= 1. One is a forward and a backward pass; later ones let the moved means reach the
-        blocks above, a change of the order of the bias.
-      tolerance: what counts as settled in the record, in units of the state, >= 0.
+      sweeps: number of sweeps, >= 1. One sweep is a forward and a backward pass. In later sweeps
+        the moved means reach the blocks above, a change of the order of the bias.
+      tolerance: residual that counts as settled in the record, in units of the state, >= 0.
 
-    The estimate's info has the SolveInfo `inference` `[batch]`, with the residual of the last
-    sweep; after one sweep that is the nudge itself.
+    Returns:
+      A LearningRule with the state {"alpha": α, "beta": β}. The estimate's info has the SolveInfo
+      `inference` `[batch]`, with the residual of the last sweep. After one sweep this is the nudge
+      itself.
 
     Raises:
-      ValueError: a setting out of range; a network that cannot be cut, or with a layer that has no
+      ValueError: a setting is out of range; the network cannot be cut, or has a layer without a
         per-example energy (batch norm, dropout).
 
     Example:
@@ -96,13 +100,14 @@ def dual_propagation(
 
     def estimate(params: Params, batch: Batch, state: State, key: Key) -> tuple[Estimate, State]:
         a, b = state["alpha"], state["beta"]
+        # The first block's drive is the same in all sweeps, so it is computed once.
         clamped = predict(params, 0, batch.x)
         start = [blocks[0].activation.value(clamped[0])]
         for l in range(1, len(blocks)):
             start.append(blocks[l].activation.value(predict(params, l, start[-1])[0]))
 
         def upward(plus: State, minus: State) -> list[tuple[Array, Any]]:
-            """(a_l, what f_l's pull-back needs), from the means below."""
+            """(a_l, residuals of f_l) for each block, from the means below."""
             means = [a * up + (1.0 - a) * down for up, down in zip(plus, minus, strict=True)]
             return [clamped, *(predict(params, l, means[l - 1]) for l in range(1, len(blocks)))]
 
@@ -110,6 +115,7 @@ def dual_propagation(
             inputs = upward(*dyads)
             plus: list[Array] = []
             minus: list[Array] = []
+            # The error of a block comes from the new dyads above it, so the sweep goes down.
             push = -b * cost.error(blocks[-1].activation.value(inputs[-1][0]), batch.y)
             for l in reversed(range(len(blocks))):
                 drive, residuals = inputs[l]
@@ -122,6 +128,7 @@ def dual_propagation(
             return tuple(plus), tuple(minus)
 
         (plus, minus), info = solver(sweep, (tuple(start), tuple(start)))
+        # The contrast's gradient, at the means that the last dyads give.
         grads = list(trees.zeros(params))
         for l, (_, residuals) in enumerate(upward(plus, minus)):
             seed = (minus[l] - plus[l]) / (b * batch.x.shape[0])

@@ -11,14 +11,24 @@ from bpeq.types import Layer, Params
 
 
 def symmetrise_feedback_gradients(grads: Params, network: Layer | None) -> Params:
-    """Both weights of a connection get the sum of their gradients.
+    """Give both weights of a connection the sum of their two gradients.
+
+        g_W, g_B  →  g_W + g_B,  g_W + g_B
+
+    Args:
+      grads: gradients in the shape of params. The last entry is {"feedback": tree}: a dict by the
+        names of the connections, or a tuple that mirrors the entries before it.
+      network: the network whose blocks have those names; None is allowed for a tuple only.
+
+    Returns:
+      A tree like grads.
 
     Raises:
-      ValueError: no feedback entry, a named one without a network, or one that fits no forward
-        weights.
+      ValueError: there is no feedback entry, a named entry comes without a network, or an entry
+        does not fit its forward weights.
     """
     forward, feedback = _split(grads)
-    if isinstance(feedback, tuple):  # it mirrors the forward entries, empty where none is fed back
+    if isinstance(feedback, tuple):  # mirrors the forward entries; an empty part has no feedback
         if len(feedback) != len(forward):
             said = f"the feedback tuple has {len(feedback)} entries; must be {len(forward)}"
             raise _wrong(f"{said}, as many as params have before it")
@@ -37,6 +47,7 @@ def symmetrise_feedback_gradients(grads: Params, network: Layer | None) -> Param
             f"network = None: must be the network whose "
             f"blocks name the feedback weights {', '.join(feedback)}"
         )
+    # A named entry belongs to a block of the network or to a skip.
     places, both = {block.name: block.slice for block in cut(network)}, {}
     skips = forward[-1].get("skips", {}) if forward and isinstance(forward[-1], dict) else {}
     for name, part in feedback.items():
@@ -54,6 +65,7 @@ def symmetrise_feedback_gradients(grads: Params, network: Layer | None) -> Param
 
 
 def _sum(name: str, own: Params, back: Params) -> Params:
+    """The sum of both gradients; an error if their shapes differ."""
     wrong = trees.difference(back, own)
     if wrong:
         raise _wrong(f"feedback {name!r} does not fit its forward weights: {wrong}")

@@ -1,4 +1,4 @@
-"""Kolen–Pollack: feedback weights that learn by the same updates, and so align with the forward."""
+"""Kolen–Pollack: feedback weights get the forward weights' updates, and so align with them."""
 
 from __future__ import annotations
 
@@ -18,30 +18,37 @@ from bpeq.types import Batch, Cost, Estimate, Key, Layer, LearningRule, Params, 
 
 @checked
 def kolen_pollack(network: Layer, cost: Cost, *, angle: Degrees = 90.0) -> LearningRule:
-    """Kolen–Pollack: feedback alignment whose B gets W's own updates, and weight decay aligns them.
+    """Kolen–Pollack: feedback alignment whose B gets W's own updates; weight decay aligns B with W.
 
         δ_l = (B_{l+1}ᵀ δ_{l+1}) ⊙ σ′(z_l)      g_l = a_{l−1} δ_l
         W ← W − η (u(g) + λ W)                  B ← B − η (u(g) + λ B)
 
-    with one u(g) for both, what the optimizer makes of the gradient: a weight and its feedback see
-    the same two activities, so that none is transported. Hence D = B − W ← (1 − ηλ) D, whatever the
-    gradients are: after n steps D is (1 − ηλ)^n of what it was, B points as W does, and the
-    estimate tends to backprop's. How far it gets is Σ ηλ over the run: at 5, D is down to 1/150.
+    u(g) is the optimizer's update for the gradient g; it is the same for both. A weight and its
+    feedback weight see the same two activities, so no weight is transported. Hence
+    D = B − W ← (1 − ηλ) D for any gradients. After n steps D is (1 − ηλ)^n of its start, B points
+    along W, and the estimate tends to backprop's. The factor depends on Σ ηλ over the run: at 5, D
+    is down to 1/150.
 
-    It is D that is kept, as an entry {"feedback": D} after the network's own in params, a tree like
-    them: its gradient is zero, so that the optimizer's decoupled decay alone moves it. `apply` does
-    not read it. With `layer_rates` it has its block's own rate, as the two updates above want it.
-    not read it; an imperfect device's limits, levels and mismatch act on W and B. The entry has the
-    optimizer's base rate, also where `layer_rates` has others.
+    Params keep D as an entry {"feedback": D} after the network's own, a tree like them. Its
+    gradient
+    is zero, so only the optimizer's decoupled decay moves it. `apply` does not read it. With
+    `layer_rates` each part of D has the rate of its block, as the updates above need it. Limits,
+    levels and mismatch of an imperfect device act on W and B.
+
+    The rule needs a decay that does not depend on the gradient's scale: `adamw`, with a
+    weight_decay
+    λ far above its usual 1e-4. With another optimizer, or with λ = 0, D never changes. The rule is
+    then feedback alignment with a B that moves along with W. A config that asks for this is
+    refused.
 
     Args:
-      network: a chain. cost: compares its output with y.
-      angle: between B and W at the start, in degrees, 0 to 180: B is drawn by the rule's `init` as
-        in `feedback_alignment`. Params that carry the entry already are left as they are.
+      network: a chain.
+      cost: compares the network's output with y.
+      angle: between B and W at the start, in degrees, 0 to 180; 90 is unrelated. The rule's `init`
+        draws B as `feedback_alignment` does. It keeps params that have the entry already.
 
-    It needs a decay that is decoupled from the gradient's scale: `adamw`, with a weight_decay λ
-    far above its usual 1e-4. Under others, and at λ = 0, D stays what it was drawn as for ever, and
-    this is feedback alignment with a B that moves along: a config that asks for it is refused.
+    Returns:
+      A LearningRule without a state; its `init` appends the entry to params.
 
     Raises:
       ValueError: a setting is out of range, or the network is no chain.
@@ -82,9 +89,11 @@ def kolen_pollack(network: Layer, cost: Cost, *, angle: Degrees = 90.0) -> Learn
         return beside(passed_back(network, cost, own, feedback, batch, key), params), state
 
     def exactly(params: Params, batch: Batch, state: State, key: Key) -> tuple[Estimate, State]:
+        """The reference's estimate: autodiff for W, zero for D."""
         return beside(exact.estimate(params[:-1], batch, state, key)[0], params), state
 
     def beside(found: Estimate, params: Params) -> Estimate:
+        """The estimate with a zero gradient for D."""
         return found._replace(grads=(*found.grads, trees.zeros(params[-1])))
 
     def absorb(params: Params, info: dict[str, Any]) -> Params:
@@ -111,7 +120,7 @@ def kolen_pollack(network: Layer, cost: Cost, *, angle: Degrees = 90.0) -> Learn
 
 
 def _both(combine: Callable[[Any, Any], Any]) -> Callable[[Params], Params]:
-    """(W, D) -> (W, D + W) or, the way back, (W, B) -> (W, B − W)."""
+    """The map (W, D) -> (W, D + W), or its inverse (W, B) -> (W, B − W)."""
     return lambda params: (
         *params[:-1], {"feedback": combine(params[-1]["feedback"], params[:-1])}
     )  # fmt: skip

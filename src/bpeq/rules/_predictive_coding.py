@@ -43,52 +43,59 @@ def predictive_coding(
 ) -> LearningRule:
     """Predictive coding (inference learning): relax the states to the target, then learn locally.
 
-    The energy of `systems.predictive` over the hidden blocks l < L, and the output clamped:
+    The energy is that of `systems.predictive` over the hidden blocks l < L, with the output
+    clamped:
 
         F = ½ Σ_{l<L} ‖e_l‖² + C(σ_L(f_L(σ_{L−1}(s_{L−1}))), y),   e_l = s_l − f_l(σ_{l−1}(s_{l−1}))
 
-    With squared error and a linear output C is ½‖e_L‖² with s_L = y; with any other cost C takes
-    that term's place, its −∂C/∂z_L that of e_L, z_L being the output's pre-activation. From the
-    feed-forward pass, where every hidden error is 0, inference relaxes and the estimate is ∂F/∂θ:
+    With squared error and a linear output, C is ½‖e_L‖² with s_L = y. With any other cost, C takes
+    the place of that term, and −∂C/∂z_L the place of e_L; z_L is the output's pre-activation.
+    Inference starts at the feed-forward pass, where all hidden errors are 0. It relaxes, and the
+    estimate is ∂F/∂θ:
 
-        states   s_l ← s_l − rate ∂F/∂s_l, all at once, `steps` times; then ∂F/∂θ_l, −f_l's
+        states   s_l ← s_l − rate ∂F/∂s_l, all at once, `steps` times; then ∂F/∂θ_l, which is −f_l's
                  parameter pull-back of e_l. Plain inference learning.
-        timed    the same inference, but each block's weights take their update at the step at
-                 which its error first arrives: block L at once, block l after L − l steps, where
-                 it ends; `steps` is not read. Zero-divergence inference learning, Z-IL.
-        errors   the e_l are what relaxes, the states being rebuilt from them in a pass upward:
-                 e_l ← e_l + rate (−d_l − e_l), d_l = dC/ds_l through all blocks above, from a pass
-                 downward. Weights read the last errors and the activity of that last pass. The
-                 equilibria are those of "states", reached in fewer steps; each needs every block
-                 in turn, so it is not local in time.
+        timed    the same inference. The weights of a block take their update at the step at which
+                 the block's error first arrives: block L at once, block l after L − l steps.
+                 Inference ends with block 1 and does not read `steps`. Zero-divergence inference
+                 learning, Z-IL.
+        errors   the e_l relax. A pass upward rebuilds the states from them; a pass downward gives
+                 d_l = dC/ds_l through all blocks above. Then e_l ← e_l + rate (−d_l − e_l). The
+                 weights read the last errors and the activity of the last pass. The equilibria are
+                 those of "states", reached in fewer steps. Each step needs all blocks in turn, so
+                 this inference is not local in time.
 
-    **Where it is backprop.** "timed": until the error arrives the activity below is still the
-    forward pass's, so e_l is −rate^{L−l} δ_l, with δ backprop's: at rate 1 exactly backprop, else
-    backprop with one factor a block. "errors" with `steps = 1`: from e = 0 the d_l are the δ_l, so
-    e_l is −rate δ_l: at rate 1 exactly backprop, else with the factor `rate` on all blocks but the
-    last. That takes three things: one step, zero errors before it, and weights that read the
-    forward pass; with states rebuilt once more, as Goemaere et al. do, it holds as rate → 0 only.
-    The rule's `note` says so. Adam's steps do not see such factors. In all other settings the
-    estimate is another one; it tends to backprop's as the output errors vanish.
+    **When it is backprop.** In "timed" the activity below a block is still the forward pass's when
+    its error arrives. So e_l is −rate^{L−l} δ_l, with δ of backprop. At rate 1 this is exactly
+    backprop; otherwise each block has one factor. In "errors" with `steps = 1`, the d_l from e = 0
+    are the δ_l, so e_l is −rate δ_l. At rate 1 this is exactly backprop; otherwise all blocks but
+    the last have the factor `rate`. It needs three things: one step, zero errors before it, and
+    weights that read the forward pass. Goemaere et al. rebuild the states once more; then it holds
+    only as rate → 0. `info.note` says when it is backprop. Adam's steps do not depend on such
+    factors. In all other settings the estimate differs from backprop, and tends to it as the output
+    errors vanish.
 
-    A nudged output, in the energy with a weight β, is `eqprop` on `systems.predictive`.
+    A nudged output, with weight β in the energy, is `eqprop` on `systems.predictive`.
 
     Args:
-      network: a chain, as for `systems.predictive`, of two blocks or more.
+      network: a chain as for `systems.predictive`, with two blocks or more.
       cost: compares the output with y.
-      inference: see above.
-      steps: of inference, >= 1.
-      rate: of inference, > 0; traced. "states" is stable for rate < 2/λ, with λ the largest
-        eigenvalue of ∂²F/∂s²: 0.2 allows norms of a block up to 2.1. For "errors" the same holds of
-        ∂²F/∂e², the identity plus the curvature of C through all blocks above.
-      tolerance: what counts as settled in the record, in units of the state, >= 0.
+      inference: one of the three above.
+      steps: number of inference steps, >= 1; "timed" ignores it.
+      rate: step size of inference, > 0; traced. "states" is stable for rate < 2/λ, with λ the
+        largest eigenvalue of ∂²F/∂s². At the default, 0.2, norms of a block up to 2.1 are stable.
+        For "errors" the same holds with ∂²F/∂e²: the identity plus the curvature of C through all
+        blocks above.
+      tolerance: residual that counts as settled in the record, in units of the state, >= 0.
 
-    The estimate's info has the SolveInfo `inference` `[batch]`; its residual is that of the last
-    step, rate included.
+    Returns:
+      A LearningRule with the state {"rate": rate}. The estimate's info has the SolveInfo
+        `inference`
+      `[batch]`. Its residual is the change of the last step, rate included.
 
     Raises:
-      ValueError: a setting out of range; a network that cannot be cut, of one block only, or with a
-        layer that has no per-example energy (batch norm, dropout).
+      ValueError: a setting is out of range; the network cannot be cut, has one block only, or has a
+        layer without a per-example energy (batch norm, dropout).
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -100,7 +107,7 @@ def predictive_coding(
       >>> params, state = rule.init(jax.random.key(1), network.init(jax.random.key(0), (2,))[0])
       >>> batch = Batch(jnp.ones((1, 2)), jnp.ones((1, 1)))
       >>> estimate, _ = rule.estimate(params, batch, state, jax.random.key(2))
-      >>> estimate.info["inference"].steps.tolist(), rule.note[:22]
+      >>> estimate.info["inference"].steps.tolist(), rule.info.note[:22]
       ([1], 'algebraically backprop')
 
     Source: Whittington & Bogacz 2017, An approximation of the error backpropagation algorithm in a
@@ -114,6 +121,7 @@ def predictive_coding(
         raise ValueError(
             "predictive_coding: the network has no hidden block to relax; use backprop"
         )
+    # The last block is a readout of the last hidden state: it reads any cost and has no state.
     system = predictive(network, output="readout")
     hidden = blocks[:-1]
     count = {"states": steps, "timed": len(hidden), "errors": steps}[inference]
@@ -144,6 +152,7 @@ def predictive_coding(
     ) -> tuple[State, State, SolveInfo]:
         """Errors after inference, the states of the pass that made them, and how it ended."""
 
+        # One step: a pass upward for the states, a pass downward for their slopes.
         def step(carry: tuple[State, State]) -> tuple[State, State]:
             errors, state, kept = carry[0], [free.clamped.prediction + carry[0][0]], []
             for l in range(1, len(hidden)):
@@ -153,6 +162,7 @@ def predictive_coding(
                 kept.append(residuals)
             output, residuals = system.readout.forward(params, tuple(state))
             _, push = system.readout.backward(params, params, residuals, -cost.error(output, y))
+            # A hidden block's slope needs that of the block above, so the pass goes down.
             down = [push[-1]]
             for l in reversed(range(1, len(hidden))):
                 own = params[hidden[l].slice]
@@ -179,10 +189,12 @@ def predictive_coding(
         return tuple(grads)
 
     def estimate(params: Params, batch: Batch, state: State, key: Key) -> tuple[Estimate, State]:
+        """The output of the forward pass and ∂F/∂θ after inference."""
+        # Inference starts at the forward pass; its output is the rule's output.
         clamped = system.clamp(params, batch.x)
         start = system.init_state(params, clamped)
         output, _ = system.readout.forward(params, start)
-        free = Free(clamped, start, (), output)  # type: ignore[arg-type]  # no sweep was needed
+        free = Free(clamped, start, (), output)  # type: ignore[arg-type]  # no solve
         if inference == "errors":
             errors, last, info = optimise(params, free, batch.y, state["rate"])
             grads = local(params, clamped, batch.y, errors, last)
@@ -194,7 +206,7 @@ def predictive_coding(
                 one = jnp.ones_like(state["rate"])[None]
                 weights = one / output.shape[0]
                 grads = contrast(system, cost, params, clamped, batch.y, phases, one, weights)
-            else:  # the l-th hidden state as it first moves; below it nothing has moved yet
+            else:  # hidden state l at its first move; nothing below has moved yet
                 first = tuple(s[0, len(hidden) - 1 - l] for l, s in enumerate(path))
                 grads = local(params, clamped, batch.y, trees.sub(first, start), start)
         loss = mean_loss(cost, output, batch.y)
@@ -213,7 +225,7 @@ def predictive_coding(
 
 
 def _note(inference: Inference, steps: int, rate: float) -> str:
-    """What these settings are algebraically, in words; empty where they are nothing else."""
+    """What these settings are algebraically, in words; empty if they equal no other rule."""
     if inference == "timed" and rate == 1.0:
         return (
             "algebraically backprop: at rate 1 each block's error arrives as backprop's delta, "

@@ -48,30 +48,38 @@ def recurrent_backprop(
 
         λ = (∂T/∂s)ᵀ λ + ∂C/∂s        dC/dθ = ∂C/∂θ + λᵀ ∂T/∂θ
 
-    It needs no energy: the system's Jacobian may be anything. λ is found by
+    It needs no energy: the Jacobian of the system may be any matrix. `method` finds λ:
 
-        fixed-point   iterating that equation with the solver `adjoint`. At a fixed point it
-                      converges wherever the sweep does, both having one spectrum; at a state that
-                      has not settled it may diverge, so settle the free phase to a residual
-        neumann       the series Σ_k ((∂T/∂s)ᵀ)^k ∂C/∂s, `terms` of them
-        gmres         a Krylov method, example by example, that needs no stable equilibrium
+        fixed-point   iterates that equation with the solver `adjoint`. At a fixed point it
+                      converges if the sweep does, because both have the same spectrum. At a state
+                      that has not settled it may diverge, so use a free solver that settles to a
+                      residual.
+        neumann       adds `terms` terms of the series Σ_k ((∂T/∂s)ᵀ)^k ∂C/∂s
+        gmres         a Krylov method, for each example alone; it needs no stable equilibrium
 
     Args:
-      system: any. cost: compares its readout with y.
-      free, adjoint: solvers of s* and, with "fixed-point", of λ; None settles to 1e-6 within 1,000
-        sweeps. Against EP in float64 ask for more.
-      method: see above.
-      tolerance: what counts as settled in λ for "neumann" and "gmres", in units of λ, > 0.
-      terms: of the Neumann series, or the largest Krylov space before GMRES restarts (ten times
-        at most), >= 1. A space of all units is exact; it is kept in memory for every example.
+      system: any system.
+      cost: compares the system's readout with y.
+      free: solver of s*; None settles to a residual of 1e-6 within 1,000 sweeps. For a comparison
+        with EP in float64 use a smaller tolerance.
+      adjoint: solver of λ with "fixed-point"; None: as for `free`.
+      method: one of the three above.
+      tolerance: residual that counts as settled in λ for "neumann" and "gmres", in units of λ, > 0.
+      terms: number of terms of the Neumann series, or the largest Krylov space before GMRES
+        restarts (at most ten times), >= 1. A Krylov space as large as the number of units is exact.
+        Memory holds one space for each example.
       evaluation: solver of the free phases of inference, that is of `apply`; None: that of `free`.
-      start: where an estimate's free phase starts: "own", "zeros" and "feedforward" as
-        `starting_at` has them, "carried" and "kept" as `remembering` has them.
-      relaxation: the floating type of sweeps, as `in_short_floats` has it; "same": that of params.
+      start: where an estimate's free phase starts: "own", "zeros" and "feedforward" as in
+        `starting_at`, "carried" and "kept" as in `remembering`.
+      relaxation: the floating type of sweeps, as in `in_short_floats`; "same": that of params.
 
-    The estimate's info has the SolveInfos `free` and `adjoint`, `[batch]` each. The adjoint's
-    residual is max |∂C/∂s + (∂T/∂s)ᵀλ − λ|; its steps are products with the Jacobian, for GMRES the
-    most that it may take.
+    Returns:
+      A LearningRule without a state. The estimate's info has the SolveInfos `free` and `adjoint`,
+      `[batch]` each. The adjoint's residual is max |∂C/∂s + (∂T/∂s)ᵀλ − λ|. Its steps count
+      products with the Jacobian; for GMRES this is the largest possible number.
+
+    Raises:
+      ValueError: a setting is out of range; the system does not have this `start`.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -96,6 +104,7 @@ def recurrent_backprop(
     def iterate(solve: Adjoint) -> tuple[State, SolveInfo]:
         return settle(lambda lam: trees.add(solve.error, solve.pull(lam)), solve.error)
 
+    # The series needs no stop test, so it is one scan.
     def series(solve: Adjoint) -> tuple[State, SolveInfo]:
         def one(carry: tuple[State, State], _: None) -> tuple[tuple[State, State], None]:
             total, term = carry
@@ -106,6 +115,7 @@ def recurrent_backprop(
         (lam, _), _ = jax.lax.scan(one, start, length=terms - 1)
         return lam, _ended(solve, lam, terms, tolerance)
 
+    # GMRES works on one vector, so each example is solved alone and mapped over the batch.
     def krylov(solve: Adjoint) -> tuple[State, SolveInfo]:
         units = trees.size(solve.error) // len(jax.tree.leaves(solve.error)[0])
         space, restarts = min(terms, units), 10
@@ -136,10 +146,12 @@ def recurrent_backprop(
 
 
 def _with_batch(state: State) -> State:
+    """Add a batch axis of size 1 to every leaf."""
     return jax.tree.map(lambda s: s[None], state)
 
 
 def _ended(solve: Adjoint, lam: State, steps: int, tolerance: float) -> SolveInfo:
+    """The SolveInfo of λ, from the residual of its equation."""
     gap = trees.sub(trees.add(solve.error, solve.pull(lam)), lam)
     residual = trees.max_abs(gap)
     return SolveInfo(jnp.full(residual.shape, steps, jnp.int32), residual, residual <= tolerance)

@@ -1,4 +1,4 @@
-"""What rules on a system are measured against: exact gradients of the ideal system, settled far."""
+"""References for rules on a system: exact gradients of the ideal system, settled to float64."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from bpeq.types import (
 )
 
 CERTIFIED = fixed_point(1e-12, 20_000)
-"""Settles what an exact gradient stands on."""
+"""The solver of exact gradients: residual 1e-12, at most 20,000 sweeps."""
 Gradient = tuple[Params, Array, dict[str, Any]]
 """(gradient, loss, records for an estimate's info)."""
 
@@ -34,7 +34,16 @@ Gradient = tuple[Params, Array, dict[str, Any]]
 def exact_rule(
     name: str, system: System, gradient: Callable[[Params, Batch, Free], Gradient]
 ) -> LearningRule:
-    """A rule that settles the system as far as float64 goes, and takes the gradient there."""
+    """A rule that settles the system to the limit of float64 and takes a gradient there.
+
+    Args:
+      name: the rule's name.
+      system: the system to settle.
+      gradient: (params, batch, free phase) -> (gradient, loss, records for the info).
+
+    Returns:
+      A LearningRule without a state.
+    """
 
     def apply(params: Params, x: Any, key: Key | None = None) -> Array:
         return free_phase(system, CERTIFIED, params, x).output
@@ -48,7 +57,12 @@ def exact_rule(
 
 
 class Adjoint(NamedTuple):
-    """λ = error + pull(λ), pull the transposed Jacobian of the sweep at `state`."""
+    """The linear equation λ = error + pull(λ).
+
+    params, x, state: the point where the sweep is linearised.
+    error: ∂C/∂s there, in the shape of the state.
+    pull: λ -> (∂T/∂s)ᵀ λ, with T the sweep.
+    """
 
     params: Params
     x: Array
@@ -60,7 +74,18 @@ class Adjoint(NamedTuple):
 def adjoint_equation(
     system: System, params: Params, x: Array, state: State, error: State
 ) -> Adjoint:
-    """The equation of λ at an equilibrium, `error` being ∂C/∂s there."""
+    """The equation of λ at an equilibrium.
+
+    Args:
+      system: any system.
+      params: its parameters.
+      x: `[batch, ...]`.
+      state: the equilibrium, `[batch, ...]` arrays.
+      error: ∂C/∂s there, per example.
+
+    Returns:
+      An Adjoint.
+    """
     _, pull = jax.vjp(lambda s: system.sweep(params, system.clamp(params, x), s), state)
     return Adjoint(params, x, state, error, lambda lam: pull(lam)[0])
 
@@ -73,14 +98,26 @@ def implicit_gradient(
     batch: Batch,
     rest: Free,
 ) -> tuple[Params, SolveInfo]:
-    """dC/dθ = ∂C/∂θ + λᵀ ∂T/∂θ, T the sweep, λ by `solve`: implicit differentiation of s⁰."""
+    """Implicit differentiation of s⁰: dC/dθ = ∂C/∂θ + λᵀ ∂T/∂θ, with T the sweep.
+
+    Args:
+      system: any system.
+      cost: C.
+      solve: finds λ from its equation.
+      params: θ.
+      batch: inputs and targets.
+      rest: the free phase s⁰.
+
+    Returns:
+      (gradient, a batch mean in the shape of params; SolveInfo of λ).
+    """
     examples = rest.output.shape[0]
 
     def cost_at(params: Params, s: State) -> Array:
         return mean_loss(cost, system.readout.forward(params, s)[0], batch.y)
 
     direct, error = jax.grad(cost_at, argnums=(0, 1))(params, rest.state)
-    # Per example, as the cost is, so that a residual does not shrink with the batch.
+    # Per example: a residual of the batch mean would shrink with the batch.
     error = trees.scale(float(examples), error)
     lam, info = solve(adjoint_equation(system, params, batch.x, rest.state, error))
     _, pull = jax.vjp(lambda p: system.sweep(p, system.clamp(p, batch.x), rest.state), params)
@@ -88,9 +125,17 @@ def implicit_gradient(
 
 
 def exact_reference(system: System, cost: Cost) -> LearningRule:
-    """Implicit differentiation settled as far as float64 goes: what relaxing rules aim at.
+    """Implicit differentiation settled to the limit of float64: the reference of rules on a system.
 
-    Of the ideal system: an imperfect device's error counts what its imperfections cost.
+    It uses the ideal system. So the error of a rule on an imperfect device includes the effect of
+    the imperfections.
+
+    Args:
+      system: any system.
+      cost: C.
+
+    Returns:
+      A LearningRule without a state.
     """
     ideal = system.ideal
 
@@ -111,21 +156,26 @@ _KNOWN = {
 
 
 def followed(system: System, cost: Cost) -> LearningRule | None:
-    """What a rule with nudged phases follows on a system that is nudged outside of its σ.
+    """The objective of a rule with nudged phases on a system that is nudged outside of its σ.
 
-    There s ← σ(drive) + p, which to first order is σ(drive + p / σ′): a push of (1/σ′) ∂C/∂s where
-    C asks for ∂C/∂s. For squared error, whose slope is s − y, that is the slope of
-    A(y) − A(s) − (y − s) A′(s), since A″(s) = 1/σ′: of the binary cross-entropy for a logistic σ,
-    of a quarter of it for σ(4s − 2). In general it is no cost's slope, and the gradient is just
-    the limit of EP's estimate as β → 0. Either way it is
+    There s ← σ(drive) + p. To first order this is σ(drive + p / σ′): a push of (1/σ′) ∂C/∂s, but C
+    asks for ∂C/∂s. For squared error the slope is s − y. The push is then the slope of
+    A(y) − A(s) − (y − s) A′(s), since A″(s) = 1/σ′. This is the binary cross-entropy for a logistic
+    σ and a quarter of it for σ(4s − 2). In general the push is no cost's slope, and the gradient is
+    only the limit of EP's estimate as β → 0. In both cases it is
 
         −(∂force/∂θ)ᵀ r + ∂C/∂θ      r = (∂T/∂s) r + ∂T/∂β  at s⁰ and β = 0, T the nudged sweep
 
-    settled as far as float64 goes, of the ideal system.
+    of the ideal system, settled to the limit of float64.
+
+    Args:
+      system: any system.
+      cost: C.
 
     Returns:
-      None where the cost itself is followed: the nudge is inside σ, or σ′ = 1. None too without an
-      energy, where the response is no gradient: `follows` says what it is.
+      A LearningRule. None if the rule follows the cost itself: the nudge is inside σ, or σ′ = 1.
+      None too if there is no energy, since the response is then no gradient; `follows` describes
+      it.
     """
     name = follows(system, cost)
     if not name or system.energy is None:
@@ -155,7 +205,14 @@ def followed(system: System, cost: Cost) -> LearningRule | None:
 
 
 def follows(system: System, cost: Cost) -> str:
-    """What a nudged phase follows in place of C, in words; empty where it is C.
+    """The objective that a nudged phase follows instead of C, in words; empty if it is C.
+
+    Args:
+      system: any system.
+      cost: C.
+
+    Returns:
+      A phrase.
 
     Example:
       >>> from bpeq.costs import squared_error
@@ -174,10 +231,14 @@ def follows(system: System, cost: Cost) -> str:
 
 
 def refuse_without_energy(owner: str, system: System) -> None:
-    """Systems without an energy.
+    """Refuse a system without an energy.
+
+    Args:
+      owner: the rule's name, for the message.
+      system: the system.
 
     Raises:
-      ValueError: it names the rule, the system and the rules that serve.
+      ValueError: it names the rule, the system and the rules that work.
     """
     if system.energy is None or system.denergy is None:
         raise ValueError(
@@ -187,10 +248,14 @@ def refuse_without_energy(owner: str, system: System) -> None:
 
 
 def refuse_unclampable(owner: str, system: System) -> None:
-    """Systems without an energy, and those whose output is no state.
+    """Refuse a system without an energy, or with an output that is no state.
+
+    Args:
+      owner: the rule's name, for the message.
+      system: the system.
 
     Raises:
-      ValueError: it names the rule, the system and the rules that serve.
+      ValueError: it names the rule, the system and the rules that work.
     """
     refuse_without_energy(owner, system)
     if system.write is None:
@@ -202,10 +267,14 @@ def refuse_unclampable(owner: str, system: System) -> None:
 
 
 def refuse_outside(owner: str, system: System) -> None:
-    """Systems that are nudged outside of their σ, for rules whose push must enter the force.
+    """Refuse a system that is nudged outside of its σ, for rules whose push must enter the force.
+
+    Args:
+      owner: the rule's name, for the message.
+      system: the system.
 
     Raises:
-      ValueError: it names the rule, the system and the rules that serve.
+      ValueError: it names the rule, the system and the rules that work.
     """
     if system.traits.nudge_outside:
         raise ValueError(

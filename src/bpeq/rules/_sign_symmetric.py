@@ -1,4 +1,4 @@
-"""Sign-symmetric feedback: the errors know the signs of the weights, but not their magnitudes."""
+"""Sign-symmetric feedback: the errors use the signs of the weights, but not their magnitudes."""
 
 from __future__ import annotations
 
@@ -22,25 +22,27 @@ def sign_symmetric(
 
         B_l = sign(W_l) ⊙ M_l      δ_l = (B_{l+1}ᵀ δ_{l+1}) ⊙ σ′(z_l)      ∂C/∂W_l ≈ a_{l−1} δ_l
 
-    The signs are those of the current weights, read anew in every estimate: one bit a weight is
-    still transported. With M = |W| it is backprop, and the last layer's gradient is backprop's
-    whatever M is. Feedback never points away from the weights: B·W = Σ M|W| >= 0. M is
+    Each estimate reads the signs of the current weights. So one bit per weight is still
+    transported. With M = |W| it is backprop. The last layer's gradient is backprop's for any M.
+    Feedback never points away from the weights: B·W = Σ M|W| >= 0. M is
 
         random    |Gaussian| entries, drawn once (the paper's "fixed random magnitude", frSF)
-        uniform   one number a leaf (its "uniform", uSF)
+        uniform   one number per leaf (its "uniform", uSF)
 
-    of the norm of the weights that the rule's `init` is given: with the paper's magnitudes of one
-    the errors would grow from layer to layer, for which it normalises batches and updates. Weights
-    that start at zero, all of a leaf, pass no error back, ever.
+    The norm of M is that of the weights in the rule's `init`. With the paper's magnitudes of one
+    the errors would grow from layer to layer; the paper normalises batches and updates against it.
+    If all weights of a leaf start at zero, they never pass an error back.
 
     Args:
-      network: any layer. cost: compares its output with y.
-      magnitude: see above.
+      network: any layer.
+      cost: compares the network's output with y.
+      magnitude: "random" or "uniform", as above.
 
-    The rule's state is {"magnitudes": M}, a tree like params.
+    Returns:
+      A LearningRule with the state {"magnitudes": M}, a tree like params.
 
     Raises:
-      ValueError: a setting is none of its choices.
+      ValueError: a setting is not one of its choices.
 
     Example:
       >>> import jax, jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""Difference target propagation: learned inverses hand targets down, layers learn to meet them."""
+"""Difference target propagation: learned inverses give targets; each layer learns to reach them."""
 
 from __future__ import annotations
 
@@ -31,26 +31,29 @@ def target_propagation(
         θ_l descends  (1/2η) ‖σ_l(f_l(h_{l−1})) − ĥ_l‖²,  h and ĥ held constant
         V_l, c_l descend  ½ ‖g_l(σ_l(f_l(h̃))) − h̃‖²,  h̃ = h_{l−1} + ε,  ε ~ N(0, noise²)
 
-    all in one estimate. The 1/η keeps the size of the gradients from depending on the step, and
-    makes the last block's estimate ∂C/∂θ_L itself. The difference, −g_l(h_l), leaves a unit without
-    an error where it is, however bad the inverse. Hidden blocks follow these losses, not ∇C: their
-    errors came down by the inverses' Jacobians, where backprop has transposes. The two agree in a
-    linear network with V_l = w_lᵀ; with true inverses it is a Gauss–Newton-like direction. The
-    rule's `objective` is the exact gradient of the losses.
+    all in one estimate. The factor 1/η makes the size of the gradients independent of the step. The
+    last block's estimate is then ∂C/∂θ_L itself. The term −g_l(h_l) keeps a unit without an error
+    at its place, however bad the inverse is. Hidden blocks follow these losses, not ∇C: their
+    errors come down by the Jacobians of the inverses, where backprop has transposes. Both agree in
+    a linear network with V_l = w_lᵀ. With true inverses the direction is similar to Gauss–Newton.
+    The rule's `objective` is the exact gradient of the losses.
 
-    The inverses join params as a last entry {"inverses": {name: {"w", "b"}}}, by block name, drawn
-    by the rule's `init`; the exact gradient of C is zero there.
+    The rule's `init` draws the inverses. They join params as a last entry
+    {"inverses": {name: {"w", "b"}}}, by block name. The exact gradient of C is zero there.
 
     Args:
-      network: a chain of two blocks or more; those above the first are made of dense and flatten.
+      network: a chain of two blocks or more. Blocks above the first consist of dense and flatten.
       cost: compares the output with y.
-      step: η > 0 of the first target, in units of state² per cost; traced. 1 is y itself with
-        squared error. In float32 the hidden targets' round-off grows as 1/η.
-      noise: >= 0, of the inverses' training, in units of the state; traced.
+      step: η > 0 of the first target, in units of state² per cost; traced. With squared error the
+        target at η = 1 is y itself. In float32 round-off of the hidden targets grows as 1/η.
+      noise: standard deviation of ε in the inverses' training, >= 0, in units of the state; traced.
+
+    Returns:
+      A LearningRule with the state {"step": η, "noise": noise}.
 
     Raises:
-      ValueError: a setting out of range; a network that cannot be cut, of one block only, with a
-        layer whose inverse would not be dense, or with one that couples examples (batch norm).
+      ValueError: a setting is out of range; the network cannot be cut, has one block only, has a
+        layer whose inverse would not be dense, or one that couples examples (batch norm).
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -109,11 +112,14 @@ def target_propagation(
     return rule._replace(info=RuleInfo(autodiff(plain, cost), objective))
 
 
-_AFFINE = dense(1)  # of the inverses: forward and backward read the sizes off the weights
+_AFFINE = dense(1)  # the map of all inverses; its size comes from the weights
 
 
 class _Passed(NamedTuple):
-    """Units h = σ(z), σ′(z), and what the pull-back of the connection that drives them needs."""
+    """A block after its forward pass.
+
+    h: the units σ(z). slope: σ′(z). residuals: what the pull-back of its connection needs.
+    """
 
     h: Array
     slope: Array
@@ -121,26 +127,27 @@ class _Passed(NamedTuple):
 
 
 def _through(block: Block, params: Params, below: Array) -> _Passed:
-    """A block, from the units below it."""
+    """The forward pass of a block, from the units below it."""
     z, residuals = block.connection.forward(params[block.slice], below)
     return _Passed(block.activation.value(z), block.activation.slope(z), residuals)
 
 
 def _back(blocks: tuple[Block, ...], l: int, params: Params, above: Array, like: Array) -> _Passed:
-    """g_l: the inverse of a block, from the units above to units of the shape of `like` below."""
+    """g_l: the inverse of block l, from the units above to units with the shape of `like` below."""
     z, residuals = _AFFINE.forward(_weights(params, blocks[l]), above)
     z, sigma = z.reshape(like.shape), blocks[l - 1].activation
     return _Passed(sigma.value(z), sigma.slope(z), residuals)
 
 
 def _weights(params: Params, block: Block) -> Params:
+    """The weights of a block's inverse."""
     return params[-1]["inverses"][block.name]
 
 
 def _aims(
     blocks: tuple[Block, ...], cost: Cost, params: Params, batch: Batch, state: State, key: Key
 ) -> tuple[list[_Passed], list[Array], list[Array]]:
-    """The forward pass, every block's ĥ − h, and the noisy units that each inverse should meet."""
+    """The forward pass, ĥ − h of each block, and the noisy units h̃ for each inverse."""
     passed = [_through(blocks[0], params, batch.x)]
     for block in blocks[1:]:
         passed.append(_through(block, params, passed[-1].h))
@@ -151,7 +158,7 @@ def _aims(
         below, above = passed[l - 1].h, passed[l].h
         aim = _back(blocks, l, params, above + shifts[0], below).h
         shifts.insert(0, aim - _back(blocks, l, params, above, below).h)
-        # Drawn in float32 whatever the params are, so that a float64 reference sees the same.
+        # Draw in float32 for any dtype of params, so that a float64 reference gets the same noise.
         draw = partial(jax.random.normal, jax.random.fold_in(key, l), dtype=jnp.float32)
         drawn = sharding.drawn(draw, below.shape)
         noisy.insert(0, below + state["noise"] * drawn.astype(below.dtype))
@@ -161,12 +168,14 @@ def _aims(
 def _local_losses(
     rule: LearningRule, blocks: tuple[Block, ...], cost: Cost, step: float, noise: float
 ) -> LearningRule:
-    """The exact gradient, by autodiff, of the local losses with their targets held constant.
+    """The exact gradient, by autodiff, of the local losses at constant targets.
 
-    The inverses' reconstruction losses are added: the two parts share no weights.
+    It adds the reconstruction losses of the inverses. Both parts have no weights in common.
     """
 
-    def init(key: Key, params: Params) -> tuple[Params, State]:  # with their inverses already
+    def init(
+        key: Key, params: Params
+    ) -> tuple[Params, State]:  # params have their inverses already
         return params, traced_settings("target_propagation", params, step=step, noise=noise)
 
     def estimate(params: Params, batch: Batch, state: State, key: Key) -> tuple[Estimate, State]:
@@ -192,6 +201,7 @@ def _local_losses(
 
 
 def _refuse_blocks(blocks: tuple[Block, ...]) -> None:
+    """Refuse a network with one block, or with a block whose inverse would not be dense."""
     if len(blocks) < 2:
         raise ValueError("target_propagation: the network has no hidden block to have targets")
     for block in blocks[1:]:

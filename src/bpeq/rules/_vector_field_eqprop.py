@@ -1,4 +1,4 @@
-"""Vector-field EP: the response to a nudge, pulled back by the force itself; no energy needed."""
+"""Vector-field EP: the force's own pull-back of the response to a nudge; no energy needed."""
 
 from __future__ import annotations
 
@@ -58,47 +58,53 @@ def vector_field_eqprop(
         one-sided     −(1/β)  (∂f/∂θ)ᵀ (s^β − s⁰)       bias of order β
         centered      −(1/2β) (∂f/∂θ)ᵀ (s^β − s^−β)     bias of order β²
 
-    with ∂f/∂θ at s⁰; weights that only the readout has get the mean ∂C/∂θ of the nudged states. The
-    response is β J⁻¹ ∂C/∂s with J = ∂f/∂s, where the exact gradient has J⁻ᵀ. So the rule tends to
-    the gradient where J is symmetric, as an energy makes it. On an untied or otherwise
-    non-reciprocal system it *runs but is biased*, by an error that no small β removes. Three ways
-    out, two of them here:
+    with ∂f/∂θ at s⁰. Weights that only the readout has get the mean ∂C/∂θ of the nudged states. The
+    response is β J⁻¹ ∂C/∂s with J = ∂f/∂s; the exact gradient has J⁻ᵀ in its place. So the rule
+    tends to the gradient if J is symmetric, as it is with an energy. On an untied or otherwise
+    non-reciprocal system it *runs but is biased*: no small β removes this error. Three settings or
+    rules remove it:
 
-        kolen_pollack   the two weights of a connection, forward W and feedback B, get one update,
-                        the sum of both gradients, which is the tied system's. Then W − B changes
-                        under the optimizer's decoupled weight decay alone: it shrinks by 1 − ηλ a
-                        step, and the weights align. Coupled decay (an L2 term in the gradient) does
-                        the same under SGD, not under Adam. Until they have, the sum is no gradient
-                        of the untied system's, and fidelity says so. Without any decay they never
-                        do, so a config's optimizer must have a weight_decay > 0 (one of the user's
-                        own is trusted), unless homeostasis shrinks W − B in its stead.
-        homeostasis     adds the gradient of ½‖J − Jᵀ‖² = ‖J‖² − Tr J², per example, at s⁰ held
-                        constant. It is estimated by ½‖(J − Jᵀ)v‖² with one random sign vector v per
-                        example, which is unbiased; its gradient is autodiff through the force.
-        asymmetric_eqprop   a rule of its own, exact without symmetry.
+        kolen_pollack   gives the forward weight W and the feedback weight B of a connection the
+                        same update: the sum of both gradients, as in the tied system. Then only
+                          decoupled
+                        weight decay changes W − B. It shrinks W − B by 1 − ηλ in each step, so the
+                        weights align. Coupled decay (an L2 term in the gradient) does the same with
+                        SGD, but not with Adam. Before W and B align, the sum is no gradient of the
+                        untied system; fidelity shows it. Without decay they never align. So a
+                        config's optimizer must have a weight_decay > 0, unless homeostasis shrinks
+                        W − B. An optimizer of your own is not checked.
+        homeostasis     adds the gradient of ½‖J − Jᵀ‖² = ‖J‖² − Tr J², per example, at constant s⁰.
+                        Its estimate is ½‖(J − Jᵀ)v‖² with one random sign vector v per example,
+                        which is unbiased. Its gradient is autodiff through the force.
+        asymmetric_eqprop   another rule; it is exact without symmetry.
 
     Args:
-      system: any. cost: compares the readout with y; it nudges per example.
-      free, nudged: solvers of the phases; None settles to a residual of 1e-6 within 1,000 sweeps.
-        Nudged phases start at s⁰.
-      beta: β > 0; traced. In float32 round-off grows as 1/β.
-      nudging: see above.
-      kolen_pollack: see above; only where params end in an entry {"feedback": tree}: a dict by the
-        connections' names, as `hopfield(..., feedback="untied")` has it, or a tuple that mirrors
-        the entries before it, with empty ones where nothing is fed back.
+      system: any system.
+      cost: compares the readout with y; it nudges each example.
+      free: solver of the free phase; None settles to a residual of 1e-6 within 1,000 sweeps.
+      nudged: solver of the nudged phases, which start at s⁰; None: as for `free`.
+      beta: β > 0; traced: a new value compiles nothing. In float32 round-off grows as 1/β.
+      nudging: "one-sided" or "centered", as above.
+      kolen_pollack: see above. Params must end in an entry {"feedback": tree}. The tree is a dict
+        by the names of the connections, as in `hopfield(..., feedback="untied")`, or a tuple that
+        mirrors the entries before it, with empty parts for weights without feedback.
       homeostasis: weight of that loss, >= 0; traced if it is > 0.
-      network: says where those names stand in params; only kolen_pollack needs it.
+      network: the network whose blocks name the connections; only kolen_pollack with a dict needs
+        it.
       evaluation: solver of the free phases of inference, that is of `apply`; None: that of `free`.
-      start: where an estimate's free phase starts: "own", "zeros" and "feedforward" as
-        `starting_at` has them, "carried" and "kept" as `remembering` has them.
-      relaxation: the floating type of sweeps, as `in_short_floats` has it; "same": that of params.
+      start: where an estimate's free phase starts: "own", "zeros" and "feedforward" as in
+        `starting_at`, "carried" and "kept" as in `remembering`.
+      relaxation: the floating type of sweeps, as in `in_short_floats`; "same": that of params.
+
+    Returns:
+      A LearningRule with the state {"beta": β}, and "homeostasis" if it is > 0. The estimate's info
+      has the SolveInfos `free` `[batch]` and `nudged` `[phases, batch]`. With homeostasis > 0 it
+      also has `homeostasis`, the batch mean of that loss without its weight.
 
     Raises:
-      ValueError: a setting out of range; kolen_pollack on params without a feedback entry, with a
-        named one and no network, or with one that fits no forward weights, by the rule's `init`.
-
-    The estimate's info has the SolveInfos `free` `[batch]` and `nudged` `[phases, batch]`, and
-    with homeostasis > 0 that loss's batch mean `homeostasis`, unweighted.
+      ValueError: a setting is out of range; the system does not have this `start`. From the rule's
+        `init` with kolen_pollack: params have no feedback entry, a named one without a network, or
+        one that fits no forward weights.
 
     Example (a unit that drives the next one, which does not answer):
       >>> import jax, jax.numpy as jnp
@@ -139,7 +145,7 @@ def vector_field_eqprop(
         record: dict[str, Any] = {"nudged": info}
         if kolen_pollack:
             grads = symmetrise_feedback_gradients(grads, network)
-        if homeostasis:  # after Kolen–Pollack: its gradients on W and B are each other's opposite
+        if homeostasis:  # after Kolen–Pollack, which would cancel its opposite gradients of W and B
             v = _signs(key, rest.state)
             loss, pull = jax.value_and_grad(asymmetry_loss, argnums=1)(
                 system, params, batch.x, rest.state, v
@@ -180,9 +186,22 @@ def respond(
     beta: Array,
     nudging: Sides,
 ) -> tuple[Params, SolveInfo]:
-    """The batch mean of −Σ_n w_n (∂f/∂θ)ᵀ(s_n − s⁰), with the readout's own part.
+    """The batch mean of −Σ_n w_n (∂f/∂θ)ᵀ(s_n − s⁰), and the readout's own gradient.
 
-    It is EP's contrast, with the energy's parameter gradient linearised at the free state.
+    It is EP's `contrast` with the parameter gradient of the energy linearised at the free state.
+
+    Args:
+      system: any system.
+      cost: C.
+      solver: settles the nudged phases.
+      params: θ.
+      rest: the free phase s⁰.
+      y: `[batch]` labels or `[batch, ...]` targets.
+      beta: β, a scalar.
+      nudging: "one-sided" or "centered".
+
+    Returns:
+      (gradient, a tree like params; SolveInfo of the nudged phases).
     """
     signs = jnp.asarray([1.0, -1.0] if nudging == "centered" else [1.0], beta.dtype)
     phases, info = nudged_phases(system, cost, solver, params, rest, y, signs * beta)
@@ -204,10 +223,19 @@ def respond(
 
 
 def skew(system: System, params: Params, clamped: Any, state: State) -> Callable[[State], State]:
-    """v ↦ (Jᵀ − J) v, J the Jacobian of the force at `state`, for states `[batch, ...]`.
+    """The product v ↦ (Jᵀ − J) v, with J the Jacobian of the force at `state`.
 
-    A force such as drive − σ⁻¹(s) has an infinite slope at a saturated unit, on the diagonal, where
-    Jᵀ − J has none. Such a unit responds to no push, and gets 0 rather than ∞ − ∞.
+    A force such as drive − σ⁻¹(s) has an infinite slope at a saturated unit. This slope is on the
+    diagonal, where Jᵀ − J is zero. Such a unit does not respond to a push. It gets 0, not ∞ − ∞.
+
+    Args:
+      system: any system.
+      params: its parameters.
+      clamped: what `clamp` gives for the batch.
+      state: `[batch, ...]` arrays.
+
+    Returns:
+      The product, a function from state to state.
     """
 
     def force(state: State) -> State:
@@ -227,16 +255,27 @@ def skew(system: System, params: Params, clamped: Any, state: State) -> Callable
 def asymmetry_loss(
     system: System, params: Params, x: Array, state: State, v: State
 ) -> Float[Array, ""]:
-    """The batch mean of ½‖(J − Jᵀ)v‖², J the Jacobian of the force at `state`.
+    """The batch mean of ½‖(J − Jᵀ)v‖², with J the Jacobian of the force at `state`.
 
     Its mean over random signs v is ½‖J − Jᵀ‖² = ‖J‖² − Tr J². Laborieux & Zenke 2024 estimate the
-    same by vᵀJᵀJv − vᵀJJv, which is this plus a term of mean 0 over v.
+    same by vᵀJᵀJv − vᵀJJv. That is this loss plus a term whose mean over v is 0.
+
+    Args:
+      system: any system.
+      params: its parameters.
+      x: `[batch, ...]`.
+      state: `[batch, ...]` arrays.
+      v: signs, in the shape of state.
+
+    Returns:
+      A scalar.
     """
     twisted = skew(system, params, system.clamp(params, x), state)(v)
     return 0.5 * trees.dot(twisted, twisted) / jax.tree.leaves(state)[0].shape[0]
 
 
 def _signs(key: Key, like: State) -> State:
+    """Random signs in the shape of `like`, the same for any number of devices."""
     leaves, structure = jax.tree.flatten(like)
     keys = jax.random.split(key, len(leaves))
     drawn = [
