@@ -1,4 +1,4 @@
-"""Orders of the bias in β, and the nearest pole, read off a grid of errors."""
+"""Fits the order of the bias in β, and the distance to the nearest pole, to a grid of errors."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ Pair = tuple[float, float]
 def fit_grid(grid: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Fits the order of the bias in β for each estimator, and the distance to the nearest pole.
 
-    An N-point error is (β/R)^N, with R the distance to the nearest pole in β. R is fitted on errors
-    between 1e-11 and 0.1 in float64.
+    The error of an N-point estimate is (β/R)^N, with R the distance to the nearest pole in β. R is
+    fitted to float64 errors between 1e-11 and 0.1.
 
     Args:
-      grid: the rows of fidelity.json's `grid`. An estimator is one of eqprop's nudgings, or another
-        rule by its name.
+      grid: the rows of fidelity.json's `grid`. An estimator is one of eqprop's nudgings, or the
+        name of another rule.
 
     Returns:
-      fidelity.json's `bias_order` and `fit`, by estimator, and its `radius`, None if too few errors
-      are in that range.
+      `bias_order` and `fit` of fidelity.json, by estimator, and `radius`, which is R. R is None if
+      fewer than two errors are in that range.
     """
     orders: dict[str, Any] = {}
     lines: dict[str, Any] = {}
     radius = None
     rows = [row for row in grid if row["varied"] == "beta"]
-    best = max((row["precision"] for row in rows), default="")  # float64 where there are both
+    best = max((row["precision"] for row in rows), default="")  # float64 if there
     for name in dict.fromkeys(_estimator(row) for row in rows):
         line = [r for r in rows if _estimator(r) == name and r["precision"] == best]
         fit = bias_order([r["beta"] for r in line], [r["relative_error"] for r in line])
@@ -47,23 +47,23 @@ def fit_grid(grid: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def bias_order(betas: Sequence[float], errors: Sequence[float]) -> dict[str, Any]:
-    """Fits error ≈ 10^intercept · β^order where the error is bias.
+    """Fits error ≈ 10^intercept · β^order to the errors that are mostly bias.
 
-    It uses errors below 1 % and above 100 times the round-off there. Round-off grows as 1/β; its
-    size shows where the error rises as β falls, below the β of the least error. Of those errors it
-    fits the longest run that grows with β. A point out of line ends a run, such as one near the
-    pole, where the bias changes sign.
+    These errors are below 1 % and more than 100 times the round-off at their β. Round-off grows as
+    1/β. Below the β of the least error, errors that rise as β falls show its size. Of the remaining
+    errors the fit uses the longest run that grows with β. A point that does not grow ends a run.
+    This happens near a pole, where the bias changes sign.
 
     Args:
-      betas: the grid, each > 0.
-      errors: the relative error at each β; those that are not finite do not count.
+      betas: the values of β, each > 0.
+      errors: the relative error at each β. Errors that are not finite are ignored.
 
     Returns:
       `order`, `intercept` and the `betas` that were used. Order and intercept are None if fewer
-      than two remain.
+      than two errors remain.
 
     Raises:
-      SettingError: the same β twice.
+      SettingError: a β occurs twice.
 
     Example:
       >>> fit = bias_order([1e-1, 1e-2, 1e-3], [1e-3, 1e-5, 1e-7])
@@ -86,7 +86,7 @@ def bias_order(betas: Sequence[float], errors: Sequence[float]) -> dict[str, Any
 
 
 def _longest_run(pairs: Sequence[Pair]) -> list[Pair]:
-    """The longest stretch of growing errors; of two as long the one at smaller β."""
+    """The longest run of growing errors. Of two equally long runs it is the one at smaller β."""
     runs: list[list[Pair]] = [[]]
     for pair in pairs:
         if runs[-1] and pair[1] <= runs[-1][-1][1]:
@@ -96,4 +96,5 @@ def _longest_run(pairs: Sequence[Pair]) -> list[Pair]:
 
 
 def _estimator(row: dict[str, Any]) -> str:
+    """The name of a row's estimator: its nudging, or its rule."""
     return row["estimator"] or row["rule"]

@@ -1,4 +1,4 @@
-"""Rules beside each other on one batch: how near each is to its exact gradient, what it takes."""
+"""Compares rules on one batch: the error of each gradient, and the resources that it needs."""
 
 from __future__ import annotations
 
@@ -13,12 +13,14 @@ from bpeq.types import Batch, Key, Layer, LearningRule, Params
 
 
 class RuleRow(NamedTuple):
-    """What one batch shows of one rule.
+    """The results of one rule on one batch.
 
-    fidelity:  against the exact gradient of the rule's own function; None if there is none.
-    resources: what this gradient takes on this machine.
-    reference: the name of the rule that gave the exact gradient; empty if there is none.
-    note:      what a reader must know of the rule in these settings; empty: nothing.
+    Args:
+      fidelity: the error against the exact gradient of the rule's own function; None without a
+        reference.
+      resources: sweeps, MACs, seconds and bytes of one gradient on this machine.
+      reference: the name of the rule that computed the exact gradient; empty without one.
+      note: what a reader must know of the rule with these settings; may be empty.
     """
 
     fidelity: Fidelity | None
@@ -28,10 +30,11 @@ class RuleRow(NamedTuple):
 
 
 class RuleComparison(NamedTuple):
-    """`print` of it is a table, with fidelity in total and of the worst layer.
+    """The results of all rules. `print` shows a table with the total and the worst layer error.
 
-    rows:  by the rules' names.
-    notes: on several rules together.
+    Args:
+      rows: the results by the name of the rule.
+      notes: remarks about several rules.
     """
 
     rows: dict[str, RuleRow]
@@ -59,26 +62,27 @@ def compare_rules(
     network: Layer | None = None,
     reference: LearningRule | None = None,
 ) -> RuleComparison:
-    """Compares rules on one network and one batch: gradient fidelity, and what a gradient takes.
+    """Compares rules on one network and one batch: gradient fidelity, and resources of a gradient.
 
-    Every rule starts from the same `params` and the same key. Each is compared with the exact
-    gradient of its own function, in float64. Rules on a feed-forward network and rules that settle
-    a system differentiate different functions; a note says so.
+    All rules start from the same `params` and the same key. Each is compared with the exact
+    gradient of its own function, in float64. A rule on a feed-forward network and a rule that
+    settles a system differentiate different functions. A note says so.
 
     Args:
-      rules: by the names that the rows get. A rule on a system with weights of its own, such as
-        untied feedback, comes as a pair (rule, params), with what that system's `init` gives.
-      params: as `network.init` gives them; each rule's own `init` is called on them.
+      rules: rules by the names of their rows. If the system of a rule has weights of its own, such
+        as untied feedback, give a pair (rule, params), with params from that system's `init`.
+      params: the parameters from `network.init`. Each rule's own `init` is called on them.
       batch: x `[batch, ...]` and y, in the dtype of params.
-      key: the one key of every rule's init and estimate.
-      network: names the layers by its blocks; without it they are named by their place in params.
-      reference: an exact rule of the same function, for rules that have none of their own.
+      key: the random key of every rule's init and estimate.
+      network: names the layers by its blocks; None: layers are named by their place in params.
+      reference: an exact rule of the same function, for rules without a reference of their own;
+        None: such rules have no fidelity.
 
     Returns:
-      A row for each rule, and notes.
+      One row for each rule, and notes.
 
     Raises:
-      SettingError: there are no rules.
+      SettingError: `rules` is empty.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -121,10 +125,13 @@ def compare_rules(
 
 
 def remark(rule: LearningRule) -> str:
-    """What a comparison must say of a rule: its note, and the objective it follows instead of ∇C.
+    """The remarks of a comparison about a rule: its note, and its objective if that is not C.
 
     Args:
       rule: the learning rule.
+
+    Returns:
+      The text; empty without a remark.
     """
     other = ""
     if rule.info.objective is not None:
@@ -133,10 +140,13 @@ def remark(rule: LearningRule) -> str:
 
 
 def function_of(reference: LearningRule) -> str:
-    """The function that an exact rule differentiates, in words.
+    """Names the function that an exact rule differentiates.
 
     Args:
-      reference: an exact rule, as `RuleInfo.reference` holds it.
+      reference: an exact rule, such as `RuleInfo.reference`.
+
+    Returns:
+      The name in words.
     """
     known = {
         "autodiff": "the feed-forward map",
@@ -147,10 +157,13 @@ def function_of(reference: LearningRule) -> str:
 
 
 def functions_note(groups: Mapping[str, str]) -> str:
-    """A note that rules differentiate different functions; empty if all differentiate one.
+    """Notes that rules differentiate different functions.
 
     Args:
-      groups: the function that each rule differentiates, in words, by the rule's name.
+      groups: rule -> the function that it differentiates, in words.
+
+    Returns:
+      The note; empty if all rules differentiate the same function.
 
     Example:
       >>> functions_note({"a": "the map", "b": "the settled system", "c": "the map"})
@@ -171,7 +184,7 @@ def _cells(row: RuleRow) -> list[str]:
     if fidelity is None:
         return ["—", "—", "—", "—", *resources]
     errors = {name: m.relative_error for name, m in fidelity.layers.items()}
-    # The error is infinite in a layer that the exact gradient leaves alone.
+    # The error is infinite in a layer whose exact gradient is zero.
     finite = {name: e for name, e in errors.items() if e < math.inf} or errors
     worst = max(finite, key=lambda name: finite[name])
     total = [f"{fidelity.total.relative_error:.2e}", f"{fidelity.total.cosine:.5f}"]

@@ -1,4 +1,4 @@
-"""The settled state: its curvature, its saturated units, and whether a nudge leaves its branch."""
+"""Measures equilibria: their curvature, saturated units, and jumps to another branch."""
 
 from __future__ import annotations
 
@@ -22,17 +22,20 @@ _SETTLE = fixed_point(1e-12, 20_000)
 
 
 class Curvature(NamedTuple):
-    """The Hessian H of E at the equilibrium, example by example, without saturated units.
+    """The Hessian H of E at the equilibrium of each example, without saturated units.
 
-    smallest: its smallest eigenvalue (without an energy the smallest real part of those of
-        −∂force/∂s). It sets the distance to the nearest pole in β, and so EP's bias.
-    output:   the smallest eigenvalue of K = (G H⁻¹ Gᵀ)⁻¹, with G the readout's Jacobian. For
-        outputs that are states K is their Schur complement. With squared error a negative nudge
-        leaves K − β, so β must stay below it. Infinite if no output depends on the state.
-    asymmetry: ‖H − Hᵀ‖ / ‖H‖; 0 with an energy.
-    saturated: the share of units that a small push does not move, state by state.
-    settled:  whether the equilibrium was reached, to 1e-12.
-    units:    in the state of one example.
+    Args:
+      smallest: `[batch]`, the smallest eigenvalue of H; without an energy the smallest real part of
+        the eigenvalues of −∂force/∂s. It sets the distance to the nearest pole in β, and so EP's
+        bias.
+      output: `[batch]`, the smallest eigenvalue of K = (G H⁻¹ Gᵀ)⁻¹, with G the readout's Jacobian.
+        If the outputs are states, K is their Schur complement. With squared error a negative nudge
+        leaves the curvature K − β, so β must stay below this value. It is infinite if no output
+        depends on the state.
+      asymmetry: `[batch]`, ‖H − Hᵀ‖ / ‖H‖; 0 with an energy.
+      saturated: for each state, the share of units that a small push does not move.
+      settled: `[batch]`, whether the solver reached the equilibrium to 1e-12.
+      units: the number of units in the state of one example.
     """
 
     smallest: Float[np.ndarray, " batch"]
@@ -44,10 +47,10 @@ class Curvature(NamedTuple):
 
 
 def curvature(system: System, params: Params, x: Array) -> Curvature:
-    """The curvature at the equilibria of a few examples, in float64, by dense linear algebra.
+    """Computes the curvature at the equilibria of a few examples, in float64, with dense matrices.
 
     Args:
-      system: for an imperfect device its ideal system is used.
+      system: the system; for an imperfect device its ideal system is used.
       params: its weights.
       x: inputs `[batch, ...]`.
 
@@ -95,7 +98,7 @@ def curvature(system: System, params: Params, x: Array) -> Curvature:
 
 
 def _jacobians(system: System, params: Params, x: Array, state: State) -> tuple[Array, ...]:
-    """(−∂force/∂s, ∂output/∂s, how far a random push moves each unit in one sweep)."""
+    """(−∂force/∂s, ∂output/∂s, the movement of each unit under a random push in one sweep)."""
 
     @jax.jit
     def one(params: Params, x: Array, state: State) -> tuple[Array, ...]:
@@ -118,16 +121,18 @@ def _jacobians(system: System, params: Params, x: Array, state: State) -> tuple[
         along = jax.lax.map(lambda v: jax.jvp(force, (flat,), (v,))[1], columns, batch_size=64)
         return -along.T, jax.jacrev(output)(flat), jax.jvp(sweep, (zero,), (unit,))[1]
 
-    return jax.lax.map(lambda a: one(params, *a), (x, state))  # one example's matrix at a time
+    return jax.lax.map(lambda a: one(params, *a), (x, state))  # one by one, to save memory
 
 
 def _frozen(moves: np.ndarray) -> np.ndarray:
+    """The units that a push does not move."""
     return np.abs(moves) <= 1e-10 * np.abs(moves).max(axis=-1, keepdims=True)
 
 
 def _eigenvalues(
     hessian: np.ndarray, output: np.ndarray, moves: np.ndarray, symmetric: bool
 ) -> tuple[float, float, float]:
+    """(smallest eigenvalue of H, smallest eigenvalue of K, asymmetry) of one example."""
     live = ~_frozen(moves)
     h, g = hessian[np.ix_(live, live)], output[:, live]
     if not h.size:
@@ -140,7 +145,7 @@ def _eigenvalues(
 
 
 Respond = Callable[[System, Params, Free], System]
-"""(system, params, free phase) -> the system that a rule nudges, as `RuleInfo.nudged_system`."""
+"""(system, params, free phase) -> the system that a rule nudges; see `RuleInfo.nudged_system`."""
 
 
 def jumped(
@@ -151,19 +156,22 @@ def jumped(
     betas: Sequence[float],
     respond: Respond | None = None,
 ) -> Bool[np.ndarray, "betas batch"]:
-    """Whether a nudge by ±β leads an example to another branch, settled to 1e-12 in float64.
+    """Finds the examples that a nudge by ±β moves to another branch of equilibria.
 
-    An example has jumped if the free phase, started at s^β, does not come back to s⁰ (to 1e-6), or
-    if the nudged phase grows without bound. The contrast is then between two different equilibria,
-    and its error does not vanish with β.
+    It settles to 1e-12 in float64. An example has jumped if a free phase that starts at s^β does
+    not return to s⁰ (to 1e-6), or if the nudged phase diverges. The contrast then compares two
+    different equilibria, and its error does not vanish as β → 0.
 
     Args:
-      system, cost, params, batch: as a rule has them; of a device the ideal system is used.
+      system: the system of the rule; for an imperfect device its ideal system is used.
+      cost: the cost of the nudge.
+      params: the weights.
+      batch: x `[batch, ...]` and y.
       betas: the nudges, each > 0.
-      respond: the rule's `info.nudged_system`; None nudges `system` itself.
+      respond: the rule's `info.nudged_system`; None: the rule nudges `system` itself.
 
     Returns:
-      Booleans, one for each β and example.
+      `[betas, batch]`, True if the example jumped.
     """
     system = system.ideal
     with enable_x64(True):
@@ -189,10 +197,11 @@ def jumped(
 
 
 class Nudge(NamedTuple):
-    """How far the nudge by β moves each state, and the residual that its solver leaves.
+    """The movement of each state under a nudge by β, and the residual of the solver.
 
-    amplitude: the mean over the examples of max |s^β − s⁰|, state by state.
-    residual:  the mean residual. Where it is close to an amplitude, the contrast is noise.
+    Args:
+      amplitude: for each state, the mean over the examples of max |s^β − s⁰|.
+      residual: the mean residual. If it is close to an amplitude, the contrast is noise.
     """
 
     amplitude: list[float]
@@ -212,10 +221,17 @@ def nudge_amplitude(
     """Measures the nudge at +β, in the dtype of params, with the solvers of a rule.
 
     Args:
-      system, cost, params, batch: as a rule has them.
+      system: the system of the rule.
+      cost: the cost of the nudge.
+      params: the weights.
+      batch: x `[batch, ...]` and y.
       beta: the nudge, > 0.
-      free, nudged: the solvers of the two phases.
-      respond: as for `jumped`.
+      free: the solver of the free phase.
+      nudged: the solver of the nudged phase.
+      respond: the rule's `info.nudged_system`; None: the rule nudges `system` itself.
+
+    Returns:
+      The amplitude of each state, and the residual.
     """
 
     @jax.jit

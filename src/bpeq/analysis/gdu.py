@@ -1,4 +1,4 @@
-"""GDU: EP's update in each nudged sweep against BPTT's gradient in each time step."""
+"""GDU: compares EP's update in each nudged sweep with BPTT's gradient in each time step."""
 
 from __future__ import annotations
 
@@ -20,19 +20,22 @@ from bpeq.types import Batch, Cost, Layer, Params, SolveInfo, Solver, State, Sys
 
 
 class Gdu(NamedTuple):
-    """EP's updates beside BPTT's gradients, as float64 NumPy arrays.
+    """EP's updates and BPTT's gradients, as float64 NumPy arrays.
 
-    betas:    `[betas]`, the grid.
-    layers:   the names of the rows, without those that have no gradient.
-    bptt:     `[sweeps, layers]`, ‖BPTT's gradient through sweep T − t‖.
-    ep:       `[betas, sweeps, layers]`, ‖EP's update in nudged sweep t‖.
-    mismatch: `[betas, sweeps, layers]`, ‖their difference‖ over the layer's largest bptt entry. It
-        is not over the same sweep's, which vanishes before the error arrives and after it is gone.
-    total:    `[betas]`, the root of the summed squares of all differences over that of BPTT's.
-    floor:    `[betas]`, about what round-off and the free phase's residual add to `total`.
-    slope:    of log total over log β, where total is 10 times its floor; NaN below three points.
-    settled:  whether the free phase met its tolerance.
-    residual: the largest residual of the free phase.
+    Args:
+      betas: `[betas]`, the values of β.
+      layers: the names of the layers that have a gradient.
+      bptt: `[sweeps, layers]`, ‖BPTT's gradient through sweep T − t‖.
+      ep: `[betas, sweeps, layers]`, ‖EP's update in nudged sweep t‖.
+      mismatch: `[betas, sweeps, layers]`, ‖their difference‖ divided by the layer's largest entry
+        of bptt. The entry of the same sweep would not do: it is zero before the error arrives.
+      total: `[betas]`, the root of the summed squares of all differences, divided by that of BPTT.
+      floor: `[betas]`, the approximate part of `total` due to round-off and the free phase's
+        residual.
+      slope: the slope of log total over log β, where total exceeds 10 times its floor; NaN for
+        fewer than three such points.
+      settled: whether the free phase met its tolerance.
+      residual: the largest residual of the free phase.
     """
 
     betas: np.ndarray
@@ -66,35 +69,37 @@ def gdu_mismatch(
     Both start at the free equilibrium s* = T(s*, θ). With t = 0, 1, ..., sweeps − 1
 
         EP     (1/β)( ∂E/∂θ(s_{t+1}) − ∂E/∂θ(s_t) ),  s_0 = s*, s_{t+1} the nudged sweep of s_t;
-               centered: the half sum of that at β and at −β
+               centered: the mean of that at β and at −β
         BPTT   (∂T/∂θ)ᵀ ((∂T/∂s)ᵀ)ᵗ ∂C/∂s,  the gradient of C(s_T) with respect to the weights
                that sweep T − t used
 
-    "Gradient descending updates": the two agree sweep by sweep as β → 0, with an error of order β,
-    centered β². That holds for synchronous sweeps. Backward through an alternating sweep the error
-    meets the halves in reverse order, so the nudged phase must run them in reverse order. In the
-    same order the sum of the sweeps is still right, and the single ones are wrong at any β.
+    "Gradient descending updates": the two agree in each sweep as β → 0. The error is of order β,
+    and for centered nudging of order β². This holds for synchronous sweeps. In an alternating sweep
+    the error passes backward through the halves in reverse order. So the nudged phase must run the
+    halves in reverse order. In the forward order the sum over sweeps is still right, but the single
+    updates are wrong at any β.
 
-    It computes in float64, whatever the dtype of params. Do not call it inside jit.
+    It computes in float64, also for float32 params. Do not call it inside jit.
 
     Args:
       system: a system with an energy.
-      cost: what the nudge pulls toward.
-      params, batch: as for a rule's estimate; updates are batch means.
-      sweeps: how many to compare, >= 1.
-      betas: the grid of β, each > 0.
+      cost: the cost of the nudge.
+      params: the weights.
+      batch: x `[batch, ...]` and y. Updates are batch means.
+      sweeps: the number of sweeps to compare, >= 1.
+      betas: the values of β, each > 0.
       nudging: "one-sided" or "centered".
-      free: the solver of s*; None settles to a residual of 1e-14, or for 20,000 sweeps.
-      nudged: the system whose sweep runs the nudged phase, with the same fixed points; None is
-        `system`, where it has halves in reverse order.
-      network: names the layers by its blocks; without it they are named by their place in params.
+      free: the solver of s*; None: a fixed point to a residual of 1e-14, in at most 20,000 sweeps.
+      nudged: the system whose sweep runs the nudged phase, with the same fixed points; None:
+        `system`, with its halves in reverse order if it has halves.
+      network: names the layers by its blocks; None: layers are named by their place in params.
 
     Returns:
       Updates, gradients and their differences.
 
     Raises:
-      SettingError: a setting out of range.
-      ValueError: a system without an energy, or one that is nudged outside of its σ, whose updates
+      SettingError: a setting is out of range.
+      ValueError: the system has no energy, or it is nudged outside its σ, so that its updates
         follow another cost.
 
     Example:
@@ -143,14 +148,18 @@ def gdu_mismatch(
 
 
 def alternating(synchronous: System, *, reverse: bool = False) -> System:
-    """A system whose sweep updates even states, then odd ones; in reverse odd, then even ones.
+    """Makes a system whose sweep updates even states, then odd states, or the reverse.
 
-    Each half runs the whole sweep and keeps half of it: for checks, not for speed.
+    Each half runs the whole sweep and keeps half of it. So it is for checks, not for speed.
 
     Args:
-      synchronous: a system whose state is a tuple and whose sweep updates all of it at once, such
+      synchronous: a system whose state is a tuple and whose sweep updates all states at once, such
         as `hopfield(network, schedule="synchronous")`.
-      reverse: the order; True is the order in which an error passes back through the other one.
+      reverse: update odd states first. An error passes backward through the forward order in this
+        order.
+
+    Returns:
+      The system.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -229,6 +238,7 @@ def _ep_updates(
 def _compare(
     grid: np.ndarray, bptt: Params, ep: Params, info: SolveInfo, nudging: str, network: Layer | None
 ) -> Gdu:
+    """Compares updates and gradients, layer by layer."""
     exact, ours = grouped(bptt, network), grouped(ep, network)
     exact = {name: _rows(part, 1) for name, part in exact.items()}
     names = tuple(name for name, part in exact.items() if np.any(part))
@@ -239,8 +249,9 @@ def _compare(
     sweeps = len(of_bptt)
     size, residual = np.sqrt(np.sum(of_bptt**2)), float(np.max(info.residual))
     total = np.sqrt(np.sum(gap**2, axis=(1, 2))) / size
-    # A sweep's update is a difference of products of states, each known to ε. What is left to
-    # settle drifts on in every sweep, alike at β and −β, so a centered difference has none of it.
+    # A sweep's update is a difference of products of states, each known to ε. The residual of the
+    # free phase moves the states in every sweep, equally at β and −β. A centered difference
+    # cancels it.
     noise = np.finfo(np.float64).eps + (residual if nudging == "one-sided" else 0.0)
     floor = noise * np.sqrt(sweeps) / (grid * size)
     fit = total > 10 * floor
@@ -260,6 +271,6 @@ def _compare(
 
 
 def _rows(tree: Any, axes: int) -> np.ndarray:
-    """All leaves of a gradient side by side, behind the leading axes that they share."""
+    """All leaves of a gradient, flattened and concatenated behind their leading axes."""
     leaves = [np.asarray(leaf, np.float64) for leaf in jax.tree.leaves(tree)]
     return np.concatenate([leaf.reshape(*leaf.shape[:axes], -1) for leaf in leaves], axis=-1)

@@ -1,4 +1,4 @@
-"""What it takes to compute one gradient: sweeps, multiply-accumulates, seconds, bytes."""
+"""Measures the resources of one gradient: sweeps, multiply-accumulates, seconds, bytes."""
 
 from __future__ import annotations
 
@@ -16,13 +16,15 @@ from bpeq.types import Batch, Key, LearningRule, Params, State
 
 
 class GradientResources(NamedTuple):
-    """What it takes to compute one gradient of one batch, on the machine at hand.
+    """The resources of one gradient of one batch, on this machine.
 
-    sweeps:  the mean over the examples, all phases together; 0 for rules that do not relax.
-    macs:    multiply-accumulates of the products and convolutions. A solve to a residual runs until
-        the slowest example of the batch has settled.
-    seconds: the median wall time of the compiled estimate, warm.
-    bytes:   memory beside its arguments and results; 0 if unknown.
+    Args:
+      sweeps: the mean number of sweeps over the examples, all phases together; 0 for rules that do
+        not relax.
+      macs: the multiply-accumulates of matrix products and convolutions. A solve to a residual runs
+        until the slowest example of the batch has settled.
+      seconds: the median wall time of the compiled estimate, without compilation.
+      bytes: the memory for intermediate results; 0 if unknown.
     """
 
     sweeps: float
@@ -32,9 +34,13 @@ class GradientResources(NamedTuple):
 
 
 class CompiledGradient(NamedTuple):
-    """One gradient, compiled and counted, ready to be timed: `call()` computes it.
+    """A compiled gradient with its counts, for timing.
 
-    sweeps, macs, bytes: as in `GradientResources`.
+    Args:
+      call: computes the gradient.
+      sweeps: as in `GradientResources`.
+      macs: as in `GradientResources`.
+      bytes: as in `GradientResources`.
     """
 
     call: Callable[[], Any]
@@ -46,17 +52,18 @@ class CompiledGradient(NamedTuple):
 def compiled_gradient(
     rule: LearningRule, params: Params, batch: Batch, state: State, key: Key
 ) -> CompiledGradient:
-    """Compiles `rule.estimate(params, batch, state, key)` for these weights, and counts it.
+    """Compiles `rule.estimate(params, batch, state, key)` and counts its operations.
 
     Args:
       rule: the learning rule.
-      params, state: as the rule's `init` gives them, or as training left them. The sweeps of a
-        solve to a residual depend on the weights.
+      params: the parameters, from the rule's `init` or after training. The sweeps of a solve to a
+        residual depend on them.
       batch: x `[batch, ...]` and y.
-      key: of the estimate.
+      state: the rule's state, from its `init` or after training.
+      key: the random key of the estimate.
 
     Returns:
-      The gradient, to be given to `measure_gradients`.
+      The gradient, for `measure_gradients`.
     """
     args = (params, batch, state, key)
     compiled = jax.jit(rule.estimate).lower(*args).compile()
@@ -70,13 +77,13 @@ def compiled_gradient(
 
 
 def measure_gradients(gradients: Mapping[str, CompiledGradient]) -> dict[str, GradientResources]:
-    """Times gradients in turn, under the same load of the machine.
+    """Times gradients in turn, so that all of them have the same load of the machine.
 
     Args:
-      gradients: by the names of their rules.
+      gradients: compiled gradients by the names of their rules.
 
     Returns:
-      What each of them takes, by the same names.
+      The resources of each gradient, by the same names.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -97,15 +104,18 @@ def measure_gradients(gradients: Mapping[str, CompiledGradient]) -> dict[str, Gr
 
 
 def seconds_of(calls: Sequence[Callable[[], Any]], budget: float = 0.5) -> list[float]:
-    """The median wall time of each call in seconds, with its results awaited.
+    """Measures the median wall time of each call, until its results are ready.
 
-    Calls take turns, so that all of them share the load of the machine. The first turn, which may
-    compile, does not count.
+    The calls take turns, so that all of them have the same load of the machine. The first turn may
+    compile, and does not count.
 
     Args:
-      calls: of compiled or jitted functions.
-      budget: seconds for each call. Turns repeat until all of it is spent, at least 5 and at most
+      calls: functions without arguments, compiled or jitted.
+      budget: seconds for each call. The turns repeat until the sum is spent, at least 5 and at most
         200 times.
+
+    Returns:
+      Seconds for each call.
     """
     for call in calls:
         jax.block_until_ready(call())

@@ -15,12 +15,13 @@ from bpeq.types import Batch, Estimate, Key, Layer, LearningRule, Params, SolveI
 
 
 class Closeness(NamedTuple):
-    """How near a gradient g is to the exact one g*, both flattened.
+    """The difference between a gradient g and the exact gradient g*, both flattened.
 
-    relative_error:  ‖g − g*‖ / ‖g*‖; 0 if both are zero.
-    cosine:          g·g* / ‖g‖‖g*‖; 1 if both are zero, 0 if one is.
-    norm_ratio:      ‖g‖ / ‖g*‖.
-    sign_agreement:  the share of the entries of g* other than 0 whose sign g has.
+    Args:
+      relative_error: ‖g − g*‖ / ‖g*‖; 0 if both are zero.
+      cosine: g·g* / ‖g‖‖g*‖; 1 if both are zero, 0 if one is.
+      norm_ratio: ‖g‖ / ‖g*‖; 1 if both are zero.
+      sign_agreement: the share of the nonzero entries of g* whose sign g has.
     """
 
     relative_error: float
@@ -30,17 +31,20 @@ class Closeness(NamedTuple):
 
 
 class Fidelity(NamedTuple):
-    """What one batch shows of a rule.
+    """The fidelity of a rule on one batch.
 
-    total:     of all parameters together.
-    layers:    by layer. The first one is often far worse.
-    settled:   the share of the rule's phases, example by example, that met their tolerance; 1 for
-        rules that do not relax.
-    sweeps:    the mean over the examples, all phases together; 0 for rules that do not relax.
-    reference_settled: `settled` of the exact gradient's solves.
-    reference_residual: their largest residual. Where it is large, a small error proves nothing.
-    own_objective: the fidelity to the exact gradient of the rule's own objective; None if that is
-        ∇C.
+    Args:
+      total: the closeness of all parameters together.
+      layers: the closeness of each layer. The first layer is often far worse than the total.
+      settled: the share of phases, counted for each example, that met their tolerance; 1 for rules
+        that do not relax.
+      sweeps: the mean number of sweeps over the examples, all phases together; 0 for rules that do
+        not relax.
+      reference_settled: `settled` for the solves of the exact gradient.
+      reference_residual: the largest residual of these solves. If it is large, a small error proves
+        nothing.
+      own_objective: the fidelity to the exact gradient of the rule's own objective; None if the
+        rule follows ∇C.
     """
 
     total: Closeness
@@ -65,24 +69,25 @@ def gradient_fidelity(
     """Compares a rule's estimate on one batch with the exact gradient of the rule's own `apply`.
 
     The estimate has the dtype of `params`. The exact gradient is computed in float64 at the same
-    parameters: by autodiff for a rule on a network, by implicit differentiation for one that
-    relaxes. A rule that follows another objective than ∇C, as `contrastive_hebbian` does, is also
-    compared with the exact gradient of that one, under `own_objective`.
+    parameters: by automatic differentiation for a rule on a network, and by implicit
+    differentiation for a rule that relaxes. A rule may follow another objective than C, as
+    `contrastive_hebbian` does. It is then also compared with the exact gradient of that objective,
+    under `own_objective`.
 
     Args:
-      rule: any rule with an `info.reference`, as all of bpeq's have.
-      params, state: as the rule's `init` gives them. Without a state `rule.init(key, params)` is
-        called on params as `network.init` gives them.
+      rule: a rule with an `info.reference`. All rules of bpeq have one.
+      params: the parameters from the rule's `init`, or from `network.init` if `state` is None.
       batch: x `[batch, ...]` and y, in the dtype of params.
-      key: the one key of the estimate; rule and reference share it.
-      network: names the rows by its blocks; without it they are named by their place in params.
-      reference: an exact rule of the same function, for a rule that has none of its own.
+      key: the random key of the estimate. Rule and reference share it.
+      state: the rule's state; None: `rule.init(key, params)` makes parameters and state.
+      network: names the layers by its blocks; None: layers are named by their place in params.
+      reference: an exact rule of the same function; None: the rule's own reference.
 
     Returns:
       The fidelity in total and by layer, and how the solves ended.
 
     Raises:
-      ValueError: the rule has no reference and none is given.
+      ValueError: the rule has no reference and `reference` is None.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -111,11 +116,22 @@ def judged(
     network: Layer | None = None,
     reference: LearningRule | None = None,
 ) -> Fidelity:
-    """Compares an estimate with ∇C and, if that is another, with its own objective's gradient.
+    """Compares an estimate with ∇C and, if the rule follows another objective, with its gradient.
 
     Args:
-      rule, params, batch, key, network, reference: as for `gradient_fidelity`.
-      estimate: the rule's, on that batch.
+      rule: the rule of the estimate.
+      estimate: the rule's estimate on this batch.
+      params: the parameters of the estimate.
+      batch: x `[batch, ...]` and y.
+      key: the random key of the estimate.
+      network: names the layers by its blocks; None: layers are named by their place in params.
+      reference: an exact rule of the same function; None: the rule's own reference.
+
+    Returns:
+      The fidelity.
+
+    Raises:
+      ValueError: the rule has no reference and `reference` is None.
     """
     exact = exact_gradient(rule, params, batch, key=key, reference=reference)
     fidelity = judge(estimate, exact, network)
@@ -133,16 +149,20 @@ def exact_gradient(
     key: Key,
     reference: LearningRule | None = None,
 ) -> Estimate:
-    """The exact gradient of a rule's own `apply`, in float64, with how its solves ended.
+    """Computes the exact gradient of a rule's own `apply`, in float64.
 
     Args:
-      rule, params, batch, key, reference: as for `gradient_fidelity`.
+      rule: the rule.
+      params: the parameters.
+      batch: x `[batch, ...]` and y.
+      key: the random key of the estimate.
+      reference: an exact rule of the same function; None: the rule's own reference.
 
     Returns:
-      The reference's estimate, as NumPy arrays.
+      The reference's estimate, as NumPy arrays. Its `info` says how the solves ended.
 
     Raises:
-      ValueError: the rule has no reference and none is given.
+      ValueError: the rule has no reference and `reference` is None.
     """
     exact = rule.info.reference if reference is None else reference
     if exact is None:
@@ -159,13 +179,16 @@ def exact_gradient(
 def judge(estimate: Estimate, exact: Estimate, network: Layer | None = None) -> Fidelity:
     """Compares an estimate with an exact one.
 
-    The total leaves out layers on which the exact function does not depend, such as weights that
-    only carry errors.
+    The total leaves out layers whose exact gradient is zero, such as weights that only carry
+    errors.
 
     Args:
-      estimate: the rule's.
-      exact: the reference's, on the same batch.
-      network: names the layers by its blocks.
+      estimate: the rule's estimate.
+      exact: the reference's estimate on the same batch.
+      network: names the layers by its blocks; None: layers are named by their place in params.
+
+    Returns:
+      The fidelity, without `own_objective`.
     """
     ours, theirs = grouped(estimate.grads, network), grouped(exact.grads, network)
     rows = {name: closeness(ours[name], theirs[name]) for name in theirs}
@@ -181,25 +204,31 @@ def judge(estimate: Estimate, exact: Estimate, network: Layer | None = None) -> 
 
 
 def sweeps_of(estimate: Estimate) -> float:
-    """The mean number of sweeps over the examples, all phases together; 0 without relaxation.
+    """The mean number of sweeps over the examples, all phases together.
 
     Args:
-      estimate: of any rule.
+      estimate: the estimate of any rule.
+
+    Returns:
+      The number; 0 for a rule that does not relax.
     """
     solves = _solves(estimate)
     return sum((float(np.sum(s.steps) / np.shape(s.steps)[-1]) for s in solves), 0.0)
 
 
 def grouped(params: Params, network: Layer | None = None) -> dict[str, Params]:
-    """Parameters (or their gradients) by layer: the blocks of `network`, then all other entries.
+    """Groups parameters or gradients by layer: the blocks of `network`, then all other entries.
 
-    A relaxing system may append entries to the network's params, such as `{"feedback": ...}`; they
-    are rows of that name. The entries of a dict, as a user's system may have it, are rows of their
-    names. Entries without parameters are no rows.
+    A relaxing system may append entries to the network's params, such as `{"feedback": ...}`. Their
+    rows have that name. If params is a dict, as in a user's system, its keys name the rows. Entries
+    without parameters have no row.
 
     Args:
       params: a tree of parameters or gradients.
-      network: names the rows; None names them by their place in params.
+      network: names the layers by its blocks; None: layers are named by their place in params.
+
+    Returns:
+      Name of the row -> its part of the tree.
     """
     if isinstance(params, dict):
         rows = {str(name): part for name, part in params.items()}
@@ -216,17 +245,20 @@ def grouped(params: Params, network: Layer | None = None) -> dict[str, Params]:
 
 
 def closeness(ours: Any, exact: Any) -> Closeness:
-    """The measures of `Closeness` between two gradients of one structure, in float64.
+    """Compares two gradients of the same structure, in float64.
 
     Args:
       ours: the gradient g.
-      exact: the exact one g*.
+      exact: the exact gradient g*.
+
+    Returns:
+      The measures of `Closeness`.
     """
     g, g_exact = _flat(ours), _flat(exact)
     size, size_exact = float(np.linalg.norm(g)), float(np.linalg.norm(g_exact))
     gap, nonzero = float(np.linalg.norm(g - g_exact)), g_exact != 0
     signs = np.sign(g[nonzero]) == np.sign(g_exact[nonzero])
-    with np.errstate(invalid="ignore"):  # an estimate that diverged is NaN here
+    with np.errstate(invalid="ignore"):  # a diverged estimate gives NaN
         product = float(g @ g_exact)
     return Closeness(
         relative_error=_ratio(gap, size_exact),
@@ -237,6 +269,7 @@ def closeness(ours: Any, exact: Any) -> Closeness:
 
 
 def _ratio(a: float, b: float, both: float = 0.0) -> float:
+    """a / b; infinite for b = 0, and `both` if both are zero."""
     if b == 0.0:
         return both if a == 0.0 else float("inf")
     return a / b
@@ -252,6 +285,7 @@ def _solves(estimate: Estimate) -> list[SolveInfo]:
 
 
 def _settled(solves: list[SolveInfo]) -> float:
+    """The share of solves, counted for each example, that met their tolerance."""
     if not solves:
         return 1.0
     return float(np.mean(np.concatenate([np.ravel(solve.converged) for solve in solves])))

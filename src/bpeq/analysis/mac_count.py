@@ -1,4 +1,4 @@
-"""Multiply-accumulates of a traced program; where loops have no known length, by running them."""
+"""Counts multiply-accumulates of a traced program. It runs programs that have while loops."""
 
 from __future__ import annotations
 
@@ -18,16 +18,17 @@ from bpeq.core.tracing import disable_fast_paths
 def count_macs(fn: Callable[..., Any], *args: Any) -> float:
     """Counts the multiply-accumulates of matrix products and convolutions in `fn(*args)`.
 
-    A product of `[m, k]` and `[k, n]` counts m·k·n, a convolution its outputs times the entries of
-    one output channel's kernel. Elementwise work does not count, nor does what no result depends
-    on. A scan counts its length, a branch its most expensive case. The length of a while loop is
-    data: where there is one, the program runs, and its rounds count.
+    A product of `[m, k]` and `[k, n]` counts m·k·n. A convolution counts its number of outputs
+    times the entries of one output channel's kernel. Elementwise work does not count. Work that no
+    result depends on does not count. A scan counts its length, and a branch its most expensive
+    case. The length of a while loop depends on data. So a program with such a loop is run, and its
+    rounds are counted.
 
-    Counts are of what the formulas ask for, on any device. Sweeps that `fixed_steps` saves, or a
-    convolution computed by another way, are not subtracted.
+    The count follows from the formulas, on any device. It does not subtract sweeps that
+    `fixed_steps` saves, nor what a device saves with another algorithm for a convolution.
 
     Args:
-      fn: a function that jax can trace.
+      fn: a function that JAX can trace.
       args: its arguments, trees of arrays.
 
     Returns:
@@ -56,6 +57,7 @@ def _macs_of(jaxpr: Any) -> float:
 
 
 def _macs(eqn: Any) -> float:
+    """The count of one equation."""
     kind = eqn.primitive.name
     if kind == "dot_general":
         (contract, _), _ = eqn.params["dimension_numbers"]
@@ -72,13 +74,13 @@ def _macs(eqn: Any) -> float:
 
 
 def _has_while(eqn: Any) -> bool:
-    """Whether an equation is a while loop, or has one in it, however deep."""
+    """Whether an equation is a while loop, or contains one at any depth."""
     inside = (each for inner in inner_programs(eqn) for each in all_equations(inner.jaxpr))
     return eqn.primitive.name == "while" or any(e.primitive.name == "while" for e in inside)
 
 
 class _Counted(NamedTuple):
-    """A program with a while loop, and the entry of the counts that says how often it has run."""
+    """A program with a while loop, and the index of its number of runs in the counts."""
 
     jaxpr: Any
     consts: Sequence[Any]
@@ -86,9 +88,9 @@ class _Counted(NamedTuple):
 
 
 class _RunCounter(Walker[Any]):
-    """Computes a program anew, with loops that also carry how often each program inside has run.
+    """Runs a program again, with loops that also carry the number of runs of each inner program.
 
-    macs: of one run of each of these programs, the loops in it left out.
+    macs: of one run of each of these programs, without their while loops.
     """
 
     def __init__(self, program: Program) -> None:
@@ -98,7 +100,7 @@ class _RunCounter(Walker[Any]):
         self._counts: Any = None
 
     def _prepared(self, program: Program) -> _Counted:
-        """Gives each program with a while loop its entry."""
+        """Gives each program with a while loop its index."""
         jaxpr, entry = without_dead_code(program.jaxpr), len(self.macs)
         loops = [eqn for eqn in jaxpr.eqns if _has_while(eqn)]
         self.macs.append(sum((_macs(eqn) for eqn in jaxpr.eqns if eqn not in loops), 0.0))
@@ -107,7 +109,14 @@ class _RunCounter(Walker[Any]):
         return _Counted(jaxpr, program.consts, entry)
 
     def count(self, args: Sequence[Any]) -> Array:
-        """How often each program runs."""
+        """Runs the program and counts.
+
+        Args:
+          args: the leaves of the program's arguments.
+
+        Returns:
+          The number of runs of each inner program.
+        """
         self._counts = jnp.zeros(len(self.macs), jnp.int32)
         self._run(self._program, args)
         return self._counts
@@ -136,7 +145,7 @@ class _RunCounter(Walker[Any]):
         return self.run(program.jaxpr, program.consts, args)
 
     def _carrying(self, program: _Counted) -> Callable[..., tuple[list[Any], Array]]:
-        """(args, counts) -> (results, counts)"""
+        """Turns a program into a function (args, counts) -> (results, counts)."""
 
         def run(args: Sequence[Any], counts: Array) -> tuple[list[Any], Array]:
             outside, self._counts = self._counts, counts
@@ -183,7 +192,7 @@ class _RunCounter(Walker[Any]):
 
 
 def _where(on: Array, new: Array, old: Array) -> Array:
-    """Under vmap a loop has a condition for each of its copies. Copies that have ended stay."""
+    """Selects new values where a loop still runs. Under vmap each copy has its own condition."""
     if not on.ndim:
         return new
     return jnp.where(on.reshape(on.shape + (1,) * (new.ndim - on.ndim)), new, old)
