@@ -1,4 +1,4 @@
-"""Checkpoints: where a loop stands, each one safetensors file with its manifest inside it."""
+"""Checkpoints: the state of a loop in one safetensors file, with its manifest inside the file."""
 
 from __future__ import annotations
 
@@ -18,15 +18,19 @@ from bpeq.types import Caution, DataError
 
 FOLDER, FORMAT = "checkpoints", 2
 _CHECKSUM = b'"sha256":"'
-"""What stands in front of a file's checksum, in its header."""
+"""The text before a file's checksum, in its header."""
 
 
 class Checkpoint(NamedTuple):
     """All that the rest of a loop depends on, in host memory.
 
-    done: turns done. carry: the loop's carry, with random keys as their data. values: the last
-    measured metrics. row: the place that the last row names, such as its epoch. log: the length and
-    the checksum of the metrics log. start: the byte of the log where this loop's rows begin.
+    Args:
+      done: the number of turns done.
+      carry: the carry of the loop, with random keys as their data.
+      values: the metrics measured last.
+      row: the entries that identify the last row, such as its epoch.
+      log: the length and the checksum of the metrics log.
+      start: the byte of the log where the rows of this loop begin.
     """
 
     done: int
@@ -38,16 +42,16 @@ class Checkpoint(NamedTuple):
 
 
 class DamagedCheckpoint(Exception):
-    """A checkpoint file cannot be used. The text says why."""
+    """A checkpoint file cannot be used. The message says why."""
 
 
 def write(path: Path, arrays: dict[str, np.ndarray], manifest: dict[str, Any]) -> None:
-    """Writes one file, whole or not at all, with a checksum of all its other bytes.
+    """Writes one checkpoint file in a single step, with a checksum of all its other bytes.
 
     Args:
       path: the file. Its name is part of the checkpoint.
       arrays: the arrays by name, of any dtype.
-      manifest: what else belongs to the checkpoint, in the form that JSON has.
+      manifest: the other content of the checkpoint, in the form of JSON.
 
     Raises:
       DataError: the disk is full or cannot be written.
@@ -63,7 +67,13 @@ def write(path: Path, arrays: dict[str, np.ndarray], manifest: dict[str, Any]) -
 
 
 def read(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """The manifest and the arrays of a checkpoint.
+    """Reads one checkpoint file.
+
+    Args:
+      path: the file.
+
+    Returns:
+      The manifest and the arrays.
 
     Raises:
       DamagedCheckpoint: a bit has changed, or the file cannot be read.
@@ -90,10 +100,10 @@ class Checkpoints:
 
     Args:
       folder: the folder of the files.
-      part: the loop's name. It begins with its place among the loops of the run.
-      identity: what a resumed run must have in common with the checkpoint, such as the checksum of
+      part: the loop's name. It begins with the number of the loop in the run.
+      identity: values that a resumed run must share with the checkpoint, such as the checksum of
         its config and the length of its loop.
-      keys: the loop's random keys, which must be the same too.
+      keys: the loop's random keys, which a resumed run must share too.
     """
 
     def __init__(self, folder: Path, part: str, identity: dict[str, Any], keys: list[Any]) -> None:
@@ -104,18 +114,25 @@ class Checkpoints:
         self.saved, self.reported = -1, False
 
     def path(self, done: int) -> Path:
-        """The file of the checkpoint after `done` turns."""
+        """The file of the checkpoint after `done` turns.
+
+        Args:
+          done: the number of turns done.
+
+        Returns:
+          The path.
+        """
         return self.folder / f"{self.part}-{done:09d}.safetensors"
 
     def save(self, checkpoint: Checkpoint, seconds: dict[str, float]) -> Path:
-        """Writes a checkpoint, and then removes all but this one and the one before.
+        """Writes a checkpoint, and removes all others except the one before.
 
         Args:
-          checkpoint: where the loop stands.
-          seconds: what the run has spent until then, by name.
+          checkpoint: the state of the loop.
+          seconds: the seconds that the run has spent, by name.
 
         Returns:
-          Its path.
+          The path of the checkpoint.
 
         Raises:
           DataError: the disk is full or cannot be written. The earlier checkpoints stay.
@@ -145,25 +162,25 @@ class Checkpoints:
         return path
 
     def finish(self) -> None:
-        """Removes all checkpoints but the newest."""
+        """Removes all checkpoints except the newest."""
         self._keep(1)
 
     def newest(
         self, carry: Any, log: MetricsLog
     ) -> tuple[Checkpoint, dict[str, float], list[dict[str, Any]]] | None:
-        """Finds the newest good checkpoint. A warning names damaged ones, which are removed.
+        """Finds the newest undamaged checkpoint. It removes damaged ones, and a warning names them.
 
         Args:
-          carry: the loop's carry at its start. The checkpoint's must have the same leaves.
-          log: the metrics log, which then ends where it ended at the checkpoint.
+          carry: the loop's carry at its start. The checkpoint must have the same leaves.
+          log: the metrics log. It is set back to the place of the checkpoint.
 
         Returns:
-          The checkpoint, the seconds spent until then and the loop's rows, or None if there is no
-          good checkpoint.
+          The checkpoint, the seconds spent until then, and the loop's rows; None if there is no
+          undamaged checkpoint.
 
         Raises:
-          DataError: a checkpoint belongs to another run, network or version of bpeq; the metrics
-          log was changed.
+          DataError: a checkpoint belongs to another run, network or version of bpeq, or the metrics
+            log was changed.
         """
         damaged: dict[Path, str] = {}
         result, edited = None, False
@@ -203,11 +220,13 @@ class Checkpoints:
         return result
 
     def _newest_first(self) -> list[Path]:
+        """The files of this loop's checkpoints, newest first."""
         paths = self.folder.glob(f"{glob.escape(self.part)}-*.safetensors")
         mine = {path.stem.removeprefix(f"{self.part}-"): path for path in paths}
         return [mine[turns] for turns in sorted(filter(str.isdigit, mine), key=int, reverse=True)]
 
     def _keep(self, count: int) -> None:
+        """Removes all checkpoints except the `count` newest."""
         for path in self._newest_first()[count:]:
             path.unlink(missing_ok=True)
 
@@ -225,6 +244,7 @@ class Checkpoints:
             raise DataError(f"{path}: is of a run with other random keys")
 
     def _report_environment(self, environment: dict[str, Any]) -> None:
+        """Warns if the checkpoint comes from another environment."""
         changes = run_folder.differences(environment, run_folder.environment())
         if changes:
             warnings.warn(
@@ -236,6 +256,7 @@ class Checkpoints:
 
 
 def _restore(manifest: dict[str, Any], arrays: dict[str, np.ndarray], carry: Any) -> Checkpoint:
+    """Puts a checkpoint together from its manifest and arrays."""
     leaves = [arrays[name] for name in host_arrays.named("carry", host_arrays.specs(carry))]
     return Checkpoint(
         manifest["done"],
@@ -248,7 +269,7 @@ def _restore(manifest: dict[str, Any], arrays: dict[str, np.ndarray], carry: Any
 
 
 def _checksum(content: bytes, at: int) -> bytes:
-    """The SHA-256 of all bytes but the 64 from `at` on, which are the checksum itself."""
+    """The SHA-256 of all bytes except the 64 from `at` on, which hold the checksum."""
     view = memoryview(content)
     checksum = hashlib.sha256(view[:at])
     checksum.update(view[at + 64 :])

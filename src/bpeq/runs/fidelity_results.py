@@ -22,7 +22,7 @@ from bpeq.runs.json_models import (
 
 
 class Measures(Result):
-    """How near a gradient comes to the exact one. NaN where a figure is not finite or not known."""
+    """The difference between a gradient and the exact one; NaN if not finite or unknown."""
 
     relative_error: Number
     cosine: Number
@@ -31,7 +31,7 @@ class Measures(Result):
 
 
 class Objective(Measures):
-    """The same against the exact gradient of the objective that a rule follows."""
+    """The difference between a gradient and the exact gradient of the rule's own objective."""
 
     objective: Text = "its own objective"
     layers: Objects[Measures] = {}
@@ -40,16 +40,16 @@ class Objective(Measures):
 
 
 class Nudge(Result):
-    """How far the nudge moves each state, and what the solver left unsettled of it."""
+    """How far the nudge moves each state, and the residual of its solver."""
 
     amplitude: Objects[Number] = {}
     residual: MaybeNumber = None
 
 
 class RuleFidelity(Measures):
-    """The gradient of one rule: all parameters together, layer by layer, and how its phases ended.
+    """The gradient of one rule: in total, by layer, and how its phases ended.
 
-    measured: False if the rule has no exact reference. Then `note` gives the reason.
+    measured: False if the rule has no exact reference. `note` then gives the reason.
     """
 
     layers: Objects[Measures] = {}
@@ -76,12 +76,12 @@ class RuleFidelity(Measures):
 
     @property
     def relaxes(self) -> bool:
-        """Whether the rule takes sweeps."""
+        """Whether the rule relaxes, and so takes sweeps."""
         return self.sweeps != 0
 
 
 class TrainingFidelity(Result):
-    """The fidelity of a rule with its initial and with its trained parameters."""
+    """The fidelity of a rule at its initial and at its trained parameters."""
 
     rule: Text = ""
     examples: MaybeNumber = None
@@ -90,16 +90,16 @@ class TrainingFidelity(Result):
 
     @property
     def ends(self) -> dict[str, RuleFidelity]:
-        """Those of "initial" and "trained" that have figures."""
+        """The rows "initial" and "trained" that were measured."""
         both = {"initial": self.initial, "trained": self.trained}
         return {end: row for end, row in both.items() if row is not None and row.measured}
 
 
 class GridRow(Result):
-    """One estimate of a grid: where it stands, its relative error, the share that settled.
+    """One estimate of a grid: its settings, its relative error, the share of settled phases.
 
-    estimator: which of the nudgings of eqprop, empty for other rules. against: the objective whose
-    gradient it is set against, empty if that is the cost.
+    estimator: the nudging of eqprop, empty for other rules. against: the objective whose gradient
+    is the reference, empty if it is the cost.
     """
 
     varied: Text
@@ -131,7 +131,7 @@ class GridRow(Result):
 
     @property
     def x(self) -> float:
-        """The value of what varies."""
+        """The value of the varied setting."""
         return float(getattr(self, self.varied))
 
 
@@ -143,21 +143,21 @@ class Fit(Result):
 
 
 class Curvature(Result):
-    """The smallest curvature of all examples, and their median."""
+    """The smallest curvature over all examples, and the median."""
 
     smallest: Number
     median: Number
 
 
 class Jump(Result):
-    """The share of examples that leave their branch at β."""
+    """The share of examples that jump to another branch at β."""
 
     beta: Number
     share: Number
 
 
 class Jumps(Result):
-    """The same along the grid of β."""
+    """The shares of examples that jump, along the grid of β."""
 
     betas: Items[Number] = []
     shares: Items[Number] = []
@@ -170,7 +170,7 @@ class Jumps(Result):
 
 
 class Equilibrium(Result):
-    """What the settled states are like. None where it was not measured."""
+    """Measurements of the settled states; None for those that were not made."""
 
     curvature: Curvature | None = None
     output_curvature: Curvature | None = None
@@ -184,13 +184,13 @@ class Equilibrium(Result):
 
     @property
     def along(self) -> list[tuple[float, float]]:
-        """β and the share of examples that jump there, from the smallest β on."""
+        """β and the share of examples that jump there, in rising order of β."""
         jumps = self.jumped_along or Jumps()
         return sorted(zip(jumps.betas, jumps.shares, strict=True))
 
 
 class Gdu(Result):
-    """The updates of EP against the gradients of BPTT: their mismatch over β, and its slope."""
+    """EP's updates against BPTT's gradients: their mismatch over β, and its slope."""
 
     slope: Number = math.nan
     betas: Items[Number] = []
@@ -204,7 +204,7 @@ class Gdu(Result):
 
 
 class Fidelity(Holder):
-    """fidelity.json."""
+    """The content of fidelity.json."""
 
     params: Text = ""
     precision: Text = ""
@@ -226,5 +226,5 @@ class Fidelity(Holder):
 
     @property
     def measured(self) -> dict[str, RuleFidelity]:
-        """The rules that have figures."""
+        """The rules that have measurements."""
         return {name: rule for name, rule in self.rules.items() if rule.measured}

@@ -1,5 +1,5 @@
 # ruff: noqa: RUF012 (pydantic copies the defaults of its fields)
-"""metrics.jsonl as arrays over training."""
+"""Reads metrics.jsonl as arrays over training."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Floats = NDArray[np.float64]
 
 
 class MetricsRow(Result):
-    """One line of metrics.jsonl. `values`: metric -> `[seeds]`; the means stand beside it."""
+    """One line of metrics.jsonl: `values` maps a metric to `[seeds]`; other keys are means."""
 
     __pydantic_extra__: dict[str, Values]
     epoch: MaybeNumber = None
@@ -34,27 +34,43 @@ class MetricsRow(Result):
 
 
 class Series(NamedTuple):
-    """One metric over training. x `[k]`: epochs or steps. values `[k, seeds]`, NaN where absent."""
+    """One metric over training.
+
+    Args:
+      x: `[k]`, epochs or steps.
+      values: `[k, seeds]`, NaN if absent.
+    """
 
     x: Floats
     values: Floats
 
 
 class History(NamedTuple):
-    """metrics.jsonl: what the x axis counts ("epoch", "step" or "record"), and every metric."""
+    """The content of metrics.jsonl.
+
+    Args:
+      axis: the meaning of x: "epoch", "step" or "record".
+      series: metric -> its values over training.
+    """
 
     axis: str = "epoch"
     series: Mapping[str, Series] = {}
 
 
 def read_history(path: Path) -> History:
-    """metrics.jsonl as arrays; empty if there is no such file.
+    """Reads metrics.jsonl as arrays.
 
-    If two lines have the same epoch the later counts: a resumed run repeats some. Timings are left
-    out. A metric without `values` counts as one seed.
+    If two lines have the same epoch, the later one counts. Timings are left out. A metric without
+    an entry in `values` counts as one seed.
+
+    Args:
+      path: the file.
+
+    Returns:
+      All metrics; empty if there is no such file.
 
     Raises:
-      DataError: a line is no JSON object or holds no number where one must be; names file and line.
+      DataError: a line is not a JSON object, or a number is wrong. The message names file and line.
     """
     if not path.exists():
         return History()
@@ -75,6 +91,7 @@ def read_history(path: Path) -> History:
 
 
 def _series(points: dict[float, list[float]]) -> Series:
+    """One metric as arrays, in rising order of x."""
     xs = sorted(points)
     values = np.full((len(xs), max(len(points[x]) for x in xs)), np.nan)
     for row, x in zip(values, xs, strict=True):

@@ -1,4 +1,4 @@
-"""A loop's carry as named arrays in host memory, and back: random keys as their data."""
+"""Converts a loop's carry to arrays in host memory and back. Random keys become their data."""
 
 from __future__ import annotations
 
@@ -14,19 +14,34 @@ NATIVE = [np.dtype(kind) for kind in "?bBhHiIlLefd"]  # others travel as bytes
 
 
 def to_host(carry: Any) -> Any:
-    """A carry in host memory, random keys as their data."""
+    """Copies a carry to host memory. Random keys become their data.
+
+    Args:
+      carry: a tree of arrays and random keys.
+
+    Returns:
+      The tree, with NumPy arrays.
+    """
     return jax.device_get(jax.tree.map(data, carry))
 
 
 def to_device(host: Any, like: Any) -> Any:
-    """Arrays in host memory, as arrays and keys on the devices where those of `like` are."""
+    """Copies arrays from host memory to the devices.
+
+    Args:
+      host: the tree in host memory.
+      like: a tree of arrays and keys, which gives the kinds of keys and the devices.
+
+    Returns:
+      The tree, with arrays and keys on the devices of `like`.
+    """
 
     def one(leaf: Any, template: Any) -> Any:
-        array = jnp.array(leaf)  # a copy: the loop may be given its memory to write in
+        array = jnp.array(leaf)  # a copy, because the loop may donate its memory
         if _is_key(template):
             array = jax.random.wrap_key_data(array, impl=jax.random.key_impl(template))
         spread = isinstance(template, jax.Array) and len(template.sharding.device_set) > 1
-        if spread:  # also over devices of other processes, where device_put refuses keys
+        if spread:  # device_put refuses keys on devices of other processes
             return jax.jit(lambda a: a, out_shardings=template.sharding)(array)
         return array
 
@@ -34,7 +49,14 @@ def to_device(host: Any, like: Any) -> Any:
 
 
 def random_keys(tree: Any) -> list[Any]:
-    """The typed random keys among a tree's leaves."""
+    """The typed random keys among the leaves of a tree.
+
+    Args:
+      tree: a tree of arrays and random keys.
+
+    Returns:
+      The keys.
+    """
     return [leaf for leaf in jax.tree.leaves(tree) if _is_key(leaf)]
 
 
@@ -43,30 +65,68 @@ def _is_key(leaf: Any) -> bool:
 
 
 def data(leaf: Any) -> Any:
-    """A typed key's data; any other leaf as it is."""
+    """The data of a typed random key.
+
+    Args:
+      leaf: a key or an array.
+
+    Returns:
+      The key's data; an array is returned unchanged.
+    """
     return jax.random.key_data(leaf) if _is_key(leaf) else leaf
 
 
 def specs(tree: Any) -> Any:
-    """Shapes and dtypes of what `to_host` makes of a tree."""
+    """Shapes and dtypes of the result of `to_host`.
+
+    Args:
+      tree: a tree of arrays and random keys.
+
+    Returns:
+      The tree, with a `ShapeDtypeStruct` for each leaf.
+    """
     return jax.eval_shape(lambda tree: jax.tree.map(data, tree), tree)
 
 
 def named(place: str, tree: Any) -> dict[str, Any]:
-    """The leaves by their paths, such as `carry.params.0.w`."""
+    """Names the leaves of a tree by their paths, such as `carry.params.0.w`.
+
+    Args:
+      place: the first part of each name.
+      tree: a tree.
+
+    Returns:
+      Name -> leaf.
+    """
     paths, leaves = trees.names(tree), jax.tree.leaves(tree)
-    if len(set(paths)) < len(paths):  # keys with dots in them
+    if len(set(paths)) < len(paths):  # dict keys may contain dots
         paths = [f"{i}:{path}" for i, path in enumerate(paths)]
     named = zip(paths, leaves, strict=True)
     return {f"{place}.{path}".rstrip("."): leaf for path, leaf in named}
 
 
 def pack(array: Any) -> np.ndarray:
-    """An array as safetensors takes it. Dtypes that it may not know, such as complex, as bytes."""
+    """Converts an array for safetensors. Dtypes that it may lack, such as complex, become bytes.
+
+    Args:
+      array: the array.
+
+    Returns:
+      The array, or its bytes.
+    """
     array = np.asarray(array, order="C")
     return array if array.dtype in NATIVE else np.frombuffer(array.tobytes(), np.uint8)
 
 
 def unpack(array: np.ndarray, kind: str, shape: list[int]) -> np.ndarray:
-    """An array that `pack` made, with its own dtype and shape."""
+    """Restores an array from the result of `pack`.
+
+    Args:
+      array: the packed array.
+      kind: the name of its dtype.
+      shape: its shape.
+
+    Returns:
+      The array with its dtype and shape.
+    """
     return array.view(jnp.dtype(kind)).reshape(shape)

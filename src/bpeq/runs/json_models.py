@@ -1,4 +1,4 @@
-"""What all models of result files stand on: their types, and the one line for a damaged file."""
+"""The types that all models of result files share, and the one-line error for a damaged file."""
 
 from __future__ import annotations
 
@@ -15,7 +15,17 @@ T = TypeVar("T")
 
 
 def to_number(value: Any) -> float:
-    """A JSON number as a float: null is NaN. Raises ValueError for anything else."""
+    """Converts a JSON number to a float; null becomes NaN.
+
+    Args:
+      value: the value.
+
+    Returns:
+      The float.
+
+    Raises:
+      ValueError: the value is not a number.
+    """
     if value is None:
         return math.nan
     if isinstance(value, int | float) or value in ("NaN", "Infinity", "-Infinity"):
@@ -27,7 +37,17 @@ def to_number(value: Any) -> float:
 
 
 def to_numbers(value: Any) -> list[float]:
-    """A list of numbers; a single number is a list of one."""
+    """Converts a JSON list of numbers; a single number becomes a list of one.
+
+    Args:
+      value: the list or the number.
+
+    Returns:
+      The floats.
+
+    Raises:
+      ValueError: an entry is not a number.
+    """
     return [to_number(item) for item in (value if isinstance(value, list) else [value])]
 
 
@@ -37,22 +57,22 @@ MaybeNumber = Annotated[
     float | None,
     BeforeValidator(lambda v: None if v is None else to_number(v)),
 ]
-"""A number, or null where it is not known."""
+"""A number; null means that it is unknown."""
 Text = Annotated[str, BeforeValidator(lambda v: "" if v is None else str(v))]
 Items = Annotated[list[T], BeforeValidator(lambda v: [] if v is None else v)]
 Objects = Annotated[dict[str, T], BeforeValidator(lambda v: {} if v is None else v)]
 Values = Annotated[list[float], BeforeValidator(to_numbers)]
-"""Numbers, one a seed; a single number is a list of one."""
+"""Numbers, one for each seed; a single number is a list of one."""
 
 
 class Result(BaseModel):
-    """What all models share: unknown keys are kept."""
+    """The base of all models. It keeps unknown keys."""
 
     model_config = ConfigDict(extra="allow", protected_namespaces=())
 
 
 class Holder(Result):
-    """What every result file begins with."""
+    """The keys that every result file has."""
 
     name: Text = ""
     rule: Text = ""
@@ -67,15 +87,18 @@ Model = TypeVar("Model", bound=Result)
 
 
 def parse(model: type[Model], value: Any, where: str = "") -> Model:
-    """What a value of JSON says, as a typed result.
+    """Converts a value of JSON to a typed result.
 
     Args:
-      model: the class that the value must fit.
-      value: JSON as Python has it; a result that is one already is returned as it is.
-      where: the file, and the line if it has several. A message begins with it.
+      model: the class of the result.
+      value: the parsed JSON, or a result, which is returned unchanged.
+      where: the file, and its line if it has several. Error messages begin with it; empty: nothing.
+
+    Returns:
+      The result.
 
     Raises:
-      DataError: a key is missing or a value has the wrong type; one line names the key.
+      DataError: a key is missing or a value has the wrong type. The message names the key.
     """
     before = f"{where}: " if where else ""
     if not isinstance(value, dict | model):
@@ -89,14 +112,31 @@ def parse(model: type[Model], value: Any, where: str = "") -> Model:
 def read(model: type[Model], path: Path) -> Model:
     """Reads one result file.
 
+    Args:
+      model: the class of the result.
+      path: the file.
+
+    Returns:
+      The result.
+
     Raises:
-      DataError: the file is absent, is no JSON object, or does not fit; names file and key.
+      DataError: the file is absent or damaged. The message names file and key.
     """
     return parse(model, read_object(read_text(path), f"{path}"), f"{path}")
 
 
 def read_text(path: Path) -> str:
-    """The text of a file. Raises DataError if it is absent or not UTF-8."""
+    """Reads the text of a file.
+
+    Args:
+      path: the file.
+
+    Returns:
+      The text.
+
+    Raises:
+      DataError: the file is absent or not UTF-8.
+    """
     try:
         return path.read_text(encoding="utf-8")
     except FileNotFoundError:
@@ -106,7 +146,18 @@ def read_text(path: Path) -> str:
 
 
 def read_object(text: str, where: str) -> Any:
-    """JSON as Python has it. Raises DataError where it breaks off."""
+    """Parses a JSON text.
+
+    Args:
+      text: the text.
+      where: the file, for error messages.
+
+    Returns:
+      The parsed value.
+
+    Raises:
+      DataError: the text is not JSON.
+    """
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
@@ -114,12 +165,12 @@ def read_object(text: str, where: str) -> Any:
         raise DataError(
             f"{where}: no valid JSON, truncated or corrupt: {error.msg}{line}"
         ) from error
-    except (RecursionError, ValueError) as error:  # nested too deeply, or a number without end
+    except (RecursionError, ValueError) as error:  # nested too deeply, or too long a number
         raise DataError(f"{where}: no valid JSON: {error}") from error
 
 
 def _explain(error: ValidationError) -> str:
-    """The first thing that is wrong, as "key.key: must be a number, not 'x'"."""
+    """Describes the first validation error, such as "key.key: must be a number, not 'x'"."""
     first = error.errors(include_url=False)[0]
     key = " ".join(".".join(map(str, first["loc"])).split())
     kinds = {"missing": "is missing", "list_type": "must be a list"}
@@ -133,6 +184,13 @@ def _explain(error: ValidationError) -> str:
 
 
 def shorten(value: Any) -> str:
-    """A value as a message shows it, on one line of at most 40 characters."""
+    """Shortens a value for a message.
+
+    Args:
+      value: the value.
+
+    Returns:
+      Its text, on one line of at most 40 characters.
+    """
     text = repr(value)
     return text if len(text) <= 40 else text[:37] + "..."

@@ -1,4 +1,4 @@
-"""One writer for each run folder: file locks that the system releases when their process ends."""
+"""File locks: one writer for each run folder. The system releases a lock when its process ends."""
 
 from __future__ import annotations
 
@@ -17,34 +17,35 @@ from bpeq.runs import run_folder
 from bpeq.types import Caution, DataError
 
 _NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
-"""What a file system without locks answers."""
+"""Error numbers of a file system without locks."""
 
 
 class Locked(FileExistsError):
-    """Another process is writing into the folder. Exit code 2."""
+    """Another process is writing into the folder. The exit code is 2."""
 
 
 class NoLocks(DataError):
-    """The file system has no locks. Exit code 3."""
+    """The file system has no locks. The exit code is 3."""
 
 
 @contextmanager
 def lock_file(path: Path, wait: bool = False) -> Iterator[bool]:
-    """Locks a file, which is made if need be, until the block ends or the process dies.
+    """Locks a file until the block ends or the process dies. It creates the file if it is missing.
 
     Args:
       path: the file. Its folder must exist.
-      wait: wait until another process releases the lock, instead of giving up at once.
+      wait: wait until another process releases the lock; the default gives up at once.
 
     Yields:
       Whether this process has the lock. With `wait` it always has.
 
     Raises:
-      NoLocks: the file system has no locks. DataError: the file cannot be made or locked.
+      NoLocks: the file system has no locks.
+      DataError: the file cannot be created or locked.
     """
     lock = FileLock(path, timeout=-1 if wait else 0)
     try:
-        # Without flock, filelock warns and takes marker files, which outlive a killed process.
+        # Without flock, filelock warns and uses marker files, which stay if a process is killed.
         with warnings.catch_warnings(action="error", category=UserWarning):
             lock.acquire()
     except Timeout:
@@ -62,17 +63,18 @@ def lock_file(path: Path, wait: bool = False) -> Iterator[bool]:
 
 @contextmanager
 def lock_folder(folder: Path, resume: bool = False) -> Iterator[None]:
-    """Makes a folder for one run, if need be, and keeps other writers out until the block ends.
+    """Creates and locks the folder of one run until the block ends.
 
-    On a file system without locks nothing keeps them out. A warning says so.
+    On a file system without locks the folder is not protected. A warning says so.
 
     Args:
       folder: the run folder.
-      resume: the folder may already hold a run. Its half-written files are removed.
+      resume: the folder may already hold a run. Its incomplete files are removed.
 
     Raises:
-      Locked: another process has the folder. FileExistsError: without `resume`, the folder holds a
-      run or is not empty. DataError: it cannot be made or written to. Nothing was changed then.
+      Locked: another process holds the lock.
+      FileExistsError: without `resume`, the folder holds a run or is not empty.
+      DataError: the folder cannot be created or written. Nothing was changed.
     """
     path = folder / run_folder.LOCK
     if not (resume and (path.exists() or (folder / "config.toml").exists())):
@@ -86,11 +88,9 @@ def lock_folder(folder: Path, resume: bool = False) -> Iterator[None]:
             message = f"{folder}: its file system has no locks: nothing keeps a second writer off"
             warnings.warn(message, Caution, stacklevel=3)
         if not resume:
-            run_folder.create_folder(
-                folder
-            )  # another process may have begun and ended a run meanwhile
+            run_folder.create_folder(folder)  # another process may have run here meanwhile
         holder = folder / run_folder.HOLDER
-        with suppress(OSError):  # a full disk: the lock holds all the same
+        with suppress(OSError):  # the lock also works on a full disk
             holder.write_text(json.dumps({"pid": os.getpid(), "host": socket.gethostname()}))
         if resume:
             for part in (folder / run_folder.PROBE, *folder.rglob("*.part")):
@@ -102,16 +102,23 @@ def lock_folder(folder: Path, resume: bool = False) -> Iterator[None]:
 
 
 def refuse_if_locked(folder: Path) -> None:
-    """Raises Locked, which names the process, if a process is writing into a folder."""
+    """Checks that no process is writing into a folder.
+
+    Args:
+      folder: the run folder.
+
+    Raises:
+      Locked: a process is writing. The message names it.
+    """
     path = folder / run_folder.LOCK
     if path.is_file():
-        with suppress(DataError), lock_file(path) as mine:  # a writer will meet the same DataError
+        with suppress(DataError), lock_file(path) as mine:  # a writer gets the same DataError
             if not mine:
                 raise Locked(_refusal(folder))
 
 
 def _refusal(folder: Path) -> str:
-    # In a file of its own: filelock may empty the one that it locks, Windows lets nobody read it.
+    # The holder has its own file: filelock may empty the locked file, and Windows hides it.
     try:
         holder = json.loads((folder / run_folder.HOLDER).read_text())
         who = f"process {holder['pid']} on {holder['host']}"

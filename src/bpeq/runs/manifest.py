@@ -1,4 +1,4 @@
-"""The manifest of a finished run folder: the checksum of every file, so that changes are found."""
+"""The manifest of a finished run folder: the checksum of every file, to detect changes."""
 
 from __future__ import annotations
 
@@ -11,11 +11,18 @@ from bpeq.types import DataError
 NAME = "manifest.json"
 REQUIRED = ["config.toml", "environment.json", "metrics.jsonl", "params.safetensors"]
 REQUIRED += ["summary.json"]
-"""A manifest must name each of these files that the folder has: nobody may make it cover less."""
+"""Files that a manifest must list if the folder has them. So no entry can be dropped unseen."""
 
 
 def write_manifest(folder: Path) -> None:
-    """Writes manifest.json with the checksums of all files below a folder."""
+    """Writes manifest.json with the checksums of all files in a folder.
+
+    Args:
+      folder: the run folder.
+
+    Raises:
+      DataError: the disk is full or cannot be written.
+    """
     locks = (run_folder.LOCK, run_folder.HOLDER)
     files = (path for path in folder.rglob("*") if path.is_file() and path.name not in locks)
     paths = {path.relative_to(folder).as_posix(): path for path in files if path.suffix != ".part"}
@@ -24,9 +31,16 @@ def write_manifest(folder: Path) -> None:
 
 
 def add_report(folder: Path, page: Path) -> None:
-    """Adds a report that was written later, and its picture, to a finished folder's manifest.
+    """Adds a report and its picture to the manifest of a finished folder.
 
-    The other entries stay, so that a change of another file is still found.
+    The other entries stay, so that changes of other files are still detected.
+
+    Args:
+      folder: the run folder. Without a manifest nothing happens.
+      page: the report in this folder.
+
+    Raises:
+      DataError: the manifest cannot be read or written.
     """
     if not has_manifest(folder):
         return
@@ -37,15 +51,32 @@ def add_report(folder: Path, page: Path) -> None:
 
 
 def has_manifest(folder: Path, name: str = "") -> bool:
-    """Whether a folder has a manifest and, if a name is given, whether that names the file."""
+    """Checks whether a folder has a manifest.
+
+    Args:
+      folder: the run folder.
+      name: a file that the manifest must list; empty: no such file.
+
+    Returns:
+      True if the manifest exists and lists the file.
+
+    Raises:
+      DataError: the manifest cannot be read.
+    """
     return (folder / NAME).exists() and (not name or name in read(folder))
 
 
 def read(folder: Path) -> dict[str, str]:
-    """Each file's checksum, by its path in the folder.
+    """Reads the manifest of a folder.
+
+    Args:
+      folder: the run folder.
+
+    Returns:
+      Path in the folder -> checksum.
 
     Raises:
-      DataError: the manifest cannot be read, or names a file outside of its folder.
+      DataError: the manifest cannot be read, or names a file outside the folder.
     """
     files = run_folder.read_json(folder / NAME).get("sha256")
     if not isinstance(files, dict) or not all(isinstance(v, str) for v in files.values()):
@@ -57,12 +88,22 @@ def read(folder: Path) -> dict[str, str]:
 
 
 def changed_files(folder: Path) -> dict[str, str]:
-    """The files that are not as they were when the manifest was written, and what is wrong."""
+    """Finds the files that changed after the manifest was written.
+
+    Args:
+      folder: the run folder.
+
+    Returns:
+      File -> what is wrong; empty if all files are unchanged.
+
+    Raises:
+      DataError: the manifest cannot be read.
+    """
     wrong, known = {}, read(folder)
     for name, expected in known.items():
         path = folder / name
         try:
-            if path.exists() and not path.is_file():  # such as a pipe, which would never end
+            if path.exists() and not path.is_file():  # reading a pipe would never end
                 wrong[name] = "is no file"
             elif checksum(path) != expected:
                 wrong[name] = "was changed"
@@ -77,7 +118,14 @@ def changed_files(folder: Path) -> dict[str, str]:
 
 
 def checksum(path: Path) -> str:
-    """The SHA-256 of a file."""
+    """Computes the SHA-256 of a file.
+
+    Args:
+      path: the file.
+
+    Returns:
+      The checksum in hexadecimal.
+    """
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

@@ -1,4 +1,4 @@
-"""metrics.jsonl: a log of rows that continues at a known place, and rows as they are read back."""
+"""metrics.jsonl: a log of rows that can continue at a known byte."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from bpeq.runs import run_folder
 from bpeq.types import DataError
 
 Values = dict[str, np.ndarray]
-"""Metric -> `[seeds]`"""
+"""Metric -> `[seeds]`."""
 
 
 class MetricsLog:
-    """metrics.jsonl. Rows are added at a known byte, and whatever stands behind it is cut off.
+    """The file metrics.jsonl. A new row begins at a known byte; anything behind it is removed.
 
-    So a row is there once, also if a killed run wrote half of it or a resumed run writes it again.
+    So each row occurs once, even if a killed run wrote half of it or a resumed run writes it again.
 
     Args:
       path: the file. It need not exist.
@@ -31,7 +31,13 @@ class MetricsLog:
         self.path, self.size, self._checksum = path, 0, hashlib.sha256()
 
     def append(self, row: Any) -> dict[str, Any]:
-        """Adds one row, hands it to the operating system, and returns it as it is read back.
+        """Adds one row and passes it to the operating system.
+
+        Args:
+          row: the entries by name.
+
+        Returns:
+          The row as it is read back from JSON.
 
         Raises:
           DataError: the file cannot be written.
@@ -49,7 +55,11 @@ class MetricsLog:
         return json.loads(line)
 
     def position(self) -> dict[str, Any]:
-        """How many bytes there are, and their checksum."""
+        """The present end of the log.
+
+        Returns:
+          `bytes`, the length, and `sha256`, the checksum of these bytes.
+        """
         return {"bytes": self.size, "sha256": self._checksum.hexdigest()}
 
     def sync(self) -> None:
@@ -59,7 +69,14 @@ class MetricsLog:
                 os.fsync(file.fileno())
 
     def go_to(self, position: dict[str, Any]) -> bool:
-        """Continues at a position. False, and no change, if the bytes before it have changed."""
+        """Sets the log back to an earlier end.
+
+        Args:
+          position: a result of `position`.
+
+        Returns:
+          False, without any change, if the bytes before this end have changed.
+        """
         size = position["bytes"]
         try:
             content = self.path.read_bytes()[:size] if size else b""
@@ -72,16 +89,31 @@ class MetricsLog:
         return same
 
     def rows(self, start: int) -> list[dict[str, Any]]:
-        """The rows from byte `start` on."""
+        """Reads the rows from a byte on.
+
+        Args:
+          start: the byte.
+
+        Returns:
+          The rows.
+        """
         if self.size == start:
             return []
         return [json.loads(line) for line in self.path.read_bytes()[start : self.size].splitlines()]
 
 
 def as_read(row: dict[str, Any], values: Values) -> dict[str, Any]:
-    """A row that was read back, with NaN for null and with the dtypes of `values`.
+    """Restores the types of a row that was read back: null becomes NaN, values get their dtypes.
 
-    JSON has no infinities. They become NaN, in a loop that was resumed as in one that was not.
+    JSON has no infinities, so they become NaN. This is the same in a resumed and an uninterrupted
+    loop.
+
+    Args:
+      row: the row from JSON.
+      values: the metrics whose dtypes the row gets.
+
+    Returns:
+      The row.
     """
     kept = {k: math.nan if v is None else v for k, v in row.items()}
     kept["values"] = {k: np.array(v, values[k].dtype) for k, v in row["values"].items()}

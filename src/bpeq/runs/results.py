@@ -1,11 +1,11 @@
 # ruff: noqa: RUF012 (pydantic copies the defaults of its fields)
 """Typed models of the result files: summary, comparison, fidelity, sweep, metrics.
 
-They are the one way to read these files. JSON has no NaN and no infinities: null stands for a
-number that is not finite. Keys that a model does not name are kept. A file that does not fit ends
-as a `DataError` of one line, which names the file and the key.
+All result files are read through these models. JSON has no NaN and no infinities; null stands for a
+number that is not finite. Unknown keys are kept. A wrong file causes a `DataError` of one line,
+which names the file and the key.
 
-pydantic is imported by this module and by those it is made of, not by the rest of `bpeq.runs`.
+Only this module and the modules that it imports use pydantic, not the rest of `bpeq.runs`.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ __all__ = [
 class Statistic(Result):
     """A metric over seeds. `values` `[seeds]` may hold NaN for seeds that diverged.
 
-    A file may hold the values alone. Then `mean` and `std` are computed from them.
+    A file may hold only the values. `mean` and `std` are then computed from them.
     """
 
     values: Values = []
@@ -102,7 +102,7 @@ class Statistic(Result):
 
     @property
     def finite(self) -> Floats:
-        """The values that are finite."""
+        """The finite values."""
         values = np.asarray(self.values, dtype=np.float64)
         return values[np.isfinite(values)]
 
@@ -120,7 +120,7 @@ class LayerSize(Result):
 
 
 class Summary(Holder):
-    """summary.json."""
+    """The content of summary.json."""
 
     metrics: Objects[Statistic] = {}
     seconds: Objects[Number] = {}
@@ -130,7 +130,7 @@ class Summary(Holder):
 
 
 class ComparisonRow(Result):
-    """One rule of a comparison: its metrics, what one gradient costs, how its training ended."""
+    """One rule of a comparison: its metrics, the cost of one gradient, how its training ended."""
 
     metrics: Objects[Statistic] = {}
     cost: Objects[Number] = {}
@@ -142,7 +142,7 @@ class ComparisonRow(Result):
 
 
 class Difference(Result):
-    """a − b, seed by seed, on one metric: the mean and its interval at `level`, of `n` pairs."""
+    """a − b of one metric, seed by seed: the mean, and its interval at `level` for `n` pairs."""
 
     a: Text = "?"
     b: Text = "?"
@@ -155,7 +155,7 @@ class Difference(Result):
 
 
 class Trial(Result):
-    """Settings by their keys in the config. `value`: the metric that they led to, or NaN."""
+    """The settings of a trial by their keys in the config. `value` is its metric, or NaN."""
 
     settings: Objects[Number] = {}
     failed: Text = ""
@@ -163,7 +163,7 @@ class Trial(Result):
 
 
 class Tuning(Result):
-    """The trials of one rule, the first with the config's own settings; `chosen` is one of them."""
+    """The trials of one rule. The first has the config's settings; `chosen` is the best one."""
 
     metric: Text = "?"
     trials: list[Trial]
@@ -193,7 +193,7 @@ class Tuning(Result):
 
 
 class Comparison(Holder):
-    """comparison.json."""
+    """The content of comparison.json."""
 
     rules: Objects[ComparisonRow]
     paired: Items[Difference] = []
@@ -209,7 +209,7 @@ class Comparison(Holder):
 
 
 class SweepRow(Result):
-    """One run of a sweep: its folder, what varies, how it stands, its metrics, why it failed."""
+    """One run of a sweep: its folder, its settings, its state, its metrics, why it failed."""
 
     run: Text = ""
     settings: Objects[Any] = {}
@@ -219,6 +219,6 @@ class SweepRow(Result):
 
 
 class Sweep(Holder):
-    """sweep.json."""
+    """The content of sweep.json."""
 
     runs: Items[SweepRow] = []

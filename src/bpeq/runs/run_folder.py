@@ -1,4 +1,4 @@
-"""The run folder: what a run leaves behind, written so that nothing half-done passes for done."""
+"""The run folder: each file is written in one step, so that none is ever incomplete."""
 
 from __future__ import annotations
 
@@ -23,18 +23,24 @@ MARKS = ("config.toml", "summary.json", "comparison.json", "metrics.jsonl")
 
 
 def create_folder(folder: Path) -> Path:
-    """Makes a folder for a run, if need be, and tries whether it can be written to.
+    """Creates a folder for a run and checks that it can be written.
+
+    Args:
+      folder: the run folder.
+
+    Returns:
+      The folder.
 
     Raises:
-      FileExistsError: it already holds a run, or is not empty; nothing is touched.
-      DataError: it cannot be made or written to.
+      FileExistsError: the folder holds a run or is not empty. Nothing was changed.
+      DataError: the folder cannot be created or written.
     """
     try:
         refuse_if_used(folder)
         folder.mkdir(parents=True, exist_ok=True)
         probe = folder / PROBE
         probe.touch()
-        probe.unlink(missing_ok=True)  # another process may look at the same time
+        probe.unlink(missing_ok=True)  # another process may check at the same time
     except (PermissionError, NotADirectoryError) as error:
         raise DataError(f"{folder}: cannot write there: {error.strerror}") from error
     except FileExistsError:
@@ -45,11 +51,18 @@ def create_folder(folder: Path) -> Path:
 
 
 def refuse_if_used(folder: Path) -> None:
-    """Raises FileExistsError if a path is a file, or a folder with more than a lock in it."""
+    """Checks that a path is free for a new run: absent, or a folder with nothing but a lock.
+
+    Args:
+      folder: the path.
+
+    Raises:
+      FileExistsError: it is a file, or a folder with other files.
+    """
     if folder.exists() and not folder.is_dir():
         raise FileExistsError(f"{folder} is a file, not a folder")
     names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
-    if LOCK in names:  # a run that was killed before it had written anything
+    if LOCK in names:  # a run was killed before it wrote anything
         names = {name for name in names if not name.endswith(".part")}
     names -= {LOCK, HOLDER, PROBE}
     if names:
@@ -58,23 +71,43 @@ def refuse_if_used(folder: Path) -> None:
 
 
 def remove_if_unstarted(folder: Path) -> None:
-    """Removes the folder of a run that has logged no row, unless other files are in it."""
+    """Removes the folder of a run that has logged no row, unless it holds other files.
+
+    Args:
+      folder: the run folder.
+    """
     if (folder / "metrics.jsonl").exists():
         return
     for name in ("config.toml", "environment.json", HOLDER, LOCK):
-        with suppress(PermissionError):  # Windows keeps the lock's file while it is locked
+        with suppress(PermissionError):  # Windows does not delete a locked file
             (folder / name).unlink(missing_ok=True)
     if not any(folder.iterdir()):
         folder.rmdir()
 
 
 def next_free(parent: Path, name: str) -> Path:
-    """The first of parent/name, parent/name-2, … that does not exist."""
+    """The first of parent/name, parent/name-2, … that does not exist.
+
+    Args:
+      parent: the parent folder.
+      name: the name of the folder.
+
+    Returns:
+      The path.
+    """
     return next(path for path in _numbered(parent, name) if not path.exists())
 
 
 def newest_taken(parent: Path, name: str) -> Path:
-    """The last of parent/name, parent/name-2, … before the first that does not exist."""
+    """The last of parent/name, parent/name-2, … before the first that does not exist.
+
+    Args:
+      parent: the parent folder.
+      name: the name of the folder.
+
+    Returns:
+      The path.
+    """
     folders = itertools.pairwise(_numbered(parent, name))
     return next(path for path, following in folders if not following.exists())
 
@@ -85,12 +118,24 @@ def _numbered(parent: Path, name: str) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a whole file or none: to a temporary one, to the disk, then renamed."""
+    """Writes a text file in one step: to a temporary file, to the disk, then renamed.
+
+    Args:
+      path: the file.
+      text: its content.
+
+    Raises:
+      DataError: the disk is full or the folder cannot be written.
+    """
     write_bytes(path, text.encode())
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Writes a whole file or none.
+    """Writes a file in one step, so that it is complete or absent.
+
+    Args:
+      path: the file.
+      content: its content.
 
     Raises:
       DataError: the disk is full or the folder cannot be written.
@@ -109,15 +154,27 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """JSON with NaN and infinities as null, since JSON has none."""
+    """Writes a JSON file. NaN and infinities become null, because JSON has none.
+
+    Args:
+      path: the file.
+      content: nested dicts and lists of numbers, arrays and texts.
+
+    Raises:
+      DataError: the disk is full or the folder cannot be written.
+    """
     write_text(path, json.dumps(to_json(content), indent=1, allow_nan=False) + "\n")
 
 
 def read_json(path: Path, *parts: str) -> dict[str, Any]:
-    """A JSON object.
+    """Reads a JSON object.
 
     Args:
-      parts: keys that it must have, each with an object of its own.
+      path: the file.
+      parts: keys that the object must have, each with an object as its value.
+
+    Returns:
+      The object.
 
     Raises:
       DataError: the file is absent, is not JSON, or holds something else.
@@ -137,7 +194,14 @@ def read_json(path: Path, *parts: str) -> dict[str, Any]:
 
 
 def to_json(value: Any) -> Any:
-    """Arrays and NumPy scalars as Python's own, non-finite numbers as None."""
+    """Converts arrays and NumPy scalars to Python numbers. Numbers that are not finite become None.
+
+    Args:
+      value: nested dicts and lists of numbers, arrays and texts.
+
+    Returns:
+      The converted value.
+    """
     if isinstance(value, dict):
         return {str(key): to_json(part) for key, part in value.items()}
     if isinstance(value, list | tuple):
@@ -150,7 +214,15 @@ def to_json(value: Any) -> Any:
 
 
 def save_arrays(path: Path, tree: Any) -> None:
-    """A pytree's arrays as one safetensors file, named by tree path."""
+    """Writes the arrays of a tree to one safetensors file, named by their paths in the tree.
+
+    Args:
+      path: the file.
+      tree: a tree of arrays.
+
+    Raises:
+      DataError: the disk is full or the folder cannot be written.
+    """
     from safetensors.numpy import save
 
     arrays = {name: np.ascontiguousarray(leaf) for name, leaf in _named(tree).items()}
@@ -158,7 +230,17 @@ def save_arrays(path: Path, tree: Any) -> None:
 
 
 def read_arrays(path: Path) -> dict[str, np.ndarray]:
-    """The arrays of a file by their names. Raises DataError where it is absent or corrupt."""
+    """Reads the arrays of a safetensors file.
+
+    Args:
+      path: the file.
+
+    Returns:
+      Name -> array.
+
+    Raises:
+      DataError: the file is absent or corrupt.
+    """
     from safetensors import SafetensorError
     from safetensors.numpy import load
 
@@ -169,10 +251,17 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
 
 
 def load_arrays(path: Path, template: Any) -> Any:
-    """The arrays of a file in the structure of `template`, whose shapes and dtypes they must have.
+    """Reads the arrays of a file into the structure of a template.
+
+    Args:
+      path: the file.
+      template: a tree whose leaves have the expected shapes and dtypes.
+
+    Returns:
+      The tree of arrays.
 
     Raises:
-      DataError: absent, corrupt, or of another network.
+      DataError: the file is absent or corrupt, or belongs to another network.
     """
     import jax
 
@@ -182,7 +271,16 @@ def load_arrays(path: Path, template: Any) -> Any:
 
 
 def check_arrays(path: Path, arrays: dict[str, Any], wanted: dict[str, Any]) -> None:
-    """Raises DataError, about a file, if its arrays lack the names, shapes or dtypes of others."""
+    """Checks that arrays of a file have the expected names, shapes and dtypes.
+
+    Args:
+      path: the file, for error messages.
+      arrays: the arrays by name.
+      wanted: name -> an object with the expected shape and dtype.
+
+    Raises:
+      DataError: a name, a shape or a dtype differs.
+    """
     if set(arrays) != set(wanted):
         odd = sorted(set(arrays) ^ set(wanted))
         raise DataError(f"{path}: holds another network: {', '.join(odd[:4])} do not match")
@@ -196,7 +294,11 @@ def check_arrays(path: Path, arrays: dict[str, Any], wanted: dict[str, Any]) -> 
 
 
 def environment() -> dict[str, Any]:
-    """What a repeat would need to match: versions, platform, devices, flags that change numbers."""
+    """Describes the environment: versions, platform, devices, and flags that change numbers.
+
+    Returns:
+      The content of environment.json.
+    """
     import jax
 
     return {
@@ -213,7 +315,15 @@ def environment() -> dict[str, Any]:
 
 
 def differences(then: dict[str, Any], now: dict[str, Any]) -> str:
-    """What of an environment has changed, in words; empty where nothing has."""
+    """Lists the differences between two environments.
+
+    Args:
+      then: the earlier environment.
+      now: the present environment.
+
+    Returns:
+      The differences in words; empty if there are none.
+    """
     found = []
     for key in now:
         old, new = then.get(key), now[key]
@@ -225,7 +335,11 @@ def differences(then: dict[str, Any], now: dict[str, Any]) -> str:
 
 
 def fsync_directory(folder: Path) -> None:
-    """Waits until renamed files are on the disk. Windows cannot do this for a folder."""
+    """Waits until renamed files are on the disk. Windows cannot do this for a folder.
+
+    Args:
+      folder: the folder.
+    """
     if os.name == "nt":
         return
     handle = os.open(folder, os.O_RDONLY)
@@ -236,6 +350,7 @@ def fsync_directory(folder: Path) -> None:
 
 
 def _named(tree: Any) -> dict[str, Any]:
+    """The leaves of a tree by their paths."""
     import jax
 
     from bpeq.core import trees
