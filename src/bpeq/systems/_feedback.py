@@ -1,4 +1,4 @@
-"""Untied feedback: weights of its own at a chosen angle, what they bring down, its derivative."""
+"""Untied feedback: separate weights at a chosen angle, what they bring down, its derivative."""
 
 from __future__ import annotations
 
@@ -18,7 +18,18 @@ from bpeq.types import Params, Shape, State
 def init_feedback(
     graph: Graph, params: Params, key: jax.Array, shapes: list[Shape], angle: float
 ) -> dict[str, Params]:
-    """Feedback weights by connection, for all that leave a state, from an independent init each."""
+    """Draw feedback weights at an angle from the forward ones, for connections that leave a state.
+
+    Args:
+      graph: the graph of the system.
+      params: the forward weights.
+      key: key of the draw.
+      shapes: what `state_shapes` gives.
+      angle: in degrees, 0 to 180; 90 is unrelated.
+
+    Returns:
+      {name of the connection: weights}.
+    """
     drawn = {}
     for i, edge in enumerate(graph.edges):
         if edge.source > 0:
@@ -28,13 +39,30 @@ def init_feedback(
 
 
 def pulled_down(edge: Edge, own: Params, back: Params, state: State) -> Array:
-    """f_ijᵀ(s_j): what a connection's source gets from its target, by the weights `back`."""
+    """f_ijᵀ(s_j): the input of a connection's source from its target, by the weights `back`.
+
+    Args:
+      edge: the connection from i to j.
+      own: its forward weights.
+      back: its feedback weights.
+      state: all states.
+
+    Returns:
+      An array in the shape of s_i.
+    """
     _, residuals = edge.layer.forward(own, state[edge.source - 1])
     return edge.layer.backward(own, back, residuals, state[edge.target - 1])[1]
 
 
 def untied_dforce(graph: Graph) -> Callable[[Params, Any, State, State], tuple[Params, Any]]:
-    """vᵀ ∂force/∂(θ, x) of an untied system, θ the forward and the feedback weights."""
+    """The `dforce` of an untied system: vᵀ ∂force/∂(θ, x), with θ the forward and feedback weights.
+
+    Args:
+      graph: the graph of the system.
+
+    Returns:
+      (params, clamped, state, v) -> (dparams, dx).
+    """
 
     def dforce(params: Params, clamped: Any, state: State, v: State) -> tuple[Params, Any]:
         pulled, feedback, dx = {}, {}, None
@@ -48,7 +76,7 @@ def untied_dforce(graph: Graph) -> Callable[[Params, Any, State, State], tuple[P
                 continue
             _, residuals = edge.layer.forward(own, state[edge.source - 1])
             raised, _ = edge.layer.backward(own, own, residuals, up)
-            # What comes down reads B, and by the residuals θ: reverse mode through the pull-back.
+            # What comes down depends on B, and on θ by the residuals: differentiate the pull-back.
             down = functools.partial(pulled_down, edge, state=state)
             _, pull = jax.vjp(down, own, params[-1]["feedback"][edge.name])
             through, feedback[edge.name] = pull(times(weight, v[edge.source - 1]))

@@ -1,4 +1,4 @@
-"""A system out of a user's own energy function, over any pytree state."""
+"""A system from a user's own energy function, over any pytree state."""
 
 from __future__ import annotations
 
@@ -29,24 +29,28 @@ def from_energy(
 ) -> System:
     """Projected gradient flow on E(θ, s, x): s ← project( s + step_size · (−∂E/∂s + push) ).
 
-    All functions of the user's are for ONE example; they are mapped over the batch, and their
-    derivatives are JAX's.
+    Your functions are for ONE example. bpeq maps them over the batch and takes their derivatives
+    with JAX.
 
     Args:
-      energy: (params, state, x) -> scalar. Holomorphic EP calls it with complex arguments: then it
-        must be complex-differentiable, without abs, conj, real, comparisons or a maximum.
-      init_state: (params, x) -> state, any pytree of arrays; where a free phase starts.
-      readout: (params, state) -> output. It may use params of its own that E does not: they get
-        ∂C/∂θ at the nudged states.
+      energy: (params, state, x) -> scalar. Holomorphic EP calls it with complex arguments. It must
+        then be complex-differentiable, without abs, conj, real, comparisons or a maximum.
+      init_state: (params, x) -> state, any pytree of arrays: the start of a free phase.
+      readout: (params, state) -> output. It may use parameters that E does not use. They get ∂C/∂θ
+        at the nudged states.
       init: (key, shape of one x) -> (params, shape of one output).
-      step_size: ε > 0. Too large a step diverges, which the residual shows.
-      project: state -> state, onto the allowed set, such as a clip to [0, 1]. None: no constraint.
-      write: (state, output) -> state with its output clamped, for rules that clamp; None where the
-        output is no state.
+      step_size: ε > 0. Too large a step diverges; the residual shows it.
+      project: state -> state, onto the allowed set, such as a clip to [0, 1]; None: no constraint.
+      write: (state, output) -> state with its output set, for rules that clamp; None if the output
+        is not a state.
+      name: the system's name, for messages.
+
+    Returns:
+      A System with an energy.
 
     Raises:
-      ValueError: step_size is not > 0; when traced, an energy that is no single number, or a real
-        one at a complex state.
+      ValueError: step_size is not > 0. When traced: the energy is not a single number, or it is
+        real at a complex state.
 
     Example (a leaky unit that follows its input):
       >>> import jax, jax.numpy as jnp
@@ -97,6 +101,6 @@ def from_energy(
 
 
 def _slope(f: Callable[[Any], Array], at: Any) -> Any:
-    """∂f/∂at; for complex values, at which f must be holomorphic, the complex derivative."""
+    """∂f/∂at. At complex values f must be holomorphic, and this is the complex derivative."""
     value, pull = jax.vjp(f, at)
     return pull(jnp.ones_like(value))[0]

@@ -1,4 +1,4 @@
-"""A system out of a user's own dynamics, which need not follow any energy."""
+"""A system from a user's own dynamics, which need not follow an energy."""
 
 from __future__ import annotations
 
@@ -29,26 +29,30 @@ def from_field(
 ) -> System:
     """Projected flow along a field f: s ← project( s + step_size · (f(θ, s, x) + push) ).
 
-    The force is the field itself. Its Jacobian ∂f/∂s need not be symmetric, so there is no energy:
-    `eqprop` refuses such a system, `vector_field_eqprop` runs it with a bias, `asymmetric_eqprop`,
+    The force is the field itself. Its Jacobian ∂f/∂s need not be symmetric, so there is no energy.
+    `eqprop` refuses such a system. `vector_field_eqprop` runs it with a bias. `asymmetric_eqprop`,
     `recurrent_backprop` and `bptt` are exact on it.
 
-    All functions of the user's are for ONE example; they are mapped over the batch, and their
-    derivatives are JAX's.
+    Your functions are for ONE example. bpeq maps them over the batch and takes their derivatives
+    with JAX.
 
     Args:
-      field: (params, state, x) -> ds, the structure and shapes of state.
-      init_state: (params, x) -> state, any pytree of arrays; where a free phase starts.
-      readout: (params, state) -> output. It may use params of its own that the field does not: they
+      field: (params, state, x) -> ds, in the structure and shapes of state.
+      init_state: (params, x) -> state, any pytree of arrays: the start of a free phase.
+      readout: (params, state) -> output. It may use parameters that the field does not use. They
         get ∂C/∂θ at the nudged states.
       init: (key, shape of one x) -> (params, shape of one output).
-      step_size: ε > 0, in units of time. Too large a step diverges, which the residual shows.
-      project: state -> state, onto the allowed set, such as a clip to [0, 1]. None: no constraint.
-      write: (state, output) -> state with its output clamped, for rules that clamp; None where the
-        output is no state.
+      step_size: ε > 0, in units of time. Too large a step diverges; the residual shows it.
+      project: state -> state, onto the allowed set, such as a clip to [0, 1]; None: no constraint.
+      write: (state, output) -> state with its output set, for rules that clamp; None if the output
+        is not a state.
+      name: the system's name, for messages.
+
+    Returns:
+      A System without an energy.
 
     Raises:
-      ValueError: step_size is not > 0; when traced, a field that is not of the state's shapes.
+      ValueError: step_size is not > 0. When traced: the field does not give the state's shapes.
 
     Example (two leaky units; the first drives the second and feels nothing of it):
       >>> import jax, jax.numpy as jnp
@@ -94,7 +98,7 @@ def from_field(
             pull = trees.add_given(pull, push(state))
         moved = jax.tree.map(lambda s, ds: s + step_size * ds, state, pull)
         moved = moved if project is None else jax.vmap(project)(moved)
-        if hold and write is not None:  # no unit has seen the output move: all moved at once
+        if hold and write is not None:  # all units moved at once, so none has read the new output
             return jax.vmap(write)(moved, forward(params, state)[0])
         return moved
 
@@ -126,7 +130,17 @@ def from_field(
 def by_params_and_input(
     function: Callable[[Params, Array], Any], params: Params, x: Array, seed: Callable[[Any], Any]
 ) -> tuple[Params, Array | None]:
-    """seed(value)ᵀ ∂function/∂(params, x); None for an integer x, which has no derivative."""
+    """The pull-back seed(value)ᵀ ∂function/∂(params, x).
+
+    Args:
+      function: (params, x) -> value.
+      params: its first argument.
+      x: its second argument.
+      seed: value -> a tree like the value.
+
+    Returns:
+      (dparams, dx). dx is None for an integer x, which has no derivative.
+    """
     if not jnp.issubdtype(x.dtype, jnp.inexact):
         value, pull = jax.vjp(lambda p: function(p, x), params)
         return pull(seed(value))[0], None

@@ -1,4 +1,4 @@
-"""The graph of a Hopfield system: its connections, which states they join, where weights stand."""
+"""The graph of a Hopfield system: connections, their states, and the places of their weights."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ Skips = Mapping[tuple[int, int], Layer] | Mapping[str, Layer]
 
 
 class Edge(NamedTuple):
-    """One connection: from state `source` (0 is the clamped input) into state `target`.
+    """One connection, from state `source` (0 is the clamped input) to state `target`.
 
-    layer: f, whose forward drives the target and whose backward drives the source.
-    at:    where its weights stand: a slice of the network's tuple, or the name among the skips.
-    name:  a block's, such as `dense_2`, or `0_2` for a skip; unique in its graph.
+    layer: f. Its forward drives the target and its backward drives the source.
+    at:    where its weights stand: a slice of the network's tuple, or a name among the skips.
+    name:  a block's name, such as `dense_2`, or `0_2` for a skip; unique in its graph.
     """
 
     source: int
@@ -35,10 +35,12 @@ class Edge(NamedTuple):
 
 
 class Graph(NamedTuple):
-    """states: the blocks whose units are states. edges: the chain's, in order, then the skips.
+    """The states of a Hopfield system and the connections between them.
 
-    parts: entries of the network's own params tuple; what the system appends stands behind them.
-    gain:  γ, by which activity shrinks for each state that it comes down.
+    states: the blocks whose units are states.
+    edges: the chain's connections in order, then the skips.
+    parts: the number of entries in the network's own params tuple. The system's own entries follow.
+    gain:  γ, the factor on activity for each state that it comes down.
     """
 
     states: tuple[Block, ...]
@@ -48,19 +50,19 @@ class Graph(NamedTuple):
 
     @property
     def skip_edges(self) -> list[Edge]:
-        """The connections that are no part of the chain."""
+        """The connections that are not part of the chain."""
         return [edge for edge in self.edges if isinstance(edge.at, str)]
 
     def weight(self, state: int) -> float:
-        """γ^(l−L): what the terms of state l weigh in the energy, L the top one."""
+        """γ^(l−L), the weight of the terms of state l in the energy; L is the top state."""
         return self.gain ** (state - len(self.states))
 
     def own(self, params: Params, edge: Edge) -> Params:
-        """A connection's forward weights."""
+        """The forward weights of a connection."""
         return params[edge.at] if isinstance(edge.at, slice) else self.skips(params)[edge.at]
 
     def skips(self, params: Params) -> dict[str, Params]:
-        """The skips' weights by name, from the entry behind the network's own."""
+        """The weights of the skips by name, from the entry after the network's own."""
         return params[self.parts]["skips"]
 
     def into(self, state: int) -> list[Edge]:
@@ -72,7 +74,7 @@ class Graph(NamedTuple):
         return [edge for edge in self.edges if edge.source == state]
 
     def placed(self, params: Params, pulled: dict[str, Params], feedback: Any = None) -> Params:
-        """Gradients by connection in the places of their weights; zero for all other weights."""
+        """The connections' gradients in the places of their weights; zero for other weights."""
         grads = list(trees.zeros(params))
         for edge in self.edges:
             if isinstance(edge.at, slice):
@@ -87,11 +89,21 @@ class Graph(NamedTuple):
 def build_graph(
     blocks: Sequence[Block], states: int, parts: int, skips: Skips | None, gain: float = 1.0
 ) -> Graph:
-    """The graph of the first `states` blocks and of the skips between their states.
+    """The graph of the first `states` blocks and the skips between them.
+
+    Args:
+      blocks: all blocks of the network.
+      states: how many of them are states.
+      parts: number of entries in the network's params tuple.
+      skips: (i, j) -> layer, or None.
+      gain: γ > 0.
+
+    Returns:
+      A Graph.
 
     Raises:
-      ValueError: a skip that names no two states, or what it holds is no layer; a gain whose powers
-        leave float32.
+      ValueError: a skip does not name two states, or its value is not a layer; powers of the gain
+        are out of float32's range.
     """
     if abs(math.log10(gain)) * states > 30:
         remedy = f"with {states} states γ^{states} must be 1e-30 to 1e30"
@@ -113,9 +125,15 @@ def build_graph(
 
 
 def independent_groups(graph: Graph) -> tuple[tuple[int, ...], ...]:
-    """States in groups without a connection inside: each takes the first group that allows it.
+    """Groups of states without a connection inside; a state joins the first group it can.
 
-    In a chain these are the odd states and the even ones.
+    In a chain these are the odd states and the even states.
+
+    Args:
+      graph: the graph.
+
+    Returns:
+      One tuple of state indices per group.
 
     Example:
       >>> from bpeq.layers import chain, cut, dense, tanh
@@ -135,10 +153,17 @@ def independent_groups(graph: Graph) -> tuple[tuple[int, ...], ...]:
 
 
 def turns(graph: Graph, schedule: str) -> tuple[tuple[int, ...], ...]:
-    """The groups of states that a sweep updates, one after the other.
+    """The groups of states in the order in which a sweep updates them.
 
-    With max-pooling between states the chain's even states go first: what a state drives and what
-    comes back to it then meet in one sweep, and share their pooling and the product below it.
+    With max-pooling between states the chain's even states come first. Then one sweep has both the
+    drive of a state and what comes back to it. They share their pooling and the product below it.
+
+    Args:
+      graph: the graph.
+      schedule: "alternating" or "synchronous".
+
+    Returns:
+      One tuple of state indices per group; a single group for "synchronous".
     """
     if schedule == "synchronous":
         return (tuple(range(1, len(graph.states) + 1)),)
@@ -148,12 +173,27 @@ def turns(graph: Graph, schedule: str) -> tuple[tuple[int, ...], ...]:
 
 
 def pools(layer: Layer) -> bool:
-    """Whether there is max-pooling inside, whose pull-back depends on what it pooled."""
+    """Whether a layer has max-pooling inside. Its pull-back depends on the values that it pooled.
+
+    Args:
+      layer: any layer.
+
+    Returns:
+      A bool.
+    """
     return layer.name == "max_pool" or any(map(pools, layer.parts))
 
 
 def state_shapes(graph: Graph, shape: Shape) -> list[Shape]:
-    """One example's shape of every state, the input's first; nothing is computed."""
+    """The shape of each state for one example, the input's first. It computes no values.
+
+    Args:
+      graph: the graph.
+      shape: one example's shape.
+
+    Returns:
+      One shape per state, and the input's.
+    """
     shapes = [shape]
     for block in graph.states:
         shapes.append(output_shape(block.connection, shapes[-1]))
@@ -161,11 +201,19 @@ def state_shapes(graph: Graph, shape: Shape) -> list[Shape]:
 
 
 def init_skips(graph: Graph, key: jax.Array, shapes: list[Shape]) -> dict[str, Params]:
-    """Weights of every skip, each from a key of its own two states'.
+    """Draw the weights of every skip. The key of a skip depends on its two states.
+
+    Args:
+      graph: the graph.
+      key: key of all skips.
+      shapes: what `state_shapes` gives.
+
+    Returns:
+      {name: params}.
 
     Raises:
-      ValueError: a skip takes another shape than its source has, or gives one that its target has
-        not.
+      ValueError: a skip does not accept the shape of its source, or does not give the shape of its
+        target.
     """
     drawn = {}
     for edge in graph.edges:

@@ -1,4 +1,4 @@
-"""Predictive coding out of ordinary layers: every state predicts the next, and E counts errors."""
+"""Predictive coding from ordinary layers: each state predicts the next, E adds up the errors."""
 
 from __future__ import annotations
 
@@ -17,7 +17,11 @@ from bpeq.types import Layer, Params, State, System, SystemTraits, rows_first
 
 
 class Clamped(NamedTuple):
-    """What a batch's input fixes: the prediction of the first state, and its pull-back's needs."""
+    """What the input of a batch fixes.
+
+    prediction: `[batch, ...]`, f_1(x), the prediction of the first state.
+    residuals: what the pull-back of f_1 needs.
+    """
 
     prediction: Float[Array, "batch ..."]
     residuals: Any
@@ -38,32 +42,35 @@ def predictive(
         −∂E/∂θ_l = f_l's parameter pull-back of e_l
 
     f_l is the l-th connection, f_lᵀ its `backward`, and the output is σ_L(s_L). A free phase starts
-    at the feed-forward pass, where all errors vanish: E = 0, the start is the equilibrium already,
-    and the output is the network's own. So EP on this energy is backprop of that network as β → 0.
+    at the feed-forward pass. There all errors are 0 and E = 0, so the start is already the
+    equilibrium, and the output is the network's own. So EP on this energy is backprop of that
+    network as β → 0.
 
-    Shapes: x `[batch, ...]`; the state is a tuple of one `[batch, ...]` array a block; params are
-    the network's. Energies are per example, `[batch]`.
+    Shapes: x is `[batch, ...]`. The state is a tuple with one `[batch, ...]` array for each block.
+    Params are the network's. Energies are per example, `[batch]`.
 
     Args:
-      network: a chain, as for `hopfield`; its activations need no potential, so gelu is allowed.
-      output: "state" makes the last block's pre-activation a state too, s_L, nudged by the cost.
-        "readout" makes the last block a function of the last hidden state, no part of E, through
-        which the cost nudges that state: at β = 1 that is an output clamped to its target, the
-        cost being its prediction's error.
-      schedule: "gradient" moves every state by −∂E/∂s_l + push_l at once, which takes only its own
-        error and the next one's: local in space and time.
-        "sequential" settles the errors for the state's slopes from the top down,
-        e_l = σ′_l(s_l) ⊙ f_{l+1}ᵀ(e_{l+1}) + push_l, then rebuilds the states from the bottom up,
-        s_l ← f_l(σ(s_{l−1})) + e_l. Its fixed points are the same, and it contracts by O(β) a
-        sweep, so that a few sweeps settle a nudged phase; but each sweep is a backward and a
-        forward pass, one layer after another, and not local in time. With the output clamped it
-        contracts by ‖∂f_l/∂s_{l−1}‖² instead, and where that is above 1 only in a damped solver.
-      step_size: ε > 0 of "gradient". Around E's minimum its step is stable for ε < 2/λ, with λ the
-        largest eigenvalue of ∂²E/∂s², at most (1 + max_l ‖∂f_l/∂s_{l−1}‖)² there: 0.2 allows norms
-        up to 2.1. The slowest error shrinks by 1 − ε λ_min a sweep. Too large a step diverges,
-        which the residual shows. Not read by "sequential".
+      network: a chain as for `hopfield`. Its activations need no potential, so gelu is allowed.
+      output: "state" makes the last block's pre-activation a state too, s_L, which the cost nudges.
+        "readout" makes the last block a function of the last hidden state, which is not part of E.
+        The cost nudges that state through the function. At β = 1 this is an output clamped to its
+        target, with the cost in the place of the output's prediction error.
+      schedule: "gradient" moves all states at once by step_size (−∂E/∂s_l + push_l). A state needs
+        only its own error and the next one: local in space and time.
+        "sequential" first solves for the errors at the slopes of the current state, from the top
+        down, e_l = σ′_l(s_l) ⊙ f_{l+1}ᵀ(e_{l+1}) + push_l. Then it rebuilds the states from the
+        bottom up, s_l ← f_l(σ(s_{l−1})) + e_l. Its fixed points are the same. It contracts by O(β)
+        per sweep, so a few sweeps settle a nudged phase. But each sweep is a backward and a forward
+        pass, one layer after another, and not local in time. With a clamped output it contracts by
+        ‖∂f_l/∂s_{l−1}‖². If this is above 1, only a damped solver settles.
+      step_size: ε > 0 of "gradient"; "sequential" ignores it. Around E's minimum a step is stable
+        for ε < 2/λ, with λ the largest eigenvalue of ∂²E/∂s². There λ is at most
+        (1 + max_l ‖∂f_l/∂s_{l−1}‖)²: 0.2 allows norms up to 2.1. The slowest error shrinks by
+        1 − ε λ_min per sweep. Too large a step diverges; the residual shows it.
 
-    `write` sets the output where it is a state, that is where the last block is linear.
+    Returns:
+      A System with an energy. Its `write` sets the output if the output is a state, that is if
+      `output` is "state" and the last block is linear.
 
     Raises:
       ValueError: the network cannot be cut, a layer has no per-example energy (batch norm,
@@ -89,26 +96,31 @@ def predictive(
     refuse_coupling("predictive", network)
     if output == "readout" and len(blocks) < 2:
         raise ValueError("predictive: output = 'readout' needs a hidden block before the readout")
+    # A readout is no state, so the energy ends one block before it.
     readout_block = blocks[-1]
     blocks = blocks if output == "state" else blocks[:-1]
     top = len(blocks) - 1
     last = blocks[-1].activation
+    # `write` needs an output that is the state itself, without a σ.
     linear = network.parts[-1].activation is None or network.parts[-1].name == "linear"
 
     def clamp(params: Params, x: Array) -> Clamped:
         return Clamped(*blocks[0].connection.forward(params[blocks[0].slice], x))
 
     def predict(params: Params, l: int, below: Array) -> tuple[Array, Any]:
+        """f_l of the state below, with its residuals."""
         block = blocks[l]
         return block.connection.forward(params[block.slice], blocks[l - 1].activation.value(below))
 
     def init_state(params: Params, clamped: Clamped) -> State:
+        """The feed-forward pass."""
         state = [clamped.prediction]
         for l in range(1, len(blocks)):
             state.append(predict(params, l, state[-1])[0])
         return tuple(state)
 
     def errors(params: Params, clamped: Clamped, state: State) -> tuple[list[Array], list[Any]]:
+        """The errors e_l of all blocks, and the residuals of their predictions."""
         below = [(clamped.prediction, clamped.residuals)]
         below += [predict(params, l, state[l - 1]) for l in range(1, len(blocks))]
         return [s - f for s, (f, _) in zip(state, below, strict=True)], [kept for _, kept in below]
@@ -135,6 +147,7 @@ def predictive(
     def sequential_sweep(
         params: Params, clamped: Clamped, state: State, push: Any = None, hold: bool = False
     ) -> State:
+        # Errors from the top down, at the slopes of the state before the sweep.
         pushed = (None,) * len(blocks) if push is None else push(state)
         now, kept = errors(params, clamped, state)
         error = [jnp.zeros_like(s) if p is None else p for s, p in zip(state, pushed, strict=True)]
@@ -142,6 +155,7 @@ def predictive(
             error[-1] = now[-1]
         for l in reversed(range(top)):
             error[l] = error[l] + pulled(params, state, l, kept[l + 1], error[l + 1])
+        # States from the bottom up, so that their errors are exactly these.
         new = [clamped.prediction + error[0]]
         for l in range(1, len(blocks)):
             new.append(predict(params, l, new[-1])[0] + error[l])
@@ -159,10 +173,10 @@ def predictive(
         grads, below = list(trees.zeros(params)), []
         for l, block in enumerate(blocks):
             own = params[block.slice]
-            if l == 0:  # the same input in all phases, so their errors contract first
+            if l == 0:  # all phases share the input, so their errors contract first
                 residuals = clamped.residuals
                 seed = contract(weights, phases[0] - clamped.prediction)
-            else:  # one product for all phases, their batches side by side
+            else:  # one product for all phases, as one batch
                 prediction, residuals = predict(params, l, merge_phases(phases[l - 1]))
                 error = phases[l] - prediction.reshape(phases[l].shape)
                 seed = weighted(weights, error)

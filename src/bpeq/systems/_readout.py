@@ -1,4 +1,4 @@
-"""From a system's state to its output, as a layer without weights of its own."""
+"""Readouts: layers from a system's state to its output, without weights of their own."""
 
 from __future__ import annotations
 
@@ -14,9 +14,15 @@ from bpeq.types import Activation, Key, Layer, Params, Shape, State
 
 
 def state_readout(forward: Callable[..., Any], backward: Callable[..., Any]) -> Layer:
-    """A Layer from a state to the output; it reads the system's own params, so it draws none.
+    """A Layer from a state to the output; it reads the system's own params and has none itself.
 
-    `backward` gives (dparams, dstate), dstate with None for the states that the output ignores.
+    Args:
+      forward: (params, state, key=None) -> (output, residuals).
+      backward: (params, feedback, residuals, dy) -> (dparams, dstate). dstate has None for the
+        states that the output does not read.
+
+    Returns:
+      A Layer. Its `init` raises a TypeError.
     """
 
     def init(key: Key, shape: Shape) -> tuple[Params, Shape]:
@@ -26,13 +32,27 @@ def state_readout(forward: Callable[..., Any], backward: Callable[..., Any]) -> 
 
 
 def activation_names(network: Layer) -> list[str]:
-    """The name of each block's σ, "linear" where the network ends without one."""
+    """The name of each block's σ; "linear" for a last block without one.
+
+    Args:
+      network: a chain.
+
+    Returns:
+      One name per block.
+    """
     names = [part.name for part in network.parts if part.activation is not None]
     return names if network.parts[-1].activation is not None else [*names, "linear"]
 
 
 def last_state(states: int) -> Layer:
-    """The last of `states` is the output: its pull-back puts the error there and nowhere else."""
+    """The last of `states` is the output. Its pull-back gives the error to that state alone.
+
+    Args:
+      states: number of states.
+
+    Returns:
+      A Layer.
+    """
 
     def forward(params: Params, state: State, key: Key | None = None) -> tuple[Array, Any]:
         return state[-1], ()
@@ -44,7 +64,17 @@ def last_state(states: int) -> Layer:
 
 
 def activated_state(activation: Activation, states: int) -> Layer:
-    """σ of the last of `states`, where states are pre-activations: the error times σ′."""
+    """σ of the last of `states`, for states that are pre-activations.
+
+    The pull-back is the error times σ′.
+
+    Args:
+      activation: σ.
+      states: number of states.
+
+    Returns:
+      A Layer.
+    """
 
     def forward(params: Params, state: State, key: Key | None = None) -> tuple[Array, Any]:
         return activation.value(state[-1]), activation.slope(state[-1])
@@ -56,9 +86,15 @@ def activated_state(activation: Activation, states: int) -> Layer:
 
 
 def last_block(block: Block, states: int, below: Activation | None = None) -> Layer:
-    """A block as a function of the last of `states`, with its own weights' gradient.
+    """A block as a function of the last of `states`, with a gradient for the block's own weights.
 
-    `below` is that state's activation where states are pre-activations.
+    Args:
+      block: the block.
+      states: number of states.
+      below: that state's activation if states are pre-activations; None if they are activations.
+
+    Returns:
+      A Layer.
     """
     connection, activation = block.connection, block.activation
 
@@ -82,7 +118,14 @@ def last_block(block: Block, states: int, below: Activation | None = None) -> La
 
 
 def paired_state(states: int) -> Layer:
-    """v⁺ − v⁻ of the last of `states`, `[batch, 2, ...]`."""
+    """v⁺ − v⁻ of the last of `states`, which is `[batch, 2, ...]`.
+
+    Args:
+      states: number of states.
+
+    Returns:
+      A Layer.
+    """
 
     def forward(params: Params, state: State, key: Key | None = None) -> tuple[Array, Any]:
         return state[-1][:, 0] - state[-1][:, 1], ()

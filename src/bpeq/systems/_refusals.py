@@ -1,4 +1,4 @@
-"""What a system cannot be made of, said when it is built; and why it is not holomorphic."""
+"""Networks that a system refuses when it is built; and why a system is not holomorphic."""
 
 from __future__ import annotations
 
@@ -14,14 +14,31 @@ from bpeq.types import Activation, Layer
 
 
 def refuse_coupling(system: str, network: Layer) -> None:
-    """A layer without a per-example energy (batch norm, dropout) is refused by place and name."""
+    """Refuse a layer without a per-example energy (batch norm, dropout).
+
+    Args:
+      system: name of the system or rule, for the message.
+      network: a chain.
+
+    Raises:
+      ValueError: it gives the layer's index and name.
+    """
     for i, part in enumerate(network.parts):
         if part.no_energy:
             raise ValueError(f"{system}: layer {i} ({part.name!r}) {part.no_energy}")
 
 
 def refuse_network(network: Layer, blocks: tuple[Block, ...], output: str) -> None:
-    """What no Hopfield energy can hold: coupled examples, activations that are not monotone."""
+    """Refuse a network without a Hopfield energy: coupled examples, non-monotone activations.
+
+    Args:
+      network: a chain.
+      blocks: its blocks.
+      output: "state" or "readout".
+
+    Raises:
+      ValueError: it gives the layer's index and name; or a readout has no hidden block before it.
+    """
     refuse_coupling("hopfield", network)
     for i, part in enumerate(network.parts):
         if part.activation is not None and part.activation.potential is None:
@@ -35,7 +52,14 @@ def refuse_network(network: Layer, blocks: tuple[Block, ...], output: str) -> No
 
 
 def refuse_connections(graph: Graph) -> None:
-    """Skips that hide an activation or couple examples; max-pooling below signed activity."""
+    """Refuse skips with an activation or coupled examples, and max-pooling below signed activity.
+
+    Args:
+      graph: the graph of a Hopfield system.
+
+    Raises:
+      ValueError: it names the connection.
+    """
     for edge in graph.edges:
         if isinstance(edge.at, str):
             _refuse_skip(edge)
@@ -46,7 +70,15 @@ def refuse_connections(graph: Graph) -> None:
 
 
 def refuse_circuit(network: Layer, blocks: tuple[Block, ...]) -> None:
-    """What is no crossbar of resistors, and activations that no ideal diodes make."""
+    """Refuse layers that are no crossbar of resistors, and activations that diodes cannot make.
+
+    Args:
+      network: a chain.
+      blocks: its blocks.
+
+    Raises:
+      ValueError: it names the layer or the block, and what is allowed.
+    """
     crossbars, plain = ("dense", "conv"), ("flatten", "avg_pool")
     for i, part in enumerate(network.parts):
         if part.activation is not None and not _projects(part.activation):
@@ -70,6 +102,7 @@ def refuse_circuit(network: Layer, blocks: tuple[Block, ...]) -> None:
 
 
 def _projects(activation: Activation) -> bool:
+    """Whether σ is the projection onto an interval, by its values."""
     with jax.ensure_compile_time_eval():
         far, near = 1e4, jnp.linspace(-4.0, 4.0, 81)
         low, high = (activation.value(jnp.asarray(end, near.dtype)) for end in (-far, far))
@@ -77,7 +110,14 @@ def _projects(activation: Activation) -> bool:
 
 
 def why_not_holomorphic(network: Layer, skips: Iterable[Edge] = ()) -> str:
-    """The first layer, by place and name, that is not complex-differentiable; empty if all are.
+    """The first layer that is not complex-differentiable, with its index; empty if all are.
+
+    Args:
+      network: a chain.
+      skips: the skips of its graph.
+
+    Returns:
+      A phrase for a message.
 
     Example:
       >>> from bpeq.layers import chain, dense, hard_sigmoid
@@ -96,13 +136,14 @@ def why_not_holomorphic(network: Layer, skips: Iterable[Edge] = ()) -> str:
 
 
 def _all(layer: Layer) -> Iterator[Layer]:
-    """The layers inside, innermost first, and then the layer."""
+    """The layers inside a layer, innermost first, then the layer itself."""
     for part in layer.parts:
         yield from _all(part)
     yield layer
 
 
 def _refuse_skip(edge: Edge) -> None:
+    """Refuse a skip with coupled examples or with an activation inside."""
     where = f"{edge.source}-{edge.target}"
     for inner in _all(edge.layer):
         if inner.no_energy:
@@ -117,7 +158,10 @@ def _refuse_skip(edge: Edge) -> None:
 
 
 def _refuse_signed_max_pool(place: str, connection: Layer, activation: Activation) -> None:
-    """−⟨s, max-pool(z)⟩ is concave in z, which is what makes a sweep descend, for s ≥ 0 only."""
+    """Refuse max-pooling below signed activity.
+
+    −⟨s, max-pool(z)⟩ is concave in z for s ≥ 0 only. This is what makes a sweep lower the energy.
+    """
     if not pools(connection):
         return
     signed = _signed_above_pool(connection)
@@ -127,7 +171,7 @@ def _refuse_signed_max_pool(place: str, connection: Layer, activation: Activatio
             "negative activity back through the pooling, so the energy can rise and cycle; "
             "put an activation between them, or use avg_pool"
         )
-    with jax.ensure_compile_time_eval():  # monotone, so this is its infimum
+    with jax.ensure_compile_time_eval():  # σ is monotone, so this is its infimum
         lowest = float(activation.value(jnp.asarray(-1e4)))
     if lowest < 0.0:
         raise ValueError(
@@ -138,14 +182,14 @@ def _refuse_signed_max_pool(place: str, connection: Layer, activation: Activatio
 
 
 def _signed(layer: Layer) -> str:
-    """The first layer inside whose pull-back does not keep signs; empty where there is none."""
+    """The first layer inside whose pull-back does not keep signs; empty if all keep them."""
     leaves = (inner.name for inner in _all(layer) if not inner.parts)
     return next((name for name in leaves if name not in ("flatten", "max_pool", "avg_pool")), "")
 
 
 def _signed_above_pool(layer: Layer) -> str:
-    """The first such layer that stands above a max-pooling, looking into combinators."""
-    if layer.name == "repeat":  # stands above itself
+    """The name of the first such layer above a max-pooling, also inside combinators."""
+    if layer.name == "repeat":  # a repeated layer stands above itself
         return _signed(layer) if pools(layer) else ""
     found = [_signed_above_pool(part) for part in layer.parts]
     if layer.name == "chain":

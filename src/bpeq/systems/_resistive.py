@@ -1,4 +1,4 @@
-"""Deep resistive networks: circuits of variable resistors and diodes, settling at least power."""
+"""Deep resistive networks: circuits of variable resistors and diodes that settle at least power."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ from bpeq.types import Key, Layer, Params, Shape, State, System, SystemTraits, r
 
 
 class Clamped(NamedTuple):
-    """What a batch's input fixes, and what does not change while the nodes settle.
+    """What the input of a batch fixes, and what is constant while the nodes settle.
 
-    sources: `[batch, ...]`, the input voltages, each with its opposite beside it.
-    current: `[batch, ...]`, what they drive into the first layer's nodes while these are grounded.
-    below, total: each layer's conductances, `[1, ...]`: to the layer below and the bias sources,
-        and to the layer above as well.
+    sources: `[batch, ...]`, the input voltages, doubled to (v, −v).
+    current: `[batch, ...]`, the current that they drive into the first layer's nodes at 0 volts.
+    below: each layer's conductance to the layer below and to the bias sources, `[1, ...]`.
+    total: `below` plus the conductance to the layer above, `[1, ...]`.
     """
 
     sources: Float[Array, "batch ..."]
@@ -49,47 +49,54 @@ def resistive(
     polarity: Literal["alternating", "positive"] = "alternating",
     outputs: Literal["single", "paired"] = "single",
 ) -> System:
-    """The deep resistive network of a chain: its weights are conductances, its units' voltages.
+    """The deep resistive network of a chain: its weights are conductances, its units are voltages.
 
         E(g, x, v) = ½ Σ_ij g_ij (v_i − v_j)²,    g_ij >= 0,    v_0 = gain · (x, −x)
         sweep:  v_j ← clip( (Σ_i g_ij v_i + push_j) / Σ_i g_ij ),    i all neighbours of node j
         ∂E/∂g_ij = ½ (v_i − v_j)²
 
     E is half the power that the resistors turn into heat. By Kirchhoff's current law a circuit
-    rests at its minimum, as far as its diodes let it: ideal ones take no power, they bound a node's
-    voltage. So F = E + βC is EP on a circuit, the nudge a current of −β ∂C/∂v into the outputs, and
-    each conductance learns from the voltage across itself. A sweep settles the odd layers, then the
-    even ones, each exactly given its neighbours: E never rises.
+    rests at the minimum of E within the bounds of its diodes. Ideal diodes take no power; they
+    bound the voltage of a node. So F = E + βC is EP on a circuit. The nudge is a current of −β
+    ∂C/∂v into the outputs, and each conductance learns from its own voltage. A sweep settles the
+    odd layers, then the even ones. Each step is exact for given neighbours, so E never rises.
 
-    A layer's units are nodes, and its activation says what diodes they have: `linear` none, `relu`
-    one to ground (v >= 0), `hard_sigmoid` two (0 <= v <= 1 volt), or an `activation_layer` of your
-    own that projects onto an interval. A layer's weight is a resistor from each node of the layer
-    below; a bias a pair of resistors to sources of +gain and −gain volts.
+    A layer's units are nodes, and its activation tells which diodes they have. `linear` has none,
+    `relu` has one to ground (v >= 0), `hard_sigmoid` has two (0 <= v <= 1 volt). An
+    `activation_layer` of your own that projects onto an interval is allowed too. A weight is a
+    resistor from a node of the layer below. A bias is a pair of resistors to sources of +gain and
+    −gain volts.
 
-    Shapes: x `[batch, ..., n]`; the input layer has 2n sources, doubled on that last axis, since a
-    resistor cannot be negative. The state is a tuple of one `[batch, ...]` array a layer, in volts.
-    Params are laid out as the network's, for an input of 2n: `{"w": ..., "b": [2, ...]}`, in units
-    of conductance, a bias with the resistor to +gain first. Only ratios of conductances matter to a
-    free phase; β is a conductance too, and nudged outputs settle where it is below that of an
-    output node (half of it for pairs). They start at |w| of the layers' own init. `project` keeps
-    them non-negative: rules hand it on as their `absorb`, which training calls after each update.
+    Shapes: x is `[batch, ..., n]`. The input layer has 2n sources, doubled on the last axis, since
+    a
+    resistor cannot be negative. The state is a tuple with one `[batch, ...]` array for each layer,
+    in volts. Params have the structure of the network's, for an input of 2n: `{"w": ..., "b": [2,
+    ...]}`, in units of conductance; a bias has the resistor to +gain first. They start at |w| of
+    the layers' own init. A free phase depends only on ratios of conductances. β is a conductance
+    too: nudged outputs settle if it is below that of an output node (below half of it for pairs).
+    `project` keeps
+    conductances non-negative. Rules pass it on as their `absorb`, which training calls after each
+    update.
 
     Args:
-      network: a chain of `dense`, `conv`, `avg_pool` and `flatten`; each of its activations closes
-        a layer of nodes. One layer with weights between two of them.
-      gain: volts per unit of input, > 0: what passes through averages shrinks from layer to layer.
-      polarity: "alternating" turns the diodes of every second unit of a hidden layer (channel, of
-        an image) round: v <= 0, or −1 <= v <= 0. Such inhibitory nodes pull the next layer down,
-        as no conductance could. "positive" turns none.
-      outputs: "single" reads each output as the voltage of a node, "paired" as that of one node
-        over another one, v⁺ − v⁻, with resistors of its own to every hidden node; β C then drives
-        opposite currents into the two.
+      network: a chain of `dense`, `conv`, `avg_pool` and `flatten`. Each of its activations ends a
+        layer of nodes. Exactly one layer with weights stands between two of them.
+      gain: volts per unit of input, > 0. Voltages shrink from layer to layer, since nodes average;
+        a large gain compensates this.
+      polarity: "alternating" reverses the diodes of every second unit (of an image: channel) of a
+        hidden layer: v <= 0, or −1 <= v <= 0. Such inhibitory nodes pull the next layer down, which
+        no conductance can do. "positive" reverses none.
+      outputs: "single" reads each output as the voltage of a node. "paired" reads it as the
+        difference of two nodes, v⁺ − v⁻. Each of the two has its own resistors to every hidden
+        node, and β C drives opposite currents into them.
 
-    `write` sets single outputs; the voltage of a pair leaves its two nodes undetermined.
+    Returns:
+      A System with an energy. Its `write` sets single outputs. It is None for pairs, since the
+      voltage of a pair does not determine its two nodes.
 
     Raises:
-      ValueError: the network cannot be cut; a layer is no crossbar of resistors; an activation is
-        no projection onto an interval; a setting is out of range.
+      ValueError: the network cannot be cut; a layer is no crossbar of resistors; an activation does
+        not project onto an interval; a setting is out of range.
 
     Example (a unit between sources of x and −x volts, over 1 and 3 ohms: a divider):
       >>> import jax, jax.numpy as jnp
@@ -109,6 +116,7 @@ def resistive(
     blocks = cut(network)
     refuse_circuit(network, blocks)
     top = len(blocks)
+    # A pair of outputs is the last layer twice, with resistors of its own for each.
     layers = [block.connection for block in blocks]
     if outputs == "paired":
         layers[-1] = twice(layers[-1])
@@ -129,6 +137,7 @@ def resistive(
     def clamp(params: Params, x: Array) -> Clamped:
         sources = gain * jnp.concatenate([x, -x], axis=-1)
         current, _ = layers[0].forward(drive(own(params, 0), gain), sources)
+        # Conductances do not depend on the input, so they are computed for one row of ones.
         below: list[Array] = []
         above: list[Array] = []
         ones = jnp.ones_like(sources[:1])
@@ -146,12 +155,13 @@ def resistive(
         return tuple(jnp.zeros(batch + b.shape[1:], clamped.current.dtype) for b in clamped.below)
 
     def from_below(params: Params, clamped: Clamped, state: State, l: int) -> Array:
+        """The current from the layer below and the bias sources into nodes at 0 volts."""
         if l == 0:
             return clamped.current
         return layers[l].forward(drive(own(params, l), gain), state[l - 1])[0]
 
     def forward(params: Params, clamped: Clamped) -> State:
-        """As if every layer ended the circuit."""
+        """The feed-forward pass: each layer settles as if it were the last one of the circuit."""
         state: list[Array] = []
         for l in range(top):
             into = from_below(params, clamped, tuple(state), l)
@@ -159,16 +169,18 @@ def resistive(
         return tuple(state)
 
     def from_above(params: Params, state: State, l: int) -> Array:
+        """The current from the layer above into nodes at 0 volts."""
         weights = drive(own(params, l + 1), gain)  # a pull-back reads no bias
         _, residuals = layers[l + 1].forward(weights, state[l])
         return layers[l + 1].backward(weights, weights, residuals, state[l + 1])[1]
 
     def current(params: Params, clamped: Clamped, state: State, l: int) -> Array:
+        """The current from all neighbours into nodes at 0 volts."""
         below = from_below(params, clamped, state, l)
         return below if l == top - 1 else below + from_above(params, state, l)
 
     def bounded(l: int, voltage: Array) -> Array:
-        """What the diodes of a layer let its nodes have."""
+        """The voltage within the bounds of the diodes of layer l."""
         sigma = blocks[l].activation.value
         if polarity == "positive" or l == top - 1:
             return sigma(voltage)
@@ -176,9 +188,12 @@ def resistive(
         return turned * sigma(turned * voltage)
 
     def in_turn(first: int) -> Any:
+        """The sweep that starts with layer `first`, 0 or 1."""
+
         def sweep(
             params: Params, clamped: Clamped, state: State, push: Any = None, hold: bool = False
         ) -> State:
+            # Nodes of one half have no resistor between them, so each half settles exactly.
             for half in (range(first, top, 2), range(1 - first, top, 2)):
                 pushed = (None,) * top if push is None else push(state)
                 new = list(state)
@@ -197,7 +212,7 @@ def resistive(
         squares = layers[0].forward(load(own(params, 0), gain**2), clamped.sources**2)[0]
         total = 0.5 * _per_example(squares)
         for l, v in enumerate(state):
-            if l > 0:  # the bias sources' own share
+            if l > 0:  # the power of the bias sources
                 alone = jnp.zeros_like(state[l - 1][:1])
                 squares = layers[l].forward(load(own(params, l), gain**2), alone)[0]
                 total = total + 0.5 * _per_example(squares)
@@ -253,10 +268,12 @@ def resistive(
 
 
 def _doubled(shape: Shape) -> Shape:
+    """The shape of the sources of an input."""
     if not shape:
         raise ValueError("resistive: one example has shape (), it needs one axis or more")
     return (*shape[:-1], 2 * shape[-1])
 
 
 def _per_example(a: Array) -> Float[Array, " batch"]:
+    """The sum over the units of each example."""
     return jnp.sum(a.reshape(a.shape[0], -1), axis=1)

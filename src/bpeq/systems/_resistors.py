@@ -1,9 +1,9 @@
-"""Layers as crossbars of resistors: the currents that they carry and what their power depends on.
+"""Layers as crossbars of resistors: the currents in them, and the gradient of their power.
 
-A layer f that is linear in its input, with weights g >= 0, is read as resistors between its input
-nodes i and its output nodes j. Then f(v)_j = Σ_i g_ij v_i is the current that flows into a grounded
-j, fᵀ(v)_i = Σ_j g_ij v_j the one into a grounded i, and f(1), fᵀ(1) are the nodes' total
-conductances. Biases are resistors too: a pair "b" = (g⁺, g⁻) to sources of +V and −V.
+A layer f that is linear in its input, with weights g >= 0, stands for resistors between its input
+nodes i and its output nodes j. Then f(v)_j = Σ_i g_ij v_i is the current into a grounded j,
+fᵀ(v)_i = Σ_j g_ij v_j is the current into a grounded i, and f(1), fᵀ(1) are the total conductances
+of the nodes. Biases are resistors too: a pair "b" = (g⁺, g⁻) to sources of +V and −V.
 """
 
 from __future__ import annotations
@@ -20,7 +20,14 @@ from bpeq.types import Key, Layer, Params
 
 
 def conductances(drawn: Params) -> Params:
-    """Signed weights as conductances: |w|, and a bias b as a resistor to +V or −V by its sign."""
+    """Turn signed weights into conductances.
+
+    Args:
+      drawn: weights as the layers' init gives them.
+
+    Returns:
+      |w| for a weight. A bias b gets a resistor to +V if b > 0 and to −V if b < 0, `[2, ...]`.
+    """
 
     def one(path: Any, leaf: Array) -> Array:
         if jax.tree_util.keystr(path[-1:], simple=True) != "b":
@@ -31,28 +38,56 @@ def conductances(drawn: Params) -> Params:
 
 
 def non_negative(params: Params) -> Params:
-    """The nearest conductances that exist: max(g, 0)."""
+    """The nearest conductances that exist: max(g, 0).
+
+    Args:
+      params: conductances.
+
+    Returns:
+      A tree like params.
+    """
     return jax.tree.map(lambda g: jnp.maximum(g, jnp.zeros_like(g)), params)
 
 
 def drive(own: Params, volts: float) -> Params:
-    """Weights under which `forward` gives the current into grounded nodes: b is V(g⁺ − g⁻)."""
+    """Weights with which `forward` gives the current into grounded nodes: a bias is V(g⁺ − g⁻).
+
+    Args:
+      own: a block's conductances.
+      volts: V.
+
+    Returns:
+      Params for the layer.
+    """
     return _biases(own, lambda b: volts * (b[0] - b[1]))
 
 
 def load(own: Params, factor: float = 1.0) -> Params:
-    """Weights under which `forward` of ones gives total conductances: b is g⁺ + g⁻, scaled."""
+    """Weights with which `forward` of ones gives total conductances: a bias is factor · (g⁺ + g⁻).
+
+    Args:
+      own: a block's conductances.
+      factor: scales the biases only.
+
+    Returns:
+      Params for the layer.
+    """
     return _biases(own, lambda b: factor * (b[0] + b[1]))
 
 
 def _biases(own: Params, change: Callable[[Array], Array]) -> Params:
+    """A block's params with each pair of biases replaced by change(pair)."""
     return tuple({**part, "b": change(part["b"])} if "b" in part else part for part in own)
 
 
 def twice(layer: Layer) -> Layer:
-    """Two copies of a layer side by side: outputs `[batch, 2, ...]` from one input.
+    """Two copies of a layer: outputs `[batch, 2, ...]` from one input.
 
-    Every leaf of its params has the copies on axis 0.
+    Args:
+      layer: any layer.
+
+    Returns:
+      A Layer. Every leaf of its params has the copies on axis 0.
     """
 
     def forward(params: Params, x: Array, key: Key | None = None) -> tuple[Array, Any]:
@@ -71,20 +106,24 @@ def power_gradient(
 ) -> tuple[Params, Array | None]:
     """Σ_n w_n ∂P_n/∂(g, v_i), with P = ½ Σ g_ij (v_i − v_j)² + the biases' power.
 
-    That is Σ_n w_n ½ (v_i − v_j)², a local product, for all phases by one call of `backward`. The
-    phases enter by their distances from the first one: ½(v_i − v_j)² is many times its change
-    under a nudge, and would lose it in round-off.
+    By the conductances this is Σ_n w_n ½ (v_i − v_j)², a local product. One call of `backward`
+    serves all phases. Phases enter as differences from the first phase. ½(v_i − v_j)² is many times
+    its change under a nudge, so round-off would hide the change.
 
     Args:
-      below: `[phases, batch, ...]`, or `[1, batch, ...]` where it is the same in all phases.
-      above: `[phases, batch, ...]`.
+      layer: a layer, linear in its input.
+      own: its conductances.
+      below: voltages, `[phases, batch, ...]`, or `[1, batch, ...]` if all phases have the same.
+      above: voltages, `[phases, batch, ...]`.
       weights: w, `[phases]`.
-      volts: of the biases' sources.
+      volts: voltage of the biases' sources.
 
     Returns:
-      The derivative by the conductances, summed over the batch; and by the voltages below, which
-      is Σ_n w_n Σ_j g_ij (v_i − v_j) for each example; None if these differ from phase to phase.
+      (derivative by the conductances, summed over the batch; derivative by the voltages below). The
+      latter is Σ_n w_n Σ_j g_ij (v_i − v_j) for each example, or None if these voltages differ
+      between phases.
     """
+    # The products v_i v_j of all phases, as rows of one pull-back.
     total = jnp.sum(weights)
     if below.shape[0] == 1:
         inputs, seeds = below[0], contract(weights, above)
@@ -101,7 +140,7 @@ def power_gradient(
     if below.shape[0] == 1:  # −Σ_n w_n fᵀ(v_j) and fᵀ(1) are rows of the same pull-back
         dbelow = into[:-2] + total * below[0] * into[-2:-1]
 
-    nowhere = jnp.zeros_like(squares_below)  # the biases' share alone: no current from below
+    nowhere = jnp.zeros_like(squares_below)  # the biases alone: no current from below
     sums = jnp.sum(contract(weights, above), axis=0, keepdims=True)
     supplied = 0.5 * (volts**2 * total * above.shape[1] + squares_above)
     both, net = (_pull(layer, own, nowhere, seed)[0] for seed in (supplied, volts * sums))
@@ -113,7 +152,8 @@ def power_gradient(
 
 
 def _pull(layer: Layer, own: Params, inputs: Array, seeds: Array) -> tuple[Params, Array]:
-    own = load(own)  # the biases' values are not read
+    """The pull-back of `seeds` at `inputs`. It does not read the values of the biases."""
+    own = load(own)  # the layer needs biases of its own shape; nothing reads their values
     _, residuals = layer.forward(own, inputs)
     return layer.backward(own, own, residuals, seeds)
 
@@ -132,7 +172,7 @@ def _squares(phases: Array, weights: Array) -> Array:
 
 
 def _product(below: Array, above: Array, weights: Array) -> tuple[Array, Array]:
-    """Rows whose outer products sum to Σ_n w_n s_n t_n."""
+    """Rows whose outer products add up to Σ_n w_n s_n t_n."""
     s, t = below[0], above[0]
     gaps_below, gaps_above = below[1:] - below[:1], above[1:] - above[:1]
     inputs = [s, _moved(below, weights), merge_phases(gaps_below)]
@@ -141,7 +181,15 @@ def _product(below: Array, above: Array, weights: Array) -> tuple[Array, Array]:
 
 
 def over(current: Array, conductance: Array) -> Array:
-    """I / G; a node that nothing conducts to stays grounded."""
+    """I / G; 0 volts for a node without any conductance.
+
+    Args:
+      current: I.
+      conductance: G >= 0, in a shape that broadcasts.
+
+    Returns:
+      The voltages.
+    """
     joined = conductance != 0
     return jnp.where(joined, current, jnp.zeros_like(current)) / jnp.where(
         joined, conductance, jnp.ones_like(conductance)

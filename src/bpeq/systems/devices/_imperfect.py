@@ -1,4 +1,4 @@
-"""Imperfect devices: noise, mismatch, few levels and narrow ranges around any system or rule."""
+"""Imperfect devices: noise, mismatch, few levels and narrow limits, around any system or rule."""
 
 from __future__ import annotations
 
@@ -20,14 +20,15 @@ Bits = Annotated[int, Interval(ge=1, le=16)]
 
 
 class Clamped(NamedTuple):
-    """What a batch's input fixes on a device, and what its noise is drawn by.
+    """What the input of a batch fixes on a device, and what its noise depends on.
 
-    seen:   the weights that it really has.
+    seen:   the real weights of the device.
     own:    what the system itself clamps, at these weights.
-    stored, x: the weights that it should have, and the input, if phases run on several devices.
-    key:    of the noise, for what is inside this device too.
-    keys:   one for each example, `[batch]`.
-    sweep:  the number of the sweep.
+    stored: the weights that the device should have; None if all phases run on one device.
+    x:      the input; None if all phases run on one device.
+    key:    key of the noise, for a device inside this one too.
+    keys:   one key for each example, `[batch]`.
+    sweep:  the index of the sweep.
     """
 
     seen: Params
@@ -56,44 +57,52 @@ def imperfect(
 ) -> System | LearningRule:
     """The same system, or rule, on an imperfect device: noise, mismatch, few levels, limits.
 
-        weights  θ′ = Q_w(θ) ⊙ max(0, 1 + mismatch · n),      n ~ N(0, 1), one draw a device
-        states   s ← Q_s( sweep(θ′, s) + noise · ξ ),         ξ ~ N(0, 1), anew for every sweep
+        weights  θ′ = Q_w(θ) ⊙ max(0, 1 + mismatch · n),      n ~ N(0, 1), one draw per device
+        states   s ← Q_s( sweep(θ′, s) + noise · ξ ),         ξ ~ N(0, 1), new for every sweep
         levels   Q(a) = min + Δ round((clip(a) − min) / Δ),   Δ = (max − min) / (2^bits − 1)
 
-    Everything that a rule does on a wrapped system it does on the device: settle, read out, measure
-    ∂E/∂θ′. The update goes to the stored θ, since a device does not know its own errors. Limits of
-    the weights hold for the stored ones too, after every update; 0 below means that they are
-    non-negative. Only ideal weights and states have an exact reference: `fidelity` shows what the
-    imperfections cost.
+    A rule on a wrapped system does everything on the device: settle, read out, measure ∂E/∂θ′. The
+    update goes to the stored θ, since a device does not know its own errors. The limits of the
+    weights also hold for the stored weights, after every update. A lower limit of 0 makes them
+    non-negative. Only ideal weights and states have an exact reference: `fidelity` measures the
+    error that the imperfections cause.
 
-    A sweep stays a pure function: the key of ξ and the number of the sweep are part of what is
-    clamped. Every estimate has its own key. Each example draws by its place in the batch, the phase
-    and the number of the sweep. So examples of the same input draw independent numbers, and a batch
-    that several devices share draws what one device would. A solver hands out the numbers; one of
-    your own does so by `bpeq.solvers.run_sweep`. Noise has no fixed point: a solver to a residual
-    below it runs to its last sweep and reports that it has not settled.
+    A sweep stays a pure function: the key of ξ and the index of the sweep are in the clamped part.
+    Every estimate has its own key. The numbers of an example depend on its place in the batch, the
+    phase and the index of the sweep. So two examples with the same input draw independent numbers,
+    and a batch that several devices share draws the numbers of one device. The solver gives the
+    index of the sweep. A solver of your own does this by `bpeq.solvers.run_sweep`. Noise has no
+    fixed
+    point: a solver with a tolerance below the noise runs all its sweeps and reports that it has not
+    settled.
 
-    A rule on a network (backprop) settles no states: of a rule only its weights can be wrapped, as
-    a device would hold them: of `kolen_pollack` W and B, not the B − W that it stores. What is
-    imperfect already may be wrapped once more; then both have their imperfections.
+    A rule on a network (backprop) has no states to settle, so only its weights can be wrapped. They
+    are the weights that a device would hold: for `kolen_pollack` W and B, not the stored B − W. An
+    imperfect part may be wrapped again; it then has both sets of imperfections.
 
     Args:
       part: a system, for any rule on it; or a rule.
-      noise: standard deviation of what is added to every unit after every sweep, in units of the
-        state, >= 0.
-      mismatch: relative standard deviation of the weights, >= 0; a mismatch changes no weight's
-        sign. On one device EP's gradient stays as good as it is: it is that of θ′.
-      mismatch_per: "device": all phases run on one. "phase": every nudged or clamped phase runs on
-        a device of its own, with another draw; EP's error then grows as mismatch / β.
-      state_bits: 2^bits levels from state_min to state_max, 1 to 16 bits.
-      state_min, state_max: limits of the state, in its units.
-      weight_bits: 2^bits levels from weight_min to weight_max. The stored weights stay continuous.
-      weight_min, weight_max: limits of the weights, in their units.
-      seed: of the mismatch's draw, which is one for all seeds of a run, and of the noise where no
-        estimate gives a key.
+      noise: standard deviation of the noise on every unit after every sweep, >= 0, in units of the
+        state. 0: no noise.
+      mismatch: relative standard deviation of the weights, >= 0. It does not change the sign of a
+        weight. On one device EP's gradient keeps its quality: it is the gradient at θ′.
+      mismatch_per: "device": all phases run on one device. "phase": each nudged or clamped phase
+        runs on its own device, with another draw; EP's error then grows as mismatch / β.
+      state_bits: 2^bits levels from state_min to state_max, 1 to 16 bits; None: no levels.
+      state_min: lower limit of the state, in its units; None: no limit.
+      state_max: upper limit of the state; None: no limit.
+      weight_bits: 2^bits levels from weight_min to weight_max, 1 to 16 bits; None: no levels. The
+        stored weights stay continuous.
+      weight_min: lower limit of the weights, in their units; None: no limit.
+      weight_max: upper limit of the weights; None: no limit.
+      seed: seed of the mismatch, which is the same for all seeds of a run; also of the noise if no
+        estimate gives a key. >= 0.
+
+    Returns:
+      The System or LearningRule on the device. The part itself if it has no imperfection.
 
     Raises:
-      ValueError: a setting out of range, bits without both limits, limits that are not in order, or
+      ValueError: a setting is out of range; bits without both limits; limits in the wrong order;
         imperfect states of a rule.
 
     Example:
@@ -134,6 +143,7 @@ def imperfect(
 
 
 def _rule(rule: LearningRule, see: Callable[..., Params], weights: Levels) -> LearningRule:
+    """The rule on the device's weights; its `absorb` keeps the stored ones within limits."""
     limit, own = within(weights, None, rule.trained), rule.absorb
     hold, store = rule.info.device_weights or (lambda params: params, lambda params: params)
 
@@ -159,6 +169,8 @@ def _system(
     several: bool,
     key: Key,
 ) -> System:
+    """The system on a device, with its imperfections in `traits.device`."""
+    # The part may be an imperfect device already; its own key, sweep and phase are passed on.
     traits = system.traits
     inner = traits.device or Device(system)
 
@@ -178,6 +190,7 @@ def _system(
         own = clamped.own if inner.numbered is None else inner.numbered(clamped.own, n)
         return clamped._replace(own=own, sweep=n)
 
+    # A nudged phase on another device clamps again: its weights differ.
     def nudged(clamped: Clamped, n: Array) -> Clamped:
         if several:
             seen = see(clamped.stored, n + 1)
@@ -205,11 +218,13 @@ def _system(
             swept = trees.add(swept, trees.scale(noise, xi))
         if states.change is not None:
             swept = jax.tree.map(states.change, swept)
-        if hold and system.write is not None:  # what is held has neither noise nor levels
+        if hold and system.write is not None:  # the held output gets no noise and no levels
             swept = system.write(swept, system.readout.forward(clamped.seen, state)[0])
         return swept
 
+    # All of the system's functions read the device's weights, not those that they are given.
     def ondevice(function: Any) -> Any:
+        """A function of the system, called with the device's weights and its own clamped part."""
         if function is None:
             return None
         return lambda params, clamped, *args: function(clamped.seen, clamped.own, *args)
@@ -242,10 +257,13 @@ def _system(
 
 
 def _with_keys(clamped: Clamped, key: Key, examples: int) -> Clamped:
+    """The clamped part with a key of the noise and one key for each example."""
     return clamped._replace(key=key, keys=example_keys(key, examples))
 
 
 def _read_by(readout: Layer, see: Callable[..., Params]) -> Layer:
+    """The readout, with the weights that the device has."""
+
     def backward(params: Params, feedback: Params, residuals: Any, dy: Any) -> tuple[Params, Any]:
         return readout.backward(see(params), see(feedback), residuals, dy)
 

@@ -1,4 +1,4 @@
-"""Limits, and the levels that few bits leave between them."""
+"""Limits of a quantity, and the levels that few bits leave between them."""
 
 from __future__ import annotations
 
@@ -10,9 +10,23 @@ from bpeq.settings import SettingError
 
 
 class Levels:
-    """Limits and levels of one kind of quantity; `change` applies them, None where there are none.
+    """Limits and levels of one kind of quantity, weights or states.
 
-    Errors pass straight through the levels' steps, and not past the limits.
+        Q(a) = min + Δ round((clip(a) − min) / Δ),   Δ = (max − min) / (2^bits − 1)
+
+    Derivatives pass straight through the steps of the levels. They are zero beyond the limits.
+
+    Args:
+      what: "weight" or "state", for messages.
+      bits: number of bits; None: no levels.
+      low: lower limit; None: none.
+      high: upper limit; None: none.
+
+    `given` holds the settings by name. `clip` applies the limits; None if there are none. `change`
+    applies limits and levels; None if there are none.
+
+    Raises:
+      SettingError: bits without both limits, or limits in the wrong order.
     """
 
     def __init__(self, what: str, bits: int | None, low: float | None, high: float | None) -> None:
@@ -38,6 +52,7 @@ class Levels:
 
 @jax.custom_jvp
 def _nearest(a: Array) -> Array:
+    """Round to the nearest integer, with derivative 1."""
     return jnp.round(a)
 
 

@@ -1,4 +1,4 @@
-"""Noise by a key and a counter: each example, phase and sweep has its own random numbers."""
+"""Noise from a key and a counter: each example, phase and sweep has its own random numbers."""
 
 from __future__ import annotations
 
@@ -11,21 +11,37 @@ from bpeq.types import Key, State
 
 
 def example_keys(key: Key, examples: int) -> Array:
-    """A key for each example, by its place in the whole batch, however devices share it."""
+    """A key for each example, by its place in the whole batch.
+
+    Args:
+      key: the key of the estimate's noise.
+      examples: number of examples that this device has.
+
+    Returns:
+      Keys `[examples]`.
+    """
     return jax.vmap(jax.random.fold_in, (None, 0))(key, sharding.places(examples))
 
 
 def folded(keys: Array, n: Array | int) -> Array:
-    """Other keys, for the n-th sweep or phase."""
+    """Other keys, for sweep or phase n.
+
+    Args:
+      keys: `[batch]`.
+      n: the index of the sweep or phase; may be traced.
+
+    Returns:
+      Keys `[batch]`.
+    """
     return jax.vmap(jax.random.fold_in, (0, None))(keys, n)
 
 
 def normal_like(keys: Array, like: State) -> State:
-    """Standard normal numbers in the shapes of `like`, one stream for each example.
+    """Standard normal numbers in the shapes of `like`, one random stream for each example.
 
     Args:
-      keys: one for each example, `[batch]`.
-      like: a state, leaves `[batch, ...]`.
+      keys: `[batch]`, one for each example.
+      like: a state, with `[batch, ...]` leaves.
 
     Returns:
       A tree like `like`.
