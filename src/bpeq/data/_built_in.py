@@ -1,4 +1,4 @@
-"""Data sets that need no file: exclusive or, and two that come with scikit-learn."""
+"""Built-in data sets that need no file: exclusive or, and two of scikit-learn."""
 
 from __future__ import annotations
 
@@ -18,10 +18,11 @@ _CENTRE, _UNIT = 150.0, 75.0
 def xor() -> Dataset:
     """The truth table of exclusive or: 4 rows, 2 inputs, 1 binary target.
 
-    It is a truth table, not a sample: train, validation and test are all the same four rows. It is
-    the one data set here whose parts are not disjoint.
+    Train, validation and test are all the same four rows, because this is a truth table and not a
+    sample. In all other data sets of bpeq these parts are disjoint.
 
-    Shapes: x `[4, 2]`, y `[4, 1]`, both float32 and 0 or 1; one split.
+    Returns:
+      x `[4, 2]` and y `[4, 1]`, both float32 and 0 or 1; one split.
 
     Example:
       >>> data = xor()
@@ -44,19 +45,21 @@ def xor() -> Dataset:
 def digits(validation: Fraction = 0.1) -> Dataset:
     """1797 handwritten digits, 8 × 8 grey images, 10 classes of 174 to 183 examples.
 
-    Five fixed stratified splits of equal size, the folds of a 5-fold cross-validation: every test
-    set has 359 images, and no image is in two test sets (the two that are left over always train).
-    They do not depend on the seed of a run. Nearly solved by a linear null: logistic regression on
-    these splits has 3.2 % test error, and 2.2 to 4.5 % on a single one.
-
-    Shapes: x `[1797, 8, 8, 1]` float32, the 17 grey levels 0/16 … 16/16; y `[1797]` int32. With
-    the default: train `[5, 1294]`, validation `[5, 144]`, test `[5, 359]`.
+    The data set has five fixed stratified splits of equal size, the folds of a 5-fold
+    cross-validation. Every test set has 359 images, and no image is in two test sets. The two
+    remaining images are always in the training set. The splits do not depend on the seed of a run.
+    A linear null control nearly solves the task: logistic regression on these splits has 3.2 % test
+    error, and 2.2 to 4.5 % on single splits.
 
     Args:
-      validation: fraction of the 1438 images outside the test set, in [0, 1).
+      validation: the fraction of the 1438 images outside the test set, in [0, 1).
+
+    Returns:
+      x `[1797, 8, 8, 1]` float32, the 17 grey levels 0/16 … 16/16; y `[1797]` int32. With the
+      default: train `[5, 1294]`, validation `[5, 144]`, test `[5, 359]`.
 
     Raises:
-      ValueError: a fraction that leaves validation or training fewer images than classes.
+      ValueError: validation or training would have fewer images than classes.
 
     Example:
       >>> data = digits()
@@ -79,22 +82,24 @@ def digits(validation: Fraction = 0.1) -> Dataset:
 def diabetes(validation: Fraction = 0.1) -> Dataset:
     """Disease progression after a year from 10 measurements of 442 patients: regression.
 
-    The inputs come centred with columns of norm 1; they are multiplied by √442, so that each has
-    mean 0 and variance 1 over all rows. The targets are (y − 150)/75: fixed round numbers, not
-    statistics of the data, near the mean 152.1 and standard deviation 77.0; `unit = 75` turns an
-    error back into the score's own units. Predicting the mean leaves a root mean square of 77.
+    scikit-learn gives inputs that are centred, with columns of norm 1. bpeq multiplies them by
+    √442. So each input has mean 0 and variance 1 over all rows. The targets are (y − 150)/75. These
+    are fixed round numbers near the mean 152.1 and the standard deviation 77.0, not statistics of
+    the data. `unit = 75` converts an error to the units of the score. A constant prediction of the
+    mean has a root mean square error of 77.
 
-    Five fixed splits of equal size, the folds of a shuffled 5-fold cross-validation: every test set
-    has 88 patients, and none is in two test sets.
-
-    Shapes: x `[442, 10]`, y `[442, 1]`, both float32. With the default: train `[5, 319]`,
-    validation `[5, 35]`, test `[5, 88]`.
+    The data set has five fixed splits of equal size, the folds of a shuffled 5-fold
+    cross-validation. Every test set has 88 patients, and no patient is in two test sets.
 
     Args:
-      validation: fraction of the 354 patients outside the test set, in [0, 1).
+      validation: the fraction of the 354 patients outside the test set, in [0, 1).
+
+    Returns:
+      x `[442, 10]` and y `[442, 1]`, both float32. With the default: train `[5, 319]`, validation
+      `[5, 35]`, test `[5, 88]`.
 
     Raises:
-      ValueError: a fraction that leaves no patient to train on.
+      ValueError: the training set would be empty.
 
     Example:
       >>> data = diabetes()

@@ -1,4 +1,4 @@
-"""What numbers and labels must satisfy, and how a failure is worded: one line, with the place."""
+"""Checks numbers and labels. An error is one line that names the entry."""
 
 from __future__ import annotations
 
@@ -16,14 +16,21 @@ if TYPE_CHECKING:
     from bpeq.types import DataError
 
 Name = Callable[[tuple[int, ...]], str]
-"""Index of an entry -> what to call it in an error; () is the whole array."""
+"""Index of an entry -> its name in an error message; () is the whole array."""
 
 LABEL_LIMIT = 2**31
 _LARGEST = np.float64(np.finfo(np.float32).max)
 
 
 def data_error(message: str) -> DataError:
-    """A DataError, imported late: `bpeq.types` loads jax, and reading data needs none of it."""
+    """Makes a DataError. The late import of `bpeq.types` avoids JAX, which data do not need.
+
+    Args:
+      message: the message.
+
+    Returns:
+      The error.
+    """
     from bpeq.types import DataError
 
     return DataError(message)
@@ -31,13 +38,13 @@ def data_error(message: str) -> DataError:
 
 @contextmanager
 def reading(path: str | Path) -> Iterator[None]:
-    """Within it, what the operating system says of a file becomes a DataError in one line.
+    """Turns errors of the operating system in the block into a DataError of one line.
 
     Args:
-      path: the file; a pipe or a device, which may open without end, is refused.
+      path: the file. A pipe or a device is refused, because reading it may never end.
 
     Raises:
-      DataError: the file is absent, cannot be read, or is no file.
+      DataError: the file is absent, cannot be read, or is not a file.
     """
     try:
         _refuse_endless(os.path.expanduser(path))
@@ -58,11 +65,14 @@ def _refuse_endless(path: str) -> None:
 
 
 def named(source: str, array: str) -> Name:
-    """Names as NumPy writes them: `source: x[3, 1]`.
+    """Makes names as NumPy writes them: `source: x[3, 1]`.
 
     Args:
       source: the file or the data set.
       array: the array's name.
+
+    Returns:
+      A function from an index to a name.
     """
 
     def name(index: tuple[int, ...]) -> str:
@@ -72,14 +82,17 @@ def named(source: str, array: str) -> Name:
 
 
 def as_float32(array: np.ndarray, name: Name) -> Float[np.ndarray, "n ..."]:
-    """The same numbers in float32.
+    """Converts numbers to float32.
 
     Args:
-      array: what a file holds.
-      name: what to call its entries in an error.
+      array: the numbers from a file.
+      name: names an entry in error messages.
+
+    Returns:
+      The numbers in float32.
 
     Raises:
-      DataError: not numbers, or an entry that is NaN, infinite or too large for float32.
+      DataError: the array does not hold real numbers, or an entry is NaN, infinite or too large.
     """
     _require_numbers(array, name)
     index = _first(~(np.abs(array) <= _LARGEST))
@@ -91,15 +104,19 @@ def as_float32(array: np.ndarray, name: Name) -> Float[np.ndarray, "n ..."]:
 
 
 def as_labels(array: np.ndarray, name: Name, classes: int | None) -> Int[np.ndarray, " n"]:
-    """The same labels in int32; whole numbers in a float array will do.
+    """Converts labels to int32. Whole numbers in a float array are allowed.
 
     Args:
-      array: what a file holds.
-      name: what to call its entries in an error.
-      classes: how many there are; None if the labels say so.
+      array: the labels from a file.
+      name: names an entry in error messages.
+      classes: the number of classes; None: no upper limit.
+
+    Returns:
+      The labels in int32.
 
     Raises:
-      DataError: not one label a row, or a label that is not whole, negative, or >= `classes`.
+      DataError: the array does not hold one label for each row, or a label is not whole, negative,
+        or >= `classes`.
     """
     if array.ndim != 1:
         raise data_error(f"{name(())} has shape {array.shape}: labels are one a row, [n]")
@@ -119,15 +136,18 @@ def as_labels(array: np.ndarray, name: Name, classes: int | None) -> Int[np.ndar
 
 
 def count_classes(labels: Int[np.ndarray, " n"], name: Name, classes: int | None) -> int:
-    """`classes`, or the highest label plus one where every class below it has an example.
+    """Counts the classes: the highest label plus one, unless the user gives the number.
 
     Args:
-      labels: `[n]`.
-      name: what to call them in an error.
-      classes: what the user says; None if nothing.
+      labels: `[n]` labels.
+      name: names the labels in error messages.
+      classes: the number from the user; None: it is counted.
+
+    Returns:
+      The number of classes.
 
     Raises:
-      DataError: a class without examples, or a single class, where `classes` was not given.
+      DataError: `classes` is None, and a class has no example or there is only one class.
     """
     if classes is not None:
         return classes
@@ -144,14 +164,17 @@ def count_classes(labels: Int[np.ndarray, " n"], name: Name, classes: int | None
 
 
 def as_bits(array: np.ndarray, name: Name) -> Float[np.ndarray, "n ..."]:
-    """Binary targets in float32.
+    """Converts binary targets to float32.
 
     Args:
-      array: what a file holds.
-      name: what to call its entries in an error.
+      array: the targets from a file.
+      name: names an entry in error messages.
+
+    Returns:
+      The targets in float32.
 
     Raises:
-      DataError: an entry that is neither 0 nor 1.
+      DataError: an entry is neither 0 nor 1.
     """
     values = as_float32(array, name)
     index = _first((values != 0) & (values != 1))
@@ -166,7 +189,7 @@ def _require_numbers(array: np.ndarray, name: Name) -> None:
 
 
 def _first(bad: np.ndarray) -> tuple[int, ...] | None:
-    """Index of the first True, None where there is none."""
+    """The index of the first True; None if there is none."""
     if not bad.any():
         return None
     return tuple(int(i) for i in np.unravel_index(np.argmax(bad), bad.shape))

@@ -1,4 +1,4 @@
-"""A user's own table, from one .csv file."""
+"""Reads a user's own table from a .csv file."""
 
 from __future__ import annotations
 
@@ -18,7 +18,14 @@ _WHOLE = re.compile(r"[+-]?[0-9]+")
 
 
 class Sheet(NamedTuple):
-    """The cells of a file, blanks around them taken off; lines: each row's line number."""
+    """The cells of a file, without spaces around them.
+
+    Args:
+      path: the file.
+      columns: the names of the columns.
+      rows: the cells of each row.
+      lines: the line number of each row.
+    """
 
     path: str
     columns: list[str]
@@ -26,6 +33,15 @@ class Sheet(NamedTuple):
     lines: list[int]
 
     def place(self, row: int, column: int) -> str:
+        """Names a cell for an error message.
+
+        Args:
+          row: the index of the row.
+          column: the index of the column.
+
+        Returns:
+          The file, the line and the name of the column.
+        """
         return f"{self.path}: line {self.lines[row]}, column {self.columns[column]!r}"
 
 
@@ -40,29 +56,31 @@ def csv(
     test: Fraction = TEST,
     splits: Count = 1,
 ) -> Dataset:
-    """Your own table: UTF-8, commas, a header row, one example a line, one target column.
+    """Your own table: UTF-8, commas, a header row, one example per line, one target column.
 
-    Every other column is an input and must be numeric. Class labels may be whole numbers 0 … K − 1,
-    or names, which are numbered in sorted order (by code point: "B" before "a"). Blanks around
-    cells and empty lines do not count. Inputs are cast to float32, not scaled.
-
-    Shapes: x `[n, columns − 1]` float32, in the file's order; y `[n]` int32, or `[n, 1]` float32.
+    Every other column is an input and must be numeric. Class labels are whole numbers 0 … K − 1, or
+    names. Names are numbered in sorted order (by code point: "B" before "a"). Spaces around cells
+    and empty lines are ignored. Inputs are converted to float32 and not scaled.
 
     Args:
       path: the file.
-      target: the target's column name; "" is the last column.
-      task: "auto" takes a target column of whole numbers (1, not 1.0) or of names for labels, one
-        of other numbers for regression.
-      classes: number of classes, >= 2. None: the highest label + 1, and each must have an example.
-      validation: fraction of the examples outside the test set, in [0, 1).
-      test: fraction of all examples, in [0, 1).
-      splits: how many independent splits to draw, >= 1; stratified as `npz` has it.
+      target: the name of the target column; "" is the last column.
+      task: "classification", "binary" or "regression"; "auto" is classification if the targets are
+        whole numbers (1, not 1.0) or names, and regression for other numbers.
+      classes: the number of classes, >= 2; None: the highest label + 1, and every class must have
+        an example.
+      validation: the fraction of the examples outside the test set, in [0, 1).
+      test: the fraction of all examples, in [0, 1).
+      splits: the number of independent splits, >= 1. They are stratified as in `npz`.
+
+    Returns:
+      x `[n, columns − 1]` float32, in the file's order; y `[n]` int32, or `[n, 1]` float32.
 
     Raises:
-      ValueError: a setting is out of range, or `target` is no column of the file.
-      DataError: the file is absent or not CSV, has no header or no rows; a line has another number
-        of cells; a cell is empty, not a number, NaN or infinite; labels are numbers here and names
-        there, or as `npz` refuses them.
+      ValueError: a setting is out of range, or `target` is not a column of the file.
+      DataError: the file is absent or not CSV, or has no header or no rows; a line has another
+        number of cells; a cell is empty, not a number, NaN or infinite; labels are partly numbers
+        and partly names; or an error of `npz`.
     """
     sheet = _read(path)
     if target and target not in sheet.columns:
@@ -120,7 +138,7 @@ def _check_header(path: str, columns: list[str]) -> None:
 
 
 def _target(sheet: Sheet, aim: int, task: TaskChoice) -> tuple[TaskChoice, np.ndarray]:
-    """The task that "auto" stands for, and the target column in numbers."""
+    """The task, with "auto" resolved, and the target column as numbers."""
     cells = [row[aim] for row in sheet.rows]
     numeric = [_number(cell) is not None for cell in cells]
     if task in ("auto", "classification") and "" not in cells and not all(numeric):
@@ -148,7 +166,7 @@ def _numbers(sheet: Sheet, column: int) -> np.ndarray:
 
 def _number(cell: str) -> float | None:
     try:
-        return None if "_" in cell else float(cell)  # Python reads "1_000" as a number
+        return None if "_" in cell else float(cell)  # Python accepts "1_000" as a number
     except ValueError:
         return None
 

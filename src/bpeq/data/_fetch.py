@@ -1,4 +1,4 @@
-"""Where data files are: the user's folder, then the user's cache, then the net."""
+"""Finds data files: in the user's folder, in the user's cache, or by download."""
 
 from __future__ import annotations
 
@@ -10,14 +10,18 @@ from typing import NamedTuple
 from bpeq.data._checks import data_error
 
 _TIMEOUT = (10.0, 30.0)
-"""Seconds for a connection, and between two pieces of an answer: a dead mirror does not hang."""
+"""Seconds for a connection, and between two parts of an answer: a dead server cannot hang."""
 
 
 class Remote(NamedTuple):
     """One file of a data set.
 
-    md5: of the uncompressed bytes, which count: compressed copies of one file may differ.
-    gzip_md5: of the compressed file that the mirror sends.
+    Args:
+      folder: the folder of the data set.
+      file: the name of the file.
+      mirror: the address of the server.
+      md5: the checksum of the uncompressed bytes, which is checked for any copy.
+      gzip_md5: the checksum of the compressed file from the mirror.
     """
 
     folder: str
@@ -28,17 +32,21 @@ class Remote(NamedTuple):
 
 
 def find(remote: Remote, root: str | None) -> Path:
-    """Path of `folder/file` under the first of these that has it.
+    """Finds `folder/file` of a data set, or downloads it.
 
-    `root` where it is given, and then nowhere else; otherwise `$BPEQ_DATA`, the user's cache folder
-    (`~/.cache/bpeq` on Linux), and a download into that cache, kept only if its checksum is right.
+    Without `root` these places are tried in order: `$BPEQ_DATA`, the user's cache folder
+    (`~/.cache/bpeq` on Linux), and a download into that cache. A download with a wrong checksum is
+    not kept.
 
     Args:
       remote: the file.
-      root: the only folder to look in; None: the three places below.
+      root: the only folder to look in, without a download; None: the places above.
+
+    Returns:
+      The path of the file.
 
     Raises:
-      DataError: it is in none of them.
+      DataError: the file is in none of these places.
     """
     place = Path(remote.folder) / remote.file
     if root is not None:
@@ -64,7 +72,7 @@ def find(remote: Remote, root: str | None) -> Path:
 
 
 def _download(remote: Remote, folder: Path) -> str:
-    """Fetches the file into `folder`; what went wrong, in a few words."""
+    """Downloads the file into `folder`. Returns the failure in a few words, or an empty text."""
     import pooch
 
     log = pooch.get_logger()

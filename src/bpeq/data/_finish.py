@@ -1,4 +1,4 @@
-"""The last step of every data set: what a Dataset promises is checked, and its checksum taken."""
+"""The last step of every data set: checks the arrays, and computes the checksum."""
 
 from __future__ import annotations
 
@@ -22,23 +22,24 @@ def finish(
     unit: float = 1.0,
     disjoint: bool = True,
 ) -> Dataset:
-    """A Dataset out of arrays that are already of its types; your own data set ends here too.
-
-    Shapes: x `[n, ...]` float32; y `[n]` int32 for classification, else `[n, outputs]` float32.
+    """Makes a Dataset from arrays, and checks them. Use it for your own data set too.
 
     Args:
       name: the data set's name.
-      x: inputs.
-      y: labels or targets.
-      splits: from `single`, `shuffled` or `folded`.
+      x: `[n, ...]` float32 inputs.
+      y: `[n]` int32 labels for classification, else `[n, outputs]` float32 targets.
+      splits: the splits from `single`, `shuffled` or `folded`.
       task: "classification", "binary" or "regression".
-      outputs: classes, or the targets' last axis.
-      unit: what one unit of y is.
-      disjoint: False only where train, validation and test are meant to overlap (a truth table).
+      outputs: the number of classes, or the length of the targets' last axis.
+      unit: the value of one unit of y; errors of a regression are multiplied by it.
+      disjoint: False only if train, validation and test overlap on purpose (a truth table).
+
+    Returns:
+      The data set.
 
     Raises:
-      DataError: a shape, a type or an entry that a Dataset cannot have; a split that does not have
-        each row exactly once; nothing to train on.
+      DataError: a shape, a type or an entry is not allowed; a split does not have each row exactly
+        once; or the training set is empty.
 
     Example:
       >>> import numpy as np
@@ -66,7 +67,14 @@ def finish(
 
 
 def checksum(*arrays: np.ndarray) -> str:
-    """sha256 over dtypes, shapes and little-endian bytes, in hexadecimal."""
+    """Computes a SHA-256 over dtypes, shapes and little-endian bytes.
+
+    Args:
+      arrays: the arrays, in order.
+
+    Returns:
+      The checksum in hexadecimal.
+    """
     digest = hashlib.sha256()
     for array in arrays:
         little = np.ascontiguousarray(array, array.dtype.newbyteorder("<"))

@@ -1,4 +1,4 @@
-"""The IDX format of the MNIST files: a big-endian header, then unsigned bytes."""
+"""Reads the IDX format of the MNIST files: a big-endian header, then unsigned bytes."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from jaxtyping import UInt8
 
 from bpeq.data._checks import data_error, reading
 
-_BYTES = 0x08  # the type code of unsigned bytes, the only one that image files use
-_AXES = 8  # more dimensions than any such file has
+_BYTES = 0x08  # the type code of unsigned bytes, the only type in image files
+_AXES = 8  # no image file has more dimensions
 _LIMIT = 2**32
 _CHUNK = 2**20
 
@@ -24,20 +24,24 @@ _CHUNK = 2**20
 def read_idx(
     path: str | Path, *, dimensions: int | None = None, md5: str | None = None
 ) -> UInt8[np.ndarray, "n ..."]:
-    """The array of unsigned bytes in an IDX file, gzip-compressed if its name ends in `.gz`.
+    """Reads the array of unsigned bytes in an IDX file. A name in `.gz` means gzip compression.
 
-    A file is two zero bytes, a type code (8, unsigned bytes), the number of dimensions, then each
-    dimension as a 32-bit big-endian number, then the entries, last axis fastest. Memory is taken as
-    bytes arrive, never on the word of the header.
+    The file begins with two zero bytes, a type code (8, unsigned bytes) and the number of
+    dimensions. The size of each dimension follows as a 32-bit big-endian number, then the entries,
+    last axis fastest. The function allocates memory only for bytes that it has read, because a
+    header may be wrong.
 
     Args:
       path: the file.
-      dimensions: how many the array must have (1 for labels, 3 for grey images); None: any.
-      md5: checksum that the *uncompressed* bytes must have, in hexadecimal; None: any.
+      dimensions: the required number of dimensions (1 for labels, 3 for grey images); None: any.
+      md5: the required checksum of the *uncompressed* bytes, in hexadecimal; None: any.
+
+    Returns:
+      The array.
 
     Raises:
-      DataError: the file is absent, unreadable, no or broken gzip, not IDX, of another type or
-        number of dimensions, shorter or longer than its header says, or has another checksum.
+      DataError: the file is absent, unreadable, damaged, or not IDX; it has another type, number of
+        dimensions or checksum; or it is shorter or longer than its header says.
 
     Source: LeCun, Cortes & Burges, The MNIST database of handwritten digits.
     """
@@ -88,7 +92,7 @@ def _read(file: BinaryIO, path: Path, dimensions: int | None, md5: str | None) -
 
 
 def _take(file: BinaryIO, count: int) -> bytearray:
-    """`count` bytes, or as many as there are."""
+    """Reads `count` bytes, or fewer at the end of the file."""
     taken = bytearray()
     while len(taken) < count and (piece := file.read(min(count - len(taken), _CHUNK))):
         taken += piece

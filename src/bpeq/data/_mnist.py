@@ -1,4 +1,4 @@
-"""MNIST and Fashion-MNIST, from the four IDX files that each is published as."""
+"""MNIST and Fashion-MNIST, from the four IDX files of each."""
 
 from __future__ import annotations
 
@@ -46,18 +46,20 @@ _FASHION = (
 def mnist(validation: HeldOut = 5000, root: str | None = None) -> Dataset:
     """70,000 handwritten digits, 28 × 28 grey images, 10 classes.
 
-    One split: test is the official 10,000 (the last rows of x), validation the last `validation` of
-    the 60,000 training images, train the rest. The mean training pixel is 0.1307.
+    There is one split. The test set is the official 10,000 images (the last rows of x). The
+    validation set is the last `validation` of the 60,000 training images. The mean training pixel
+    is 0.1307.
 
-    The files are looked for as `mnist/NAME.gz` in `root` if it is given, else in `$BPEQ_DATA`, then
-    in the user's cache folder, and else downloaded into it. The md5 of the uncompressed bytes is
-    checked, so that any gzip copy of the published files will do.
-
-    Shapes: x `[70000, 28, 28, 1]` float32 in [0, 1] (bytes / 255, about 220 MB); y `[70000]` int32.
+    The files `mnist/NAME.gz` are looked up in `root` if it is given. Otherwise they are looked up
+    in `$BPEQ_DATA`, then in the user's cache folder, and then downloaded into it. The md5 of the
+    uncompressed bytes is checked, so any gzip copy of the published files is accepted.
 
     Args:
-      validation: images held out of the 60,000, >= 0 and < 60,000.
-      root: folder that holds `mnist/`; nothing else is then looked at, nor downloaded.
+      validation: the number of training images for validation, >= 0 and < 60,000.
+      root: the folder that holds `mnist/`, without a download; None: the places above.
+
+    Returns:
+      x `[70000, 28, 28, 1]` float32 in [0, 1] (bytes / 255, about 220 MB); y `[70000]` int32.
 
     Raises:
       ValueError: a setting is out of range.
@@ -71,16 +73,19 @@ def mnist(validation: HeldOut = 5000, root: str | None = None) -> Dataset:
 
 @checked
 def fashion_mnist(validation: HeldOut = 5000, root: str | None = None) -> Dataset:
-    """70,000 pictures of clothing in MNIST's format: harder, and the same in every number.
+    """70,000 pictures of clothing in MNIST's format: a harder task with the same sizes.
 
     The 10 classes, from 0: T-shirt, trouser, pullover, dress, coat, sandal, shirt, sneaker, bag,
-    ankle boot. Splits, shapes, settings and errors are those of `mnist`; files are looked for as
-    `fashion_mnist/NAME.gz`. The checksums are those published for the files; unlike MNIST's, bpeq's
-    own tests have never met the files themselves.
+    ankle boot. Splits and shapes are those of `mnist`. The files `fashion_mnist/NAME.gz` are looked
+    up in the same places. The checksums are the published ones. The tests of bpeq have never read
+    the files themselves, unlike those of MNIST.
 
     Args:
-      validation: images held out of the 60,000, >= 0 and < 60,000.
-      root: folder that holds `fashion_mnist/`; nothing else is then looked at, nor downloaded.
+      validation: the number of training images for validation, >= 0 and < 60,000.
+      root: the folder that holds `fashion_mnist/`, without a download; None: as for `mnist`.
+
+    Returns:
+      x `[70000, 28, 28, 1]` float32 in [0, 1]; y `[70000]` int32.
 
     Raises:
       ValueError: a setting is out of range.
@@ -95,11 +100,19 @@ def fashion_mnist(validation: HeldOut = 5000, root: str | None = None) -> Datase
 def read_pair(
     images_path: str | Path, labels_path: str | Path, md5s: tuple[str | None, str | None]
 ) -> tuple[UInt8[np.ndarray, "n 28 28"], UInt8[np.ndarray, " n"]]:
-    """The images of one file and their labels of the other.
+    """Reads a file of images and the file of their labels.
+
+    Args:
+      images_path: the file of images.
+      labels_path: the file of labels.
+      md5s: the checksums of the uncompressed bytes of both files; None: any.
+
+    Returns:
+      Images `[n, 28, 28]` and labels `[n]`, as bytes.
 
     Raises:
-      DataError: a file is damaged (see `read_idx`), images are not 28 × 28, counts differ, or a
-        label is not in 0 … 9.
+      DataError: a file is damaged (see `read_idx`), images are not 28 × 28, the numbers of images
+        and labels differ, or a label is not in 0 … 9.
     """
     images = read_idx(images_path, dimensions=3, md5=md5s[0])
     labels = read_idx(labels_path, dimensions=1, md5=md5s[1])

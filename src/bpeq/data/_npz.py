@@ -1,4 +1,4 @@
-"""A user's own arrays, from one .npz file."""
+"""Reads a user's own arrays from a .npz file."""
 
 from __future__ import annotations
 
@@ -27,28 +27,34 @@ def npz(
 ) -> Dataset:
     """Your own data: arrays as `numpy.savez(path, x=x, y=y)` writes them.
 
-    The file holds either `x` and `y`, which are then split here (stratified for classification and
-    for a single binary target, fixed whatever a run's seed), or `x_train`, `y_train`, `x_test`,
-    `y_test` and perhaps `x_validation`, `y_validation`. Any other array is an error. Inputs
-    are cast to float32, not scaled: images of bytes 0 … 255 should be divided before.
+    The file holds `x` and `y`, or `x_train`, `y_train`, `x_test`, `y_test` and perhaps
+    `x_validation`, `y_validation`. Any other array is an error. `x` and `y` are split here:
+    stratified for classification and for a single binary target, and independent of a run's seed.
+    Inputs are converted to float32 and not scaled. Divide images of bytes 0 … 255 before.
 
-    Shapes: x `[n, ...]` of real numbers (images `[n, height, width, channels]`). y `[n]` of labels
-    0 … K − 1 for classification, `[n]` or `[n, outputs]` of numbers for regression, and of 0 and 1
-    for binary.
+    The file's x is `[n, ...]` of real numbers (images `[n, height, width, channels]`). Its y is
+    `[n]` of labels 0 … K − 1 for classification, `[n]` or `[n, outputs]` of numbers for regression,
+    and of 0 and 1 for binary.
 
     Args:
       path: the file.
-      task: "auto" takes whole numbers y `[n]` for labels and floats for regression targets.
-      classes: number of classes, >= 2. None: the highest label + 1, and each must have an example.
-      validation: fraction of the examples outside the test set, in [0, 1).
-      test: fraction of all examples, in [0, 1).
-      splits: how many independent splits to draw, >= 1.
+      task: "classification", "binary" or "regression"; "auto" is classification for whole numbers
+        y `[n]`, and regression for floats.
+      classes: the number of classes, >= 2; None: the highest label + 1, and every class must have
+        an example.
+      validation: the fraction of the examples outside the test set, in [0, 1).
+      test: the fraction of all examples, in [0, 1).
+      splits: the number of independent splits, >= 1.
+
+    Returns:
+      The data set.
 
     Raises:
-      ValueError: a setting is out of range, or does not go with what the file holds.
-      DataError: the file is absent, damaged, or holds objects (nothing is ever unpickled); an array
-        is missing, empty, of another length than its partner, or has NaN or infinite entries; a
-        label is negative, not whole, too high, or a class has no example; too few examples.
+      ValueError: a setting is out of range, or does not suit the content of the file.
+      DataError: the file is absent or damaged, or holds objects (bpeq never unpickles); an array is
+        missing or empty, has another length than its partner, or has NaN or infinite entries; a
+        label is negative, not whole or too high; a class has no example; or there are too few
+        examples.
     """
     arrays = _load(path)
     choices = Choices(task, classes, validation, test, splits)
@@ -63,7 +69,7 @@ def _load(path: str) -> dict[str, np.ndarray]:
 def _arrays(path: str, file: BinaryIO) -> dict[str, np.ndarray]:
     try:
         loaded = np.load(file, allow_pickle=False)
-    except Exception:  # zipfile and NumPy raise a dozen kinds on what is not theirs
+    except Exception:  # zipfile and NumPy raise many types of errors
         raise data_error(f"{path}: not an .npz file") from None
     if isinstance(loaded, np.ndarray):
         raise data_error(f"{path}: a single .npy array, not an .npz file")
@@ -74,7 +80,7 @@ def _arrays(path: str, file: BinaryIO) -> dict[str, np.ndarray]:
 def _member(path: str, loaded: np.lib.npyio.NpzFile, name: str) -> np.ndarray:
     try:
         array = loaded[name]
-    except Exception as error:  # likewise
+    except Exception as error:  # many types of errors here too
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise data_error(f"{path}: {name} cannot be read: {reason}") from None
     if not isinstance(array, np.ndarray):

@@ -1,4 +1,4 @@
-"""Who trains, who validates, who tests: fixed index arrays, the same for every user seed."""
+"""Splits into training, validation and test sets: fixed arrays of rows, the same for every seed."""
 
 from __future__ import annotations
 
@@ -12,7 +12,13 @@ Rows = Int[np.ndarray, " m"]
 
 
 class Splits(NamedTuple):
-    """S splits: `[S, m]` int32 row numbers each, sorted within a split."""
+    """S splits. Each array has sorted int32 row numbers.
+
+    Args:
+      train: `[S, m]`, the training rows.
+      validation: `[S, m]`, the validation rows.
+      test: `[S, m]`, the test rows.
+    """
 
     train: Int[np.ndarray, "splits train"]
     validation: Int[np.ndarray, "splits validation"]
@@ -20,35 +26,40 @@ class Splits(NamedTuple):
 
 
 class TooFew(ValueError):
-    """There are not enough examples for the split that was asked for."""
+    """There are not enough examples for the requested split."""
 
 
 def single(train: Rows, validation: Rows, test: Rows) -> Splits:
-    """One split out of three row lists.
+    """Makes one split from three lists of rows.
 
     Args:
-      train: row numbers of the training examples.
-      validation: of the validation examples.
-      test: of the test examples.
+      train: `[m]`, the training rows.
+      validation: `[m]`, the validation rows.
+      test: `[m]`, the test rows.
+
+    Returns:
+      The split.
     """
     return _stack([(train, validation, test)])
 
 
 def folded(n: int, count: int, validation: float, labels: Rows | None = None) -> Splits:
-    """`count` folds, each the test set of one split: a row is in at most one test set.
+    """Makes the splits of a cross-validation: each fold is the test set of one split.
 
-    All test sets have the size of the smallest fold, so that splits can be vmapped; what a larger
-    fold has too much goes to its split's training part. `validation` is the fraction of the rows
-    outside the test set. Stratified by `labels` where they are given.
+    So a row is in at most one test set. All test sets have the size of the smallest fold, so that
+    splits can be vmapped. The other rows of a larger fold go to the training set of its split.
 
     Args:
-      n: how many rows there are.
-      count: how many folds, >= 2.
-      validation: fraction of the rows outside the test set, in [0, 1).
-      labels: `[n]`, to stratify by; None: not stratified.
+      n: the number of rows.
+      count: the number of folds, >= 2.
+      validation: the fraction of the rows outside the test set, in [0, 1).
+      labels: `[n]` labels, for stratified splits; None: not stratified.
+
+    Returns:
+      The splits.
 
     Raises:
-      ValueError: too few rows for the folds or the fraction.
+      ValueError: there are too few rows for the folds or the fraction.
 
     Example:
       >>> splits = folded(11, 5, validation=0.25)
@@ -76,19 +87,20 @@ def folded(n: int, count: int, validation: float, labels: Rows | None = None) ->
 def shuffled(
     n: int, count: int, validation: float, test: float, labels: Rows | None = None
 ) -> Splits:
-    """`count` independent draws: test is a fraction of all rows, validation of those left.
-
-    Stratified by `labels` where they are given.
+    """Makes `count` independent random splits.
 
     Args:
-      n: how many rows there are.
-      count: how many splits, >= 1.
-      validation: fraction of the rows outside the test set, in [0, 1).
-      test: fraction of all rows, in [0, 1).
-      labels: `[n]`, to stratify by; None: not stratified.
+      n: the number of rows.
+      count: the number of splits, >= 1.
+      validation: the fraction of the rows outside the test set, in [0, 1).
+      test: the fraction of all rows, in [0, 1).
+      labels: `[n]` labels, for stratified splits; None: not stratified.
+
+    Returns:
+      The splits.
 
     Raises:
-      ValueError: too few rows for a fraction.
+      ValueError: there are too few rows for a fraction.
     """
     parts = []
     for state in range(count):
@@ -101,17 +113,20 @@ def shuffled(
 def carve(
     rows: Rows, fraction: float, labels: Rows | None, state: int, part: str
 ) -> tuple[Rows, Rows]:
-    """(the rest, round(fraction · rows) of the rows, at least one); fraction 0 takes none.
+    """Divides rows into two parts: the second has round(fraction · rows) rows, at least one.
 
     Args:
-      rows: row numbers to divide.
-      fraction: of the rows to take out, in [0, 1).
-      labels: of all rows of the table, to stratify by; None: not stratified.
-      state: sklearn's random_state.
-      part: what the fraction is called, for errors.
+      rows: the rows to divide.
+      fraction: the fraction of the second part, in [0, 1); 0 gives an empty part.
+      labels: the labels of all rows of the table, for a stratified split; None: not stratified.
+      state: the random_state of scikit-learn.
+      part: the name of the second part, for error messages.
+
+    Returns:
+      The remaining rows, and the rows of the second part.
 
     Raises:
-      ValueError: nothing would be left, or too few rows to stratify.
+      ValueError: no row would remain, or there are too few rows for a stratified split.
     """
     from sklearn.model_selection import train_test_split
 
@@ -135,7 +150,7 @@ def carve(
 
 
 def _trim(fold: Rows, size: int, labels: Rows | None) -> Rows:
-    """The fold without its last rows; with labels, without the last of its commonest class."""
+    """Drops the last rows of a fold beyond `size`; with labels, those of the commonest class."""
     while len(fold) > size:
         last = len(fold) - 1
         if labels is not None:

@@ -1,4 +1,4 @@
-"""From a user's arrays to a Dataset: types, labels, splits. What .npz and .csv files share."""
+"""From a user's arrays to a Dataset: types, labels, splits. It is shared by .npz and .csv files."""
 
 from __future__ import annotations
 
@@ -29,7 +29,14 @@ VALIDATION, TEST = 0.1, 0.2
 
 
 class Part(NamedTuple):
-    """Examples as a file gives them, and what to call their entries in an error."""
+    """Examples from a file.
+
+    Args:
+      x: the inputs.
+      y: the targets.
+      x_name: names an entry of x in error messages.
+      y_name: names an entry of y in error messages.
+    """
 
     x: np.ndarray
     y: np.ndarray
@@ -38,7 +45,7 @@ class Part(NamedTuple):
 
 
 class Choices(NamedTuple):
-    """The settings that both kinds of file have."""
+    """The settings that `npz` and `csv` share. `npz` describes them."""
 
     task: TaskChoice
     classes: int | None
@@ -48,17 +55,20 @@ class Choices(NamedTuple):
 
 
 def table(factory: str, path: str, parts: dict[str, Part], choices: Choices) -> Dataset:
-    """A Dataset out of one part "all", or of "train", "test" and perhaps "validation".
+    """Makes a Dataset from one part "all", or from "train", "test" and perhaps "validation".
 
     Args:
-      factory: the name of the data set's factory, for errors.
-      path: the file, for errors.
-      parts: the file's examples.
-      choices: the factory's settings.
+      factory: the name of the data set's factory, for error messages.
+      path: the file, for error messages.
+      parts: the examples of the file.
+      choices: the settings of the factory.
+
+    Returns:
+      The data set.
 
     Raises:
-      ValueError: a setting that does not go with the file.
-      DataError: what the file holds is at fault.
+      ValueError: a setting does not suit the file.
+      DataError: the content of the file is wrong.
     """
     _check_choices(factory, path, parts, choices)
     for part in parts.values():
@@ -105,7 +115,7 @@ def _check_shape(part: Part) -> None:
 
 
 def _guess(path: str, parts: list[Part]) -> Task:
-    """What "auto" stands for: whole numbers `[n]` are labels, floats are regression targets."""
+    """Resolves "auto": whole numbers `[n]` are labels, floats are regression targets."""
     found: set[Task] = set()
     for part in parts:
         if part.y.dtype.kind in "biu" and part.y.ndim == 1:

@@ -1,4 +1,4 @@
-"""What a data set is: a table of examples, and index arrays that say which split has which."""
+"""The type of a data set: a table of examples, and the rows of each split."""
 
 from __future__ import annotations
 
@@ -13,13 +13,18 @@ Task = Literal["classification", "binary", "regression"]
 class Dataset(NamedTuple):
     """Examples in host memory, with S fixed splits. Seed i of a run uses split i mod S.
 
-    x: `[n, ...]` float32 inputs, images as `[n, height, width, channels]` in [0, 1].
-    y: `[n]` int32 labels for classification; `[n, outputs]` float32 otherwise.
-    train, validation, test: `[S, m]` int32 rows of x, disjoint within a split, and sorted.
-    task: "classification"; "binary" (targets 0 or 1, threshold ½); "regression".
-    outputs: the width that a network needs: classes, or the targets' last axis.
-    checksum: sha256 over x, y and the splits, for the run's record.
-    unit: what one unit of y is, for regression (1.0 = as given): errors are reported times this.
+    Args:
+      name: the name of the data set.
+      x: `[n, ...]` float32 inputs, images as `[n, height, width, channels]` in [0, 1].
+      y: `[n]` int32 labels for classification; `[n, outputs]` float32 otherwise.
+      train: `[S, m]` int32 training rows of x, sorted.
+      validation: `[S, m]` int32 validation rows, sorted.
+      test: `[S, m]` int32 test rows, sorted. The three parts of a split are disjoint.
+      task: "classification"; "binary" (targets 0 or 1, threshold ½); "regression".
+      outputs: the number of outputs of a network: classes, or the length of the targets' last axis.
+      checksum: the SHA-256 of x, y and the splits, for the record of a run.
+      unit: the value of one unit of y, for regression; errors are multiplied by it. The default 1.0
+        leaves them unchanged.
     """
 
     name: str
