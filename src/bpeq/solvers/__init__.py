@@ -1,4 +1,4 @@
-"""Fixed-point solvers: they iterate a sweep and say, example by example, how it ended."""
+"""Fixed-point solvers: they repeat a sweep and report for each example how it ended."""
 
 from bpeq.solvers._anderson import anderson
 from bpeq.solvers._fixed_point import fixed_point

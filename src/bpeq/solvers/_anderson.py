@@ -1,4 +1,4 @@
-"""Anderson acceleration, each example by itself, with the certificate of plain sweeps."""
+"""Anderson acceleration for each example alone, with the certificate of plain sweeps."""
 
 from __future__ import annotations
 
@@ -20,20 +20,27 @@ from bpeq.solvers._sweep import run_sweep
 from bpeq.types import SolveInfo, Solver, State
 
 Leaves = list[Array]
-"""The part of a state that a sweep reads: `[units, batch]`, as sums over few units vectorise that
-way; but images, which are large, as they are, `[batch, height, width, channels]`."""
+"""The leaves that a sweep reads. Vectors are `[units, batch]`, since sums over few units vectorise
+better that way. Images are large and keep their layout, `[batch, height, width, channels]`."""
 
 GROWTH = 2.0
 """A residual this many times the least so far sends an example back to plain sweeps."""
 
 
 class _Carry(NamedTuple):
+    """The state of the loop. g = sweep(s) and f = g − s, for the units that a sweep reads.
+
+    read: s. swept: g. residual: max |f| of each example. least: its smallest residual so far.
+    before: g and f of the previous sweep. changes: earlier Δg and Δf, the latest first.
+    active: which examples still move. steps: sweeps per example. sweeps: sweeps of the loop.
+    """
+
     read: Leaves
     swept: Leaves
     residual: Float[Array, " batch"]
     least: Float[Array, " batch"]
-    before: tuple[Leaves, Leaves]  # g and f of the sweep before
-    changes: tuple[tuple[Leaves, Leaves], ...]  # Δg and Δf of earlier ones, the latest first
+    before: tuple[Leaves, Leaves]
+    changes: tuple[tuple[Leaves, Leaves], ...]
     active: Bool[Array, " batch"]
     steps: Int[Array, " batch"]
     sweeps: Int[Array, ""]
@@ -53,31 +60,34 @@ def anderson(
 
         s ← g − Σ_i a_i Δ_i g,      a = argmin ‖f − Σ_i a_i Δ_i f‖²
 
-    for each example alone, so its result does not depend on its batch mates; one that has settled
-    stops moving. Only the units that a sweep reads take part: of 784-512-10 the ten outputs, which
-    makes the least squares almost free. The other units end at what the sweep makes of these, so
-    that `residual`, as with `fixed_point`, is a certificate: max |sweep(s) − s| at the state that
-    is returned. NaN never counts as settled.
+    for each example alone. So its result does not depend on the other examples of its batch. An
+    example that has settled stops moving. Only the units that a sweep reads take part: the ten
+    outputs of 784-512-10, for example. So the least squares cost little. The other units end at
+    what the sweep makes of these. So `residual` is a certificate, as with `fixed_point`: max
+    |sweep(s) − s| at the returned state. NaN never counts as settled.
 
-    A step that can be had for some of its examples, as the rules' can, is run on ever fewer: once a
-    quarter of the batch is left unsettled, and again a sixteenth, these go on alone.
+    The sweeps of the rules can run on a part of the batch. Once a quarter of the batch is not
+    settled, these examples continue alone; the same again at a sixteenth.
 
-    An example takes a plain sweep where a past one shows no descent, ⟨Δ_i s, Δ_i f⟩ > 0: there the
-    energy has a saddle, to which least squares would go and sweeps do not; and where its residual
-    has grown to twice the least so far, when it also forgets its past. After half of `max_steps`
-    all go by plain sweeps.
+    An example takes a plain sweep in three cases. (1) A past sweep shows no descent,
+    ⟨Δ_i s, Δ_i f⟩ > 0: there the energy has a saddle, and least squares would go to it. (2) Its
+    residual has grown to twice the smallest so far; it then also drops its past changes.
+    (3) Its residual is above `near`. After half of `max_steps` all examples take plain sweeps.
 
-    Where a system has several stable equilibria, as with max-pooling between states, the way there
-    decides between them, so that an example can settle in another one than plain sweeps would find.
-    Most of that decision falls early: an example takes plain sweeps until its residual is `near`.
+    A system can have several stable equilibria, for example with max-pooling between states. The
+    path then decides between them, and an example can settle at another one than plain sweeps would
+    find. Most of that decision is early; therefore the plain sweeps until the residual is `near`.
 
     Args:
-      tolerance: in units of the state, > 0; in float32 little below 1e-6 can be reached.
-      max_steps: sweeps at most, >= 1.
-      window: m, past sweeps that are combined, 1 to 8. 2 is enough for a few output units; deep
-        nets can gain from 3 to 5.
-      near: an example is accelerated where its residual is at most this, in units of the state,
-        > 0; less keeps it closer to the path of plain sweeps.
+      tolerance: > 0, in units of the state. In float32 the smallest possible value is near 1e-6.
+      max_steps: largest number of sweeps, >= 1.
+      window: m, the number of past sweeps to combine, 1 to 8. 2 is enough for a few output units;
+        deep nets can gain from 3 to 5.
+      near: largest residual at which an example is accelerated, > 0, in units of the state. A
+        smaller value keeps it closer to the path of plain sweeps.
+
+    Returns:
+      A Solver.
 
     Example:
       >>> import jax.numpy as jnp
@@ -94,19 +104,24 @@ def anderson(
         read = memory(step, state)
 
         def pick(state: State) -> Leaves:
+            """The leaves that a sweep reads, with the batch on axis `_axis`."""
             return [leaf.T if _axis(leaf) else leaf for leaf in read.pick(state)]
 
         def fill(kept: Leaves, rest: State = state) -> State:
+            """The inverse of `pick`, with the other leaves from `rest`."""
             return read.fill([leaf.T if _axis(leaf) else leaf for leaf in kept], rest)
 
         def move(step: Callable[[State], State], rest: State, carry: _Carry) -> _Carry:
+            # The newest change joins the past ones, unless the residual has grown too much.
             f = trees.sub(carry.swept, carry.read)
             grown = ~(carry.residual <= GROWTH * carry.least)
             change = trees.sub((carry.swept, f), carry.before)
             known = _where(grown, trees.zeros(change), change), *carry.changes
+            # Accelerate only where it is safe; a plain sweep is always the alternative.
             mixed, sound = _mixed(carry.swept, f, known)
             sound = sound & ~grown & (carry.residual <= near) & (2 * carry.sweeps <= max_steps)
             moved = _where(sound, mixed, carry.swept)
+            # Measure the residual at the new state, so that it belongs to the state returned.
             kept = _where(carry.active, moved, carry.read)
             swept = pick(run_sweep(step, fill(kept, rest), carry.sweeps))
             residual = _size(trees.sub(swept, kept))
@@ -123,13 +138,14 @@ def anderson(
             )
 
         def run(step: Callable[[State], State], rest: State, carry: _Carry, few: int) -> _Carry:
-            """Until no more than `few` are active."""
+            """Move until no more than `few` examples are active."""
 
             def go_on(carry: _Carry) -> Array:
                 return (jnp.sum(carry.active) > few) & (carry.sweeps < max_steps)
 
             return jax.lax.while_loop(go_on, partial(move, step, rest), carry)
 
+        # Measure before the loop: a settled start needs no move.
         kept = pick(state)
         swept = pick(run_sweep(step, state, 0))
         residual = _size(trees.sub(swept, kept))
@@ -139,13 +155,14 @@ def anderson(
             swept,
             residual,
             residual,
-            (swept, trees.sub(swept, kept)),  # the first change is none
+            (swept, trees.sub(swept, kept)),  # so that the first change is zero
             ((nothing, nothing),) * (window - 1),
             ~(residual <= tolerance),
             jnp.ones(residual.shape, jnp.int32),
             jnp.ones((), jnp.int32),
         )
         end = run_compacting_active(run, step, state, start, PARTS, _axis)
+        # The sweep sets the units that it does not read; those that it reads stay certified.
         last = fill(end.read)
         settled = read.fill(read.pick(last), run_sweep(step, last, end.sweeps))
         return settled, SolveInfo(end.steps, end.residual, end.residual <= tolerance)
@@ -156,10 +173,12 @@ def anderson(
 def _mixed(
     g: Leaves, f: Leaves, changes: tuple[tuple[Leaves, Leaves], ...]
 ) -> tuple[Leaves, Bool[Array, " batch"]]:
-    """g − Σ_i a_i Δ_i g, a the least squares solution; and whether it is finite and descends."""
+    """g − Σ_i a_i Δ_i g with the least squares a, and whether it is finite and descends."""
     rows = [[_dot(a, b) for _, b in changes] for _, a in changes]
     trace = jnp.stack([jnp.real(row[i]) for i, row in enumerate(rows)]).sum(axis=0)
-    ridge = jnp.finfo(trace.dtype).eps * trace + jnp.finfo(trace.dtype).tiny  # no change: a = 0
+    ridge = (
+        jnp.finfo(trace.dtype).eps * trace + jnp.finfo(trace.dtype).tiny
+    )  # a = 0 if nothing has changed
     for i, row in enumerate(rows):
         row[i] = row[i] + ridge.astype(row[i].dtype)
     a = _solved(rows, [_dot(df, f) for _, df in changes])
@@ -173,7 +192,7 @@ def _mixed(
 
 
 def _solved(rows: list[list[Array]], right: list[Array]) -> list[Array]:
-    """A⁻¹ b of every example, A Hermitian and positive; unrolled: XLA batches no small systems."""
+    """A⁻¹ b for each example, A Hermitian and positive; unrolled, which is fast for small A."""
     n = len(right)
     rows, right = [list(row) for row in rows], list(right)
     for i in range(n):
@@ -191,12 +210,12 @@ def _solved(rows: list[list[Array]], right: list[Array]) -> list[Array]:
 
 
 def _axis(leaf: Array) -> int:
-    """Where the batch is."""
+    """The batch axis of a leaf, 0 or -1."""
     return 0 if leaf.ndim > 2 else -1
 
 
 def _each(values: Array, leaf: Array) -> Array:
-    """A value for each example, to go with the leaf's units."""
+    """One value per example, in a shape that broadcasts with the leaf's units."""
     return values if _axis(leaf) else values.reshape(-1, *[1] * (leaf.ndim - 1))
 
 
@@ -212,9 +231,10 @@ def _dot(a: Leaves, b: Leaves) -> Array:
 
 
 def _size(a: Leaves) -> Array:
-    """max |a| of each example; NaN if there is one."""
+    """max |a| of each example; NaN if it has one."""
     return functools.reduce(jnp.maximum, [jnp.abs(x).max(axis=_units(x)) for x in a])
 
 
 def _where(mask: Array, a: Any, b: Any) -> Any:
+    """a where `mask` is true, b elsewhere, for each example."""
     return jax.tree.map(lambda x, y: jnp.where(_each(mask, x), x, y), a, b)

@@ -1,4 +1,4 @@
-"""A loop over a batch that continues with the examples that still move, without those at rest."""
+"""A loop over a batch that drops the examples at rest and continues with those that still move."""
 
 from __future__ import annotations
 
@@ -14,20 +14,23 @@ from bpeq.solvers._sweep import Sweep
 from bpeq.types import State
 
 PARTS = (4, 16)
-"""Of a batch, the parts that go on alone until they settle."""
+"""A quarter of the batch continues alone, then a sixteenth."""
 
 LEAST = 16
-"""Fewer examples than this do not go on alone, unless a solver says otherwise."""
+"""The default smallest number of examples that continues alone."""
 
 Step = Callable[[State], State]
 Loop = Callable[[Step, State, Any, int], Any]
 
 
 def some_of(step: Step) -> Callable[[Array], Step] | None:
-    """rows -> the step on those examples alone; None where it cannot be had.
+    """The function rows -> step on those examples alone.
 
     Args:
-      step: a step for a solver; the rules hand out a `Sweep`.
+      step: a step for a solver; the rules give a `Sweep`.
+
+    Returns:
+      The function; None if the step needs the whole batch.
     """
     return step.some if isinstance(step, Sweep) else None
 
@@ -41,21 +44,21 @@ def run_compacting_active(
     axis: Callable[[Array], int] = lambda leaf: 0,
     least: int = LEAST,
 ) -> Any:
-    """Runs `loop` on the batch, and then on fewer and fewer examples: those that are still active.
+    """Run `loop` on the batch, then on smaller and smaller parts of it: the examples still active.
 
     Once no more than 1/parts[0] of the batch is active, the loop continues on these examples alone;
-    then on 1/parts[1] of it, and so on. The results are put back where the examples stood.
+    then on 1/parts[1] of the batch. The results go back to the places of the examples.
 
     Args:
-      loop: (step, rest, carry, few) -> carry, which runs until no more than `few` examples are
-        active, or until its own limit. `rest` is the part of `state` of these examples.
-      step: a step for a solver; if it has no `some`, the whole batch stays together.
+      loop: (step, rest, carry, few) -> carry. It runs until no more than `few` examples are active,
+        or until its own limit. `rest` is the part of `state` of these examples.
+      step: a step for a solver. If it has no `some`, the whole batch stays together.
       state: the state that the solver got.
-      carry: a named tuple of scalars and of arrays with the batch on axis(array); its field
-        `active` `[batch]` says which examples still move.
+      carry: a named tuple of scalars, and of arrays with the batch on axis(array). Its field
+        `active` `[batch]` tells which examples still move.
       parts: n for each time that the loop continues on an n-th of the batch.
       axis: array of the carry -> its batch axis, 0 or -1.
-      least: fewer examples than this do not go on alone.
+      least: the smallest number of examples that continues alone.
 
     Returns:
       The carry at the end.
@@ -71,8 +74,8 @@ def run_compacting_active(
         # Each active example gets one of `size` places, in order; the others get none.
         count = jnp.cumsum(end.active, dtype=jnp.int32)
         place = jnp.where(end.active, count - 1, size)
-        there = place < size  # all that are active, unless the loop had had enough
-        # By a scatter: a sort takes as long as some sweeps. Places that stay empty are not active.
+        there = place < size  # all active examples, unless the loop has reached its own limit
+        # A scatter, since a sort takes as long as some sweeps. Empty places are not active.
         chosen = jnp.zeros_like(rows, shape=size).at[place].set(_numbers(len(rows)), mode="drop")
         part = jax.tree.map(lambda a: _at(a, chosen, axis(a)), end)
         part = part._replace(active=_numbers(size) < count[-1])
@@ -87,10 +90,10 @@ def run_compacting_active(
 def with_derivatives_of(
     fast: Callable[[Any], Any], slow: Callable[[Any], Any], argument: Any
 ) -> Any:
-    """fast(argument), with the derivatives of `slow`, a function of the same values.
+    """fast(argument), with the derivatives of `slow`, a function with the same values.
 
-    A loop of no known length has no reverse-mode derivative; a scan has. Both functions may close
-    over arrays.
+    A loop of unknown length has no reverse-mode derivative; a scan has one. Both functions may
+    close over arrays.
 
     Args:
       fast: gives the value.
@@ -98,7 +101,7 @@ def with_derivatives_of(
       argument: a tree of arrays.
 
     Returns:
-      What both functions give.
+      The value, as both functions give it.
     """
     leaves, structure = jax.tree.flatten(argument)
 
@@ -122,14 +125,17 @@ def with_derivatives_of(
 
 
 def _numbers(count: int) -> Array:
+    """0, 1, ..., count − 1."""
     return jnp.arange(count, dtype=jnp.int32)
 
 
 def _at(a: Array, rows: Array, axis: int) -> Array:
+    """The rows of an array; a scalar as it is."""
     return jnp.take(a, rows, axis=axis, mode="clip") if a.ndim else a
 
 
 def _put(a: Array, part: Array, place: Array, there: Array, axis: int) -> Array:
+    """`part` put back into `a` at `there`; a scalar of the part replaces that of `a`."""
     if not a.ndim:
         return part
     mask = there.reshape(there.shape + (1,) * (a.ndim - 1)) if axis == 0 else there

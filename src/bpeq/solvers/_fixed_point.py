@@ -1,4 +1,4 @@
-"""Sweeps until each example has settled, to a certified residual."""
+"""Sweeps until each example has settled to a certified residual."""
 
 from __future__ import annotations
 
@@ -18,8 +18,15 @@ from bpeq.types import SolveInfo, Solver, State
 
 
 class _Carry(NamedTuple):
+    """The state of the loop.
+
+    state: the current state. swept: sweep(state), whose residual is measured before the state
+    moves.
+    residual, active, steps: per example. sweeps: the number of sweeps so far.
+    """
+
     state: State
-    swept: State  # sweep(state): the residual of `state` is measured before it moves
+    swept: State  # sweep(state)
     residual: Float[Array, " batch"]
     active: Bool[Array, " batch"]
     steps: Int[Array, " batch"]
@@ -30,17 +37,22 @@ class _Carry(NamedTuple):
 def fixed_point(
     tolerance: Positive = 1e-6, max_steps: Count = 1000, *, damping: Fraction = 0.0
 ) -> Solver:
-    """Sweeps until every example's residual max |sweep(s) − s| is at most `tolerance`.
+    """Sweep until the residual max |sweep(s) − s| of every example is at most `tolerance`.
 
-    An example that has settled stops moving, so its result does not depend on its batch mates; it
-    ends at the very state whose residual was measured: that makes `residual` a certificate.
-    NaN never counts as settled. An example that is not settled after `max_steps` sweeps is returned
-    as it then is, with `converged` false.
+        s ← damping·s + (1 − damping)·sweep(s)
+
+    An example that has settled stops moving. So its result does not depend on the other examples of
+    its batch. It ends at exactly the state whose residual was measured, so `residual` is a
+    certificate. NaN never counts as settled. After `max_steps` sweeps the solver returns an example
+    as it is, with `converged` false.
 
     Args:
-      tolerance: in units of the state, > 0; in float32 little below 1e-6 can be reached.
-      max_steps: sweeps at most, >= 1.
-      damping: 0 <= damping < 1; the residual is of the undamped sweep whatever the damping.
+      tolerance: > 0, in units of the state. In float32 the smallest possible value is near 1e-6.
+      max_steps: largest number of sweeps, >= 1.
+      damping: 0 <= damping < 1. The residual is always that of the undamped sweep.
+
+    Returns:
+      A Solver.
 
     Example:
       >>> import jax.numpy as jnp
@@ -74,7 +86,7 @@ def fixed_point(
 
         batch = len(jax.tree.leaves(state)[0])
         everyone, nobody = jnp.ones(batch, bool), jnp.zeros(batch, jnp.int32)
-        # Measured before the loop: a loop that trusts its initial residual can run zero steps.
+        # Measure before the loop: a loop that trusts its initial residual can run zero steps.
         start = measure(step, state, everyone, nobody, jnp.zeros((), jnp.int32))
         end = run_compacting_active(loop, step, state, start, PARTS)
         return end.state, SolveInfo(end.steps, end.residual, end.residual <= tolerance)

@@ -18,14 +18,20 @@ from bpeq.solvers._sweep import Sweep, run_sweep
 from bpeq.types import SolveInfo, Solver, State
 
 PARTS = (4,)
-"""Of a batch, the part that goes on alone; another would save little, and take long to compile."""
+"""A quarter of the batch continues alone. A second, smaller part would cost compile time."""
 
 
 FEW, LEAST = 4, 16
-"""In fewer moves nothing comes to rest early; of fewer examples nothing is gained by looking."""
+"""The fewest moves, and the fewest examples, for which dropping examples at rest saves time."""
 
 
 class _Carry(NamedTuple):
+    """The state of the loop.
+
+    kept: the leaves that a sweep reads. active: `[batch]`, examples that still move.
+    moves: the number of moves so far.
+    """
+
     kept: list[Array]  # what a move reads
     active: Bool[Array, " batch"]
     moves: Int[Array, ""]
@@ -37,20 +43,23 @@ def fixed_steps(
 ) -> Solver:
     """A fixed number of sweeps, s ← damping·s + (1 − damping)·sweep(s), in one loop.
 
-    The reported residual is that of the last sweep, max |sweep(s) − s| over an example's units, at
-    the state it started from; `converged` compares it with `tolerance` and stops nothing. The loop
+    The residual is that of the last sweep, max |sweep(s) − s| over an example's units, at the state
+    before this sweep. `converged` compares it with `tolerance`; it does not stop the loop. The loop
     carries only the units that a sweep reads.
 
-    What a sweep leaves as it was, to the last bit, stays so for good. In the rules' phases the
-    examples that still move go on alone once they are a quarter of the batch, and the loop ends
-    when none does, in batches of 16 and more: the same result, up to how products of another size
-    round.
+    If a sweep does not change an example in any bit, no later sweep does. In the rules' phases, for
+    batches of 16 examples or more, the examples that still move continue alone once they are a
+    quarter of the batch. The loop ends when none moves. The result is the same, up to the round-off
+    of products of another size.
 
     Args:
-      steps: sweeps, >= 1.
-      tolerance: what counts as settled in the record, in units of the state, >= 0.
-      damping: 0 <= damping < 1; the residual is of the undamped sweep whatever the damping.
-      record: keep every state, steps on axis 0, in `SolveInfo.trajectory`.
+      steps: number of sweeps, >= 1.
+      tolerance: residual that counts as settled in the record, >= 0, in units of the state.
+      damping: 0 <= damping < 1. The residual is always that of the undamped sweep.
+      record: whether `SolveInfo.trajectory` holds every state, with steps on axis 0.
+
+    Returns:
+      A Solver.
 
     Example:
       >>> import jax.numpy as jnp
@@ -70,6 +79,8 @@ def fixed_steps(
         return damp(damping, before, swept), info(residual, None)
 
     def in_one_loop(step: Callable[[State], State], state: State) -> tuple[State, SolveInfo]:
+        """All sweeps in one scan that carries the whole state."""
+
         def one(carry: tuple[State, Array], n: Array) -> tuple[tuple[State, Array], State | None]:
             swept = run_sweep(step, carry[0], n)
             residual = trees.max_abs(trees.sub(swept, carry[0]))
@@ -90,7 +101,10 @@ def fixed_steps(
 
 
 def _swept(step: Step, damping: float, state: State, count: int) -> State:
-    """The state after `count` moves."""
+    """The state after `count` moves.
+
+    The loop carries only what a sweep reads. The last move brings the other units up to date.
+    """
     if count == 0:
         return state
 
@@ -98,7 +112,7 @@ def _swept(step: Step, damping: float, state: State, count: int) -> State:
         return damp(damping, state, run_sweep(step, state, n))
 
     read = memory(lambda state: move(step, state, 0), state)
-    looped = count if read.whole else count - 1  # the last move brings what is not read
+    looped = count if read.whole else count - 1  # the last move is separate
 
     def one(step: Step, rest: State, kept: list[Array], n: Array) -> list[Array]:
         return read.pick(move(step, read.fill(kept, rest), n))
@@ -122,7 +136,7 @@ def _swept(step: Step, damping: float, state: State, count: int) -> State:
         return run_compacting_active(loop, step, state, start, PARTS, least=1).kept
 
     kept = read.pick(state)
-    # Under noise an example that a sweep leaves as it was may still move in the next one.
+    # With noise an example that one sweep does not change may move in the next one.
     noisy = isinstance(step, Sweep) and step.noisy
     long = looped >= FEW and len(kept[0]) >= LEAST
     pays = long and not disable_fast_paths() and not noisy
@@ -132,7 +146,7 @@ def _swept(step: Step, damping: float, state: State, count: int) -> State:
 
 
 def _differ(a: list[Array], b: list[Array]) -> Array:
-    """Which examples differ anywhere; a NaN always does."""
+    """Which examples differ in any unit; a NaN always differs."""
     parts = [(x != y).reshape(len(x), -1).any(axis=1) for x, y in zip(a, b, strict=True)]
     return jnp.stack(parts).any(axis=0)
 
@@ -144,6 +158,9 @@ def damp(damping: float, state: State, swept: State) -> State:
       damping: in [0, 1).
       state: s.
       swept: sweep(s).
+
+    Returns:
+      The damped state.
     """
     if damping == 0.0:
         return swept

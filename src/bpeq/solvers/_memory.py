@@ -1,4 +1,4 @@
-"""What a sweep reads of a state: all that a loop must carry from one sweep to the next."""
+"""The leaves of a state that a sweep reads: all that a loop must carry between sweeps."""
 
 from __future__ import annotations
 
@@ -15,7 +15,12 @@ from bpeq.types import State
 
 
 class Memory(NamedTuple):
-    """The leaves of a state that a sweep reads, taken out of it and put back."""
+    """How to take the leaves that a sweep reads out of a state, and put them back.
+
+    pick(state): the leaves that the sweep reads.
+    fill(picked, rest): a state with these leaves, and the others of `rest`.
+    whole: whether all leaves count as read.
+    """
 
     pick: Callable[[State], list[Array]]
     fill: Callable[[list[Array], State], State]
@@ -23,18 +28,18 @@ class Memory(NamedTuple):
 
 
 def memory(step: Callable[[State], State], state: State) -> Memory:
-    """Which leaves `step` reads, from its own program.
+    """Find the leaves that `step` reads, from its traced program.
 
-    An alternating sweep overwrites its first group of blocks before it reads any of them, so that
-    of 784-512-10 only the ten outputs are read: s′ depends on nothing else.
-
-    pick(state): the leaves that are read. fill(picked, rest): a state with those, and the others of
-    `rest`. whole: all are read, or none is, as of a single layer: then all count as read, since a
-    solver has no residual but that of what it carries.
+    An alternating sweep overwrites its first group of blocks before it reads them. So of 784-512-10
+    it reads only the ten outputs: s′ depends on nothing else. If it reads no leaf, as with a single
+    layer, all leaves count as read, since a solver measures the residual of what it carries.
 
     Args:
       step: an undamped sweep.
-      state: a state of the shapes that it takes.
+      state: a state in the shapes that it takes.
+
+    Returns:
+      A Memory.
 
     Example:
       >>> import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""A step for a solver that knows the number of the sweep, and can be had for some examples."""
+"""A step for a solver that takes the index of the sweep, and may run on a part of the batch."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from bpeq.types import State
 
 @dataclass(frozen=True)
 class Sweep:
-    """What the rules hand to a solver in place of a plain function state -> state.
+    """The step that rules give to a solver, instead of a plain function state -> state.
 
-    numbered(state, n) -> state: the n-th sweep, n = 0, 1, ... in one solve. The number is what a
-        noisy device draws its noise by.
-    some(rows) -> Sweep: the same on those examples alone; None if the batch cannot be taken apart.
-    noisy: whether the number matters. A solver of your own then calls `run_sweep`, or it would draw
-        one noise for ever.
+    numbered(state, n) -> state: sweep n of one solve, n = 0, 1, ... A noisy device draws its noise
+        by this index.
+    some(rows) -> Sweep: the same sweep on those examples alone; None if it needs the whole batch.
+    noisy: whether the index matters. A solver of your own then must call `run_sweep`; otherwise
+        every sweep would have the same noise.
     """
 
     numbered: Callable[[State, Array | int], State]
@@ -27,6 +27,7 @@ class Sweep:
     noisy: bool = False
 
     def __call__(self, state: State) -> State:
+        """Sweep 0, for solvers that call a plain function; an error if the index matters."""
         if self.noisy:
             remedy = "a solver must number its sweeps by bpeq.solvers.run_sweep(step, state, n)"
             raise SettingError("imperfect", "noise", None, remedy)
@@ -34,12 +35,12 @@ class Sweep:
 
 
 def run_sweep(step: Callable[[State], State], state: State, n: Array | int) -> State:
-    """The n-th sweep of a solve.
+    """Sweep n of a solve.
 
     Args:
-      step: a `Sweep`, or a plain function of the state, to which the number makes no difference.
-      state: where the sweep starts.
-      n: how many sweeps the solve has made before.
+      step: a `Sweep`, or a plain function of the state, which ignores the index.
+      state: the state before the sweep.
+      n: the number of earlier sweeps in this solve, >= 0.
 
     Returns:
       The state after the sweep.

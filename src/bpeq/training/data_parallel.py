@@ -1,4 +1,4 @@
-"""One batch shared by several devices: a rule whose estimate runs on each one's part."""
+"""One batch shared by several devices: a rule whose estimate runs on each device's part."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ WHOLE, PART = PartitionSpec(), PartitionSpec(sharding.AXIS)
 
 
 def data_mesh(devices: int | Literal["all"] = "all") -> Mesh:
-    """The first `devices` devices of all processes, as a mesh of one axis.
+    """The first `devices` devices of all processes, as a mesh with one axis.
 
     Args:
-      devices: how many, or "all".
+      devices: number of devices, >= 1, or "all".
 
     Returns:
       The mesh.
 
     Raises:
-      ValueError: there are not as many.
+      ValueError: there are fewer devices.
     """
     there = jax.device_count()
     wanted = there if devices == "all" else devices
@@ -43,26 +43,30 @@ def data_mesh(devices: int | Literal["all"] = "all") -> Mesh:
 def data_parallel(rule: LearningRule, devices: Mesh | int | Literal["all"] = "all") -> LearningRule:
     """The same rule, with each batch shared by several devices.
 
-    Every device gets an equal part of the batch and all weights, and makes its own estimate; the
-    mean of these is the batch's, since gradients and losses are means over examples. That mean is
-    one all-reduce, after the estimate: phases relax on each device for themselves, as long as their
-    own examples take. What does couple examples is computed over all parts: the statistics of batch
-    norm, the β that "auto" chooses, the weights that move within `continual_eqprop`. Random numbers
-    are those that one device would have drawn. So the result is one device's, up to the order of
-    its sums.
+    Each device gets all weights and an equal part of the batch, and makes its own estimate. The
+    mean of these estimates is that of the batch, since gradients and losses are means over
+    examples. It takes one all-reduce after the estimate. Phases relax on each device as long as its
+    own examples need. Values that couple examples are computed over all parts: the statistics of
+    batch norm, the β of "auto", the moving weights of `continual_eqprop`. The random numbers are
+    those of one device. So the result is that of one device, up to the order of sums.
 
-    What is a mean and what is per example, `Estimate` declares; a rule of your own wraps its own
-    records of each example in `types.PerExample`. If it couples its examples, or draws numbers for
-    each of them, it must use the functions of `bpeq.sharding`.
+    `Estimate` declares which records are means and which are per example. A rule of your own wraps
+    its own per-example records in `types.PerExample`. If it couples examples or draws random
+    numbers for each example, it must use the functions of `bpeq.sharding`.
 
-    `apply` without a key is shared too; with a key, where layers may draw, every device does all.
+    `apply` without a key is shared too. With a key layers may draw random numbers; then every
+    device computes the whole batch.
 
     Args:
       rule: any rule.
-      devices: how many, or a mesh with one axis named "data".
+      devices: number of devices, "all", or a mesh with one axis named "data".
+
+    Returns:
+      A LearningRule.
 
     Raises:
-      ValueError: there are not as many devices; by `estimate`, a batch that they cannot share.
+      ValueError: there are fewer devices. From `estimate`: the batch does not divide by the number
+        of devices.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -114,15 +118,15 @@ def data_parallel(rule: LearningRule, devices: Mesh | int | Literal["all"] = "al
 def across(
     mesh: Mesh | None, rule: LearningRule
 ) -> tuple[LearningRule, Callable[[Any], Any], NamedSharding | None]:
-    """What a loop needs for the devices of a mesh; for None, one device, nothing changes.
+    """The rule, copy function and placing of a loop that runs on the devices of a mesh.
 
     Args:
-      mesh: the devices, or None.
-      rule: the rule that the loop runs.
+      mesh: the devices; None: one device, and nothing changes.
+      rule: the rule of the loop.
 
     Returns:
-      The rule; what puts a tree of arrays on all devices, the same on each, where every process
-      has the same values; and that placing.
+      (rule, copy, placing). copy puts a tree of arrays on all devices, the same on each; every
+      process must have the same values. placing is the sharding of such a tree, or None.
     """
     if mesh is None:
         return rule, lambda tree: tree, None
@@ -137,7 +141,9 @@ def _batch_axes(estimate: Estimate) -> Estimate:
         if isinstance(node, SolveInfo):
             last = node.steps.ndim - 1
             axes = jax.tree.map(lambda leaf: last, node)
-            path = jax.tree.map(lambda leaf: last + 1, node.trajectory)  # steps stand before it
+            path = jax.tree.map(
+                lambda leaf: last + 1, node.trajectory
+            )  # the axis of steps comes first
             return axes._replace(trajectory=path)
         return jax.tree.map(lambda leaf: 0 if isinstance(node, PerExample) else -1, node)
 
@@ -149,7 +155,7 @@ def _batch_axes(estimate: Estimate) -> Estimate:
 
 
 def _averaged(made: Estimate, axes: Estimate) -> Estimate:
-    """The means over parts of all that is no list of examples, in one all-reduce."""
+    """The estimate with its means averaged over the parts, in one all-reduce."""
     leaves, structure = jax.tree.flatten(made)
     pairs = zip(leaves, jax.tree.leaves(axes), strict=True)
     meant = [axis < 0 and jnp.issubdtype(leaf.dtype, jnp.inexact) for leaf, axis in pairs]
@@ -159,14 +165,17 @@ def _averaged(made: Estimate, axes: Estimate) -> Estimate:
 
 
 def _agreed(before: State, after: State) -> State:
-    """The state after, by the mean of what each part changed; what phases left all have already."""
+    """The new state of a rule, the same on all parts: the old state plus the mean change.
+
+    The memory of earlier phases is the same on all parts already.
+    """
     if isinstance(after, Remembering):
         return after._replace(rule=_agreed(before.rule, after.rule))
 
     def agree(old: Array, new: Array) -> Array:
         if new is old or not jnp.issubdtype(new.dtype, jnp.inexact):
             return new
-        bounded = jnp.isfinite(old)  # a state may start at infinity, from which nothing is apart
+        bounded = jnp.isfinite(old)  # a state may start at infinity, where a change has no meaning
         change = sharding.mean(jnp.where(bounded, new - old, new))
         return jnp.where(bounded, old + change, change)
 

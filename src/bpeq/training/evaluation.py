@@ -1,4 +1,4 @@
-"""What a training run measures: how good the model is at its task, and how phases settled."""
+"""Metrics of a training run: how good the model is at its task, and how its phases settled."""
 
 from __future__ import annotations
 
@@ -18,18 +18,20 @@ Metrics = dict[str, Array]
 def evaluator(
     rule: LearningRule, cost: Cost, task: Task, *, unit: float = 1.0, chunk: int = 1000
 ) -> Callable[[Params, Array, Array, Array], Metrics]:
-    """A pure function (params, x, y, rows) -> metrics over those rows, evaluated `chunk` at a time.
+    """A pure function (params, x, y, rows) -> metrics over those rows.
 
-    `loss`, the mean cost. Classification and binary tasks: `error`, the share of examples with a
-    wrong largest output, or with an output on the wrong side of ½; binary also `solved`, 1 where
-    error is 0. Regression: `rmse` in the data's own unit, and `r2` = 1 − Σ(o−y)²/Σ(y−ȳ)².
+    All tasks: `loss`, the mean cost. Classification: `error`, the fraction of examples whose
+    largest
+    output is wrong. Binary: `error`, the fraction of examples with an output on the wrong side of
+    ½, and `solved`, 1 if the error is 0. Regression: `rmse` in the unit of the data, and
+    `r2` = 1 − Σ(o−y)²/Σ(y−ȳ)².
 
     Args:
-      rule: whose `apply` gives the outputs.
-      cost: of an output and its y.
-      task: the data set's.
-      unit: what one unit of y is, for regression.
-      chunk: examples at a time, >= 1; it bounds the memory and changes no result.
+      rule: its `apply` gives the outputs.
+      cost: compares an output with its y.
+      task: the task of the data set.
+      unit: value of one unit of y, for regression; the default leaves rmse in units of y.
+      chunk: examples at a time, >= 1. It limits the memory and does not change the result.
 
     Returns:
       The function.
@@ -54,6 +56,7 @@ def evaluator(
 
 
 def _scores(task: Task, output: Array, target: Array, unit: float) -> Metrics:
+    """The metrics of a task besides the loss."""
     if task == "classification":
         return {"error": jnp.mean(jnp.argmax(output, axis=-1) != target)}
     if task == "binary":
@@ -68,12 +71,12 @@ def settling(info: dict[str, Any]) -> Metrics:
     """How an estimate's phases settled, as scalars of the batch.
 
     Args:
-      info: an estimate's.
+      info: the info of an estimate.
 
     Returns:
-      Nothing without a `SolveInfo` in it. Else `sweeps`, the mean over examples summed over phases;
-      `sweeps_NAME` of each solve; `unsettled`, the share of phases that ended above their solver's
-      tolerance; and the β and the error bar that the estimate chose, if it did.
+      Empty without a `SolveInfo`. Otherwise `sweeps`, the mean over examples, summed over phases;
+      `sweeps_NAME`, the mean of each solve; `unsettled`, the fraction of phases that ended above
+      their solver's tolerance; and `beta` and `error_bar` if the estimate chose them.
     """
     solves = {name: part for name, part in info.items() if isinstance(part, SolveInfo)}
     if not solves:

@@ -1,4 +1,4 @@
-"""Training as one scan an epoch, with every seed's run side by side."""
+"""Training: one scan per epoch, for all seeds of a run at once."""
 
 from __future__ import annotations
 
@@ -19,7 +19,10 @@ from bpeq.types import Batch, Estimate, Key, Layer, LearningRule, Params, Step
 
 
 class Carry(NamedTuple):
-    """What a supervised step hands to the next: weights, optimizer state, the rule's own state."""
+    """What a supervised step passes to the next one.
+
+    params: the weights. optimizer: the optimizer's state. rule: the rule's state.
+    """
 
     params: Params
     optimizer: Any
@@ -27,15 +30,16 @@ class Carry(NamedTuple):
 
 
 def supervised(rule: LearningRule, optimizer: optax.GradientTransformation) -> Step:
-    """One update: the rule's estimate, through the optimizer, into the weights.
+    """A training step: the rule's estimate, through the optimizer, into the weights.
 
     Args:
-      rule: makes the estimates; no optimizer changes the leaves that it declares as not trained.
-      optimizer: any of optax's.
+      rule: makes the estimates. No optimizer changes the leaves that it declares as not trained.
+      optimizer: any optax optimizer.
 
     Returns:
-      (carry, batch, key) -> (carry, metrics), with `Carry`s. Metrics are scalars of the batch: the
-      `loss` before the update, and what `evaluation.settling` says of a rule that relaxes.
+      A Step, (carry, batch, key) -> (carry, metrics), with a `Carry`. Metrics are scalars of the
+      batch: the `loss` before the update, and for a relaxing rule the metrics of
+      `evaluation.settling`.
     """
 
     def step(carry: Carry, batch: Batch, key: Key) -> tuple[Carry, Metrics]:
@@ -58,20 +62,20 @@ def apply_estimate(
     optimizer_state: Any,
     estimate: Estimate,
 ) -> tuple[Params, Any]:
-    """Moves the weights by one estimate: the optimizer's update, then the rule's `absorb`.
+    """Update the weights by one estimate: first the optimizer's update, then the rule's `absorb`.
 
-    The optimizer changes no leaf that the rule declares as not trained, whatever it does to zero
-    gradients: neither decay nor momentum reaches the statistics of batch norm.
+    The optimizer changes no leaf that the rule declares as not trained, also with weight decay or
+    momentum. So the statistics of batch norm stay as `absorb` writes them.
 
     Args:
-      rule: whose estimate it is; read are `trained` and `absorb`.
-      optimizer: any of optax's.
-      params: the weights that the estimate was made with.
-      optimizer_state: the optimizer's state before.
-      estimate: of one batch.
+      rule: the rule of the estimate; this function reads its `trained` and `absorb`.
+      optimizer: any optax optimizer.
+      params: the weights of the estimate.
+      optimizer_state: the optimizer's state before the update.
+      estimate: the estimate of one batch.
 
     Returns:
-      The weights and the optimizer's state after the update.
+      (weights, optimizer's state), both after the update.
     """
     updates, optimizer_state = optimizer.update(estimate.grads, optimizer_state, params)
     moved = apply_updates(params, updates, rule.trained)
@@ -93,14 +97,14 @@ def start(
     Args:
       rule: as for `supervised`.
       optimizer: as for `supervised`.
-      params: as the network's or the system's `init` gives them.
-      key: for the rule's init.
-      x: the whole data set, so that a rule which remembers examples gets room for them; None if
-        there is none.
-      batch_size: examples an update.
+      params: as the init of the network or system gives them.
+      key: key of the rule's init.
+      x: the whole data set, `[n, ...]`, so that a rule that remembers examples makes room for them;
+        None: the rule remembers nothing.
+      batch_size: examples per update, >= 1.
 
     Returns:
-      The carry.
+      A Carry.
     """
     params, state = rule.init(key, params)
     if x is not None and rule.prepare is not None:
@@ -109,11 +113,11 @@ def start(
 
 
 class Loop(NamedTuple):
-    """A pure function that runs a step many times, and what each seed has of its own in it.
+    """A pure function that runs a step many times, and which of its arguments differ between seeds.
 
     run: (carry, ..., count) -> (carry, metrics), with a static `count` as its last argument.
-    seed_axes: for each argument before `count`: 0 if every seed has its own, stacked on axis 0;
-        None if the seeds share it.
+    seed_axes: for each argument before `count`: 0 if every seed has its own value, stacked on axis
+        0; None if the seeds share one value.
     """
 
     run: Callable[..., tuple[Any, Metrics]]
@@ -126,18 +130,19 @@ class Loop(NamedTuple):
 def epoch_scan(step: Step, batch_size: int) -> Loop:
     """A loop that runs `count` epochs of `step` on a data set that lives on the device.
 
-    It is (carry, x, y, rows, key, first, count) -> (carry, metrics `[count]`), metrics
-    averaged over an epoch's steps. `rows` `[m]` are the training examples; epoch e visits them in
-    an order that depends on (key, e) alone, in m // batch_size batches. What is left over and
-    fills no batch is left out of that epoch, another remainder each time. With one batch of all
-    rows there is no shuffling. `count` is static.
+    The loop is (carry, x, y, rows, key, first, count) -> (carry, metrics `[count]`), with metrics
+    averaged over the steps of an epoch. `rows` `[m]` are the indices of the training examples.
+    Epoch e visits them in m // batch_size batches, in an order that depends on (key, e) alone. The
+    examples that do not fill a batch are left out in that epoch; they differ from epoch to epoch.
+    If one batch holds all rows, there is no shuffling. `first` is the index of the first epoch.
+    `count` is static.
 
     Args:
-      step: one update, such as `supervised`'s.
-      batch_size: examples an update, 1 to m.
+      step: one update, such as that of `supervised`.
+      batch_size: examples per update, 1 to m.
 
     Returns:
-      The loop.
+      The Loop.
     """
 
     def run(
@@ -147,6 +152,7 @@ def epoch_scan(step: Step, batch_size: int) -> Loop:
 
         def epoch(carry: Any, number: Array) -> tuple[Any, Metrics]:
             order_key, step_key = jax.random.split(jax.random.fold_in(key, number))
+            # One batch of all rows needs no shuffling.
             order = rows
             if rows.shape[0] != batch_size:
                 order = jax.random.permutation(order_key, rows)[: per_epoch * batch_size]
@@ -166,18 +172,18 @@ def epoch_scan(step: Step, batch_size: int) -> Loop:
 
 
 def step_scan(step: Step, sample: Callable[[Key], Any] = lambda key: None) -> Loop:
-    """A loop that runs `count` steps, each on a batch of its own, drawn by `sample(key)`.
+    """A loop that runs `count` steps, each on its own batch from `sample(key)`.
 
-    It is (carry, key, first, count) -> (carry, metrics `[1]`), metrics averaged over the
-    steps; step i's batch and random numbers depend on (key, i) alone. `count` is static. It serves
-    tasks whose data are made as they are needed, and environments.
+    The loop is (carry, key, first, count) -> (carry, metrics `[1]`), with metrics averaged over the
+    steps. The batch and the random numbers of step i depend on (key, i) alone. `count` is static.
+    This loop serves environments, and tasks that generate their data.
 
     Args:
       step: one update.
-      sample: key -> what the step takes as its batch; None is passed if there is no data.
+      sample: key -> the batch of one step; the default gives None, for tasks without data.
 
     Returns:
-      The loop.
+      The Loop.
     """
 
     def run(carry: Any, key: Key, first: Array, count: int) -> tuple[Any, Metrics]:
@@ -194,16 +200,16 @@ def step_scan(step: Step, sample: Callable[[Key], Any] = lambda key: None) -> Lo
 def over_seeds(
     loop: Loop, network: Layer | None = None, placing: jax.sharding.Sharding | None = None
 ) -> Callable[..., tuple[Any, Metrics]]:
-    """A loop, jitted for S seeds at once.
+    """A loop for S seeds at once, jitted.
 
     Args:
-      loop: `epoch_scan`'s, `step_scan`'s, or one of your own. Arguments that its `seed_axes` mark
-        with 0 get a leading axis S; the seeds share the others.
+      loop: a Loop of `epoch_scan` or `step_scan`, or your own. Arguments whose `seed_axes` are 0
+        get a leading axis S. The seeds share the others.
       network: as in `each_seed`.
-      placing: where results are put; None leaves it to JAX.
+      placing: the sharding of the results; None: JAX chooses.
 
     Returns:
-      A function of the loop's arguments; its carry is donated, its last argument is static.
+      A function of the loop's arguments. It donates the carry; its last argument is static.
     """
 
     @partial(
@@ -221,9 +227,13 @@ def over_seeds(
 
 
 def compiling() -> dict[str, Any]:
-    """Options of XLA for a training loop: on a CPU whole AVX-512 vectors, where it would use half.
+    """XLA's compiler options for a training loop.
 
-    Sweeps are bound by elementwise work: they take about a fifth less time. No figure changes.
+    On a CPU with AVX-512 XLA then uses whole vectors, where it would use half of them. Sweeps
+    consist mostly of elementwise work and take about a fifth less time. Results do not change.
+
+    Returns:
+      The options, for `jax.jit`; empty on other devices.
     """
     return {"xla_cpu_prefer_vector_width": 512} if jax.default_backend() == "cpu" else {}
 
@@ -231,15 +241,15 @@ def compiling() -> dict[str, Any]:
 def each_seed(
     f: Callable[..., Any], axes: tuple[int | None, ...], network: Layer | None = None
 ) -> Callable[..., Any]:
-    """`jax.vmap(f, axes)`; on a CPU one seed after the other if `network` convolves.
+    """`jax.vmap(f, axes)`; on a CPU one seed after the other if `network` has convolutions.
 
-    Under vmap, convolutions with different kernels become one grouped convolution, which takes
-    XLA's CPU compiler several times as long as all of them one by one.
+    vmap turns convolutions with different kernels into one grouped convolution. XLA's CPU compiler
+    takes several times as long for it as for all of them one by one.
 
     Args:
       f: a function of one seed.
-      axes: for each of its arguments 0, if every seed has its own on axis 0, or None.
-      network: what `f` trains or evaluates; None if it does not convolve.
+      axes: for each of its arguments 0 if every seed has its own value on axis 0; otherwise None.
+      network: the network that `f` trains or evaluates; None: it has no convolutions.
 
     Returns:
       The function of all seeds.
@@ -259,11 +269,15 @@ def each_seed(
 
 
 def _convolves(layer: Layer) -> bool:
+    """Whether a layer is or contains a convolution."""
     return layer.name == "conv" or any(map(_convolves, layer.parts))
 
 
 class TrainResult(NamedTuple):
-    """A finished training: weights, the rule's state, and each epoch's mean metrics `[epochs]`."""
+    """A finished training.
+
+    params: the weights. state: the rule's state. metrics: means per epoch, `[epochs]`.
+    """
 
     params: Params
     state: Any
@@ -280,24 +294,24 @@ def train(
     batch_size: int,
     key: Key,
 ) -> TrainResult:
-    """Trains `params` on all examples of `batch` by a rule, as one compiled program.
+    """Train `params` on all examples of `batch` by a rule, as one compiled program.
 
     Args:
-      rule: where gradients come from.
-      optimizer: what makes updates of them, any of optax's; it changes no leaf that the rule
+      rule: makes the gradients.
+      optimizer: turns gradients into updates; any optax optimizer. It changes no leaf that the rule
         declares as not trained.
-      params: as `network.init` gives them; they are copied, not changed.
+      params: as `network.init` gives them. The function copies them and does not change them.
       batch: the whole training set, x `[n, ...]` and y `[n, ...]`.
-      epochs: passes over it, >= 1.
-      batch_size: examples an update, 1 to n.
-      key: fixes the rule's init, the order of the examples and all random numbers.
+      epochs: number of passes over the set, >= 1.
+      batch_size: examples per update, 1 to n.
+      key: determines the rule's init, the order of the examples and all random numbers.
 
     Returns:
-      The weights, the rule's state, and each epoch's mean metrics.
+      A TrainResult.
 
     Raises:
-      ValueError: `epochs` or `batch_size` out of range, x and y of different lengths, or integer
-        labels that are no class of the outputs.
+      ValueError: `epochs` or `batch_size` is out of range, x and y have different lengths, or an
+        integer label is not a class of the outputs.
 
     Example:
       >>> import jax, jax.numpy as jnp, optax
@@ -330,7 +344,7 @@ def train(
 
 
 def _check_labels(rule: LearningRule, params: Params, batch: Batch) -> None:
-    """At the door: inside jit a label out of range would silently be no class at all."""
+    """Refuse integer labels that are not a class; inside jit they would silently match no class."""
     y = np.asarray(batch.y)
     if not np.issubdtype(y.dtype, np.integer):
         return

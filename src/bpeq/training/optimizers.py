@@ -1,7 +1,7 @@
-"""Optax optimizers under their usual names, with schedules and rates per layer on top.
+"""Optax optimizers under their usual names, with schedules and rates per layer.
 
-An optimizer here is optax's own; `with_rates` multiplies its updates, which is the same as changing
-its learning rate, since every update is linear in it.
+An optimizer here is an optax optimizer. `with_rates` multiplies its updates. This equals another
+learning rate, since every update is linear in the rate.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def momentum(
     Args:
       learning_rate: η, > 0.
       momentum: μ, in [0, 1).
-      nesterov: whether the gradient is that of Nesterov's form, θ ← θ − η (g + μ v).
+      nesterov: whether to use Nesterov's form, θ ← θ − η (g + μ v).
 
     Returns:
       The optax optimizer.
@@ -72,8 +72,8 @@ def rmsprop(
       learning_rate: η, > 0.
       decay: γ, in [0, 1).
       eps: ε > 0, in units of g².
-      eps_in_sqrt: whether ε stands inside the root. False puts it outside, as PyTorch and Keras do;
-        its unit is then that of g.
+      eps_in_sqrt: whether ε is inside the root. False puts it outside, as PyTorch and Keras do; its
+        unit is then that of g.
 
     Returns:
       The optax optimizer.
@@ -91,8 +91,8 @@ def adam(
 
     Args:
       learning_rate: η, > 0.
-      b1: what the mean of g keeps of itself at each step, in [0, 1).
-      b2: the same of g².
+      b1: decay rate of the running mean of g, in [0, 1).
+      b2: decay rate of the running mean of g², in [0, 1).
       eps: ε > 0, in units of g.
 
     Returns:
@@ -116,10 +116,10 @@ def adamw(
 
     Args:
       learning_rate: η, > 0.
-      b1: what the mean of g keeps of itself at each step, in [0, 1).
-      b2: the same of g².
+      b1: decay rate of the running mean of g, in [0, 1).
+      b2: decay rate of the running mean of g², in [0, 1).
       eps: ε > 0, in units of g.
-      weight_decay: λ >= 0. It acts on every leaf that is trained, biases too.
+      weight_decay: λ >= 0. It acts on every trained leaf, biases included.
 
     Returns:
       The optax optimizer.
@@ -130,7 +130,7 @@ def adamw(
 
 
 def constant() -> Schedule:
-    """A schedule whose factor is 1 throughout.
+    """A schedule with factor 1 at all times.
 
     Returns:
       progress -> factor on the learning rate.
@@ -142,8 +142,10 @@ def constant() -> Schedule:
 def cosine(*, warmup: Fraction = 0.0, final: NonNegative = 0.0) -> Schedule:
     """A schedule that rises linearly from 0 to 1, then falls as half a cosine.
 
+        f = final + (1 − final) ½ (1 + cos(π r)),  r the progress after the warm-up, 0 to 1
+
     Args:
-      warmup: share of the run in which the factor rises, in [0, 1).
+      warmup: fraction of the run in which the factor rises, in [0, 1).
       final: the factor at the end of the run, >= 0.
 
     Returns:
@@ -162,8 +164,10 @@ def cosine(*, warmup: Fraction = 0.0, final: NonNegative = 0.0) -> Schedule:
 def linear_decay(*, warmup: Fraction = 0.0, final: NonNegative = 0.0) -> Schedule:
     """A schedule that rises linearly from 0 to 1, then falls linearly.
 
+        f = 1 + (final − 1) r,  r the progress after the warm-up, 0 to 1
+
     Args:
-      warmup: share of the run in which the factor rises, in [0, 1).
+      warmup: fraction of the run in which the factor rises, in [0, 1).
       final: the factor at the end of the run, >= 0.
 
     Returns:
@@ -175,7 +179,7 @@ def linear_decay(*, warmup: Fraction = 0.0, final: NonNegative = 0.0) -> Schedul
 
 @checked
 def exponential(*, final: Positive = 0.01) -> Schedule:
-    """A schedule that falls by the same ratio every step, from 1.
+    """A schedule that falls from 1 by the same ratio in every step: final^progress.
 
     Args:
       final: the factor at the end of the run, > 0.
@@ -187,7 +191,7 @@ def exponential(*, final: Positive = 0.01) -> Schedule:
 
 
 def _warmed(warmup: float, fall: Schedule) -> Schedule:
-    """Linear from 0 to 1 over the share `warmup`, then `fall` of the progress in the rest."""
+    """Linear from 0 to 1 over the fraction `warmup`, then `fall` of the progress in the rest."""
 
     def factor(progress: Array) -> Array:
         rest = jnp.clip((progress - warmup) / (1.0 - warmup), 0.0, 1.0)
@@ -206,24 +210,27 @@ def with_rates(
     network: Layer | None = None,
     clip_norm: float | None = None,
 ) -> optax.GradientTransformation:
-    """An optimizer whose rate follows a schedule, and differs from block to block of a network.
+    """An optimizer whose rate follows a schedule and may differ between the blocks of a network.
+
+        update = optimizer's update · schedule(step / total_steps) · layer_rate / learning_rate
 
     Args:
       optimizer: built with `learning_rate`.
       learning_rate: its rate, > 0; `layer_rates` are relative to it.
-      total_steps: updates in the whole run, >= 1: where the schedule's progress reaches 1.
-      schedule: factor on every rate; None is constant.
-      layer_rates: one absolute rate >= 0 for each block of `layers.cut(network)`, input first;
-        0 freezes the block. A skip goes with the block that it drives, feedback weights with the
-        block of their forward ones.
-      network: whose blocks those are.
-      clip_norm: gradients are first scaled down to this global norm, if they exceed it.
+      total_steps: number of updates in the whole run, >= 1. The schedule's progress is 1 there.
+      schedule: factor on every rate; None: constant.
+      layer_rates: one absolute rate >= 0 for each block of `layers.cut(network)`, input first; 0
+        freezes the block. A skip has the rate of the block that it drives. Feedback weights have
+        the rate of the block of their forward weights. None: `learning_rate` for all.
+      network: the network with those blocks; needed for `layer_rates` only.
+      clip_norm: the largest global norm of the gradients; larger gradients are scaled down to it
+        first. None: no clipping.
 
     Returns:
       The optax optimizer.
 
     Raises:
-      ValueError: not one rate a block, or rates without a network to cut.
+      ValueError: the number of rates is not the number of blocks, or rates come without a network.
 
     Example:
       >>> import jax.numpy as jnp, optax
@@ -262,13 +269,17 @@ def apply_updates(
     Args:
       params: θ.
       updates: Δθ, as optax gives them.
-      trained: a layer's or a rule's `trained`; None: all leaves are.
+      trained: the `trained` of a layer or a rule; None: all leaves are trained.
+
+    Returns:
+      A tree like params.
 
     Example:
       >>> import jax.numpy as jnp
-      >>> apply_updates({"w": 1.0, "mean": 1.0}, {"w": -0.5, "mean": -0.5},
-      ...               lambda params: {"w": True, "mean": False})
-      {'w': 0.5, 'mean': 1.0}
+      >>> moved = apply_updates({"w": 1.0, "mean": 1.0}, {"w": -0.5, "mean": -0.5},
+      ...                       lambda params: {"w": True, "mean": False})
+      >>> float(moved["w"]), moved["mean"]
+      (0.5, 1.0)
     """
     moved = optax.apply_updates(params, updates)
     if trained is None:
@@ -277,7 +288,7 @@ def apply_updates(
 
 
 def _ratios(network: Layer, per_block: Sequence[float]) -> tuple[list[float], dict[str, float]]:
-    """By entry of the network's params; by connection: `dense_2`, and `0_2` of a skip into it."""
+    """Ratios by entry of the network's params; and by connection: `dense_2`, `0_2` for a skip."""
     blocks = cut(network)
     if len(per_block) != len(blocks):
         names = ", ".join(block.name for block in blocks)
@@ -293,13 +304,16 @@ def _ratios(network: Layer, per_block: Sequence[float]) -> tuple[list[float], di
 
 
 def _scaled(updates: Params, ratios: Sequence[float], named: Mapping[str, float]) -> Any:
-    """Updates times their block's ratio, those of skips and of feedback weights too."""
+    """Updates times the ratio of their block, also for skips and feedback weights."""
     own = [trees.scale(c, part) for c, part in zip(ratios, updates, strict=False)]
     return (*own, *(_appended(entry, ratios, named) for entry in updates[len(own) :]))
 
 
 def _appended(entry: Any, ratios: Sequence[float], named: Mapping[str, float]) -> Any:
-    """{"skips": …} or {"feedback": …}, by connection or a mirror of the network's; others as is."""
+    """An entry after the network's own, scaled: {"skips": …} or {"feedback": …}; others unchanged.
+
+    The tree in it is a dict by connection, or a tuple that mirrors the network's params.
+    """
     kind = next(iter(entry), "") if isinstance(entry, dict) else ""
     if kind not in ("skips", "feedback"):
         return entry
