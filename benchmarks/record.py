@@ -25,7 +25,8 @@ def write_results(result: dict[str, Any], path: Path) -> Path:
         "A figure for speed is a ratio of two times that were measured in turn in one run: the "
         "median over rounds. In brackets: the smallest time divided by the smallest time. Other "
         "figures are ratios of sweeps or of memory, and seconds. The floor of a product is its "
-        f"time at the highest rate that this machine reached. `make bench` measures all of them in {result['seconds']['total'] / 60:.0f} minutes.",
+        "time at the highest rate that this machine reached. `make bench` measures all of them "
+        f"in {result['seconds']['total'] / 60:.0f} minutes.",
         where,
         "",
         "| ratio | what is divided by what | `python -m benchmarks.bench` | measured | goal |",

@@ -80,3 +80,10 @@ def _own_signals() -> Iterator[None]:
             signal.signal(number, handler)
         signals._saving = False
         signals._seen.clear()
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _forget_programs() -> Iterator[None]:
+    """Compiled programs of a module's tests are dropped after it: they would fill the memory."""
+    yield
+    jax.clear_caches()

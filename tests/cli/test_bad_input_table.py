@@ -396,7 +396,8 @@ TABLE: dict[str, list[Bad]] = {
             text("done/metrics.jsonl", "3\n")),
         Bad("report done", 3, "done/summary.json: seconds.train: must be a number, not 'long'",
             edit("done/summary.json", seconds__train="long")),
-        Bad("report sweep", 3, "runs: must be a list", text("sweep/sweep.json", '{"runs": 3}')),
+        Bad("report sweep", 3, "sweep/sweep.json: runs: must be a list",
+            text("sweep/sweep.json", '{"runs": 3}')),
     ],
     "show and audit": [
         Bad("show", 2, "Missing argument 'what'."),

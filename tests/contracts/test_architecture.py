@@ -158,3 +158,11 @@ def test_dir_and_all_of_the_face_resolve():
         assert getattr(bpeq, name) is not None
     with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
         bpeq.nonsense  # noqa: B018
+
+
+def test_the_old_name_of_sharding_still_works_and_warns():
+    code = "import bpeq.shards, bpeq.sharding; print(bpeq.shards.mean is bpeq.sharding.mean)"
+    command = [sys.executable, "-W", "default", "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "True"
+    assert "DeprecationWarning" in done.stderr
