@@ -1,6 +1,6 @@
 """Reports: terminal tables, plots and one self-contained HTML page, from run folders only.
 
-Importing it loads neither matplotlib nor rich nor jinja2; the functions that need them do.
+This import does not load matplotlib, rich or jinja2. The functions that need them load them.
 """
 
 from __future__ import annotations
@@ -29,20 +29,21 @@ __all__ = [
 
 
 def write_report(folder: Path) -> Path:
-    """Writes the report that suits a folder: of a comparison, a fidelity result, a sweep or a run.
+    """Writes the report of a folder: of a comparison, a fidelity result, a sweep or a run.
 
-    A folder with comparison.json is a comparison; one with fidelity.json a fidelity result; one
-    with sweep.json a sweep; one with summary.json or metrics.jsonl a run.
+    comparison.json marks a comparison, fidelity.json a fidelity result, and sweep.json a sweep.
+    summary.json or metrics.jsonl marks a run.
 
     Args:
-      folder: where the files are, and where the report goes.
+      folder: the folder with these files. The report is written into it.
 
     Returns:
       The path of report.html.
 
     Raises:
       ValueError: there is no such folder, or it holds none of these files.
-      DataError: a file is truncated or corrupt; names it, and for metrics.jsonl the line.
+      DataError: a file is truncated or corrupt. The message names the file, and the line of
+        metrics.jsonl.
     """
     folder = Path(folder)
     if not folder.is_dir():

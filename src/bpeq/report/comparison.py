@@ -1,4 +1,4 @@
-"""The report of a comparison folder: comparison.csv, comparison.png and report.html."""
+"""The report of a comparison folder: comparison.csv, two pictures and report.html."""
 
 from __future__ import annotations
 
@@ -36,24 +36,26 @@ _MOST_TILES, _MOST_PAIRS = 4, 12
 
 
 def write_comparison_report(folder: Path) -> Path:
-    """Draws a comparison: writes comparison.csv, two pictures and report.html into its folder.
+    """Writes comparison.csv, two pictures and report.html into the folder of a comparison.
 
-    Reads comparison.json, the metrics.jsonl of each rule's folder NAME/, config.toml and
-    environment.json. comparison.csv has one row a rule: rule, control, METRIC_mean and METRIC_std
-    as in comparison.json (fractions, not percent), cost_NAME, and the gradient's relative error and
-    cosine before and after training; an absent figure is an empty field. comparison.png holds final
-    values, learning curves and paired differences, accuracy_cost.png the error against the cost.
+    It reads comparison.json, the metrics.jsonl of each rule's folder NAME/, config.toml and
+    environment.json. comparison.csv has one row for each rule: rule, control, METRIC_mean and
+    METRIC_std as in comparison.json (fractions, not percent), cost_NAME, and the gradient's
+    relative error and cosine before and after training. A missing number is an empty field.
+    comparison.png shows final values, learning curves and paired differences. accuracy_cost.png
+    shows the error against the cost.
 
     Args:
-      folder: the comparison folder.
+      folder: the folder of the comparison.
 
     Returns:
-      The path of report.html. If no rule has a figure there are no pictures.
+      The path of report.html. If no rule has a result there are no pictures.
 
     Raises:
-      DataError: a file is absent, truncated or corrupt; names it, and for metrics.jsonl the line.
+      DataError: a file is absent, truncated or corrupt. The message names the file, and the line of
+        metrics.jsonl.
     """
-    # 1. read
+    # 1. Read the files.
     folder = Path(folder)
     path = folder / "comparison.json"
     comparison = read(Comparison, path)
@@ -70,7 +72,7 @@ def write_comparison_report(folder: Path) -> Path:
         if not environment and place is not None:
             environment = environment_of(place, Comparison(rules=comparison.rules))
     m, pairs = leading_metric(rules), pairs_of(comparison, rules)
-    # 2. draw
+    # 2. Draw the pictures.
     plotted = _plotted(rules, m)
     finals = [] if plotted is None else [final_values(rules, plotted)]
     results = [p for p in (*finals, paired(_shown(pairs))) if p is not None]
@@ -84,7 +86,7 @@ def write_comparison_report(folder: Path) -> Path:
         png([*results[:1], *learning, *results[1:]], folder / "comparison.png", subject)
     if against_cost:
         png(against_cost, folder / "accuracy_cost.png", subject)
-    # 3. write the page
+    # 3. Write the page.
     sections = [
         Section("Results", _RESULTS, results, results_table(rules, m) if m else Table([], [])),
         _differences(pairs),
@@ -112,7 +114,7 @@ _RESULTS = (
 
 
 def _folder_of(folder: Path, name: str) -> Path | None:
-    """The run folder of a rule; that of a dotted path has no colon in its name."""
+    """The run folder of a rule; None without one. A dot replaces the colon of a dotted path."""
     names = [inside for inside in (name, name.replace(":", ".")) if Path(inside).name == inside]
     return next((folder / inside for inside in names if (folder / inside).is_dir()), None)
 
@@ -127,7 +129,7 @@ def _subtitle(comparison: Comparison, rules: Rules) -> str:
 
 
 def _tiles(rules: Rules, m: Metric) -> list[Tile]:
-    """The rules (the best, if there are many) and, quiet, the best null control."""
+    """Tiles of the best rules, and a grey one of the best null control."""
 
     def rank(name: str) -> float:
         mean = rules[name].metrics[m.name].mean
@@ -143,7 +145,7 @@ def _tiles(rules: Rules, m: Metric) -> list[Tile]:
         figure, _, std = spread(m, stat).partition(" ± ")
         figure += m.after if math.isfinite(stat.mean) else ""
         detail = f"{m.label}{f', ± {std}' if std else ''}"
-        if "solved" in row.metrics:  # then the share of seeds that did comes first
+        if "solved" in row.metrics:  # then the share of solved seeds comes first
             figure, _, of = spread(metric("solved"), row.metrics["solved"]).partition(" (")
             solved = f"solved{f', {of[:-1]} seeds' if of else ''}"
             detail = f"{solved}; {m.label} {with_unit(m, stat)}"
@@ -154,9 +156,9 @@ def _tiles(rules: Rules, m: Metric) -> list[Tile]:
 
 
 def _plotted(rules: Rules, m: Metric | None) -> Metric | None:
-    """The metric whose final values are drawn: the leading one, or the loss of a task to be solved.
+    """The metric whose final values are drawn: the leading one, or the loss for XOR and its like.
 
-    If a seed solves its task or does not (XOR), errors are a few fixed shares and tell less.
+    If a seed either solves its task or does not (XOR), errors have few values and say less.
     """
     names = {name for row in rules.values() for name in row.metrics}
     losses = [name for name in ("test_loss", "train_loss") if name in names]
@@ -164,14 +166,14 @@ def _plotted(rules: Rules, m: Metric | None) -> Metric | None:
 
 
 def _logged(histories: Mapping[str, History], m: Metric | None) -> list[str]:
-    """The metrics whose curves are drawn: the share solved, else the leading one; and the loss."""
+    """The metrics whose curves are drawn: the solved share or the leading one; the loss."""
     logged = {name for history in histories.values() for name in history.series}
     leading = "solved" if "solved" in logged else "" if m is None else m.name
     return [name for name in dict.fromkeys((leading, "train_loss")) if name in logged]
 
 
 def _shown(pairs: Sequence[Pair]) -> Sequence[Pair]:
-    """The head of the list: as many as a page holds, and all against the frozen control."""
+    """The first pairs, as many as a page holds, and all pairs with the frozen control."""
     return pairs[: max(_MOST_PAIRS, sum(FROZEN in (p.first, p.second) for p in pairs))]
 
 

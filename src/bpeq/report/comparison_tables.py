@@ -27,21 +27,21 @@ COSTS = {
     "seconds": Column("time", format=duration),
     "bytes": Column("memory", format=memory),
 }
-_MOST_PAIRS = 6  # that a caption spells out
+_MOST_PAIRS = 6  # the largest number of pairs in a caption
 
 
 def comparison_table(comparison: dict[str, Any] | Comparison) -> rich.table.Table:
-    """The rules of a comparison: the leading metric over seeds, fidelity, the cost of one gradient.
+    """A table of the rules of a comparison: the leading metric, fidelity, the cost of one gradient.
 
-    Null controls stand apart below the rules, under a line that says what they are. The caption
-    holds the paired differences and the comparison's notes. If fidelity is known it takes the
-    place of the best and the worst seed: a table is 80 columns wide.
+    Null controls stand below the rules, under their own heading. The caption holds the paired
+    differences and the comparison's notes. A known fidelity replaces the best and the worst seed,
+    because a table is 80 columns wide.
 
     Args:
-      comparison: what comparison.json holds.
+      comparison: the content of comparison.json.
 
     Returns:
-      A table for a terminal.
+      The table for a terminal.
 
     Raises:
       DataError: a metric or a cost is not a number.
@@ -82,19 +82,42 @@ def comparison_table(comparison: dict[str, Any] | Comparison) -> rich.table.Tabl
 
 
 def rules_of(comparison: Comparison) -> Rules:
-    """The rules in the order of the file, the null controls after all others."""
+    """The rules in the order of the file, then the null controls.
+
+    Args:
+      comparison: the comparison.
+
+    Returns:
+      Name -> row.
+    """
     return dict(sorted(comparison.rules.items(), key=lambda pair: pair[1].control))
 
 
 def leading_metric(rules: Rules) -> Metric | None:
-    """The metric that a comparison leads with: `primary` of those that most rules have."""
+    """The metric that a comparison leads with: `primary` of the metrics that most rules have.
+
+    Args:
+      rules: the rows by name.
+
+    Returns:
+      The metric; None if no rule has a metric.
+    """
     names = [name for row in rules.values() for name in row.metrics]
     most = max(map(names.count, names), default=0)
     return primary(name for name in dict.fromkeys(names) if names.count(name) == most)
 
 
 def notes_of(comparison: Comparison, rules: Rules, pairs: Sequence[Pair]) -> list[str]:
-    """Nulls beaten and unbeaten, what is lost, what is known of rows; then the comparison's own."""
+    """The notes of a comparison: rules against null controls, missing results, notes of rows.
+
+    Args:
+      comparison: the comparison, whose own notes come last.
+      rules: the rows by name.
+      pairs: the paired differences.
+
+    Returns:
+      The notes.
+    """
     m = leading_metric(rules)
     if m is None:
         notes = ["No rule has any result: none of the runs finished."]
@@ -114,9 +137,17 @@ def notes_of(comparison: Comparison, rules: Rules, pairs: Sequence[Pair]) -> lis
 
 
 def results_table(rules: Rules, m: Metric) -> Table:
-    """The metrics of a page: the leading one, then its family, then others but few losses.
+    """The metrics of a page: the leading one, others of its family, then others.
 
-    At most five, which is what a page is wide; comparison.csv has them all.
+    A page has room for five metrics. comparison.csv has all. Test and validation losses are left
+    out.
+
+    Args:
+      rules: the rows by name.
+      m: the leading metric.
+
+    Returns:
+      The table.
     """
     others = [metric(name) for name in ordered(k for row in rules.values() for k in row.metrics)]
     others = [o for o in others if o.family != "loss" or o.split not in ("test", "validation")]
@@ -132,7 +163,14 @@ def results_table(rules: Rules, m: Metric) -> Table:
 
 
 def differences_table(pairs: Sequence[Pair]) -> Table:
-    """A row a pair: the mean difference, its interval, what the interval allows one to say."""
+    """A table with one row for each pair: the mean difference, its interval, the verdict.
+
+    Args:
+      pairs: the paired differences.
+
+    Returns:
+      The table.
+    """
     level = f"{100 * pairs[0].level:g} % interval" if pairs else "interval"
     columns = [Column("difference"), Column("mean"), Column(level), Column("pairs", format=str)]
     rows = [
@@ -143,7 +181,14 @@ def differences_table(pairs: Sequence[Pair]) -> Table:
 
 
 def costs_table(rules: Rules) -> Table:
-    """What one gradient costs each rule, and what training took."""
+    """The cost of one gradient of each rule, and the time of its training.
+
+    Args:
+      rules: the rows by name.
+
+    Returns:
+      The table.
+    """
     names = list(dict.fromkeys(name for row in rules.values() for name in row.cost))
     names.sort(key=lambda name: [*COSTS].index(name) if name in COSTS else len(COSTS))
     first = rules[base_of(rules)]
@@ -164,16 +209,29 @@ def costs_table(rules: Rules) -> Table:
 
 
 def base_of(rules: Rules) -> str:
-    """The rule whose costs the others are set against: backprop, else the first."""
+    """The rule with which the costs of the others are compared: backprop, else the first.
+
+    Args:
+      rules: the rows by name.
+
+    Returns:
+      The name of the rule.
+    """
     return "backprop" if "backprop" in rules else next(iter(rules))
 
 
 def csv_table(rules: Rules) -> Table:
-    """rule, control, seeds, metrics, costs and fidelity; absent figures are empty.
+    """The table of comparison.csv: rule, control, seeds, metrics, costs and fidelity.
 
-    Their columns: METRIC_mean, METRIC_std; cost_NAME; and of the whole gradient, before and after
-    training, END_relative_error and END_cosine. Figures are as in comparison.json: shares are
-    fractions, and what is not finite is nan or inf.
+    The columns are METRIC_mean, METRIC_std, cost_NAME, and END_relative_error and END_cosine for
+    the whole gradient before and after training. Numbers are as in comparison.json: shares are
+    fractions, numbers that are not finite are nan or inf, and missing numbers are empty.
+
+    Args:
+      rules: the rows by name.
+
+    Returns:
+      The table.
     """
     metrics = ordered(name for row in rules.values() for name in row.metrics)
     costs = list(dict.fromkeys(name for row in rules.values() for name in row.cost))
@@ -194,7 +252,16 @@ def csv_table(rules: Rules) -> Table:
 
 
 def figure_of(row: ComparisonRow, m: Metric, absent: str | None) -> Statistic | str | None:
-    """A rule's figures; else that it diverged, or `absent`."""
+    """The statistic of a rule's metric.
+
+    Args:
+      row: the row of the rule.
+      m: the metric.
+      absent: the value for a rule without this metric that did not diverge.
+
+    Returns:
+      The statistic, "diverged", or `absent`.
+    """
     return row.metrics.get(m.name, "diverged" if row.diverged else absent)
 
 
@@ -208,7 +275,7 @@ def _extremes(row: ComparisonRow, m: Metric | None) -> str:
 def _grouped(
     rules: Rules, cells: Callable[[str, ComparisonRow], list[Any]], label: str = "Null controls"
 ) -> list[Group]:
-    """The rules, and apart from them the null controls."""
+    """The rules, and the null controls as a separate group."""
     parts = [[cells(k, row) for k, row in rules.items() if row.control == c] for c in (False, True)]
     return [Group(parts[0]), Group(parts[1], label)]
 

@@ -1,4 +1,4 @@
-"""Learning curves: a mean line, a band from the lowest to the highest seed, or a line a seed."""
+"""Learning curves: a mean line, with a band over the seeds or with a line for each seed."""
 
 from __future__ import annotations
 
@@ -16,17 +16,25 @@ from bpeq.runs.results import Floats, History, Series
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-FEW_SEEDS = 10  # up to here a lone curve shows every seed as a line, above it as a band
-ERROR_DECADES = 1.0  # a log axis from here on: the last points of an error are what one looks for
+FEW_SEEDS = 10  # a single curve shows up to this number of seeds as lines, more as a band
+ERROR_DECADES = 1.0  # for errors, a log axis from here on: readers look at the last points
 LOG_DECADES = 1.5
-MOST_POINTS = 600  # of a line
-_MOST_BANDS = 5  # bands of more curves than that hide each other
-_MARKED = 5  # logged points that each get a dot
+MOST_POINTS = 600  # the largest number of points of a line
+_MOST_BANDS = 5  # bands of more curves hide each other
+_MARKED = 5  # the largest number of logged points with a dot each
 _LINEAR = ("solved", "unsettled", "r2", "accuracy")
 
 
 class Curve(NamedTuple):
-    """One line: x `[k]`, values `[k, seeds]` in the metric's unit, how it looks."""
+    """One line of a plot.
+
+    Args:
+      label: its name.
+      x: `[k]`, epochs or steps.
+      values: `[k, seeds]`, in the metric's unit.
+      colour: its colour.
+      dash: its line style; the default is solid.
+    """
 
     label: str
     x: Floats
@@ -36,7 +44,7 @@ class Curve(NamedTuple):
 
     @property
     def mean(self) -> Floats:
-        """`[k]`, over the seeds that are finite there; NaN where none is."""
+        """`[k]`, the mean over the finite seeds; NaN without one."""
         kept = np.isfinite(self.values)
         total = np.where(kept, self.values, 0.0).sum(axis=1)
         number = kept.sum(axis=1)
@@ -44,9 +52,15 @@ class Curve(NamedTuple):
 
 
 def run_panels(history: History) -> list[Panel]:
-    """A panel for each family of metrics, its test, validation and train curves in one.
+    """Makes a panel for each family of metrics, with its test, validation and train curves.
 
-    Sweeps that never change, those of a fixed number of steps, are left out.
+    Numbers of sweeps that never change are left out.
+
+    Args:
+      history: the metrics over training.
+
+    Returns:
+      The panels.
     """
     families: dict[str, list[str]] = {}
     for name in ordered(history.series):
@@ -75,12 +89,16 @@ def run_panels(history: History) -> list[Panel]:
 def rule_panels(
     histories: Mapping[str, History], controls: Sequence[str], names: Sequence[str]
 ) -> list[Panel]:
-    """A panel for each metric in `names`, a curve for each rule; controls grey and dashed.
+    """Makes a panel for each metric, with a curve for each rule. Null controls are grey and dashed.
 
     Args:
-      histories: by rule, the controls last. A rule's place gives its colour.
-      controls: which of the rules are null controls.
-      names: metrics.
+      histories: the metrics over training by rule, the null controls last. The place of a rule sets
+        its colour.
+      controls: the names of the null controls.
+      names: the metrics to draw.
+
+    Returns:
+      The panels.
     """
     panels = []
     for name in names:
@@ -99,7 +117,16 @@ def rule_panels(
 
 
 def thin(x: Floats, y: Floats, most: int = MOST_POINTS) -> tuple[Floats, Floats]:
-    """A long curve in fewer points that looks the same: each stretch keeps its extremes."""
+    """Reduces a long curve to fewer points that look the same: each part keeps its extremes.
+
+    Args:
+      x: `[k]`, the x values.
+      y: `[k]`, the y values.
+      most: the number of points above which the curve is reduced.
+
+    Returns:
+      The remaining x and y.
+    """
     if len(x) <= most:
         return x, y
     keep = {0, len(x) - 1}
@@ -114,7 +141,7 @@ def thin(x: Floats, y: Floats, most: int = MOST_POINTS) -> tuple[Floats, Floats]
 
 def _curve(label: str, series: Series, shown: Metric, index: int) -> Curve:
     values = np.where(np.isfinite(series.values), series.values, np.nan) * shown.scale
-    if shown.family == "solved":  # a share of seeds: 0 or 1 a seed has no band
+    if shown.family == "solved":  # a share over seeds; single seeds are 0 or 1 and have no band
         values = Curve("", series.x, values, "").mean[:, None]
     return Curve(label, series.x, values, colours.series(index), colours.dash(index))
 
@@ -142,7 +169,7 @@ def _panel(shown: Metric, curves: list[Curve], axis: str) -> Panel | None:
 
 
 def _draw_curve(axes: Axes, curve: Curve, every_seed: bool, band: bool) -> Any:
-    """Seeds as lines, dots or a band; the mean over them; a cross where a seed is lost."""
+    """Draws seeds as lines, dots or a band, their mean, and a cross where a seed is lost."""
     single, colour = len(curve.x) == 1, curve.colour
     marker = "o" if len(curve.x) <= _MARKED else ""
     if every_seed or single:
@@ -166,7 +193,7 @@ def _draw_curve(axes: Axes, curve: Curve, every_seed: bool, band: bool) -> Any:
 
 
 def _set_limits(axes: Axes, curves: list[Curve], log: bool, shown: Metric) -> None:
-    """Shares start at 0, other values where they are not far from it."""
+    """Sets the limits of y: 0 is included for shares, and for other values if they are near 0."""
     points = np.concatenate([c.values[np.isfinite(c.values)] for c in curves])
     low, high = float(points.min()), float(points.max())
     if log:

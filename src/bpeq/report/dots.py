@@ -1,4 +1,4 @@
-"""Dot plots: every seed's final value by rule, and paired differences with their intervals."""
+"""Dot plots: the final value of every seed, and paired differences with their intervals."""
 
 from __future__ import annotations
 
@@ -17,13 +17,20 @@ from bpeq.runs.results import ComparisonRow
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-_ROW = 0.44  # inches a row: its name above, its dots below
+_ROW = 0.44  # inches of a row: its name above, its dots below
 
 
 def final_values(rules: Mapping[str, ComparisonRow], m: Metric) -> Panel | None:
-    """Every seed's final value, a row a rule, the mean as a bar; controls grey, as dotted lines.
+    """Draws every seed's final value, one row for each rule, with a bar at the mean.
 
-    None if no rule has a finite value.
+    Null controls are grey, with dotted lines through the other rows.
+
+    Args:
+      rules: the rows by name.
+      m: the metric.
+
+    Returns:
+      The panel; None if no rule has a finite value.
     """
     shown = {name: row for name, row in rules.items() if m.name in row.metrics}
     points = {name: m.scale * row.metrics[m.name].finite for name, row in shown.items()}
@@ -41,7 +48,7 @@ def final_values(rules: Mapping[str, ComparisonRow], m: Metric) -> Panel | None:
             mean = m.scale * row.metrics[m.name].mean
             _label(axes, y, name, " · null control" if row.control else "", colour)
             _put_figures(axes, y, _figures(m, row))
-            # one below the other, so that seeds of equal value can be counted
+            # Dots have different heights, so that equal values can be counted.
             heights = y + 0.22 + np.linspace(-0.12, 0.12, len(points[name]) + 2)[1:-1]
             fill = "none" if row.control else colour
             axes.scatter(points[name], heights, s=20, c=fill, edgecolors=colour, alpha=0.6, lw=0.9)
@@ -58,9 +65,13 @@ def final_values(rules: Mapping[str, ComparisonRow], m: Metric) -> Panel | None:
 
 
 def paired(pairs: Sequence[Pair]) -> Panel | None:
-    """Paired differences, a row a pair, with their intervals; one metric, that of the first.
+    """Draws paired differences with their intervals, one row for each pair.
 
-    None if none is finite.
+    Args:
+      pairs: the paired differences. Only those with the metric of the first are drawn.
+
+    Returns:
+      The panel; None if no difference is finite.
     """
     shown = [p for p in pairs if math.isfinite(p.mean) and p.metric == pairs[0].metric]
     if not shown:
@@ -90,7 +101,15 @@ def paired(pairs: Sequence[Pair]) -> Panel | None:
 
 
 def colour_of(rules: Mapping[str, ComparisonRow], name: str) -> str:
-    """The colour of a rule: by its place among all rules. Controls are grey."""
+    """The colour of a rule, by its place among all rules. Null controls are grey.
+
+    Args:
+      rules: the rows by name.
+      name: the name of the rule.
+
+    Returns:
+      The colour.
+    """
     return colours.CONTROL if rules[name].control else colours.series([*rules].index(name))
 
 
@@ -105,7 +124,7 @@ def _set_frame(axes: Axes, rows: int, label: str) -> None:
 
 
 def _label(axes: Axes, y: float, name: str, rest: str, colour: str) -> None:
-    """The name of a row, and what follows it, at the left above its dots."""
+    """Writes the name of a row and the text after it above its dots, at the left."""
     rest = abbreviate(rest, max(20, 40 - len(name)))
     text = abbreviate(name, 40 - len(rest)) + rest
     axes.text(0, y - 0.2, text, color=colour, weight="bold", **_place(axes))

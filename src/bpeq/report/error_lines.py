@@ -1,4 +1,4 @@
-"""Curves of an error on a log axis, named beside the axes, with guides of a known slope."""
+"""Curves of an error on a log axis, with a legend and with guide lines of a known slope."""
 
 from __future__ import annotations
 
@@ -21,7 +21,18 @@ _TALL = 3.4  # inches
 
 
 class ErrorLine(NamedTuple):
-    """One curve: x `[k]` rising, y `[k]`, the share of phases that settled `[k]`; how it looks."""
+    """One curve of an error.
+
+    Args:
+      label: its name.
+      x: `[k]`, rising.
+      y: `[k]`, the error.
+      settled: `[k]`, the share of settled phases.
+      colour: its colour.
+      dash: its line style; the default is solid.
+      precision: "float32" or "float64"; empty if unknown.
+      beta: its β; 0 if β varies.
+    """
 
     label: str
     x: Floats
@@ -34,13 +45,20 @@ class ErrorLine(NamedTuple):
 
     @property
     def drawn(self) -> np.ndarray:
-        """`[k]`, which points log axes can show: finite, and above 0."""
+        """`[k]`, whether log axes can show the point: it is finite and above 0."""
         x, y = self.x, self.y
         return np.isfinite(x) & (x > 0) & np.isfinite(y) & (y > 0)
 
 
 class Words(NamedTuple):
-    """What a panel of lines is called: its y and x axis, its caption, what the alt text adds."""
+    """The texts of a panel of lines.
+
+    Args:
+      quantity: the label of the y axis.
+      axis: the label of the x axis.
+      caption: the caption.
+      alt: the end of the alt text; may be empty.
+    """
 
     quantity: str
     axis: str
@@ -56,15 +74,18 @@ def line_panel(
     extra: Sequence[tuple[float, float]] = (),
     slopes: Mapping[str, str] = MappingProxyType({}),
 ) -> Panel | None:
-    """A panel of lines over a log y axis; None if no line has a point to draw.
+    """Makes a panel of lines over a log y axis.
 
     Args:
-      lines: with the same label they share one entry of the legend.
-      words: what the panel is called.
+      lines: the lines. Lines with the same label share one entry of the legend.
+      words: the texts of the panel.
       log_x: whether the x axis is logarithmic too.
-      more: draws into the axes, below the lines, once their limits are fixed.
-      extra: points that must lie within the axes.
-      slopes: what follows a line's label, by label.
+      more: draws into the axes below the lines, after the limits are set; None: nothing.
+      extra: points (x, y) that must lie within the axes.
+      slopes: label -> text after the label in the legend.
+
+    Returns:
+      The panel; None if no line has a point to draw.
     """
     lines = [line for line in lines if line.drawn.any()]
     if not lines:
@@ -105,7 +126,14 @@ def line_panel(
 
 
 def guide(axes: Axes, curve: Callable[[Floats], Floats], last: float, text: str) -> None:
-    """A dotted guide, up to x = `last`, named at its middle within the axes."""
+    """Draws a dotted guide line, with a text at its middle.
+
+    Args:
+      axes: the axes, whose limits are set.
+      curve: x -> y of the line.
+      last: the largest x of the line.
+      text: the text.
+    """
     (left, right), (low, high) = axes.get_xlim(), axes.get_ylim()
     spaced = np.geomspace if axes.get_xscale() == "log" else np.linspace
     x = spaced(left, min(right, last), 200)

@@ -1,4 +1,4 @@
-"""The report of a fidelity folder, its terminal table; and the section of a run's own fidelity."""
+"""The report of a fidelity folder, its terminal table, and the section in a run's report."""
 
 from __future__ import annotations
 
@@ -31,16 +31,16 @@ _MOST_TILES = 5
 
 
 def fidelity_table(result: dict[str, Any] | Fidelity) -> Table:
-    """Estimates against exact gradients: a row a rule and, indented below it, a row a layer.
+    """A table of estimates against exact gradients: one row for each rule, then one for each layer.
 
-    A rule that follows another objective than the cost has a second set of rows, against that.
-    The caption holds the bias orders, the equilibrium and the notes.
+    A rule with another objective than the cost has more rows, against that objective. The caption
+    holds the bias orders, the equilibrium and the notes.
 
     Args:
-      result: what fidelity.json holds.
+      result: the content of fidelity.json.
 
     Returns:
-      A table for a terminal of 80 columns.
+      The table, for a terminal of 80 columns.
 
     Raises:
       DataError: a key is missing or its value has the wrong type.
@@ -62,21 +62,21 @@ def fidelity_table(result: dict[str, Any] | Fidelity) -> Table:
 
 
 def write_fidelity_report(folder: Path) -> Path:
-    """Draws a fidelity result: writes fidelity.png and report.html into its folder.
+    """Writes fidelity.png and report.html into the folder of a fidelity result.
 
-    Reads fidelity.json, and config.toml and environment.json if they are there. The figures:
-    relative error by layer; then, as far as the result has them, over β, over the points of the
-    holomorphic estimate, over sweeps; and EP's updates against BPTT's gradients.
+    It reads fidelity.json, and config.toml and environment.json if they exist. The figures show the
+    relative error by layer, and, if they were measured, over β, over the points of the holomorphic
+    estimate and over sweeps, and EP's updates against BPTT's gradients.
 
     Args:
-      folder: the fidelity folder.
+      folder: the folder of the fidelity result.
 
     Returns:
-      The path of report.html. If no rule has figures there may be no fidelity.png.
+      The path of report.html. If no rule was measured there may be no fidelity.png.
 
     Raises:
-      DataError: a file is absent, truncated or corrupt, a key missing or of the wrong type; names
-        file and key.
+      DataError: a file is absent, truncated or corrupt, or a key is missing or has the wrong type.
+        The message names file and key.
     """
     folder = Path(folder)
     result = read(Fidelity, folder / "fidelity.json")
@@ -113,10 +113,13 @@ def write_fidelity_report(folder: Path) -> Path:
 
 
 def training_section(fidelity: TrainingFidelity | None) -> Section:
-    """A run's "Gradient fidelity": layer by layer, before and after training; else empty.
+    """The section "Gradient fidelity" of a run: layer by layer, before and after training.
 
     Args:
-      fidelity: `fidelity` of summary.json.
+      fidelity: the `fidelity` of summary.json; None: not measured.
+
+    Returns:
+      The section; empty if there is no fidelity.
     """
     title = "Gradient fidelity"
     if fidelity is None:

@@ -1,4 +1,4 @@
-"""What is said of a fidelity result in words, in the terminal and on the page alike."""
+"""The sentences about a fidelity result, for the terminal and the page."""
 
 from __future__ import annotations
 
@@ -14,7 +14,14 @@ _THEORY = {"one-sided": 1, "centered": 2}
 
 
 def worst_layer(r: RuleFidelity) -> str:
-    """ "0.230 in conv_1", the layer that is furthest off; empty if there are no two."""
+    """The layer with the largest error, such as "0.230 in conv_1".
+
+    Args:
+      r: the fidelity of the rule.
+
+    Returns:
+      The text; empty for fewer than two layers.
+    """
     errors = {name: m.relative_error for name, m in r.layers.items()}
     if len(errors) < 2:
         return ""
@@ -23,7 +30,14 @@ def worst_layer(r: RuleFidelity) -> str:
 
 
 def objectives(rules: Mapping[str, RuleFidelity]) -> str:
-    """Which rules follow another objective than the cost, and what that means; empty if none do."""
+    """Names the rules that follow another objective than the cost, and says what that means.
+
+    Args:
+      rules: the fidelity of each rule.
+
+    Returns:
+      The text; empty if there is no such rule.
+    """
     follows = [
         f"{name} follows {r.own_objective.objective}"
         for name, r in rules.items()
@@ -38,7 +52,14 @@ def objectives(rules: Mapping[str, RuleFidelity]) -> str:
 
 
 def orders(result: Fidelity) -> str:
-    """The fitted orders of the bias in one sentence; empty without a fit."""
+    """The fitted orders of the bias in one sentence.
+
+    Args:
+      result: the fidelity result.
+
+    Returns:
+      The sentence; empty without a fit.
+    """
     known = [
         f"{name} {format_number(order, decimals=2)}"
         for name, order in result.bias_order.items()
@@ -49,13 +70,27 @@ def orders(result: Fidelity) -> str:
 
 
 def pole(result: Fidelity) -> str:
-    """The distance to the nearest pole; empty if it is not known."""
+    """The distance to the nearest pole in one sentence.
+
+    Args:
+      result: the fidelity result.
+
+    Returns:
+      The sentence; empty if the distance is unknown.
+    """
     radius = result.radius
     return "" if radius is None else f"Nearest pole in β: {format_number(radius)} away."
 
 
 def precisions(rules: Mapping[str, RuleFidelity]) -> str:
-    """Each rule's relative error in the precisions that were asked for; empty without any."""
+    """Each rule's relative error in each measured precision.
+
+    Args:
+      rules: the fidelity of each rule.
+
+    Returns:
+      The sentence; empty without precisions.
+    """
     parts = []
     for name, r in rules.items():
         errors = [f"{format_number(m.relative_error)} in {p}" for p, m in r.precisions.items()]
@@ -64,7 +99,14 @@ def precisions(rules: Mapping[str, RuleFidelity]) -> str:
 
 
 def gdu(result: Fidelity) -> str:
-    """The slopes of the GDU check in one sentence; empty if it was not made."""
+    """The slopes of the GDU check in one sentence.
+
+    Args:
+      result: the fidelity result.
+
+    Returns:
+      The sentence; empty if there was no check.
+    """
     parts = []
     for name, one in result.gdu.items():
         theory = f" (theory {_THEORY[name]})" if name in _THEORY else ""
@@ -74,7 +116,14 @@ def gdu(result: Fidelity) -> str:
 
 
 def equilibrium(result: Fidelity) -> str:
-    """The settled states in one line; empty if they were not measured."""
+    """The measurements of the settled states in one sentence.
+
+    Args:
+      result: the fidelity result.
+
+    Returns:
+      The sentence; empty without measurements.
+    """
     at = result.equilibrium
     if at is None:
         return ""
@@ -99,14 +148,28 @@ def equilibrium(result: Fidelity) -> str:
 
 
 def sample(at: Equilibrium) -> str:
-    """ " of 8 examples, 74 units each", as far as that is known."""
+    """The examples of the equilibrium, such as " of 8 examples, 74 units each".
+
+    Args:
+      at: the measurements of the equilibrium.
+
+    Returns:
+      The text, with the known numbers.
+    """
     parts = [] if at.examples is None else [f"{count(at.examples)} examples"]
     parts += [] if at.units is None else [f"{count(at.units)} units each"]
     return f" of {', '.join(parts)}" if parts else ""
 
 
 def notes(result: Fidelity) -> list[str]:
-    """The result's own notes, those of its rules, and what its figures call for."""
+    """All notes: of the result, of its rules, and about numbers that need a warning.
+
+    Args:
+      result: the fidelity result.
+
+    Returns:
+      The notes.
+    """
     texts = [*result.notes]
     texts += [f"{name}: {r.note}" for name, r in result.rules.items() if r.note]
     for name, r in result.measured.items():
@@ -130,7 +193,7 @@ def notes(result: Fidelity) -> list[str]:
 
 
 def _jumps(at: Equilibrium) -> str:
-    """Which examples leave their branch, along the grid of β: "3.1 % at 0.2, 25 % at 0.3"."""
+    """The shares of examples that jump at each β, such as "3.1 % at 0.2, 25 % at 0.3"."""
     far = [(beta, part) for beta, part in at.along if part > 0]
     still = [beta for beta, _ in at.along if not far or beta < far[0][0]]
     begin = f"none jumps up to β = {setting(still[-1])}" if still else "jumps along β:"
@@ -139,7 +202,7 @@ def _jumps(at: Equilibrium) -> str:
 
 
 def _not_finite(result: Fidelity) -> list[str]:
-    """The errors that are not finite, by rule and layer, and by line of a grid; plots lack them."""
+    """Names the errors that are not finite, by rule, layer and line of a grid. Plots omit them."""
     texts = []
     for name, r in result.measured.items():
         errors = {"all": r.relative_error}
@@ -158,7 +221,7 @@ def _not_finite(result: Fidelity) -> list[str]:
 
 
 def _grid_places(result: Fidelity, wanted: Callable[[float], bool]) -> list[str]:
-    """Where the grids have such errors, line by line."""
+    """The points of the grids whose error is `wanted`, one text for each line."""
     lines: dict[str, list[str]] = {}
     for p in result.grid:
         if wanted(p.relative_error):

@@ -1,4 +1,4 @@
-"""The panels of a fidelity result: error by layer, over β, points and sweeps; and the GDU check."""
+"""The panels of a fidelity result: error by layer, over β, points and sweeps; the GDU check."""
 
 from __future__ import annotations
 
@@ -26,22 +26,28 @@ from bpeq.runs.results import Fidelity, Floats, Gdu, RuleFidelity
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-RUNAWAY = 1e4  # a relative error above which a nudged phase has run away
+RUNAWAY = 1e4  # above this relative error a nudged phase has diverged
 _MOST_TICKS = 24
 
-_Key = tuple[str, str, float]  # rule, estimator, β: what a line holds fixed
+_Key = tuple[str, str, float]  # rule, estimator, β: constant along a line
 
 
 def layer_panel(rules: Mapping[str, RuleFidelity]) -> Panel | None:
-    """Relative error by layer, from input to output, then of all together; a colour a rule.
+    """Draws the relative error by layer, from input to output, then of all parameters together.
 
-    An error of exactly 0 lies on the lower edge, one that is not finite on the upper one.
+    An error of exactly 0 is at the lower edge. An error that is not finite is at the upper edge.
+
+    Args:
+      rules: the fidelity of each rule.
+
+    Returns:
+      The panel; None without rules.
     """
     if not rules:
         return None
     layers = list(dict.fromkeys(name for r in rules.values() for name in r.layers))
     ticks = [*layers, "all"]
-    # [rules, layers + 1]; −1 where the rule has no such layer
+    # [rules, layers + 1]; −1 if the rule has no such layer
     errors = np.asarray(
         [
             [r.layers[name].relative_error if name in r.layers else -1.0 for name in layers]
@@ -74,7 +80,7 @@ def layer_panel(rules: Mapping[str, RuleFidelity]) -> Panel | None:
             y = np.where(np.isfinite(values), y, high)
             style: dict[str, Any] = {"color": colours.series(i), "clip_on": False}
             (line,) = axes.plot(x[:-1], y[:-1], colours.dash(i), lw=1, alpha=0.45, **style)
-            # other marks where a log axis has no place; the last dot, of all together, is larger
+            # A log axis has no place for 0 and ∞, which get other marks. The last dot is the total.
             for mark, which in (("o", values > 0), ("v", values == 0), ("x", ~np.isfinite(values))):
                 face = colours.PAPER if mark == "v" else style["color"]
                 for at in np.flatnonzero(which & np.isfinite(y)):
@@ -95,16 +101,31 @@ def layer_panel(rules: Mapping[str, RuleFidelity]) -> Panel | None:
 
 
 def grid_panels(result: Fidelity) -> list[Panel]:
-    """Error over β, over N and over sweeps: those that the grid has."""
+    """Draws the error over β, over N and over sweeps.
+
+    Args:
+      result: the fidelity result.
+
+    Returns:
+      The panels of the grids that were measured.
+    """
     made = [_beta_panel(result), _points_panel(result), _sweeps_panel(result)]
     return [panel for panel in made if panel is not None]
 
 
 def grid_lines(result: Fidelity, varied: str) -> dict[_Key, list[ErrorLine]]:
-    """The grid over `varied` as lines, a colour each; float64 dashed if float32 is there too."""
+    """Turns a grid into coloured lines. float64 is dashed if float32 was also measured.
+
+    Args:
+      result: the fidelity result.
+      varied: the varied setting, "beta", "points" or "sweeps".
+
+    Returns:
+      (rule, estimator, β) -> its lines, one for each precision.
+    """
     groups: dict[_Key, dict[str, list[tuple[float, float, float]]]] = {}
     for p in result.grid:
-        if p.varied == varied:  # over N each point is an estimator of its own
+        if p.varied == varied:  # over N each point is another estimator
             estimator = "" if varied == "points" else p.estimator
             key = (p.rule, estimator, 0.0 if varied == "beta" else p.beta or 0.0)
             row = (p.x, p.relative_error, p.converged)
@@ -113,7 +134,7 @@ def grid_lines(result: Fidelity, varied: str) -> dict[_Key, list[ErrorLine]]:
     for place, (key, parts) in enumerate(groups.items()):
         for precision in sorted(parts):  # float32, then float64
             x, y, settled = np.asarray(sorted(parts[precision]), dtype=np.float64).T
-            y = np.where(y > RUNAWAY, np.nan, y)  # it would squeeze all others into a line
+            y = np.where(y > RUNAWAY, np.nan, y)  # it would compress the scale of all others
             dash = "--" if precision == "float64" and len(parts) > 1 else "-"
             label, colour = _label(key, list(groups)), colours.series(place)
             line = ErrorLine(label, x, y, settled, colour, dash, precision, key[2])
@@ -122,7 +143,14 @@ def grid_lines(result: Fidelity, varied: str) -> dict[_Key, list[ErrorLine]]:
 
 
 def gdu_panel(gdu: Mapping[str, Gdu]) -> Panel | None:
-    """The mismatch of EP's updates and BPTT's gradients over β, beside slopes of 1 and 2."""
+    """Draws the mismatch of EP's updates and BPTT's gradients over β, with slopes of 1 and 2.
+
+    Args:
+      gdu: the GDU check of each nudging.
+
+    Returns:
+      The panel; None without a check.
+    """
     lines = []
     for place, (name, one) in enumerate(gdu.items()):
         order = np.argsort(one.betas)
@@ -130,7 +158,7 @@ def gdu_panel(gdu: Mapping[str, Gdu]) -> Panel | None:
         lines.append(ErrorLine(name, x, y, np.ones(len(x)), colours.series(place)))
 
     def guides(axes: Axes) -> None:
-        for order in (1, 2):  # below the line that should run along it
+        for order in (1, 2):  # below the line that should have this slope
             along = [a for a in lines if (1 if a.label == "one-sided" else 2) == order]
             for line in [a for a in along if a.drawn.any()][:1]:
                 last = np.flatnonzero(line.drawn)[-1]
@@ -151,7 +179,7 @@ def _beta_panel(result: Fidelity) -> Panel | None:
     names = {rule for rule, _, _ in by_key}
     in_use = {k: r for k, r in result.measured.items() if k in names and _is_positive(r.beta)}
     orders = {name: order for name, order in result.bias_order.items() if math.isfinite(order)}
-    # a fit is named by its estimator or rule; the first line of that name is what was fitted
+    # The name of a fit is its estimator or rule. The first line of this name was fitted.
     fitted = {(key[1] or key[0]): part[0] for key, part in reversed(by_key.items())}
 
     def more(axes: Axes) -> None:
@@ -204,7 +232,7 @@ def _sweeps_panel(result: Fidelity) -> Panel | None:
 
 
 def _draw_bias(axes: Axes, result: Fidelity, name: str, colour: str) -> None:
-    """The fitted bias, broad and faint where it was fitted, dotted below."""
+    """Draws the fitted bias: a broad line over the fitted range, a dotted line below it."""
     fit, order = result.fit.get(name), result.bias_order[name]
     betas = [beta for beta in fit.betas if _is_positive(beta)] if fit else []
     if (
@@ -222,7 +250,7 @@ def _draw_bias(axes: Axes, result: Fidelity, name: str, colour: str) -> None:
 
 
 def _draw_beta_in_use(axes: Axes, rules: Mapping[str, RuleFidelity]) -> None:
-    """A ring around each rule's error at its own β, and a line for each such β."""
+    """Draws a ring around each rule's error at its own β, and a vertical line at this β."""
     for r in rules.values():
         axes.plot(r.beta or 0.0, r.relative_error, "o", mfc="none", color=colours.INK, ms=10)
     for beta in sorted({r.beta or 0.0 for r in rules.values()}):
@@ -237,7 +265,7 @@ def _draw_beta_in_use(axes: Axes, rules: Mapping[str, RuleFidelity]) -> None:
 
 
 def _label(key: _Key, keys: Sequence[_Key]) -> str:
-    """What sets a line apart from the others, else its estimator or rule."""
+    """The name of a line: what distinguishes it from the others, else its estimator or rule."""
     rule, estimator, beta = key
     parts = [rule] if len({k[0] for k in keys}) > 1 else []
     parts += [estimator] if len({k[1] for k in keys}) > 1 and estimator else []

@@ -26,12 +26,15 @@ _ENDS = (
 
 
 def measures_table(result: Fidelity, looks: Mapping[str, str], own: bool) -> Table:
-    """A row a rule and, indented below it, a row a layer; how the phases ended at the right.
+    """A table with one row for each rule and one for each of its layers, and how the phases ended.
 
     Args:
-      result: what fidelity.json holds.
+      result: the fidelity result.
       looks: the colour of each rule.
-      own: whether rows against a rule's own objective follow its other rows.
+      own: whether to add rows against the rule's own objective.
+
+    Returns:
+      The table.
     """
     rows: list[list[Any]] = []
     for name, r in result.measured.items():
@@ -47,7 +50,15 @@ def measures_table(result: Fidelity, looks: Mapping[str, str], own: bool) -> Tab
 
 
 def own_objectives_table(result: Fidelity, looks: Mapping[str, str]) -> Table:
-    """The same against what each rule follows, for those that follow another objective."""
+    """A table of the rules with another objective than the cost, against this objective.
+
+    Args:
+      result: the fidelity result.
+      looks: the colour of each rule.
+
+    Returns:
+      The table.
+    """
     rows: list[list[Any]] = []
     for name, r in result.measured.items():
         if (own := r.own_objective) is not None:
@@ -57,7 +68,15 @@ def own_objectives_table(result: Fidelity, looks: Mapping[str, str]) -> Table:
 
 
 def training_table(rules: Mapping[str, TrainingFidelity], looks: Mapping[str, str]) -> Table:
-    """Errors and cosines with initial and with trained parameters: in total, and layer by layer."""
+    """A table of errors and cosines at initial and trained parameters, in total and by layer.
+
+    Args:
+      rules: the fidelity of each rule before and after training.
+      looks: the colour of each rule.
+
+    Returns:
+      The table.
+    """
     ends = [e for e in ("initial", "trained") if any(e in t.ends for t in rules.values())]
     columns = [Column("rule"), *(Column(f"relative error, {end}") for end in ends)]
     columns += [Column(f"cosine, {end}", format=cosine) for end in ends]
@@ -89,7 +108,15 @@ def training_table(rules: Mapping[str, TrainingFidelity], looks: Mapping[str, st
 
 
 def nudge_table(result: Fidelity, looks: Mapping[str, str]) -> Table:
-    """How far the nudge moves each state, and what its solver left unsettled."""
+    """A table of how far the nudge moves each state, and of the solver's residual.
+
+    Args:
+      result: the fidelity result.
+      looks: the colour of each rule.
+
+    Returns:
+      The table.
+    """
     rows: list[list[Any]] = []
     for name, r in result.measured.items():
         if r.nudge is not None and r.nudge.amplitude:
@@ -99,7 +126,15 @@ def nudge_table(result: Fidelity, looks: Mapping[str, str]) -> Table:
 
 
 def references_table(result: Fidelity, looks: Mapping[str, str]) -> Table:
-    """How each exact gradient was computed, and how well it settled."""
+    """A table of how each exact gradient was computed and how well it settled.
+
+    Args:
+      result: the fidelity result.
+      looks: the colour of each rule.
+
+    Returns:
+      The table.
+    """
     rows: list[list[Any]] = []
     for name, r in result.measured.items():
         if not r.reference:
@@ -115,7 +150,14 @@ def references_table(result: Fidelity, looks: Mapping[str, str]) -> Table:
 
 
 def equilibrium_table(result: Fidelity) -> Table:
-    """The figures of the settled states, a row each."""
+    """A table of the measurements of the settled states, one row for each.
+
+    Args:
+      result: the fidelity result.
+
+    Returns:
+      The table.
+    """
     at = result.equilibrium
     rows: list[list[Any]] = []
     if at is not None:
@@ -150,10 +192,16 @@ def _layer_rows(layers: Mapping[str, Measures], indent: int, empty: int) -> list
 
 
 def nearness(rule: RuleFidelity) -> tuple[float, float]:
-    """The whole gradient's relative error, and the cosine of the worst layer.
+    """The relative error of the whole gradient, and the cosine of the worst layer.
 
-    Weights that the exact gradient leaves alone, such as trained inverses, have no direction to be
-    judged by: their cosine is 0 by definition, their relative error infinite.
+    Layers whose exact gradient is zero, such as trained inverses, do not count. Their cosine is 0
+    and their relative error infinite by definition.
+
+    Args:
+      rule: the fidelity of the rule.
+
+    Returns:
+      The error and the cosine.
     """
     judged = [m for m in rule.layers.values() if m.cosine or math.isfinite(m.relative_error)]
     cosines = [m.cosine for m in judged or [rule]]

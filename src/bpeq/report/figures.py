@@ -1,7 +1,7 @@
-"""Panels onto paper: one SVG that follows the page's colours, or one PNG of several panels.
+"""Draws panels: one as SVG in the colours of the page, or several as one PNG.
 
-matplotlib's object API throughout: no pyplot, no global figure, and its settings are put back.
-matplotlib's constrained layout makes room for labels and legends.
+It uses matplotlib's object API: no pyplot, no global figure, and it restores the settings. The
+constrained layout of matplotlib makes room for labels and legends.
 """
 
 from __future__ import annotations
@@ -27,18 +27,21 @@ from bpeq.runs.history import Floats
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-WIDTH = 4.9  # inches: two panels beside each other fill the page, one fills a phone
+WIDTH = 4.9  # inches: two panels in a row fill the page, one fills a phone
 TEXT = 10.0  # points
-LOG_DECADES = 1.5  # a log axis for values that span more than this
-_CAPTION, _LEADING = 66, 0.165  # characters of a PNG's caption's lines, and inches between them
-_LEAST_DECADES = 0.7  # that a log axis spans, so that it has a tick or two
+LOG_DECADES = 1.5  # values that span more decades get a log axis
+_CAPTION, _LEADING = 66, 0.165  # a caption in a PNG: characters and inches of a line
+_LEAST_DECADES = 0.7  # the smallest span of a log axis, so that it has ticks
 
 
 class Panel(NamedTuple):
-    """One set of axes: how to draw into them, and the words that go with them.
+    """One set of axes, with the texts that belong to it.
 
-    alt: what the picture shows, for those who do not see it. caption: how to read it. height: in
-    inches.
+    Args:
+      draw: draws into the axes.
+      alt: what the picture shows, for readers who do not see it.
+      caption: how to read the picture.
+      height: in inches.
     """
 
     draw: Callable[[Axes], None]
@@ -48,12 +51,18 @@ class Panel(NamedTuple):
 
 
 def png(panels: Sequence[Panel], path: Path, title: str) -> Path:
-    """Writes the panels, two to a row, each above its caption, to a PNG with `title` on top.
+    """Writes panels to one PNG, two in a row, each above its caption.
 
-    A PNG stands alone, so that its captions must be in it.
+    Args:
+      panels: the panels, at least one.
+      path: the file.
+      title: the title of the picture.
 
     Returns:
       `path`.
+
+    Raises:
+      DataError: the disk is full or the folder cannot be written.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -87,10 +96,14 @@ def png(panels: Sequence[Panel], path: Path, title: str) -> Path:
 
 
 def svg(panel: Panel, key: str) -> str:
-    """The panel as inline SVG: text stays text, colours are the page's variables.
+    """Draws a panel as inline SVG: text stays text, and colours are variables of the page.
 
     Args:
-      key: what every id begins with, so that several figures may stand on one page.
+      panel: the panel.
+      key: the beginning of every id, so that one page can hold several figures.
+
+    Returns:
+      The SVG text.
     """
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
@@ -105,7 +118,15 @@ def svg(panel: Panel, key: str) -> str:
 
 
 def abbreviate(text: str, most: int) -> str:
-    """`text` on one line, its middle left out if it is longer than `most` characters."""
+    """Shortens a text: one line, with the middle left out if the text is too long.
+
+    Args:
+      text: the text.
+      most: the largest number of characters.
+
+    Returns:
+      The shortened text.
+    """
     text = re.sub(r"[\r\n\t]+", " ", text)
     if len(text) <= most:
         return text
@@ -114,16 +135,23 @@ def abbreviate(text: str, most: int) -> str:
 
 
 def label_axes(axes: Axes, x: str, y: str) -> None:
-    """The label of x below the axes, that of y above their left corner, where it lies flat."""
+    """Writes the label of x below the axes, and that of y horizontally above their left corner.
+
+    Args:
+      axes: the axes.
+      x: the label of x.
+      y: the label of y.
+    """
     axes.set_xlabel(x, parse_math=False)
     axes.set_title(y, loc="left", size=TEXT, parse_math=False)
 
 
 def name_lines(axes: Axes, names: Sequence[tuple[str, Any, float]]) -> None:
-    """A legend at the right, in the order in which the lines end.
+    """Adds a legend at the right, in the order of the line ends from top to bottom.
 
     Args:
-      names: label, handle, and the y of the line's end.
+      axes: the axes.
+      names: (label, handle, y of the line's end) of each line.
     """
     ranked = sorted(names, key=lambda entry: -entry[2])
     legend = axes.figure.legend(
@@ -136,13 +164,26 @@ def name_lines(axes: Axes, names: Sequence[tuple[str, Any, float]]) -> None:
 
 
 def is_logarithmic(values: Floats, decades: float = LOG_DECADES) -> bool:
-    """Whether values want a log axis: all positive, over more than so many decades."""
+    """Whether values need a log axis: all are positive, and they span many decades.
+
+    Args:
+      values: the values.
+      decades: the span above which a log axis is used.
+
+    Returns:
+      True for a log axis.
+    """
     finite = values[np.isfinite(values)]
     return bool(len(finite) and finite.min() > 0 and np.ptp(np.log10(finite)) > decades)
 
 
 def log_axis(axis: Any, values: Floats) -> None:
-    """Makes an axis logarithmic, with limits that hold the values and ticks such as 0.1, 1, 1e5."""
+    """Makes an axis logarithmic, with limits around the values and ticks such as 0.1, 1, 1e5.
+
+    Args:
+      axis: an axis of matplotlib.
+      values: the values, all positive.
+    """
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     low, high = math.log10(float(values.min())), math.log10(float(values.max()))
@@ -158,7 +199,11 @@ def log_axis(axis: Any, values: Floats) -> None:
 
 
 def whole_axis(axis: Any) -> None:
-    """Ticks at whole numbers only."""
+    """Puts the ticks of an axis at whole numbers only.
+
+    Args:
+      axis: an axis of matplotlib.
+    """
     from matplotlib.ticker import MaxNLocator
 
     axis.set_major_locator(MaxNLocator("auto", integer=True, steps=[1, 2, 5, 10]))
@@ -178,7 +223,7 @@ def _style(salt: str = "bpeq") -> Iterator[None]:
 
     with matplotlib.rc_context(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
-        matplotlib.rcdefaults()  # a user's matplotlibrc does not reach a report
+        matplotlib.rcdefaults()  # a user's matplotlibrc must not change a report
         matplotlib.rcParams.update(
             {
                 "font.size": TEXT,
@@ -205,7 +250,7 @@ def _inline(text: str, panel: Panel, key: str) -> str:
     view = re.search(r'viewBox="[^"]*"', text)
     assert view is not None, "matplotlib wrote an svg without a viewBox"
     text = text[text.index(">") + 1 :]
-    # the page's own font: sizes and weights stay, families go
+    # Keep font sizes and weights, but use the font family of the page.
     text = re.sub(r"font: (?:(\w+) )?([\d.]+px) [^;\"]*", _font, text)
     text = text.replace("xlink:href", "href")
     text = re.sub(r'\bid="', f'id="{key}-', text)

@@ -1,4 +1,4 @@
-"""What a metric is called, its unit and which way is better; and how its figures are written."""
+"""The label, the unit and the direction of a metric, and the format of its values."""
 
 from __future__ import annotations
 
@@ -17,7 +17,17 @@ SPLITS = ("test", "validation", "train")
 
 
 class Metric(NamedTuple):
-    """How to show a metric. `better`: −1 lower, +1 higher, 0 unknown. `split` may be empty."""
+    """How reports show a metric.
+
+    Args:
+      name: its name in the result files.
+      split: "test", "validation", "train", or empty.
+      family: its name without the split.
+      label: its name in reports.
+      unit: its unit; empty without one.
+      scale: the factor from the value in a file to the unit.
+      better: −1 if lower is better, +1 if higher is better, 0 if unknown.
+    """
 
     name: str
     split: str
@@ -29,28 +39,42 @@ class Metric(NamedTuple):
 
     @property
     def axis(self) -> str:
-        """The label with its unit: "test error, %"."""
+        """The label with its unit, such as "test error, %"."""
         return f"{self.label}, {self.unit}" if self.unit else self.label
 
     @property
     def after(self) -> str:
-        """The unit as it follows a figure: " %", or nothing if it has none or a long one."""
+        """The unit after a number: " %"; empty for other units."""
         return " %" if self.unit == "%" else ""
 
     @property
     def column(self) -> Column:
-        """A column of `Statistic` of this metric."""
+        """The column of a table that holds a `Statistic` of this metric."""
         unit = "" if self.family == "solved" else self.unit
         return Column(self.label, unit, format=partial(spread, self))
 
     def show(self, value: float) -> str:
-        """The value in the metric's unit, without it."""
+        """Formats a value in the metric's unit, without the unit.
+
+        Args:
+          value: the value in a file.
+
+        Returns:
+          The text.
+        """
         if self.unit == "%":
             return format_number(100 * value, decimals=2)
         return format_number(value)
 
     def difference(self, value: float) -> str:
-        """A signed difference of two values, in the metric's unit; of shares in points."""
+        """Formats a difference of two values with its sign. For shares it is in percentage points.
+
+        Args:
+          value: the difference of the values in a file.
+
+        Returns:
+          The text.
+        """
         decimals = 2 if self.unit == "%" else None
         return format_number(self.scale * value, decimals=decimals, signed=True)
 
@@ -71,8 +95,15 @@ _PRIMARY = ("error", "rmse", "accuracy", "r2", "loss")
 
 
 def metric(name: str) -> Metric:
-    """The metric of this name; one that the reports do not know keeps its name, without a unit."""
-    if name.startswith("sweeps_"):  # of one phase
+    """The metric of a name. An unknown metric keeps its name, without a unit.
+
+    Args:
+      name: the name in the result files.
+
+    Returns:
+      The metric.
+    """
+    if name.startswith("sweeps_"):  # the sweeps of one phase
         phase = name.removeprefix("sweeps_").replace("_", " ")
         return Metric(name, "", "sweeps", f"{phase} sweeps per gradient")
     if name.startswith("solved_"):
@@ -85,7 +116,7 @@ def metric(name: str) -> Metric:
     if not known:
         return Metric(name, split, family, f"{split} {family}".replace("_", " ").strip())
     label, unit, scale, better = _FAMILIES[known]
-    before, _, after = family.partition(known)  # of a study's own row, such as test_error_digits
+    before, _, after = family.partition(known)  # a study may add words, such as test_error_digits
     parts = [before.strip("_"), split, label, after.strip("_")]
     label = " ".join(filter(None, parts)).replace("_", " ")
     return Metric(name, split, family, label, unit, scale, better)
@@ -96,7 +127,14 @@ def _is_of(name: str, family: str) -> bool:
 
 
 def ordered(names: Iterable[str]) -> list[str]:
-    """Metric names: known families first, test before validation before train."""
+    """Sorts metric names: known families first; test before validation before train.
+
+    Args:
+      names: the names.
+
+    Returns:
+      The names, each once.
+    """
     families, splits = list(_FAMILIES), [*SPLITS, ""]
 
     def rank(name: str) -> tuple[int, int, str]:
@@ -108,7 +146,14 @@ def ordered(names: Iterable[str]) -> list[str]:
 
 
 def primary(names: Iterable[str]) -> Metric | None:
-    """The metric that a report leads with: an error on the test set, else the nearest to it."""
+    """The metric that a report leads with: an error on the test set, else the nearest metric.
+
+    Args:
+      names: the names of the metrics.
+
+    Returns:
+      The metric; None without names.
+    """
     names = list(names)
     wanted = [
         split + family
@@ -120,7 +165,15 @@ def primary(names: Iterable[str]) -> Metric | None:
 
 
 def spread(m: Metric, stat: Statistic) -> str:
-    """The mean with ± std over seeds, in the metric's unit: "2.13 ± 0.41"; "98 % (49 of 50)"."""
+    """Formats the mean ± standard deviation over seeds, such as "2.13 ± 0.41" or "98 % (49 of 50)".
+
+    Args:
+      m: the metric.
+      stat: its statistic.
+
+    Returns:
+      The text, without the unit.
+    """
     if m.family == "solved":
         part = f"{100 * stat.mean:.3g} %"
         if len(stat.values) < 2:
@@ -133,12 +186,28 @@ def spread(m: Metric, stat: Statistic) -> str:
 
 
 def with_unit(m: Metric, stat: Statistic) -> str:
-    """`spread` and the unit, if there is a mean."""
+    """Formats a statistic like `spread`, with the unit if the mean is finite.
+
+    Args:
+      m: the metric.
+      stat: its statistic.
+
+    Returns:
+      The text.
+    """
     return spread(m, stat) + (m.after if math.isfinite(stat.mean) else "")
 
 
 def best_worst(m: Metric, stat: Statistic) -> tuple[str, str]:
-    """The best and the worst seed; NaN is the worst there is. Lowest first if none is better."""
+    """Formats the best and the worst seed. NaN counts as the worst.
+
+    Args:
+      m: the metric. If neither direction is better, the lowest value comes first.
+      stat: its statistic.
+
+    Returns:
+      The two texts.
+    """
     if not len(stat.finite):
         return ABSENT, ABSENT
     ends = [float(stat.finite.min()), float(stat.finite.max())]
@@ -147,7 +216,14 @@ def best_worst(m: Metric, stat: Statistic) -> tuple[str, str]:
 
 
 def each_seed(stats: Mapping[str, tuple[Metric, Statistic]]) -> Sequence[tuple[str, str]]:
-    """Every seed's value, a line a name; nothing if each has one seed only."""
+    """Formats every seed's value, one line for each name.
+
+    Args:
+      stats: name -> metric and statistic.
+
+    Returns:
+      Pairs of name and values; empty if no statistic has several seeds.
+    """
     if all(len(stat.values) < 2 for _, stat in stats.values()):
         return []
     return [(name, "  ".join(map(m.show, stat.values))) for name, (m, stat) in stats.items()]

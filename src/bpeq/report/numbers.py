@@ -1,4 +1,4 @@
-"""How the reports write numbers: few digits, a unit, and one sign for what is not known."""
+"""The format of numbers in reports: few digits, a unit, and one sign for an unknown value."""
 
 from __future__ import annotations
 
@@ -10,13 +10,17 @@ ABSENT = "—"
 def format_number(
     value: float | None, digits: int = 3, *, decimals: int | None = None, signed: bool = False
 ) -> str:
-    """A number as text. Every other function of this module, and every table, goes through it.
+    """Formats a number. All other functions of this module and all tables use it.
 
     Args:
-      value: None gives a dash; a number that is not finite gives "NaN", "∞" or "−∞".
-      digits: significant digits. Powers of ten appear below 1e-4 and from 1e6 on.
-      decimals: if given, digits after the decimal point in place of significant digits.
-      signed: whether a positive number has its sign.
+      value: the number. None gives a dash; a number that is not finite gives "NaN", "∞" or "−∞".
+      digits: the number of significant digits. Below 1e-4 and from 1e6 on it writes powers of ten.
+      decimals: the number of digits after the decimal point instead of `digits`; None: use
+        `digits`.
+      signed: whether a positive number has a sign.
+
+    Returns:
+      The text.
 
     Example:
       >>> format_number(0.012345), format_number(2.0, decimals=2, signed=True)
@@ -31,7 +35,7 @@ def format_number(
     elif value == 0:
         text = "0"
     else:
-        mantissa, power = f"{value:.{digits - 1}e}".split("e")  # rounded first: 0.9996 is 1.00
+        mantissa, power = f"{value:.{digits - 1}e}".split("e")  # round first: 0.9996 becomes 1.00
         exponent = int(power)
         fixed = f"{value:.{max(0, digits - 1 - exponent)}f}"
         text = fixed if -4 <= exponent < 6 else f"{mantissa}e{exponent}"
@@ -41,7 +45,15 @@ def format_number(
 
 
 def plus_minus(mean: float, std: float) -> str:
-    """`mean ± std`, both to the decimal place of the second digit of `std`."""
+    """Formats `mean ± std`, both to the decimal place of the second digit of `std`.
+
+    Args:
+      mean: the mean.
+      std: the standard deviation. If it is 0 or not finite, only the mean is written.
+
+    Returns:
+      The text.
+    """
     if not (math.isfinite(mean) and math.isfinite(std)) or std <= 0:
         return format_number(mean)
     if abs(mean) >= 1e6 or max(abs(mean), std) < 1e-4:
@@ -51,12 +63,26 @@ def plus_minus(mean: float, std: float) -> str:
 
 
 def cosine(value: float) -> str:
-    """Five decimals, since 0.99998 is not 1."""
+    """Formats a cosine with five decimals, because 0.99998 is not 1.
+
+    Args:
+      value: the cosine.
+
+    Returns:
+      The text.
+    """
     return format_number(value, decimals=5)
 
 
 def percent(value: float) -> str:
-    """A share in percent, without the sign; 100 and 0 only if it is all or nothing."""
+    """Formats a share in percent, without the sign. Only exact 0 and 1 become "0" and "100".
+
+    Args:
+      value: the share, 0 to 1.
+
+    Returns:
+      The text.
+    """
     if not math.isfinite(value) or value in (0.0, 1.0):
         return format_number(100 * value, decimals=0)
     if value > 0.999:
@@ -65,12 +91,26 @@ def percent(value: float) -> str:
 
 
 def share(value: float | None) -> str:
-    """A share with its unit: "99.6 %"."""
+    """Formats a share with its unit, such as "99.6 %".
+
+    Args:
+      value: the share, 0 to 1; None gives a dash.
+
+    Returns:
+      The text.
+    """
     return f"{percent(value)} %" if value is not None and math.isfinite(value) else ABSENT
 
 
 def setting(value: float) -> str:
-    """A number that someone chose, such as β, as short as it was written: "0.2", "1e-5"."""
+    """Formats a number that a user chose, such as β, as short as possible: "0.2", "1e-5".
+
+    Args:
+      value: the number.
+
+    Returns:
+      The text.
+    """
     if not math.isfinite(value):
         return format_number(value)
     text = f"{value:.5g}"
@@ -81,22 +121,50 @@ def setting(value: float) -> str:
 
 
 def count(value: float) -> str:
-    """A whole number with its thousands set apart: 66,954."""
+    """Formats a whole number with separators of thousands: 66,954.
+
+    Args:
+      value: the number.
+
+    Returns:
+      The text.
+    """
     return f"{value:,.0f}" if math.isfinite(value) else format_number(value)
 
 
 def magnitude(value: float) -> str:
-    """A large count with an SI prefix: 1.2 M, 53 k."""
+    """Formats a large count with an SI prefix: 1.2 M, 53 k.
+
+    Args:
+      value: the count.
+
+    Returns:
+      The text.
+    """
     return _scaled(value, 1000.0, ("", " k", " M", " G", " T", " P"))
 
 
 def memory(value: float) -> str:
-    """Bytes with a binary prefix: 1.2 MiB."""
+    """Formats bytes with a binary prefix: 1.2 MiB.
+
+    Args:
+      value: the number of bytes.
+
+    Returns:
+      The text.
+    """
     return _scaled(value, 1024.0, (" B", " KiB", " MiB", " GiB", " TiB"))
 
 
 def duration(seconds: float) -> str:
-    """Seconds in the unit that suits them: 1.2 µs, 85 ms, 12.3 s, 4 min 10 s, 2 h 5 min."""
+    """Formats a time in a suitable unit: 1.2 µs, 85 ms, 12.3 s, 4 min 10 s, 2 h 5 min.
+
+    Args:
+      seconds: the time in seconds.
+
+    Returns:
+      The text.
+    """
     if not math.isfinite(seconds):
         return format_number(seconds)
     if seconds <= 0:

@@ -1,4 +1,4 @@
-"""The page: sections of figures, tables and notes, rendered to one self-contained HTML file."""
+"""The page of a report: figures, tables and notes in one self-contained HTML file."""
 
 from __future__ import annotations
 
@@ -17,7 +17,15 @@ from bpeq.types import DataError
 
 
 class Tile(NamedTuple):
-    """A headline figure: what it is of, the figure, what qualifies it; quiet for references."""
+    """A headline number.
+
+    Args:
+      label: what the number is.
+      figure: the number.
+      detail: an explanation; may be empty.
+      colour: the colour of its rule; empty: none.
+      quiet: whether it is a reference and so drawn in grey.
+    """
 
     label: str
     figure: str
@@ -27,14 +35,28 @@ class Tile(NamedTuple):
 
 
 class Picture(NamedTuple):
-    """A PNG file's content as a data URI, and what it is called."""
+    """A PNG inside the page.
+
+    Args:
+      source: the content as a data URI.
+      name: the name of the picture.
+    """
 
     source: str
     name: str
 
 
 class Section(NamedTuple):
-    """A part of the page: a heading, a sentence, then whatever of the rest is there."""
+    """A part of the page. Only the title is required.
+
+    Args:
+      title: the heading.
+      lead: a sentence below the heading.
+      figures: the panels to draw.
+      table: a table; None: no table.
+      notes: sentences in a list.
+      pictures: PNG pictures.
+    """
 
     title: str
     lead: str = ""
@@ -45,14 +67,20 @@ class Section(NamedTuple):
 
     @property
     def is_empty(self) -> bool:
-        """Whether there is nothing to show: no figure, row, note or picture, or a lead alone."""
+        """Whether there is no figure, row, note or picture, and no lead without a table."""
         rows = self.table is not None and any(self.table.rows)
         content = self.figures or rows or self.notes or self.pictures
         return not content and (self.table is not None or not self.lead)
 
 
 class Detail(NamedTuple):
-    """Something folded away: plain text, or pairs of a key and its value."""
+    """A folded part of the page.
+
+    Args:
+      title: the heading.
+      text: plain text.
+      pairs: keys and values, instead of the text.
+    """
 
     title: str
     text: str = ""
@@ -60,7 +88,16 @@ class Detail(NamedTuple):
 
 
 class Page(NamedTuple):
-    """All that one report says, in reading order. Empty sections and details are left out."""
+    """The content of one report, in reading order. Empty sections and details are left out.
+
+    Args:
+      kind: the kind of result, such as "run".
+      title: the title.
+      subtitle: the line below the title.
+      tiles: headline numbers.
+      sections: the parts of the page.
+      details: the folded parts.
+    """
 
     kind: str
     title: str
@@ -71,9 +108,19 @@ class Page(NamedTuple):
 
 
 def write(page: Page, path: Path) -> Path:
-    """Renders `page` to `path`: inline CSS and SVG, no script, nothing loaded from elsewhere.
+    """Renders a page to one HTML file with inline CSS and SVG. It has no script and loads nothing.
 
     All text is escaped.
+
+    Args:
+      page: the page.
+      path: the file.
+
+    Returns:
+      `path`.
+
+    Raises:
+      DataError: the disk is full or the folder cannot be written.
     """
     import jinja2
     from markupsafe import Markup
@@ -86,7 +133,7 @@ def write(page: Page, path: Path) -> Path:
     drawn = iter(range(1000))
 
     def figure(panel: Panel) -> Markup:
-        return Markup(svg(panel, f"f{next(drawn)}"))  # built here; its own text is escaped
+        return Markup(svg(panel, f"f{next(drawn)}"))  # this code makes the SVG and escapes its text
 
     style = colours.stylesheet() + here.joinpath("page.css").read_text(encoding="utf-8")
     template = environment.from_string(here.joinpath("page.html.j2").read_text(encoding="utf-8"))
@@ -100,10 +147,16 @@ def write(page: Page, path: Path) -> Path:
 
 
 def picture(path: Path) -> Picture:
-    """A PNG file, to stand inside the page.
+    """Reads a PNG file for a page.
+
+    Args:
+      path: the file.
+
+    Returns:
+      The picture.
 
     Raises:
-      DataError: it cannot be read.
+      DataError: the file cannot be read.
     """
     try:
         content = path.read_bytes()
@@ -114,14 +167,29 @@ def picture(path: Path) -> Picture:
 
 
 def breaks(text: str) -> str:
-    """A name, escaped, free to break after an underscore, a colon, or a dot before a letter."""
+    """Escapes a name and allows line breaks after an underscore, a colon, or a dot before a letter.
+
+    Args:
+      text: the name.
+
+    Returns:
+      The HTML.
+    """
     from markupsafe import Markup, escape
 
     return Markup(re.sub(r"(?<=[_:])(?=\w)|(?<=\.)(?=[^\W\d])", "<wbr>", str(escape(text))))
 
 
 def flat(value: Any, prefix: str = "") -> list[tuple[str, str]]:
-    """A nest of objects and lists as pairs: a dotted key, and its value as text."""
+    """Flattens nested objects and lists.
+
+    Args:
+      value: the objects and lists.
+      prefix: the key of `value`; empty at the top.
+
+    Returns:
+      Pairs of a dotted key and a value as text.
+    """
     if isinstance(value, dict):
         return [pair for k, v in value.items() for pair in flat(v, f"{prefix}.{k}".strip("."))]
     if isinstance(value, list) and any(isinstance(item, dict | list) for item in value):
@@ -132,7 +200,16 @@ def flat(value: Any, prefix: str = "") -> list[tuple[str, str]]:
 
 
 def folded(config: str, environment: dict[str, Any], data: Any = None) -> list[Detail]:
-    """The folded parts of every report: configuration, data, environment."""
+    """The folded parts of every report: configuration, data, environment.
+
+    Args:
+      config: the text of the configuration.
+      environment: the environment.
+      data: the description of the data; None: no such part.
+
+    Returns:
+      The parts.
+    """
     return [
         Detail("Configuration, resolved", text=config),
         Detail("Data", pairs=flat(data) if data else ()),

@@ -1,4 +1,4 @@
-"""Paired differences of a comparison: what their intervals allow one to say."""
+"""Paired differences of a comparison, and the verdicts that their intervals allow."""
 
 from __future__ import annotations
 
@@ -10,11 +10,22 @@ from bpeq.report.metrics import Metric, metric
 from bpeq.runs.results import Comparison, ComparisonRow
 
 FROZEN = "frozen_hidden"
-"""The null control that a rule whose hidden layers learn must beat."""
+"""The null control with random hidden layers. A rule whose hidden layers learn must beat it."""
 
 
 class Pair(NamedTuple):
-    """first − second, seed by seed, on one metric: the mean and its interval at `level`."""
+    """The difference first − second, seed by seed, on one metric.
+
+    Args:
+      first: the name of the first row.
+      second: the name of the second row.
+      metric: the metric.
+      mean: the mean difference.
+      low: the lower end of the interval; NaN without one.
+      high: the upper end of the interval; NaN without one.
+      level: the confidence level of the interval, 0 to 1.
+      number: the number of seeds.
+    """
 
     first: str
     second: str
@@ -32,12 +43,12 @@ class Pair(NamedTuple):
 
     @property
     def is_resolved(self) -> bool:
-        """Whether the interval is finite and leaves out zero."""
+        """Whether the interval is finite and excludes zero."""
         return self.is_judged and (self.low > 0 or self.high < 0)
 
     @property
     def title(self) -> str:
-        """ "eqprop − backprop"."""
+        """The two names, such as "eqprop − backprop"."""
         return f"{self.first} − {self.second}"
 
     @property
@@ -47,14 +58,17 @@ class Pair(NamedTuple):
 
     @property
     def interval(self) -> str:
-        """The interval's ends, "−0.20 to +0.40"; empty if there is none."""
+        """The ends of the interval, such as "−0.20 to +0.40"; empty without an interval."""
         if not self.is_judged:
             return ""
         return f"{self.metric.difference(self.low)} to {self.metric.difference(self.high)}"
 
     @property
     def verdict(self) -> str:
-        """What the interval allows one to say of the first."""
+        """The verdict on the first: "better", "worse", "not distinguishable" or "not judged".
+
+        If neither direction is better, it is "higher" or "lower".
+        """
         if not self.is_judged:
             return "not judged"
         if not self.is_resolved:
@@ -65,7 +79,7 @@ class Pair(NamedTuple):
 
     @property
     def reason(self) -> str:
-        """The verdict as a clause with its reason."""
+        """The verdict with its reason, as a clause."""
         if not self.is_judged:
             return "not judged: too few finite pairs of seeds"
         if not self.is_resolved:
@@ -82,9 +96,16 @@ class Pair(NamedTuple):
 
 
 def pairs_of(comparison: Comparison, rules: Mapping[str, ComparisonRow]) -> list[Pair]:
-    """Rules against the frozen control, then rules against each other, then the others.
+    """Sorts paired differences: rules against the frozen control, rules against rules, others.
 
-    Within each kind those with the first rule come first, so that the head of the list says most.
+    Within each kind, pairs with the first rule come first.
+
+    Args:
+      comparison: the comparison.
+      rules: the rows by name.
+
+    Returns:
+      The pairs.
     """
     pairs = [
         Pair(d.a, d.b, metric(d.metric), d.mean, d.low, d.high, d.level,
@@ -101,14 +122,31 @@ def pairs_of(comparison: Comparison, rules: Mapping[str, ComparisonRow]) -> list
 
 
 def omitted(shown: int, of: int) -> str:
-    """What to say below a list of `shown` pairs; nothing if these are all."""
+    """The sentence below a shortened list of pairs.
+
+    Args:
+      shown: the number of pairs in the list.
+      of: the number of all pairs.
+
+    Returns:
+      The sentence; empty if the list is complete.
+    """
     return f"{shown} of {of} pairs; all are in comparison.json." if shown < of else ""
 
 
 def against_controls(
     pairs: Sequence[Pair], rules: Mapping[str, ComparisonRow], m: Metric
 ) -> list[str]:
-    """Which rules beat the frozen control and which do not: by interval, or else by mean alone."""
+    """Says which rules beat the null controls: by the interval, or by the mean without intervals.
+
+    Args:
+      pairs: the paired differences.
+      rules: the rows by name.
+      m: the leading metric.
+
+    Returns:
+      The notes.
+    """
     means = {name: mean_of(row, m) for name, row in rules.items()}
     controls = [k for k, row in rules.items() if row.control and means[k] is not None]
     if not controls or not m.better:
@@ -132,7 +170,7 @@ def against_controls(
 
 
 def _by_interval(pairs: Sequence[Pair], bar: str) -> list[str]:
-    """`pairs`: each rule against the frozen control; `bar` names that, with its figure."""
+    """The verdicts of rules against the frozen control. `bar` is the control with its value."""
     level = f"{100 * pairs[0].level:g} %"
     better, same, worse = (
         ", ".join(p.first for p in pairs if p.verdict == verdict)
@@ -150,7 +188,15 @@ def _by_interval(pairs: Sequence[Pair], bar: str) -> list[str]:
 
 
 def mean_of(row: ComparisonRow, m: Metric) -> float | None:
-    """The mean over seeds; None if there is none, or it is not finite."""
+    """The mean of a metric over seeds.
+
+    Args:
+      row: the row of the rule.
+      m: the metric.
+
+    Returns:
+      The mean; None if it is absent or not finite.
+    """
     stat = row.metrics.get(m.name)
     return stat.mean if stat is not None and math.isfinite(stat.mean) else None
 

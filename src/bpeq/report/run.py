@@ -1,4 +1,4 @@
-"""The report of one run folder: learning_curves.png and report.html; and its terminal table."""
+"""The report of one run folder, learning_curves.png and report.html, and its terminal table."""
 
 from __future__ import annotations
 
@@ -26,13 +26,14 @@ Metrics = Mapping[str, Statistic]
 
 
 def run_table(summary: dict[str, Any] | Summary) -> rich.table.Table:
-    """The metrics of one run: mean ± std over seeds, the best and the worst seed; timings below.
+    """A table of the metrics of one run: mean ± std over seeds, best and worst seed; timings below.
 
     Args:
-      summary: what summary.json holds; `name`, `rule`, `seeds`, `seconds` and each metric may lack.
+      summary: the content of summary.json. `name`, `rule`, `seeds`, `seconds` and each metric may
+        be absent.
 
     Returns:
-      A table for a terminal.
+      The table for a terminal.
 
     Raises:
       DataError: a metric or a timing is not a number.
@@ -44,11 +45,11 @@ def run_table(summary: dict[str, Any] | Summary) -> rich.table.Table:
 
 
 def write_run_report(folder: Path) -> Path:
-    """Draws a run: writes learning_curves.png and report.html into its folder.
+    """Writes learning_curves.png and report.html into a run folder.
 
-    Reads summary.json, metrics.jsonl, config.toml and environment.json, as far as they are there. A
-    run without summary.json did not finish: its report says so and shows the last logged figures.
-    Without any logged figure there is nothing to draw and no learning_curves.png.
+    It reads summary.json, metrics.jsonl, config.toml and environment.json, if they exist. A run
+    without summary.json did not finish. Its report says so and shows the last logged values.
+    Without a logged value there is no learning_curves.png.
 
     Args:
       folder: the run folder.
@@ -57,7 +58,8 @@ def write_run_report(folder: Path) -> Path:
       The path of report.html.
 
     Raises:
-      DataError: a file is truncated or corrupt; names it, and for metrics.jsonl the line.
+      DataError: a file is truncated or corrupt. The message names the file, and the line of
+        metrics.jsonl.
     """
     folder = Path(folder)
     path = folder / "summary.json"
@@ -85,7 +87,7 @@ def write_run_report(folder: Path) -> Path:
     ]
     tiles = _tiles(summary, finished, metrics)
     page = Page("run", title, _subtitle(summary, metrics, history), tiles, sections, details)
-    if panels:  # what is wrong with the files has been found by now
+    if panels:  # any wrong file has raised its error before this line
         png(panels[:4], folder / "learning_curves.png", title_of(summary, title))
     return write(page, folder / "report.html")
 
@@ -95,7 +97,7 @@ def _ordered(metrics: Metrics) -> Metrics:
 
 
 def _last_logged(history: History) -> Metrics:
-    """The figures of the last logged line, by metric."""
+    """The values of the last logged line, by metric."""
     rows = {name: history.series[name].values[-1] for name in ordered(history.series)}
     return {
         name: Statistic.model_validate((row if np.isfinite(row).any() else row[:1]).tolist())
@@ -117,7 +119,7 @@ def _table(metrics: Metrics) -> Table:
 
 
 def _timings(summary: Summary) -> dict[str, str]:
-    """`seconds` by name, written out; those that are not finite are left out."""
+    """`seconds` by name, as text, without those that are not finite."""
     return {k: duration(value) for k, value in summary.seconds.items() if math.isfinite(value)}
 
 

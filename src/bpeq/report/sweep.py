@@ -1,4 +1,4 @@
-"""What a sweep found: in the terminal, as sweep.csv, on a page with the metric over the grid."""
+"""The report of a sweep: its terminal table, sweep.csv, and a page with a plot over the grid."""
 
 from __future__ import annotations
 
@@ -26,18 +26,19 @@ _MOST_LINES = 8
 
 
 def sweep_table(sweep: dict[str, Any] | Sweep) -> rich.table.Table:
-    """A row a run: what varies, the leading metric on validation and test data, how it stands.
+    """A table with one row for each run: its settings, the leading metric, its state.
 
-    The caption names the run that is best by validation, if there is such a split.
+    The metric is shown for validation and test data. The caption names the best run by validation,
+    if there is a validation split.
 
     Args:
-      sweep: what sweep.json holds.
+      sweep: the content of sweep.json.
 
     Returns:
-      A table for a terminal.
+      The table for a terminal.
 
     Raises:
-      DataError: an entry is not as it must be.
+      DataError: an entry has the wrong type.
     """
     sweep = parse(Sweep, sweep)
     title = f"{title_of(sweep)} · sweep"
@@ -45,10 +46,10 @@ def sweep_table(sweep: dict[str, Any] | Sweep) -> rich.table.Table:
 
 
 def write_sweep_report(folder: Path) -> Path:
-    """Writes sweep.csv, sweep.png and report.html from a sweep's folder.
+    """Writes sweep.csv, sweep.png and report.html into the folder of a sweep.
 
     Args:
-      folder: the sweep's folder.
+      folder: the folder of the sweep.
 
     Returns:
       The path of report.html.
@@ -75,7 +76,14 @@ def write_sweep_report(folder: Path) -> Path:
 
 
 def best_run(rows: Sequence[SweepRow]) -> SweepRow | None:
-    """The run with the best validation metric: selected without a look at the test set."""
+    """The run with the best validation metric. The test set plays no part in the selection.
+
+    Args:
+      rows: the runs.
+
+    Returns:
+      The run; None without a validation metric.
+    """
     m = primary([name for name in _names(rows) if name.startswith("validation_")])
     judged = [row for row in rows if m and math.isfinite(_mean(row, m))]
     if m is None or not judged:
@@ -96,7 +104,7 @@ def _table(rows: Sequence[SweepRow]) -> Table:
 
 
 def _csv_table(rows: Sequence[SweepRow]) -> Table:
-    """A line a run: its name, state and settings; METRIC_mean and METRIC_std, empty if none."""
+    """The table of sweep.csv: run, state, settings, METRIC_mean, METRIC_std; empty if missing."""
     keys, names = _keys(rows), _names(rows)
     head = ["run", "state", *keys, *(f"{n}_{part}" for n in names for part in ("mean", "std"))]
     cells = []
@@ -120,7 +128,7 @@ def _mean(row: SweepRow, m: Metric) -> float:
 
 
 def _shown(rows: Sequence[SweepRow]) -> list[Metric]:
-    """The leading metric, on validation data first."""
+    """The leading metric on validation data, then on test data."""
     leading = primary(_names(rows))
     if leading is None:
         return []
@@ -149,7 +157,7 @@ def _tiles(rows: Sequence[SweepRow]) -> list[Tile]:
 
 
 def _panel(rows: Sequence[SweepRow], m: Metric) -> Panel | None:
-    """The metric over the first setting that is a number, a line for each choice of the others."""
+    """Draws the metric over the first numeric setting, one line for each choice of the others."""
     keys = _keys(rows)
     over = next((k for k in keys if _is_numeric(rows, k)), keys[0] if keys else None)
     drawn = [row for row in rows if over in row.settings and math.isfinite(_mean(row, m))]
@@ -190,7 +198,7 @@ def _panel(rows: Sequence[SweepRow], m: Metric) -> Panel | None:
 
 
 def _short(key: str) -> str:
-    """`beta` of rule.beta, `layers.0` of network.layers.0."""
+    """The end of a key: `beta` for rule.beta, `layers.0` for network.layers.0."""
     *_, before, last = ["", *key.split(".")]
     return f"{before}.{last}" if last.isdecimal() else last
 

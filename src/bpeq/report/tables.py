@@ -1,4 +1,4 @@
-"""One table of typed cells, written for a terminal, a page, Markdown, a spreadsheet or LaTeX."""
+"""A table of typed cells, and its forms for a terminal, Markdown, CSV and LaTeX."""
 
 from __future__ import annotations
 
@@ -15,13 +15,17 @@ if TYPE_CHECKING:
     import rich.table
 
 _WIDTH = 80  # columns of a terminal
-_LEAST_NAME = 12  # columns of a terminal that the first column has at least
+_LEAST_NAME = 12  # the least width of the first column in a terminal
 
 
 class Column(NamedTuple):
-    """A column: its header and unit, the side that its cells keep to, and how it writes a value.
+    """A column of a table.
 
-    A value of None is a dash. A text stands as it is: `format` is for everything else.
+    Args:
+      header: its name.
+      unit: its unit; empty without one.
+      align: the side on which its cells are aligned.
+      format: formats a value that is not a text. None becomes a dash.
     """
 
     header: str
@@ -31,11 +35,18 @@ class Column(NamedTuple):
 
     @property
     def label(self) -> str:
-        """The header with its unit: "test error, %"."""
+        """The header with its unit, such as "test error, %"."""
         return f"{self.header}, {self.unit}" if self.unit else self.header
 
     def text(self, cell: Any) -> str:
-        """A cell as text."""
+        """Formats a cell.
+
+        Args:
+          cell: a value or a TableCell.
+
+        Returns:
+          The text.
+        """
         value = cell.value if isinstance(cell, TableCell) else cell
         if value is None:
             return ABSENT
@@ -43,10 +54,14 @@ class Column(NamedTuple):
 
 
 class TableCell(NamedTuple):
-    """A value with a look. A cell that needs none of it is the value alone.
+    """A value with a style. A cell without a style can be the value itself.
 
-    colour: of a swatch before it, on a page. detail: what follows it, smaller, on a page. indent:
-    1 or more for the name of a row that is a part of the row above. style: of a terminal.
+    Args:
+      value: the value.
+      colour: the colour of a mark before it, on a page; empty: no mark.
+      detail: a smaller text after it, on a page.
+      indent: 1 or more for the name of a row that belongs to the row above.
+      style: the style in a terminal.
     """
 
     value: Any
@@ -57,14 +72,26 @@ class TableCell(NamedTuple):
 
 
 class Group(NamedTuple):
-    """Rows of a table. A group with a label stands apart, under that heading."""
+    """Rows of a table.
+
+    Args:
+      rows: the cells of each row.
+      label: a heading that separates these rows from others; empty: no heading.
+    """
 
     rows: Sequence[Sequence[Any]]
     label: str = ""
 
 
 class Table(NamedTuple):
-    """Columns, groups of rows, and the text above and below them."""
+    """A table.
+
+    Args:
+      columns: the columns.
+      groups: the groups of rows.
+      title: the text above it.
+      caption: the text below it.
+    """
 
     columns: Sequence[Column]
     groups: Sequence[Group]
@@ -77,7 +104,11 @@ class Table(NamedTuple):
         return (row for group in self.groups for row in group.rows)
 
     def without_empty_columns(self) -> Table:
-        """The same table without those columns in which no row has a value."""
+        """Removes the columns in which no row has a value, except the first.
+
+        Returns:
+          The table.
+        """
         kept = [
             i
             for i in range(len(self.columns))
@@ -91,9 +122,15 @@ class Table(NamedTuple):
 
 
 def to_rich(table: Table) -> rich.table.Table:
-    """The table for a terminal, at most 80 columns wide where its names can be broken.
+    """Converts a table for a terminal, at most 80 columns wide if its names can be broken.
 
-    Text is never markup: names and notes may hold square brackets.
+    Square brackets in names and notes stay text, not markup.
+
+    Args:
+      table: the table.
+
+    Returns:
+      The table of rich.
     """
     from rich.box import SIMPLE_HEAD
     from rich.table import Table as RichTable
@@ -142,7 +179,14 @@ def to_rich(table: Table) -> rich.table.Table:
 
 
 def to_markdown(table: Table) -> str:
-    """The table as Markdown has it; a vertical bar within a cell is escaped."""
+    """Converts a table to Markdown. A vertical bar in a cell is escaped.
+
+    Args:
+      table: the table.
+
+    Returns:
+      The text.
+    """
     lines = [[column.label for column in table.columns], ["---"] * len(table.columns)]
     lines += [
         [column.text(cell).replace("|", "\\|") for column, cell in _pairs(table, row)]
@@ -152,7 +196,14 @@ def to_markdown(table: Table) -> str:
 
 
 def to_csv(table: Table) -> str:
-    """The values themselves, not as they are shown; None is an empty field."""
+    """Converts a table to CSV, with the raw values. None becomes an empty field.
+
+    Args:
+      table: the table.
+
+    Returns:
+      The text.
+    """
     text = io.StringIO()
     writer = csv.writer(text)
     writer.writerow([column.header for column in table.columns])
@@ -163,7 +214,13 @@ def to_csv(table: Table) -> str:
 
 
 def to_latex(table: Table) -> str:
-    r"""The table as a LaTeX `tabular` with the rules of the booktabs package.
+    r"""Converts a table to a LaTeX `tabular`, with the lines of the booktabs package.
+
+    Args:
+      table: the table.
+
+    Returns:
+      The text.
 
     Example:
       >>> print(to_latex(Table([Column("rule"), Column("error", "%")], [Group([["a_b", 2.0]])])))
@@ -184,7 +241,15 @@ def to_latex(table: Table) -> str:
 
 
 def fold_name(name: str, width: int) -> str:
-    """`name` on lines of at most `width`, broken after an underscore, dot or colon if it can be."""
+    """Breaks a name into lines, after an underscore, dot or colon if possible.
+
+    Args:
+      name: the name.
+      width: the largest number of characters of a line.
+
+    Returns:
+      The lines, separated by line breaks.
+    """
     lines = [""]
     for part in filter(None, re.findall(r"[^_.:]*[_.:]?", name)):
         if lines[-1] and len(lines[-1]) + len(part) > width:

@@ -1,4 +1,4 @@
-"""Accuracy against cost: each rule's final error over what one of its gradients costs."""
+"""Accuracy against cost: each rule's final error over the cost of one of its gradients."""
 
 from __future__ import annotations
 
@@ -27,7 +27,16 @@ _SIZE = 9  # points, of a marker with its number inside
 
 
 class ScatterPoint(NamedTuple):
-    """One rule: its cost x, its error y ± std, how it is drawn."""
+    """The point of one rule.
+
+    Args:
+      name: the name of the rule.
+      x: its cost.
+      y: its error.
+      std: the standard deviation of the error.
+      colour: its colour.
+      marker: its marker.
+    """
 
     name: str
     x: float
@@ -38,20 +47,28 @@ class ScatterPoint(NamedTuple):
 
 
 def tradeoffs(rules: Mapping[str, ComparisonRow], m: Metric) -> list[Panel]:
-    """A panel over multiply-accumulates and one over seconds; those that have a rule to show."""
+    """Draws the error over multiply-accumulates and over seconds.
+
+    Args:
+      rules: the rows by name.
+      m: the metric of the error.
+
+    Returns:
+      The panels that have a rule to show.
+    """
     panels = (_panel(rules, m, key) for key in _AXES)
     return [panel for panel in panels if panel is not None]
 
 
 def dodge(places: Sequence[tuple[float, float]], apart: float) -> list[float]:
-    """How far each point moves to the right, so that none lies upon another.
+    """Moves points to the right or left so that they do not overlap.
 
     Args:
       places: x and y of the points.
       apart: the least distance of two points, in the same unit.
 
     Returns:
-      A shift for each point: 0, or a multiple of `apart` to either side.
+      A shift in x for each point: 0, or a positive or negative multiple of `apart`.
     """
     shifts = dict[int, float]()
     steps = [0.0, *(sign * k * apart for k in range(1, len(places) + 1) for sign in (1, -1))]
@@ -111,7 +128,7 @@ def _panel(rules: Mapping[str, ComparisonRow], m: Metric, key: str) -> Panel | N
 
 
 def _draw_points(axes: Axes, points: Sequence[ScatterPoint]) -> None:
-    """Numbered markers, moved apart where they would overlap, and a key below the axes."""
+    """Draws numbered markers, moved apart if they overlap, and their legend below the axes."""
     from matplotlib.lines import Line2D
     from matplotlib.transforms import ScaledTranslation
 
@@ -124,7 +141,7 @@ def _draw_points(axes: Axes, points: Sequence[ScatterPoint]) -> None:
     )  # fmt: skip
     for text in key.get_texts():
         text.set_parse_math(False)
-    figure.get_layout_engine().execute(figure.canvas.figure)  # places are known from here on
+    figure.get_layout_engine().execute(figure.canvas.figure)  # places are known after this
     inches = [axes.transData.transform((p.x, p.y)) / figure.dpi for p in points]
     shifts = dodge([(float(x), float(y)) for x, y in inches], 1.15 * _SIZE / 72)
     for number, (p, shift) in enumerate(zip(points, shifts, strict=True), start=1):
@@ -142,7 +159,7 @@ def _draw_points(axes: Axes, points: Sequence[ScatterPoint]) -> None:
 def _points(
     rules: Mapping[str, ComparisonRow], m: Metric, key: str, scale: float
 ) -> tuple[list[ScatterPoint], list[str]]:
-    """The rules that have both figures, from the lowest error on; the names of the others."""
+    """The rules that have both numbers, in rising order of error, and the names of the others."""
     points, lost = [], []
     for i, (name, row) in enumerate(rules.items()):
         mean, cost = mean_of(row, m), row.cost.get(key, math.nan)

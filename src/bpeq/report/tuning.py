@@ -1,4 +1,4 @@
-"""What `bpeq compare --tune` chose: in the terminal, and on the page with every trial."""
+"""The settings that `bpeq compare --tune` chose, for the terminal and the page."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ if TYPE_CHECKING:
 
 
 def tuning_table(comparison: dict[str, Any] | Comparison) -> rich.table.Table:
-    """What each rule's trials chose, with the validation error that it had, and the config's own.
+    """A table of each rule's chosen settings, with their validation error and the config's own.
 
     Args:
-      comparison: what comparison.json holds.
+      comparison: the content of comparison.json.
 
     Returns:
-      A table for a terminal of 80 columns.
+      The table, for a terminal of 80 columns.
 
     Raises:
-      DataError: an entry is not as it must be.
+      DataError: an entry has the wrong type.
     """
     comparison = parse(Comparison, comparison)
     title = f"{title_of(comparison)} · tuned"
@@ -34,12 +34,26 @@ def tuning_table(comparison: dict[str, Any] | Comparison) -> rich.table.Table:
 
 
 def tuning_section(comparison: Comparison) -> Section:
-    """The same on a page; empty if nothing was tuned."""
+    """The section of a page with the chosen settings.
+
+    Args:
+      comparison: the comparison.
+
+    Returns:
+      The section; empty without tuning.
+    """
     return Section("Tuning", _lead(comparison), table=_table(comparison))
 
 
 def every_trial(comparison: Comparison) -> Detail:
-    """All trials, folded away."""
+    """A folded part of the page with all trials.
+
+    Args:
+      comparison: the comparison.
+
+    Returns:
+      The part.
+    """
     pairs = []
     for name, tuning in comparison.tuning.items():
         m = metric(tuning.metric)
