@@ -33,6 +33,21 @@ jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 
 
+SLOW = [
+    line
+    for line in Path(__file__).with_name("slow.txt").read_text().splitlines()
+    if line and not line.startswith("#")
+]
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks the tests that slow.txt lists; a name without parameters stands for all of them."""
+    for item in items:
+        if {item.nodeid, item.nodeid.partition("[")[0]} & set(SLOW):
+            item.add_marker(pytest.mark.slow)
+
+
 class Said(NamedTuple):
     """An exit code, stdout, the lines of stderr, and whether a progress bar was among them."""
 

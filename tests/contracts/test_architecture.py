@@ -166,3 +166,12 @@ def test_the_old_name_of_sharding_still_works_and_warns():
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "True"
     assert "DeprecationWarning" in done.stderr
+
+
+def test_the_list_of_slow_tests_names_tests_that_there_are():
+    tests = SOURCE.parents[1] / "tests"
+    names = (tests / "slow.txt").read_text().splitlines()
+    for line in (line for line in names if line and not line.startswith("#")):
+        path, _, test = line.partition("::")
+        function = test.partition("[")[0]
+        assert f"def {function}(" in (tests.parent / path).read_text(), line
