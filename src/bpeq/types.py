@@ -115,7 +115,15 @@ class Device(NamedTuple):
 
 
 def rows_first(clamped: Any, rows: Int[Array, " rows"]) -> Any:
-    """Take `rows` of every leaf of `clamped`; every leaf must have the batch on axis 0."""
+    """Take rows of every leaf.
+
+    Args:
+      clamped: a tree whose leaves have the batch on axis 0.
+      rows: indices of examples.
+
+    Returns:
+      The same tree, with these rows.
+    """
     return jax.tree.map(lambda leaf: jnp.take(leaf, rows, axis=0, mode="clip"), clamped)
 
 

@@ -1,7 +1,7 @@
-"""What jax calls by another name in the oldest version that bpeq supports.
+"""JAX functions that have another name in the oldest version that bpeq supports.
 
-Each name here is jax's own from some version on. Once the lower bound of jax in pyproject.toml has
-reached that version, the bridge goes and its users call jax.
+Each function here has JAX's own name from some version on. When the lower bound of jax in
+pyproject.toml reaches that version, delete the function and call JAX instead.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 
 
 def enable_x64(on: bool) -> AbstractContextManager[Any]:
-    """`jax.enable_x64`: within it, jax has float64 or has it not. Unnecessary from jax 0.8 on.
+    """`jax.enable_x64`: a context in which jax has float64 or not. Unnecessary from jax 0.8 on.
 
     Args:
       on: whether jax has float64.
@@ -31,7 +31,7 @@ def enable_x64(on: bool) -> AbstractContextManager[Any]:
 
 
 def shard_map(f: Callable[..., Any], *, mesh: Mesh, in_specs: Any, out_specs: Any) -> Any:
-    """`jax.shard_map` that does not check which outputs are the same on all devices.
+    """`jax.shard_map`, without the check which outputs are the same on all devices.
 
     Unnecessary from jax 0.6.1 on.
 
@@ -52,7 +52,7 @@ def shard_map(f: Callable[..., Any], *, mesh: Mesh, in_specs: Any, out_specs: An
 
 
 def axis_size(name: str) -> int:
-    """`jax.lax.axis_size`: how many devices share a mesh axis. Unnecessary from jax 0.6.1 on.
+    """`jax.lax.axis_size`: the number of devices along a mesh axis. Unnecessary from jax 0.6.1 on.
 
     Args:
       name: the mesh axis.
@@ -65,4 +65,4 @@ def axis_size(name: str) -> int:
     """
     if hasattr(jax.lax, "axis_size"):
         return jax.lax.axis_size(name)
-    return jax.lax.psum(1, name)  # of a constant: a Python number, not an array
+    return jax.lax.psum(1, name)  # a sum of constants is a Python number, not an array

@@ -1,4 +1,4 @@
-"""Walks through traced programs (jaxprs): what counting, audits and contracts have in common."""
+"""Walks through traced programs (jaxprs), for counts, audits and contracts."""
 
 from __future__ import annotations
 
@@ -15,17 +15,20 @@ _JAX = os.path.join(os.path.dirname(os.path.abspath(jax.__file__)), "")
 
 
 class Program(NamedTuple):
-    """A program inside an equation, and the constants that it closes over."""
+    """A program inside an equation.
+
+    jaxpr: the program, not closed. consts: the constants that it closes over.
+    """
 
     jaxpr: Any
     consts: Sequence[Any]
 
 
 class Walker(Generic[V]):
-    """Visits a program's equations in order, and keeps one value of type V for each variable.
+    """Visit a program's equations in order, and keep one value of type V for each variable.
 
-    A subclass says what a literal is and what an equation makes of the values of its operands. It
-    calls `run` again on the programs inside an equation: only the subclass knows what a loop means.
+    A subclass defines the value of a literal, and the values of an equation's results. It calls
+    `run` again on the programs inside an equation, since only the subclass knows what a loop means.
 
     Example (how deep the operations stand above the arguments):
       >>> import jax, jax.numpy as jnp
@@ -39,15 +42,25 @@ class Walker(Generic[V]):
     """
 
     def literal(self, literal: Any) -> V:
-        """The value of a literal, from its `val` and `aval`."""
+        """The value of a literal.
+
+        Args:
+          literal: has `val` and `aval`.
+
+        Returns:
+          Its value.
+        """
         raise NotImplementedError
 
     def equation(self, equation: Any, values: list[V]) -> Sequence[V]:
         """The values of an equation's results.
 
         Args:
-          equation: its `primitive`, `params`, `invars` and `outvars`.
-          values: one of each operand.
+          equation: has `primitive`, `params`, `invars` and `outvars`.
+          values: one for each operand.
+
+        Returns:
+          One for each result.
         """
         raise NotImplementedError
 
@@ -58,6 +71,9 @@ class Walker(Generic[V]):
           jaxpr: the program, not closed.
           consts: one value for each of its constants.
           args: one value for each of its arguments.
+
+        Returns:
+          One value for each result.
         """
         known = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*consts, *args], strict=True))
 
@@ -73,7 +89,11 @@ class Walker(Generic[V]):
 def inner_programs(equation: Any) -> list[Program]:
     """The programs inside an equation: of a call, a loop or a branch; empty for any other.
 
-    Those of a while loop are its condition and its body, in this order.
+    Args:
+      equation: of a traced program.
+
+    Returns:
+      The programs. A while loop has its condition and its body, in this order.
     """
     names = ("jaxpr", "call_jaxpr", "fun_jaxpr", "cond_jaxpr", "body_jaxpr")
     inner = [equation.params[name] for name in names if name in equation.params]
@@ -81,14 +101,28 @@ def inner_programs(equation: Any) -> list[Program]:
 
 
 def opened(inner: Any) -> Program:
-    """A program, closed over its constants or not, with its constants."""
+    """A program with its constants.
+
+    Args:
+      inner: a closed or an open program.
+
+    Returns:
+      A Program.
+    """
     if isinstance(inner, ClosedJaxpr):
         return Program(inner.jaxpr, inner.consts)
     return Program(inner, ())
 
 
 def all_equations(jaxpr: Any) -> Iterator[Any]:
-    """Every equation of a program, and of the programs inside it, however deep."""
+    """Every equation of a program, and of the programs inside it, at any depth.
+
+    Args:
+      jaxpr: the program, not closed.
+
+    Returns:
+      An iterator over equations.
+    """
     for equation in jaxpr.eqns:
         yield equation
         for inner in inner_programs(equation):
@@ -96,15 +130,28 @@ def all_equations(jaxpr: Any) -> Iterator[Any]:
 
 
 def without_dead_code(jaxpr: Any) -> Any:
-    """The program without what none of its results depends on. It keeps all arguments.
+    """The program without equations that no result depends on. It keeps all arguments.
 
-    jax does not look into the bodies of while loops: call it on these as well.
+    JAX does not look into the bodies of while loops: call this function on them too.
+
+    Args:
+      jaxpr: the program, not closed.
+
+    Returns:
+      The smaller program.
     """
     return dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars), instantiate=True)[0]
 
 
 def variables(several: Iterable[Any]) -> list[Any]:
-    """Those that are no literals."""
+    """The variables, without the literals.
+
+    Args:
+      several: variables and literals.
+
+    Returns:
+      A list.
+    """
     return [var for var in several if not isinstance(var, Literal)]
 
 
@@ -113,10 +160,10 @@ def live(jaxpr: Any, stops: Collection[str] = ()) -> tuple[set[Any], set[Any]]:
 
     Args:
       jaxpr: the program, not closed.
-      stops: primitives through which no dependence is followed.
+      stops: names of primitives at which the search stops; their operands do not count.
 
     Returns:
-      The equations, and the variables with those of the results.
+      (equations, variables), the variables with those of the results.
     """
     equations, needed = set(), set(variables(jaxpr.outvars))
     for equation in reversed(jaxpr.eqns):
@@ -128,11 +175,14 @@ def live(jaxpr: Any, stops: Collection[str] = ()) -> tuple[set[Any], set[Any]]:
 
 
 def source_line(equation: Any, ignored: Sequence[str] = ()) -> str:
-    """`file.py:12`, the innermost line of the user's that asked for an equation; empty if unknown.
+    """The innermost line of the user's code that made an equation, as `file.py:12`.
 
     Args:
       equation: of a traced program.
       ignored: folders whose lines are not the user's, besides jax's own.
+
+    Returns:
+      The file and the line; empty if unknown.
     """
     for frame in getattr(equation.source_info.traceback, "frames", ()):
         name = frame.file_name

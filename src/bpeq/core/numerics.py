@@ -1,4 +1,4 @@
-"""Stable elementary functions that also take complex arguments."""
+"""Stable elementary functions that also accept complex arguments."""
 
 from __future__ import annotations
 
@@ -10,12 +10,15 @@ from jaxtyping import Array
 
 
 def logsumexp(z: Array, axis: int = -1, keepdims: bool = False) -> Array:
-    """log Σ exp(z) along `axis`, with the largest real part taken out first.
+    """log Σ exp(z) along `axis`. The largest real part is subtracted first, against overflow.
 
     Args:
-      z: real or complex.
-      axis: which is summed over.
+      z: real or complex, any shape.
+      axis: the axis of the sum; the last one by default.
       keepdims: whether that axis stays, with size 1.
+
+    Returns:
+      An array without that axis, or with size 1 there.
 
     >>> import jax.numpy as jnp
     >>> round(float(logsumexp(jnp.array([1000.0, 1000.0]))), 2)
@@ -28,11 +31,14 @@ def logsumexp(z: Array, axis: int = -1, keepdims: bool = False) -> Array:
 
 
 def softmax(z: Array, axis: int = -1) -> Array:
-    """exp(z) / Σ exp(z) along `axis`, with the largest real part taken out first.
+    """exp(z) / Σ exp(z) along `axis`. The largest real part is subtracted first, against overflow.
 
     Args:
-      z: real or complex.
-      axis: along which the weights sum to 1.
+      z: real or complex, any shape.
+      axis: the axis along which the result sums to 1; the last one by default.
+
+    Returns:
+      An array in the shape of z.
 
     >>> import jax.numpy as jnp
     >>> softmax(jnp.array([-1e4, 0.0, 0.0])).tolist()
@@ -47,34 +53,43 @@ def log_softmax(z: Array, axis: int = -1) -> Array:
     """z − log Σ exp(z) along `axis`.
 
     Args:
-      z: real or complex.
-      axis: along which exp of the result sums to 1.
+      z: real or complex, any shape.
+      axis: the axis along which exp of the result sums to 1; the last one by default.
+
+    Returns:
+      An array in the shape of z.
     """
     return z - logsumexp(z, axis=axis, keepdims=True)
 
 
 def xlogy(x: Array, y: Array) -> Array:
-    """x log y, and 0 where x = 0.
+    """x log y, and 0 for x = 0.
 
     Args:
       x: any array.
-      y: of the same shape, > 0 where x is not 0.
+      y: an array of the same shape, > 0 wherever x is not 0.
+
+    Returns:
+      An array in the shape of x.
     """
     zero = x == 0
     return jnp.where(zero, 0.0, x * jnp.log(jnp.where(zero, 1.0, y)))
 
 
 def by_real_parts(product: Callable[[Array, Array], Array], x: Array, w: Array) -> Array:
-    """A bilinear `product` of any real and complex x and w, as two or four real ones.
+    """A bilinear `product` of real or complex x and w, computed by two or four real products.
 
-    JAX's own convolution of two complex arrays takes three real ones, in which a small imaginary
-    part drowns in the round-off of the real one; its own matrix product is several times slower on
-    a CPU than four real ones.
+    JAX's convolution of two complex arrays uses three real ones. A small imaginary part then
+    disappears in the round-off of the real part. JAX's complex matrix product is several times
+    slower on a CPU than four real ones.
 
     Args:
       product: (x, w) -> array, linear in each.
       x: real or complex.
       w: real or complex.
+
+    Returns:
+      product(x, w).
 
     >>> import jax.numpy as jnp
     >>> by_real_parts(jnp.matmul, jnp.array([1.0 + 2.0j]), jnp.array([3.0 - 1.0j])).item()

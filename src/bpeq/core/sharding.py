@@ -1,9 +1,9 @@
-"""What a function needs to know about the whole batch when several devices share it.
+"""Functions on the whole batch, for code that runs on one device's part of it.
 
-`data_parallel` runs a rule's estimate on every device's part of the batch, along a mesh axis
-`AXIS`. Most functions treat examples alike and need nothing from here: means over equal parts
-average. The functions below are for those that couple examples, or draw numbers for each. With one
-device the part is the batch, and they change nothing.
+`data_parallel` runs a rule's estimate on each device's part of the batch, along a mesh axis `AXIS`.
+Most functions treat each example alone and need nothing from here: means over equal parts average
+to the mean of the batch. The functions below are for code that couples examples, or draws random
+numbers for each example. With one device the part is the whole batch, and they change nothing.
 """
 
 from __future__ import annotations
@@ -22,27 +22,37 @@ AXIS = "data"
 
 
 def count() -> int:
-    """How many parts the batch is in; 1 outside a mesh."""
+    """The number of parts of the batch; 1 outside a mesh.
+
+    Returns:
+      An int.
+    """
     try:
         return axis_size(AXIS)
-    except NameError:  # how JAX says that no such axis is in sight
+    except NameError:  # JAX raises this if there is no such axis
         return 1
 
 
 def mean(tree: Any) -> Any:
-    """The mean over parts of every leaf: of means over equal parts, the mean over the batch.
+    """The mean over the parts, of every leaf. Means over equal parts give the mean over the batch.
 
     Args:
-      tree: arrays that each device has made of its own part.
+      tree: arrays that each device has computed from its own part.
+
+    Returns:
+      A tree like `tree`, the same on all devices.
     """
     return jax.lax.pmean(tree, AXIS) if count() > 1 else tree
 
 
 def gathered(tree: Any) -> Any:
-    """The whole batch: every leaf `[part, ...]` as `[batch, ...]`, the parts in their order.
+    """The whole batch from its parts: every leaf `[part, ...]` becomes `[batch, ...]`, in order.
 
     Args:
       tree: arrays with examples on axis 0.
+
+    Returns:
+      A tree like `tree`, the same on all devices.
     """
     if count() == 1:
         return tree
@@ -50,23 +60,29 @@ def gathered(tree: Any) -> Any:
 
 
 def places(examples: int) -> Int[Array, " part"]:
-    """Where in the batch the part's examples are.
+    """The indices of the part's examples in the whole batch.
 
     Args:
-      examples: how many examples the part has.
+      examples: number of examples in the part.
+
+    Returns:
+      `[examples]`, integers.
     """
     own = jnp.arange(examples)
     return own if count() == 1 else own + examples * jax.lax.axis_index(AXIS)
 
 
 def drawn(draw: Callable[[Shape], Array], shape: Shape) -> Array:
-    """`draw(shape)`, `[part, ...]`, of numbers that the batch would have drawn on one device.
+    """This part's rows of the random numbers that one device would draw for the whole batch.
 
-    Each device draws the whole batch's: that is cheaper than to send them.
+    Each device draws the numbers of the whole batch. That is cheaper than sending them.
 
     Args:
       draw: shape -> random numbers.
-      shape: `[part, ...]`, of the numbers that this part needs.
+      shape: `[part, ...]`, the shape of this part's numbers.
+
+    Returns:
+      An array of that shape.
     """
     if count() == 1:
         return draw(shape)

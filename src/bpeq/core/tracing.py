@@ -1,4 +1,4 @@
-"""Switches for programs that are traced to be read or counted, not to be run fast."""
+"""Switches for programs that bpeq traces in order to read or count them, not to run them fast."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from contextvars import ContextVar
 
 
 class Switch:
-    """A switch that is on inside of `with switch.on():` and off elsewhere; `switch()` reads it.
+    """A switch that is on inside `with switch.on():` and off elsewhere; `switch()` reads it.
 
-    What is traced inside of the block sees the switch on. Threads and tasks have their own.
+    Code that is traced inside the block sees the switch on. Each thread and task has its own state.
 
     Args:
       name: the name of the switch, for debugging.
@@ -27,7 +27,7 @@ class Switch:
 
     @contextmanager
     def on(self) -> Iterator[None]:
-        """The block in which the switch is on."""
+        """A context in which the switch is on."""
         token = self._state.set(True)
         try:
             yield
@@ -35,11 +35,12 @@ class Switch:
             self._state.reset(token)
 
     def __call__(self) -> bool:
+        """Whether the switch is on."""
         return self._state.get()
 
 
 disable_fast_paths = Switch("disable_fast_paths")
-"""Programs follow the formulas, without the ways around them that save time. For counts."""
+"""Programs follow the formulas, without shortcuts that save time. Counts of operations use it."""
 
 carries_all = Switch("carries_all")
-"""Loops carry whole states, so that a program can be read by the states' names. For audits."""
+"""Loops carry whole states, so that an audit finds each state in the program by its name."""

@@ -11,21 +11,40 @@ from jaxtyping import Array, Float
 
 
 def add(a: Any, b: Any) -> Any:
-    """a + b, leaf by leaf."""
+    """a + b, leaf by leaf.
+
+    Args:
+      a: a tree of arrays.
+      b: a tree of the same structure.
+
+    Returns:
+      A tree like a.
+    """
     return jax.tree.map(jnp.add, a, b)
 
 
 def sub(a: Any, b: Any) -> Any:
-    """a − b, leaf by leaf."""
+    """a − b, leaf by leaf.
+
+    Args:
+      a: a tree of arrays.
+      b: a tree of the same structure.
+
+    Returns:
+      A tree like a.
+    """
     return jax.tree.map(jnp.subtract, a, b)
 
 
 def add_given(a: Any, b: Any) -> Any:
-    """a + b, leaf by leaf, where b may have None for the parts of a that get nothing.
+    """a + b, leaf by leaf; parts of a stay as they are if b has None there.
 
     Args:
       a: a tree of arrays.
       b: the same tree, or one with None in place of some parts.
+
+    Returns:
+      A tree like a.
     """
     return jax.tree.map(
         lambda extra, part: part if extra is None else add(part, extra),
@@ -36,26 +55,51 @@ def add_given(a: Any, b: Any) -> Any:
 
 
 def scale(c: Any, a: Any) -> Any:
-    """c · a, leaf by leaf, with a scalar c."""
+    """c · a, leaf by leaf.
+
+    Args:
+      c: a scalar.
+      a: a tree of arrays.
+
+    Returns:
+      A tree like a.
+    """
     return jax.tree.map(lambda leaf: c * leaf, a)
 
 
 def zeros(a: Any) -> Any:
-    """Zeros of the shapes and dtypes of a."""
+    """Zeros in the shapes and dtypes of a.
+
+    Args:
+      a: a tree of arrays.
+
+    Returns:
+      A tree like a.
+    """
     return jax.tree.map(jnp.zeros_like, a)
 
 
 def real(a: Any) -> Any:
-    """The real part of a's complex leaves; real ones stay as they are."""
+    """The real part of complex leaves; real leaves stay as they are.
+
+    Args:
+      a: a tree of arrays.
+
+    Returns:
+      A tree of real arrays.
+    """
     return jax.tree.map(jnp.real, a)
 
 
 def cast(a: Any, dtype: Any) -> Any:
-    """a with its floating leaves in `dtype`; integer leaves and keys stay as they are.
+    """Convert the real floating leaves to `dtype`; all other leaves stay as they are.
 
     Args:
       a: a tree of arrays.
-      dtype: a floating type.
+      dtype: a floating type; a complex type makes the leaves complex.
+
+    Returns:
+      A tree like a.
     """
 
     def one(leaf: Any) -> Any:
@@ -66,23 +110,40 @@ def cast(a: Any, dtype: Any) -> Any:
 
 
 def stack(trees: list[Any]) -> Any:
-    """Trees of one structure, stacked on a new axis 0 of every leaf."""
+    """Stack trees of one structure on a new axis 0 of every leaf.
+
+    Args:
+      trees: a list of trees.
+
+    Returns:
+      One tree.
+    """
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
 
 
 def max_abs(a: Any) -> Float[Array, " batch"]:
-    """max |a| of each example over all leaves, each `[batch, ...]`; NaN if there is one."""
+    """max |a| of each example over all leaves; NaN if it has one.
+
+    Args:
+      a: a tree with `[batch, ...]` leaves.
+
+    Returns:
+      `[batch]`.
+    """
     parts = [jnp.abs(leaf).reshape(leaf.shape[0], -1).max(axis=1) for leaf in jax.tree.leaves(a)]
     return jnp.stack(parts).max(axis=0)
 
 
 def where(mask: Array, a: Any, b: Any) -> Any:
-    """a where `mask` `[batch]` is true, b elsewhere, example by example.
+    """a where `mask` is true, b elsewhere, for each example.
 
     Args:
       mask: `[batch]`, booleans.
-      a: leaves `[batch, ...]`.
-      b: the same.
+      a: a tree with `[batch, ...]` leaves.
+      b: a tree like a.
+
+    Returns:
+      A tree like a.
     """
 
     def one(x: Array, y: Array) -> Array:
@@ -92,20 +153,33 @@ def where(mask: Array, a: Any, b: Any) -> Any:
 
 
 def dot(a: Any, b: Any) -> Array:
-    """Σ a·b over all leaves and elements, a plain (not conjugated) product."""
+    """Σ a·b over all leaves and elements; the product does not conjugate.
+
+    Args:
+      a: a tree of arrays.
+      b: a tree like a.
+
+    Returns:
+      A scalar.
+    """
     products = jax.tree.map(lambda x, y: jnp.sum(x * y), a, b)
     return jnp.stack(jax.tree.leaves(products)).sum()
 
 
 def at_angle(weights: Any, other: Any, angle: float) -> Any:
-    """B = cos(a) W + sin(a) R leaf by leaf, with |B| = |W| and the angle between them exactly a.
+    """B = cos(a) W + sin(a) R leaf by leaf, with |B| = |W| and an angle of exactly a between them.
+
+    R is the part of `other` that is orthogonal to W, scaled to W's norm over all elements of the
+    leaf. B is W if no orthogonal part exists: the leaf is one number, or it is the same in every
+    draw, or W is zero.
 
     Args:
       weights: W, any tree of arrays.
-      other: an independent draw of the same shapes; R is what of it is orthogonal to W, scaled to
-        W's norm (of all of a leaf's elements). Where nothing is left, because a leaf is one number
-        or the same in every draw, or where W is zero, B is W.
-      angle: a in degrees, 0 to 180.
+      other: an independent draw of the same shapes.
+      angle: a, in degrees, 0 to 180.
+
+    Returns:
+      B, a tree like W.
 
     Example:
       >>> import jax.numpy as jnp
@@ -130,22 +204,39 @@ def at_angle(weights: Any, other: Any, angle: float) -> Any:
 
 
 def size(a: Any) -> int:
-    """The number of scalars in a."""
+    """The number of scalars in a tree.
+
+    Args:
+      a: a tree of arrays.
+
+    Returns:
+      An int.
+    """
     return sum(leaf.size for leaf in jax.tree.leaves(a))
 
 
 def names(a: Any) -> list[str]:
-    """The leaves' paths, such as `1.w`, in the order of `jax.tree.leaves`."""
+    """The paths of the leaves, such as `1.w`, in the order of `jax.tree.leaves`.
+
+    Args:
+      a: a tree.
+
+    Returns:
+      One path per leaf.
+    """
     paths = [path for path, _ in jax.tree.leaves_with_path(a)]
     return [jax.tree_util.keystr(path, simple=True, separator=".") for path in paths]
 
 
 def difference(a: Any, like: Any) -> str:
-    """Where `a` has not the structure, shapes and dtypes of `like`, in words; empty if it has.
+    """The first difference in structure, shapes and dtypes between two trees, in words.
 
     Args:
       a: a tree of arrays.
-      like: the tree that it should be like.
+      like: the tree to compare it with.
+
+    Returns:
+      A phrase for a message; empty if there is no difference.
 
     Example:
       >>> difference({"w": jnp.zeros(2, jnp.float32)}, {"w": jnp.zeros((2, 3), jnp.float32)})
@@ -163,10 +254,13 @@ def difference(a: Any, like: Any) -> str:
 
 
 def describe_tree(a: Any) -> str:
-    """A tree's leaves with their dtypes and shapes, as far as they fit a line.
+    """A tree's leaves with their dtypes and shapes, the first four of them.
 
     Args:
       a: a tree of arrays or of shapes.
+
+    Returns:
+      A phrase for a message.
     """
     leaves = _describe_leaves(a)
     if not leaves:
@@ -175,6 +269,8 @@ def describe_tree(a: Any) -> str:
 
 
 def _describe_leaves(a: Any) -> list[str]:
+    """Name, dtype and shape of each leaf."""
+
     def one(leaf: Any) -> str:
         return f"{leaf.dtype.name}{list(leaf.shape)}" if hasattr(leaf, "dtype") else repr(leaf)
 

@@ -1,4 +1,4 @@
-"""Learning rules: drop-ins for `jax.value_and_grad`, one file a rule."""
+"""Learning rules: drop-ins for `jax.value_and_grad`, one file for each rule."""
 
 from bpeq.rules._asymmetric_eqprop import asymmetric_eqprop
 from bpeq.rules._autodiff import autodiff

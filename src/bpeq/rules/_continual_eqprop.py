@@ -145,6 +145,7 @@ def continual_eqprop(
 
         # β of the state before each sweep: s_0 belongs to the free phase.
         befores = jnp.full((sweeps,), b).at[0].set(0.0)
+        # One scan: the nudged sweeps, each with its update of the weights.
         start = (rest.state, trees.zeros(params))
         (_, grads), infos = jax.lax.scan(one, start, (befores, jnp.arange(sweeps)))
         last = jax.tree.map(lambda record: record[-1], infos)

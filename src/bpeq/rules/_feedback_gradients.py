@@ -85,4 +85,5 @@ def _split(params: Params) -> tuple[list[Params], Any]:
 
 
 def _wrong(remedy: str) -> SettingError:
+    """The error for params that `kolen_pollack` cannot use."""
     return SettingError("vector_field_eqprop", "kolen_pollack", True, remedy)

@@ -274,7 +274,14 @@ def reseeded(system: System, free: Free, key: Key, n: Array | int) -> Free:
 
 
 def in_one_piece(system: System) -> System:
-    """The same system, but each sweep takes the whole batch: `take_rows` is None."""
+    """The same system, but each sweep takes the whole batch: `take_rows` is None.
+
+    Args:
+      system: any system.
+
+    Returns:
+      A System.
+    """
     return system._replace(traits=system.traits._replace(take_rows=None))
 
 

@@ -89,6 +89,9 @@ def anderson(
     Returns:
       A Solver.
 
+    Raises:
+      ValueError: a setting is out of range.
+
     Example:
       >>> import jax.numpy as jnp
       >>> slow = lambda s: 0.9 * s + 0.1

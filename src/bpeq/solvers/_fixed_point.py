@@ -54,6 +54,9 @@ def fixed_point(
     Returns:
       A Solver.
 
+    Raises:
+      ValueError: a setting is out of range.
+
     Example:
       >>> import jax.numpy as jnp
       >>> state, info = fixed_point(1e-3)(lambda s: 0.5 * s, jnp.array([[1.0], [0.0]]))

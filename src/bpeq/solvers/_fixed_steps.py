@@ -61,6 +61,9 @@ def fixed_steps(
     Returns:
       A Solver.
 
+    Raises:
+      ValueError: a setting is out of range.
+
     Example:
       >>> import jax.numpy as jnp
       >>> state, info = fixed_steps(3, record=True)(lambda s: 0.5 * s, jnp.ones((1, 1)))

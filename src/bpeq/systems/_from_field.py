@@ -79,6 +79,7 @@ def from_field(
             raise ValueError(f"{name}: field gives {wrong}, as its state has for one example")
         return along
 
+    # Your functions take one example; a System takes batches.
     fields = jax.vmap(one, in_axes=(None, 0, 0))
 
     def clamp(params: Params, x: Array) -> Array:
@@ -93,6 +94,7 @@ def from_field(
     def sweep(
         params: Params, x: Array, state: State, push: Any = None, hold: bool = False
     ) -> State:
+        # The push adds to the force before the projection, so it cannot leave the allowed set.
         pull = force(params, x, state)
         if push is not None:
             pull = trees.add_given(pull, push(state))
@@ -108,6 +110,7 @@ def from_field(
     def forward(params: Params, state: State, key: Key | None = None) -> tuple[Array, Any]:
         return jax.vmap(readout, in_axes=(None, 0))(params, state), state
 
+    # The readout is your function, so its pull-back is JAX's.
     def backward(params: Params, feedback: Params, state: Any, dy: Array) -> tuple[Params, Any]:
         _, pull = jax.vjp(lambda p, s: forward(p, s)[0], params, state)
         return pull(dy)

@@ -33,6 +33,9 @@ def sgd(learning_rate: Positive) -> optax.GradientTransformation:
     Returns:
       The optax optimizer.
 
+    Raises:
+      ValueError: a setting is out of range.
+
     Source: Robbins & Monro 1951, A stochastic approximation method.
     """
     return optax.sgd(learning_rate)
@@ -51,6 +54,9 @@ def momentum(
 
     Returns:
       The optax optimizer.
+
+    Raises:
+      ValueError: a setting is out of range.
 
     Source: Polyak 1964, Some methods of speeding up the convergence of iteration methods; Sutskever
     et al. 2013, On the importance of initialization and momentum in deep learning.
@@ -78,6 +84,9 @@ def rmsprop(
     Returns:
       The optax optimizer.
 
+    Raises:
+      ValueError: a setting is out of range.
+
     Source: Tieleman & Hinton 2012, Lecture 6.5.
     """
     return optax.rmsprop(learning_rate, decay=decay, eps=eps, eps_in_sqrt=eps_in_sqrt)
@@ -97,6 +106,9 @@ def adam(
 
     Returns:
       The optax optimizer.
+
+    Raises:
+      ValueError: a setting is out of range.
 
     Source: Kingma & Ba 2015, Adam: a method for stochastic optimization.
     """
@@ -123,6 +135,9 @@ def adamw(
 
     Returns:
       The optax optimizer.
+
+    Raises:
+      ValueError: a setting is out of range.
 
     Source: Loshchilov & Hutter 2019, Decoupled weight decay regularization.
     """
@@ -151,6 +166,9 @@ def cosine(*, warmup: Fraction = 0.0, final: NonNegative = 0.0) -> Schedule:
     Returns:
       progress -> factor on the learning rate.
 
+    Raises:
+      ValueError: a setting is out of range.
+
     Source: Loshchilov & Hutter 2017, SGDR: stochastic gradient descent with warm restarts.
     """
 
@@ -172,6 +190,9 @@ def linear_decay(*, warmup: Fraction = 0.0, final: NonNegative = 0.0) -> Schedul
 
     Returns:
       progress -> factor on the learning rate.
+
+    Raises:
+      ValueError: a setting is out of range.
     """
 
     return _warmed(warmup, lambda rest: 1.0 + (final - 1.0) * rest)
@@ -186,6 +207,9 @@ def exponential(*, final: Positive = 0.01) -> Schedule:
 
     Returns:
       progress -> factor on the learning rate.
+
+    Raises:
+      ValueError: a setting is out of range.
     """
     return lambda progress: final**progress
 

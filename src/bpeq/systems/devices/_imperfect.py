@@ -212,6 +212,7 @@ def _system(
     def sweep(
         params: Params, clamped: Clamped, state: State, push: Any = None, hold: bool = False
     ) -> State:
+        # Noise first, then levels and limits: the device stores what it can hold.
         swept = system.sweep(clamped.seen, clamped.own, state, push, hold)
         if noise > 0:
             xi = normal_like(folded(clamped.keys, clamped.sweep), swept)
