@@ -1,4 +1,4 @@
-"""Whether an example's energy and sweep depend on the other examples of its batch."""
+"""Checks whether an example's energy and sweep depend on the other examples of its batch."""
 
 from __future__ import annotations
 
@@ -12,15 +12,18 @@ from bpeq.analysis.energy_contract._context import Context, Finding, draw_state
 from bpeq.core import trees
 from bpeq.types import State
 
-TOLERANCE = 1e-9  # of round-off, which another order of sums leaves
+TOLERANCE = 1e-9  # round-off, because a batch may sum in another order
 
 
 def batch_independence_finding(context: Context, key: jax.Array) -> Finding:
-    """max |in a batch − alone| over the largest value, of the energy and of a sweep.
+    """Computes max |in a batch − alone| over the largest value, for the energy and for a sweep.
 
     Args:
-      context: the system; each example gets a copy beside it, in another state.
+      context: the system. Its batch is doubled by copies of the examples in another state.
       key: draws the states.
+
+    Returns:
+      The finding "alone".
     """
     system, params = context.system, context.params
 

@@ -1,4 +1,4 @@
-"""What is checked: a system with the weights, inputs and states at which the checks look."""
+"""The context of all checks: a system, and the weights, inputs and states of the checks."""
 
 from __future__ import annotations
 
@@ -21,10 +21,11 @@ MOST_HALVINGS = 24
 class Finding(NamedTuple):
     """The result of one check.
 
-    name:   what was checked.
-    passed: whether it holds; None for a note, which is no verdict.
-    figure: the number behind it; NaN if there is none.
-    words:  the result in one line.
+    Args:
+      name: the name of the check.
+      passed: whether the check passed; None for a note, which is no verdict.
+      figure: the measured number; NaN without one.
+      words: the result in one line.
     """
 
     name: str
@@ -34,25 +35,28 @@ class Finding(NamedTuple):
 
 
 class Context:
-    """A system at some weights and inputs, in float64, with its free phases run.
+    """A system at given weights and inputs, in float64, after its free phases.
+
+    The arguments are attributes too. The other attributes are
+      clamped: the system's `clamp` of the inputs.
+      force, energy, sweep: the system's functions of a state at these weights and inputs, jitted;
+        `energy` is None if the system has none.
+      start: the state in which the free phases start.
+      settled: `[batch]`, whether they settled to 1e-10.
+      equilibrium: the state in which they ended; one sweep from the start if one did not settle.
+      interior: a tenth of the way from the equilibrium to the rest state without input. No unit is
+        saturated there.
 
     Args:
-      system, params, x: the system, its weights and inputs `[batch, ...]`.
-      cost, y: the cost and its targets; zeros if None.
-      sweeps: of a phase at most.
-      user_energy: the function for one example that `from_energy` has made a system of; None for a
-        system.
-      project: puts the state of one example onto the allowed set; None if the sweep keeps to it.
-
-    Beside these it has
-      clamped: the system's `clamp` of the inputs.
-      force, energy, sweep: the system's, of a state at these weights and inputs, jitted; `energy`
-        is None if the system has none.
-      start:   where the free phases start.
-      settled: `[batch]`, whether they ended to 1e-10.
-      equilibrium: where they ended; one sweep from the start if one of them did not settle.
-      interior: a tenth of the way from the equilibrium to where units rest without input. No unit
-        is saturated there.
+      system: the system.
+      params: its weights.
+      x: inputs `[batch, ...]`.
+      cost: the cost.
+      y: the cost's targets; None: zeros.
+      sweeps: the largest number of sweeps of a phase.
+      user_energy: the energy of one example that `from_energy` turned into the system; None if the
+        user gave a system.
+      project: moves the state of one example onto the allowed set; None if the sweep does so.
     """
 
     def __init__(
@@ -92,9 +96,17 @@ class Context:
         return jax.jit(lambda state: fn(self.params, self.clamped, state))
 
     def program(self, params: Params, x: Array, state: State) -> Any:
-        """What holomorphic EP computes at complex states.
+        """The function that holomorphic EP computes at complex states.
 
-        That is a user's energy, or a system's sweep, output and ∂E/∂(θ, x).
+        It is the user's energy, or the system's sweep, output and ∂E/∂(θ, x).
+
+        Args:
+          params: the weights.
+          x: inputs `[batch, ...]`.
+          state: the state.
+
+        Returns:
+          The energies, or a list of the other results.
         """
         if self.user_energy is not None:
             return jax.vmap(self.user_energy, in_axes=(None, 0, 0))(params, state, x)
@@ -110,16 +122,19 @@ class Context:
 def draw_state(
     context: Context, key: jax.Array, spread: float = 0.1, from_start: bool = False
 ) -> State:
-    """A random state around `interior`, or a random start of a phase around the system's own.
+    """Draws a random state near `interior`, or a random start of a phase near the system's own.
 
-    It adds normal numbers, and halves them until energy and force (or a sweep from a start) are
+    It adds normal noise. It halves the noise until energy and force (or a sweep from a start) are
     finite.
 
     Args:
       context: the system and its states.
-      key: draws the normal numbers.
-      spread: their standard deviation at first.
-      from_start: whether the state is a start.
+      key: draws the noise.
+      spread: the first standard deviation of the noise.
+      from_start: whether to draw a start of a phase.
+
+    Returns:
+      The state.
     """
     around = context.start if from_start else context.interior
     noise, state = normal_like(around, key), around
@@ -136,27 +151,63 @@ def draw_state(
 
 
 def normal_like(tree: Any, key: jax.Array) -> Any:
-    """Normal numbers in the shapes of a tree, by NumPy: nothing is compiled."""
+    """Draws normal numbers in the shapes of a tree. NumPy draws them, so that nothing is compiled.
+
+    Args:
+      tree: a tree of arrays.
+      key: the random key.
+
+    Returns:
+      The numbers.
+    """
     rng = np.random.default_rng(np.asarray(jax.random.key_data(key)).ravel())
     return jax.tree.map(lambda s: np.asarray(rng.normal(size=s.shape), s.dtype), tree)
 
 
 def idle_weights(params: Params) -> Params:
-    """Zero weights; integer leaves, such as exponents and masks, stay as they are."""
+    """Sets weights to zero. Integer leaves, such as exponents and masks, stay unchanged.
+
+    Args:
+      params: the weights.
+
+    Returns:
+      The zero weights.
+    """
     return jax.tree.map(lambda leaf: jnp.zeros_like(leaf) if is_inexact(leaf) else leaf, params)
 
 
 def is_inexact(leaf: Any) -> bool:
-    """Whether a leaf holds real or complex floating numbers."""
+    """Whether a leaf holds real or complex floating-point numbers.
+
+    Args:
+      leaf: an array.
+
+    Returns:
+      True for such numbers.
+    """
     return bool(jnp.issubdtype(leaf.dtype, jnp.inexact))
 
 
 def is_finite(tree: Any) -> bool:
-    """Whether every number of a tree is finite."""
+    """Whether every number of a tree is finite.
+
+    Args:
+      tree: a tree of arrays.
+
+    Returns:
+      True if all are finite.
+    """
     return all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(tree))
 
 
 def flat_rows(state: State) -> Array:
-    """A state's units side by side, `[batch, units]`."""
+    """Concatenates the units of a state.
+
+    Args:
+      state: the state.
+
+    Returns:
+      `[batch, units]`.
+    """
     leaves = [leaf.reshape(leaf.shape[0], -1) for leaf in jax.tree.leaves(state)]
     return jnp.concatenate(leaves, axis=1)

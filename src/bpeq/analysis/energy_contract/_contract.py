@@ -1,4 +1,4 @@
-"""`check_energy`: what an energy promises to equilibrium propagation, and whether it keeps it."""
+"""`check_energy`: checks the properties of an energy that equilibrium propagation needs."""
 
 from __future__ import annotations
 
@@ -25,19 +25,20 @@ from bpeq.settings import Count, Positive, SettingError, checked
 from bpeq.systems import from_energy
 from bpeq.types import Cost, Key, Params, State, System
 
-CURVED = 4  # examples whose curvature is computed
+CURVED = 4  # the number of examples whose curvature is computed
 
 
 class EnergyContract(NamedTuple):
-    """Seven findings; `str` of it is a table.
+    """Seven findings. `str` of it is a table.
 
-    gradient:    the figure is the largest relative error of a derivative.
-    symmetric:   ‖J − Jᵀ‖ / ‖J‖ of the force's Jacobian J.
-    bounded:     the β up to which E − βC keeps its minimum at the equilibria.
-    unique:      how many states random starts settle in.
-    holomorphic: by how much Cauchy and Riemann's equations fail.
-    corners:     which slope autodiff takes at the first corner: 0 the outer one, 1 the inner one.
-    alone:       how much an example's energy or sweep changes with its batch mates.
+    Args:
+      gradient: its figure is the largest relative error of a derivative.
+      symmetric: ‖J − Jᵀ‖ / ‖J‖ of the force's Jacobian J.
+      bounded: the β up to which E − βC keeps its minimum at the equilibria.
+      unique: the number of states in which random starts settle.
+      holomorphic: the error of Cauchy and Riemann's equations.
+      corners: the slope that autodiff takes at the first corner: 0 the outer one, 1 the inner one.
+      alone: the change of an example's energy or sweep due to its batch mates.
     """
 
     gradient: Finding
@@ -50,7 +51,7 @@ class EnergyContract(NamedTuple):
 
     @property
     def passed(self) -> bool:
-        """Whether no check fails; a note is no failure."""
+        """Whether no check fails. A note is not a failure."""
         return all(finding.passed is not False for finding in self)
 
     def __str__(self) -> str:
@@ -81,55 +82,60 @@ def check_energy(
 ) -> EnergyContract:
     """Checks in float64, at a few examples, if an energy is what equilibrium propagation needs.
 
-        gradient     the force is −∂E/∂s, denergy ∂E/∂θ and dforce ∂force/∂θ: against central
-                     differences, along a random line of each leaf. It catches a custom derivative
-                     of another function, and a stop_gradient that matters.
-        symmetric    the Jacobian J of the force is symmetric. If not, the force is no energy's
-                     slope.
+        gradient     the force is −∂E/∂s, denergy is ∂E/∂θ and dforce is ∂force/∂θ. The check uses
+                     central differences along a random line of each leaf. It finds a custom
+                     derivative of another function, and a stop_gradient that matters.
+        symmetric    the Jacobian J of the force is symmetric. Otherwise the force is not the
+                     gradient of any energy.
         bounded      E − βC keeps its minimum for β < K / λ, where K = (G H⁻¹ Gᵀ)⁻¹, H is the
                      Hessian of E at the equilibrium, G the readout's Jacobian and λ the largest
-                     curvature of the cost (1 for squared error). It fails at a `beta` beyond, or if
-                     the phase at −β does not settle. It is a note if E − βC falls without bound
+                     curvature of the cost (1 for squared error). It fails if `beta` is larger, or
+                     if the phase at −β does not settle. It is a note if E − βC falls without bound
                      elsewhere.
         unique       random starts settle in the same state to 1e-4. It also fails if one of them
                      does not settle in `sweeps`.
         holomorphic  E (of a system: its sweep, readout and denergy) is complex-differentiable in
-                     the state. If not, it names the operation and its line. The program shows
-                     functions in pieces such as max, abs or a choice by an order of the state;
-                     Cauchy and Riemann's equations show the rest. A note, unless `holomorphic` is
-                     set or the system declares otherwise.
-        corners      where one-sided derivatives differ, and which of them autodiff takes: at common
-                     numbers and the program's own; else where an operation in pieces turns on lines
-                     between states. A note, unless autodiff takes neither side nor one between.
+                     the state. If not, the finding names the operation and its line. The traced
+                     program shows piecewise functions such as max, abs or a choice by an order of
+                     the state. Cauchy and Riemann's equations show the rest. It is a note, unless
+                     `holomorphic` is set or the system declares otherwise.
+        corners      the places where one-sided derivatives differ, and the derivative that autodiff
+                     takes there. The check tries common numbers and the program's own numbers. If
+                     none is a corner, it looks for piecewise operations that change their piece on
+                     lines between states. It is a note, unless autodiff takes neither side nor a
+                     value between.
         alone        an example's energy and sweep are the same to 1e-9 without its batch mates.
 
-    Samples can miss something: an equilibrium that no start finds, a derivative that is wrong in
-    places only. If energy or force is not finite, the contract says only that.
+    Samples can miss something, such as an equilibrium that no start finds, or a derivative that is
+    wrong only in some places. If energy or force is not finite, the contract says only that.
 
     Args:
-      energy: a System (of an imperfect device its ideal one is checked), or (params, state, x) ->
-        scalar for ONE example, as `from_energy` takes it.
+      energy: a System (for an imperfect device its ideal system is checked), or (params, state, x)
+        -> scalar for ONE example, as for `from_energy`.
       params: weights. Integer leaves are constants.
-      x: a few inputs, `[batch, ...]`; curvature is computed for the first four.
+      x: a few inputs, `[batch, ...]`. Curvature is computed for the first four.
       key: draws starts, states and lines.
-      init_state, readout: needed with a plain energy, as `from_energy` takes them.
-      project: onto the allowed states, with a plain energy; None if all are allowed.
-      step_size: of a sweep of a plain energy, > 0.
-      cost: None is squared error.
-      y: the cost's targets for x; None is zeros.
-      beta: the nudge that the energy will be used with, β > 0.
+      init_state: as for `from_energy`; required with a plain energy.
+      readout: as for `from_energy`; required with a plain energy.
+      project: moves a state onto the allowed set, with a plain energy; None: all states are
+        allowed.
+      step_size: the step size of a sweep of a plain energy, > 0.
+      cost: the cost; None: squared error.
+      y: the cost's targets for x; None: zeros.
+      beta: the β with which the energy will be used, > 0.
       holomorphic: whether the energy must be holomorphic.
-      starts: random starts, >= 1.
-      spread: of these around the system's own start, a standard deviation > 0.
-      sweeps: of a phase at most, >= 1; it settles to 1e-10.
+      starts: the number of random starts, >= 1.
+      spread: the standard deviation of the starts around the system's own start, > 0.
+      sweeps: the largest number of sweeps of a phase, >= 1. A phase settles to 1e-10.
 
     Returns:
-      An `EnergyContract`: a `Finding` for each check.
+      An `EnergyContract`, with a `Finding` for each check.
 
     Raises:
-      SettingError: a plain energy without init_state or readout, or a setting out of range.
-      ValueError: a function does not take what the others give; an energy, a state or an output is
-        not of real floating numbers.
+      SettingError: a plain energy comes without init_state or readout, or a setting is out of
+        range.
+      ValueError: a function does not accept the result of another; or an energy, a state or an
+        output does not consist of real floating-point numbers.
 
     Example (a double well, which settles on either side):
       >>> import jax, jax.numpy as jnp
@@ -185,10 +191,10 @@ def check_energy(
 
 
 def _curvature(system: System, params: Params, x: Array) -> tuple[Curvature | None, str]:
-    """That of the first examples; or None, and the reason."""
+    """The curvature of the first examples, or None and the reason."""
     try:
         return curvature(system, params, x[:CURVED]), ""
-    except (ValueError, TypeError) as error:  # too many units; no forward mode, for a custom_vjp
+    except (ValueError, TypeError) as error:  # too many units, or a custom_vjp without forward mode
         return None, str(error).splitlines()[0]
 
 

@@ -1,4 +1,4 @@
-"""The corners of an energy, and which side's slope autodiff takes there."""
+"""Finds the corners of an energy, and the slope that autodiff takes there."""
 
 from __future__ import annotations
 
@@ -20,21 +20,24 @@ from bpeq.types import State
 MOST_CORNERS = 64
 
 Corner = tuple[str, float, float]
-"""(of which function, at which number, share): share is 0 where autodiff takes the outer slope."""
+"""(function, number, share): share is 0 if autodiff takes the slope of the outer side."""
 
 
 def corner_finding(context: Context, key: jax.Array) -> Finding:
-    """Finds corners of the force, and for a system corners of σ, its sweep's answer to a push.
+    """Finds corners of the force and, for a system, corners of σ in its sweep's response to a push.
 
-    It looks at 0, ±½, ±1 and the numbers that the program compares with. A corner's share is 0
-    where autodiff takes the slope of the outer side, which for a pair of corners is the flat one of
-    a clip, 1 for the inner side, ½ for the middle; a single corner's outer side is the left. If
-    none of these numbers is a corner and the program has operations in pieces, it searches lines
-    between states for a place where such an operation turns.
+    It tries 0, ±½, ±1 and the numbers that the program compares with. The share of a corner says
+    which slope autodiff takes: 0 is the outer side, 1 the inner side, ½ the middle. For a pair of
+    corners the outer side is the flat one of a clip. For a single corner it is the left side. If
+    none of these numbers is a corner and the program has piecewise operations, it searches lines
+    between states for a place where such an operation changes its piece.
 
     Args:
       context: the system and its states.
-      key: draws those lines.
+      key: draws these lines.
+
+    Returns:
+      The finding "corners".
     """
     corners = [*_force_corners(context)]
     if context.user_energy is None:
@@ -58,7 +61,7 @@ def corner_finding(context: Context, key: jax.Array) -> Finding:
 
 
 def _turning_finding(context: Context, key: jax.Array) -> Finding:
-    """What the operations in pieces show if no number tried is a corner."""
+    """The finding about piecewise operations if no tried number is a corner."""
     pieces = piecewise_operations(
         lambda s: context.program(context.params, context.x, s), context.interior
     )
@@ -85,7 +88,7 @@ def _turning_finding(context: Context, key: jax.Array) -> Finding:
 
 
 def _note(shares: list[float], words: str) -> Finding:
-    """A note, or a failure where autodiff takes neither side's slope nor one between."""
+    """A note, or a failure if autodiff takes neither side's slope nor one between."""
     between = all(-1e-3 <= share <= 1 + 1e-3 for share in shares)
     figure = float(shares[0]) if shares else np.nan
     return Finding("corners", None if between else False, figure, words)
@@ -100,7 +103,7 @@ def _fraction(share: float) -> str:
 
 
 def _force_corners(context: Context) -> Iterator[Corner]:
-    """Of the force on each leaf, with all of the leaf's units at one number."""
+    """The corners of the force on each leaf, with all units of the leaf at one number."""
     system, params = context.system, context.params
     leaves, structure = jax.tree.flatten(context.interior)
     numbers = _numbers(lambda s: system.force(params, context.clamped, s), context.interior)
@@ -118,7 +121,7 @@ def _force_corners(context: Context) -> Iterator[Corner]:
 
 
 def _sigma_corners(context: Context) -> Iterator[Corner]:
-    """With all weights, inputs and states zero a push is the whole input of its unit."""
+    """The corners of σ. At zero weights and states a push is the whole input of its unit."""
     system, params, x = context.system, idle_weights(context.params), trees.zeros(context.x)
     state, clamped = trees.zeros(context.start), system.clamp(params, x)
 

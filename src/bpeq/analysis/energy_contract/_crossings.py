@@ -1,4 +1,4 @@
-"""Where on the way between two states an operation in pieces goes over from one to the next."""
+"""Finds the places between two states where a piecewise operation changes its piece."""
 
 from __future__ import annotations
 
@@ -16,20 +16,21 @@ from bpeq.core import trees
 from bpeq.core.jaxprs import Walker, inner_programs, source_line
 from bpeq.types import State
 
-AHEAD = 1e-7  # how far from a corner its two sides are looked at
-SPREADS = (0.3, 1.0, 1.0, 3.0)  # of the ends of the lines that are searched
-POINTS = 17  # of a line, between which a sign is seen to change
+AHEAD = 1e-7  # the distance from a corner to the points on both sides
+SPREADS = (0.3, 1.0, 1.0, 3.0)  # standard deviations of the ends of the searched lines
+POINTS = 17  # points of a line, between which a sign can change
 _CONTROL = ("scan", "while", "cond")
 _COMPARISONS = ("max", "min", "lt", "le", "gt", "ge")
 
 
 class Crossing(NamedTuple):
-    """A place where an operation's argument changes its sign.
+    """A place where the argument of an operation changes its sign.
 
-    operation: which one.
-    jumps: whether the force does.
-    share: which slope autodiff takes there: 0 that of the side of the negative argument, 1 the
-        other; NaN where no number between makes the argument zero.
+    Args:
+      operation: the operation.
+      jumps: whether the force jumps there.
+      share: the slope that autodiff takes there: 0 that of the side with the negative argument, 1
+        that of the other side; NaN if no floating-point number makes the argument zero.
     """
 
     operation: Operation
@@ -40,15 +41,18 @@ class Crossing(NamedTuple):
 def find_crossings(
     context: Context, operations: Sequence[Operation], key: jax.Array
 ) -> list[Crossing]:
-    """One of each operation that the lines from `interior` to random states meet.
+    """Finds one crossing of each operation on lines from `interior` to random states.
 
-    A sign changes between two points of a line; bisection finds where. Where the force goes on at
-    an operation's first crossing, those on other lines are tried too.
+    A sign changes between two points of a line. Bisection finds the place. If the force is
+    continuous at an operation's first crossing, crossings on other lines are tried too.
 
     Args:
       context: the system and its states.
-      operations: of its energy, or of its force if there is none.
+      operations: the operations of its energy, or of its force without an energy.
       key: draws the ends of the lines.
+
+    Returns:
+      The crossings.
     """
     system = context.system
     program = system.force if system.energy is None else system.energy
@@ -78,12 +82,12 @@ def find_crossings(
         rising = bool(values[j, unit] < 0)
         ends = (j / (POINTS - 1), (j + 1) / (POINTS - 1))
         t = _bisect(lambda t: float(read(state(t, end))[k][unit]), *ends, rising)
-        # The force on both sides, from that of the negative argument to the other.
+        # The force on both sides, first on the side of the negative argument.
         far = float(jnp.max(trees.max_abs(trees.sub(end, context.interior))))
         step = (AHEAD if rising else -AHEAD) / far
         left, right = (_flat(context.force(state(t + move, end))) for move in (-step, step))
         jump, share = jumps(left, right), np.nan
-        # What autodiff takes at the zero itself, if a number near t hits it.
+        # The slope that autodiff takes at the zero itself, if a number near t is this zero.
         for near in _neighbours(state(t, end)) if jump.any() else ():
             if float(read(near)[k][unit]) == 0.0:
                 share = jump_share(left, _flat(context.force(near)), right, jump)
@@ -102,7 +106,15 @@ def find_crossings(
 
 
 def jumps(left: np.ndarray, right: np.ndarray) -> np.ndarray:
-    """Where two slopes on the two sides of a place differ by more than a smooth one would."""
+    """Finds the entries in which two slopes differ by more than a smooth function allows.
+
+    Args:
+      left: the slopes on one side.
+      right: the slopes on the other side.
+
+    Returns:
+      A boolean for each entry.
+    """
     with np.errstate(invalid="ignore"):  # outside the domain
         jump = right - left
         size = np.abs(left) + np.abs(right) + 1.0
@@ -110,12 +122,22 @@ def jumps(left: np.ndarray, right: np.ndarray) -> np.ndarray:
 
 
 def jump_share(left: np.ndarray, here: np.ndarray, right: np.ndarray, jump: np.ndarray) -> float:
-    """How far along a jump a slope lies: 0 at its left, 1 at its right."""
+    """The place of a slope within a jump: 0 at the left slope, 1 at the right slope.
+
+    Args:
+      left: the slopes on one side.
+      here: the slopes at the place.
+      right: the slopes on the other side.
+      jump: the entries that jump.
+
+    Returns:
+      The median over these entries.
+    """
     return round(float(np.median((here - left)[jump] / (right - left)[jump])), 6) + 0.0  # no −0
 
 
 def _bisect(value: Callable[[float], float], low: float, high: float, rising: bool) -> float:
-    """Where `value` changes its sign, to the last bit."""
+    """The place where `value` changes its sign, to the last bit."""
     for _ in range(60):
         middle = 0.5 * (low + high)
         now = value(middle)
@@ -126,7 +148,7 @@ def _bisect(value: Callable[[float], float], low: float, high: float, rising: bo
 
 
 def _neighbours(state: State) -> Iterator[State]:
-    """The state, and those a few units of round-off beside it."""
+    """The state, and states that differ by a few units of round-off."""
     for n in (0, 1, -1, 2, -2, 3, -3, 4, -4):
         yield jax.tree.map(lambda s, n=n: s + n * np.spacing(np.asarray(s)), state)
 
@@ -136,7 +158,7 @@ def _flat(state: State) -> np.ndarray:
 
 
 class _Switches(Walker[Any]):
-    """Computes a program, and keeps what its operations in pieces change at the zeros of."""
+    """Runs a program, and keeps the arguments whose zeros change the piece of an operation."""
 
     def __init__(self) -> None:
         self.arguments: dict[Operation, list[Array]] = {}
@@ -162,7 +184,7 @@ class _Switches(Walker[Any]):
 
 
 def _switching(name: str, values: list[Any]) -> list[Any]:
-    """What is zero where the operation goes over to its next piece, of real numbers."""
+    """The arguments that are zero where a piecewise operation of real numbers changes its piece."""
     if not all(jnp.issubdtype(jnp.result_type(value), jnp.floating) for value in values):
         return []
     if name in ("abs", "sign"):

@@ -1,4 +1,4 @@
-"""Whether all derivatives are the energy's, and the Jacobian of the force symmetric."""
+"""Checks that all derivatives are the energy's, and that the force's Jacobian is symmetric."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from bpeq.analysis.energy_contract._context import (
 from bpeq.core import trees
 from bpeq.types import State
 
-STEPS = (1e-5, 1e-7)  # a kink between the two points of the longer step may miss the shorter one
+STEPS = (1e-5, 1e-7)  # a corner within the longer step may lie outside the shorter one
 TOLERANCE = 1e-6
 POINTS = 3
 
@@ -33,7 +33,7 @@ class _Error(NamedTuple):
 
     @property
     def ratio(self) -> float:
-        """Against the limit; a NaN is the worst."""
+        """The error divided by its limit; NaN counts as the worst."""
         return float(np.nan_to_num(self.size / self.limit, nan=np.inf))
 
 
@@ -43,6 +43,9 @@ def gradient_finding(context: Context, key: jax.Array) -> Finding:
     Args:
       context: the system and its states.
       key: draws states, and a random line for each leaf.
+
+    Returns:
+      The finding "gradient".
     """
     errors = [*_state_errors(context, key), *_weight_errors(context, key)]
     worst = max(errors, key=lambda error: error.ratio)
@@ -56,12 +59,15 @@ def gradient_finding(context: Context, key: jax.Array) -> Finding:
 
 
 def symmetry_finding(context: Context, key: jax.Array, dense: float | None) -> Finding:
-    """‖J − Jᵀ‖ / ‖J‖ of the force's Jacobian J, from uᵀJv − vᵀJu for random u and v.
+    """Computes ‖J − Jᵀ‖ / ‖J‖ of the force's Jacobian J, from uᵀJv − vᵀJu for random u and v.
 
     Args:
       context: the system and its states.
       key: draws states, u and v.
-      dense: the same figure at the equilibria from the dense Jacobian; None if there is none.
+      dense: the same number from the dense Jacobian at the equilibria; None without one.
+
+    Returns:
+      The finding "symmetric".
     """
 
     @jax.jit
@@ -126,7 +132,7 @@ _Measure = Callable[[Any, Any], tuple[Any, Any]]
 
 
 def _measure(value: Callable[[Any], Any]) -> _Measure:
-    """(at, line) -> a value near `at`, and its differences along the line, one for each step.
+    """(at, line) -> a value near `at`, and central differences along the line, one for each step.
 
     Integer leaves do not move.
     """
@@ -146,9 +152,9 @@ def _measure(value: Callable[[Any], Any]) -> _Measure:
 def _leaf_errors(
     what: tuple[str, str], measure: _Measure, at: Any, slope: Any, key: jax.Array
 ) -> Iterator[_Error]:
-    """|difference − slope along a line| over their size and a thousandth of the whole slope's.
+    """|difference − slope along a line| over their size plus a thousandth of the whole slope.
 
-    Each line has length 1 and moves one leaf alone. The better of two step lengths counts.
+    Each line has length 1 and moves one leaf only. The better of two step lengths counts.
     """
     leaves, structure = jax.tree.flatten(at)
     slopes = [np.asarray(leaf) for leaf in jax.tree.leaves(slope)]

@@ -1,4 +1,4 @@
-"""Whether a system settles in one state only, and whether it still does when nudged by −β."""
+"""Checks whether a system settles in one state only, and whether it still settles at −β."""
 
 from __future__ import annotations
 
@@ -24,7 +24,17 @@ LARGEST_OUTPUT = 500
 
 
 def unique_finding(context: Context, key: jax.Array, starts: int, spread: float) -> Finding:
-    """How many different states random starts settle in, at most over the examples."""
+    """Counts the states in which random starts settle: the largest number over the examples.
+
+    Args:
+      context: the system and its states.
+      key: draws the starts.
+      starts: the number of starts.
+      spread: the standard deviation of the starts around the system's own.
+
+    Returns:
+      The finding "unique".
+    """
     system, solver = context.system, fixed_point(1e-10, context.sweeps)
     keys = jax.random.split(key, starts)
     states = trees.stack([draw_state(context, k, spread, from_start=True) for k in keys])
@@ -58,11 +68,17 @@ def unique_finding(context: Context, key: jax.Array, starts: int, spread: float)
 def bounded_finding(
     context: Context, curvature: Curvature | None, why: str, beta: float, key: jax.Array
 ) -> Finding:
-    """Up to which β the functional E − βC keeps its minimum, and whether −β settles.
+    """Finds the β up to which E − βC keeps its minimum, and checks whether the phase at −β settles.
 
     Args:
-      curvature: of the examples; None where it could not be computed, `why` says.
-      beta: the nudge that is tried.
+      context: the system and its states.
+      curvature: the curvature of the examples; None if it could not be computed.
+      why: the reason why `curvature` is None.
+      beta: the β to try.
+      key: draws lines.
+
+    Returns:
+      The finding "bounded".
     """
     settled = bool(_nudged(context, beta).all())
     phase = f"the phase at −{beta:g} {'settles' if settled else 'does not settle'}"
@@ -82,7 +98,7 @@ def bounded_finding(
 
 
 def _distinct(ended: np.ndarray) -> list[np.ndarray]:
-    """One state of every group of equal ones, to a ten-thousandth of their size or of 1."""
+    """One state of every group of states that agree to 1e-4 of max(1, their size)."""
     groups: list[np.ndarray] = []
     for state in ended:
         near = [
@@ -106,7 +122,7 @@ def _nudged(context: Context, beta: float) -> np.ndarray:
 
 
 def _steepest(context: Context) -> float:
-    """The largest curvature of the cost at the free outputs; of squared error 1."""
+    """The largest curvature of the cost at the free outputs; 1 for squared error."""
     output = context.system.readout.forward(context.params, context.equilibrium)[0]
     if output[0].size > LARGEST_OUTPUT:
         return 1.0
@@ -119,10 +135,10 @@ def _steepest(context: Context) -> float:
 
 
 def _falls(context: Context, beta: float, key: jax.Array) -> float:
-    """How low E − βC is far from the equilibrium, if it falls on and on; 0 if it does not.
+    """The depth of E − βC far from the equilibrium if it falls without bound; 0 if it does not.
 
-    Looked at along random lines of the whole state and of single leaves, where E is finite; only
-    for a plain energy, since which states a system's sweep can reach is the system's own.
+    It tries random lines of the whole state and of single leaves on which E is finite. It does so
+    only for a plain energy, because the sweep of a system decides which states it can reach.
     """
     system = context.system
     if system.energy is None or context.user_energy is None:

@@ -1,4 +1,4 @@
-"""Whether an energy is holomorphic, and which operation is not."""
+"""Checks whether an energy is holomorphic, and names the operation that is not."""
 
 from __future__ import annotations
 
@@ -11,16 +11,19 @@ from bpeq.analysis.energy_contract.piecewise import PARTS, Operation, piecewise_
 from bpeq.core import trees
 from bpeq.types import State
 
-TOLERANCE = 1e-6  # of Cauchy and Riemann's equations
+TOLERANCE = 1e-6  # the largest error of Cauchy and Riemann's equations
 
 
 def holomorphic_finding(context: Context, needed: bool, key: jax.Array) -> Finding:
-    """Finds operations in pieces in the program; others by Cauchy and Riemann's equations.
+    """Looks for piecewise operations in the program, and tests Cauchy and Riemann's equations.
 
     Args:
       context: the system and its states.
-      needed: whether not being holomorphic is a failure.
+      needed: whether a program that is not holomorphic is a failure.
       key: draws a state, and lines from it.
+
+    Returns:
+      The finding "holomorphic".
     """
     at = draw_state(context, key)
     operations = piecewise_operations(lambda s: context.program(context.params, context.x, s), at)
@@ -45,7 +48,7 @@ def holomorphic_finding(context: Context, needed: bool, key: jax.Array) -> Findi
 
 
 def _cauchy_riemann_gap(context: Context, at: State, key: jax.Array) -> tuple[float, str]:
-    """|∂f/∂(imaginary) − i ∂f/∂(real)| over its size, at a complex state; or what went wrong."""
+    """|∂f/∂(imaginary) − i ∂f/∂(real)| over its size at a complex state, or the error message."""
     h, kind = 1e-5, jnp.complex128
     params, x = trees.cast((context.params, context.x), kind)
     line, off = (normal_like(at, k) for k in jax.random.split(key))
@@ -68,7 +71,7 @@ def _cauchy_riemann_gap(context: Context, at: State, key: jax.Array) -> tuple[fl
 
 
 def _complex_parts(context: Context, at: State) -> list[Operation]:
-    """What takes complex numbers apart, in the program as it is traced on them."""
+    """The operations that split complex numbers, in the program traced at complex numbers."""
     params, x, state = trees.cast((context.params, context.x, at), jnp.complex128)
     with jax.numpy_dtype_promotion("standard"):
         return piecewise_operations(lambda s: context.program(params, x, s), state, PARTS)

@@ -1,4 +1,4 @@
-"""What `check_energy` refuses, or reports alone, before it checks anything else."""
+"""The first checks of `check_energy`: misfits are errors, infinite values end the contract."""
 
 from __future__ import annotations
 
@@ -16,14 +16,17 @@ from bpeq.types import Params, System
 
 
 def refuse_misfits(system: System, params: Params, x: Array) -> None:
-    """Refuses functions that do not fit each other, by shapes and dtypes alone.
+    """Checks that the functions of a system fit each other, by shapes and dtypes only.
 
     Args:
-      system, params, x: the system, its weights and inputs `[batch, ...]`.
+      system: the system.
+      params: its weights.
+      x: inputs `[batch, ...]`.
 
     Raises:
-      ValueError: a function does not take what the others give; a state or an output is not of real
-        floating numbers; an energy is no such number for each example.
+      ValueError: a function does not accept the result of another; a state or an output does not
+        consist of real floating-point numbers; or an energy is not one such number for each
+        example.
     """
 
     def shape_of(name: str, fn: Callable[..., Any], *args: Any) -> Any:
@@ -55,11 +58,14 @@ def refuse_misfits(system: System, params: Params, x: Array) -> None:
 
 
 def not_finite(context: Context, key: jax.Array) -> Finding | None:
-    """A finding where no random state around the equilibria has a finite energy and force.
+    """Checks that energy and force are finite at a random state near the equilibria.
 
     Args:
       context: the system and its states.
       key: draws the random state.
+
+    Returns:
+      A finding if they are not finite, else None.
     """
 
     def values(state: Any) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Which operations of a program are not complex-differentiable, and on which lines they stand."""
+"""Finds the operations of a program that are not complex-differentiable, and their lines."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ _PIECES = """
     select_and_gather_add cummax cummin
 """
 PIECES = frozenset(_PIECES.split())
-"""Functions of real numbers in pieces. Each piece is holomorphic, the whole is not."""
+"""Piecewise functions of real numbers. Each piece is holomorphic, but the whole is not."""
 PARTS = frozenset(["real", "imag", "conj", "abs"])
-"""What takes complex numbers apart."""
+"""Operations that split complex numbers."""
 IGNORED = (os.path.join(os.path.dirname(os.path.abspath(__file__)), ""),)
-"""Folders whose lines are not the user's."""
+"""Folders whose lines do not belong to the user."""
 _STEPS = frozenset(["sign", "floor", "ceil", "round"])  # constant between their jumps
 _LOGIC = frozenset(["and", "or", "not", "broadcast_in_dim", "reshape", "squeeze", "transpose"])
 _ORDER = frozenset(["lt", "le", "gt", "ge"])
@@ -42,7 +42,12 @@ _STAYS_POSITIVE = frozenset(_KEEP_POSITIVE.split())
 
 
 class Operation(NamedTuple):
-    """A primitive by name, and the line of the program that calls for it."""
+    """A primitive, and the line of the program that uses it.
+
+    Args:
+      name: the name of the primitive.
+      where: the file and the line; empty if unknown.
+    """
 
     name: str
     where: str
@@ -54,9 +59,8 @@ class Operation(NamedTuple):
 class _Known(NamedTuple):
     """What is known of an array.
 
-    depends:  whether it depends on the state.
-    positive: whether all its entries are.
-    order:    the comparison that it is the result of, if it is one.
+    depends: whether it depends on the state. positive: whether all entries are positive. order: the
+    comparison that produced it; None if it is not from a comparison.
     """
 
     depends: bool = False
@@ -67,17 +71,18 @@ class _Known(NamedTuple):
 def piecewise_operations(
     fn: Callable[..., Any], state: Any, names: frozenset[str] = PIECES
 ) -> list[Operation]:
-    """Finds the primitives in `names` that fn(state) applies to what depends on the state.
+    """Finds the primitives in `names` that fn(state) applies to arrays that depend on the state.
 
-    With `PIECES` also choices, loops and integers that depend on comparisons of the state. An order
-    comparison counts where it chooses. These do not count: == and ≠, which differ on single points
-    only; what reaches the result through `stop_gradient` alone (were it to matter, autodiff would
-    be wrong); the inside of functions that are known to be holomorphic, such as log(eᵃ + eᵇ).
+    With `PIECES` it also finds choices, loops and integers that depend on comparisons of the state.
+    An order comparison counts at the operation that chooses by it. These do not count: == and ≠,
+    which differ at single points only; anything that reaches the result only through
+    `stop_gradient` (otherwise autodiff would be wrong); the inside of functions known to be
+    holomorphic, such as log(eᵃ + eᵇ).
 
     Args:
-      fn: a function of the state that jax can trace.
+      fn: a function of the state that JAX can trace.
       state: a tree of arrays.
-      names: of primitives.
+      names: the names of primitives.
 
     Returns:
       The operations, each once, in the order of the program.
@@ -94,7 +99,7 @@ def piecewise_operations(
 
 
 class _Walk(Walker[_Known]):
-    """Follows what depends on the state. An order comparison is kept until something uses it."""
+    """Follows arrays that depend on the state. It keeps an order comparison until it is used."""
 
     def __init__(self, names: frozenset[str]) -> None:
         self._names, self._choices = names, names >= PIECES
@@ -178,6 +183,6 @@ class _Walk(Walker[_Known]):
 
 
 def _is_holomorphic(jaxpr: Any) -> bool:
-    """Whether it is a function of JAX's own that is computed in pieces, but holomorphic."""
+    """Whether it is a holomorphic function of JAX that is computed in pieces."""
     name, _, place = (getattr(jaxpr.debug_info, "func_src_info", None) or "").partition(" at ")
     return name in _HOLOMORPHIC and place.startswith(os.path.dirname(jax.__file__))

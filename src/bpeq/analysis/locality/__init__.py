@@ -1,4 +1,4 @@
-"""The locality audit: what each weight's update takes, read off the rule's own program."""
+"""The locality audit: what each weight's update needs, found in the traced program of the rule."""
 
 from bpeq.analysis.locality._audit import audit_locality, weight_names
 from bpeq.analysis.locality.tables import (

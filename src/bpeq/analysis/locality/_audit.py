@@ -21,18 +21,19 @@ def audit_locality(
     state: State = None,
     network: Layer | None = None,
 ) -> Locality:
-    """Tells what the update of each weight takes, from the program of the rule's estimate.
+    """Audits what the update of each weight needs, from the program of the rule's estimate.
 
-    The estimate is traced, not run. The audit follows what each array is made of from x and y to
-    the gradients, through products, loops and branches. Neither the name of a rule nor who wrote it
-    matters. There is a row for every leaf of params:
+    The estimate is traced, not run. The audit follows the sources of each array from x and y to the
+    gradients, through products, loops and branches. It uses no names of rules. There is a row for
+    every leaf of params:
 
-    reads         what the gradient's last products and sums take, up to the last weight on the way:
-                  `input`; `target`; `noise`, a random number; and states, each with the block that
-                  drives it and its phase:
+    reads         what the last products and sums of the gradient use, back to the last weight
+    before
+                  them: `input`; `target`; `noise`, a random number; and states, each with the block
+                  that drives it and its phase:
                     forward       computed from x in one pass
-                    drive         the same, where it enters a relaxation as a constant: with x
-                                  clamped it is there in every phase
+                    drive         the same, and a constant of a relaxation: with x clamped it is
+                                  there in every phase
                     free          settled without y
                     nudged        settled with y, by a nudge or clamped to it
                     target        computed from y and activity without settling
@@ -41,46 +42,47 @@ def audit_locality(
     transposed    whether the weight is also used in the direction opposite to that of activity (for
                   a convolution: its kernel with input and output channels exchanged), and what
                   passes through it: `coupling`, activity that comes down in every relaxation in
-                  which the weight sends activity up; `activity (phases)`, in these only; `error`;
-                  `target`; `probe`, a random vector. `(its sign)` if only that is used, `(entry by
-                  entry)` if a gain multiplies activity and error alike.
-    stored        the phases that must be remembered, because one product takes them together with a
+                  which the weight sends activity up; `activity (phases)`, in these phases only;
+                  `error`; `target`; `probe`, a random vector. `(its sign)` means that only the sign
+                  is used, `(entry by entry)` that a gain multiplies activity and error alike.
+    stored        the phases that must be remembered, because one product uses them together with a
                   later phase: in backprop activations meet an error. A contrast between phases is a
-                  sum, and each of its products takes one phase: it stores none of them.
-    error_pass    `yes`: the gradient takes an error that has passed through weights, apart from all
+                  sum. Each of its products uses one phase, so it stores none of them.
+    error_pass    `yes`: the gradient uses an error that has passed through weights, apart from all
                   activity. `inside the sweeps`: an error passes through a weight and is then added
                   to activity, such as a nudge through a readout. `no`: an output's own error needs
                   no pass.
-    global_signal what the gradient takes from beyond the two ends of its weight: `a number` pooled
+    global_signal what the gradient uses from beyond the two ends of its weight: `a number` pooled
                   from units of other layers; a `batch statistic`, pooled over examples and used by
                   each, such as a β chosen from all gradients; an `error` that skips layers.
 
     The audit does not see:
 
-    * values. A zero counts as what it is made of.
+    * values. A zero counts as its sources.
     * when and how a loop stops, and what its solver's tolerance reads.
     * sums inside a layer, such as a softmax over it.
     * that two different weights are equal.
-    * which of two phases is which, if a rule lays them along another axis than the first. Both then
+    * which of two phases is which, if a rule puts them on another axis than the first. Both then
       count as read together.
-    * the difference between units that are added, or that meet in a product entry by entry: a
-      residual stream is one state.
-    * what a nonlinearity makes of a row of a weight that was added to activity, and how a weight is
+    * the difference between units that are added, or that are multiplied entry by entry: a residual
+      stream is one state.
+    * what a nonlinearity does to a row of a weight that was added to activity, and how a weight is
       used behind a random matrix.
 
-    A matrix of the rule's own, fixed or random, is followed, but has no row. A weight that reaches
-    a gradient by a way on which its axes were lost is `unknown` under transposed, and `unseen`
+    The audit follows a fixed or random matrix of the rule, but gives it no row. If the axes of a
+    weight are lost on the way to a gradient, the weight is `unknown` under transposed, and `unseen`
     names the primitive with its line. `unseen` also names primitives that the audit does not know.
-    What a rule makes anew in its own state is read a step late: weights in it count as used where
-    it is used, `(a step late)`.
+    A rule reads what it writes into its own state one step later: a weight in this state counts as
+    used where it is used, with the mark `(a step late)`.
 
     Args:
       rule: any rule whose estimate can be traced.
-      params: as the rule's `init` gives them; without a state, as `network.init` gives them.
-      batch: two examples or more, x `[batch, ...]` and y.
-      key: of the estimate; it does not matter which.
-      state: as the rule's `init` gives it. None calls `rule.init(key, params)`.
-      network: names weights and states by its blocks; without it they go by their place in params.
+      params: the parameters from the rule's `init`, or from `network.init` if `state` is None.
+      batch: at least two examples, x `[batch, ...]` and y.
+      key: the random key of the estimate. The result does not depend on it.
+      state: the rule's state; None: `rule.init(key, params)` makes parameters and state.
+      network: names weights and states by its blocks; None: they are named by their place in
+        params.
 
     Returns:
       A row for each weight, and what the audit could not follow.
@@ -111,7 +113,7 @@ def audit_locality(
             walk.units.unite(dim | {(leaf, axis)})
     names = [*weight_names(params, network), *(f"state.{name}" for name in trees.names(state))]
     writer = RowWriter(walk, [*names, *(f"constant {i}" for i in range(traced.constants))])
-    # Where weights were lost: such a weight is unknown, and the place is named once.
+    # A weight that was lost is unknown. The place is named once.
     lost = {pair for value in values for pair in value.lost if pair[0] < traced.count}
     unknown, places = {leaf for leaf, _ in lost}, {place for _, place in lost}
     rows = [writer.row(leaf, v.content, leaf in unknown) for leaf, v in enumerate(values)]
@@ -124,11 +126,15 @@ def audit_locality(
 
 
 def weight_names(params: Params, network: Layer | None = None) -> list[str]:
-    """The names of the leaves: by the blocks of a network, such as `dense_1.w`, or by their place.
+    """Names the leaves of params by the blocks of a network, such as `dense_1.w`, or by place.
 
     Args:
       params: a tree of weights.
-      network: the layers that the first of its entries belong to; None names leaves by their place.
+      network: the layers to which the first entries of params belong; None: leaves are named by
+        their place.
+
+    Returns:
+      One name for each leaf.
     """
     paths = [path.split(".") for path in trees.names(params)]
     if network is None:
@@ -143,7 +149,7 @@ def weight_names(params: Params, network: Layer | None = None) -> list[str]:
     def name(path: list[str], short: bool) -> str:
         if path[0].isdecimal() and int(path[0]) < layers:
             return ".".join([blocks.get(path[0], path[0]), *path[1:]])
-        if short:  # entries of the system's or of the rule's
+        if short:  # entries of the system or of the rule
             return ".".join(part for part in path if not part.isdecimal())
         return ".".join(blocks.get(part, part) for part in path[1:])
 

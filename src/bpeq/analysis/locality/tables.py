@@ -1,4 +1,4 @@
-"""The rows of the audit, and tables of them as text."""
+"""The rows of the audit, and their tables as text."""
 
 from __future__ import annotations
 
@@ -10,7 +10,16 @@ PHASES = ("drive", "forward", "free", "nudged", "target", "output error", "error
 
 
 class WeightRow(NamedTuple):
-    """What the gradient of one weight takes; the columns are those of `audit_locality`."""
+    """What the gradient of one weight needs. `audit_locality` explains the columns.
+
+    Args:
+      weight: the name of the weight.
+      reads: inputs, targets, noise and states.
+      transposed: what passes through the weight in the reverse direction.
+      stored: the phases that must be remembered.
+      error_pass: "yes", "inside the sweeps" or "no".
+      global_signal: signals from beyond the two ends of the weight.
+    """
 
     weight: str
     reads: tuple[str, ...]
@@ -23,13 +32,14 @@ class WeightRow(NamedTuple):
 class Locality(NamedTuple):
     """The audit of one rule.
 
-    rule:    its name.
-    rows:    one for each weight, in the order of its params.
-    unseen:  primitives of the estimate that the audit does not know, so that rows may lack
-        something; and, with their lines, those in which a weight was lost. That weight is `unknown`
-        under transposed.
-    carried: the leaves of the rule's own state that it makes anew of weights or data, and of which.
-        The rule reads them a step late.
+    Args:
+      rule: the name of the rule.
+      rows: one row for each weight, in the order of params.
+      unseen: primitives that the audit does not know, so that rows may be incomplete; and
+        primitives, with their lines, in which a weight was lost. Such a weight is `unknown` under
+        transposed.
+      carried: leaves of the rule's state that it makes anew from weights or data, with their
+        sources. The rule reads them one step late.
     """
 
     rule: str
@@ -39,10 +49,13 @@ class Locality(NamedTuple):
 
 
 def overall(rows: Sequence[WeightRow]) -> WeightRow:
-    """All rows as one: what any of them takes. Of states it keeps the phases only.
+    """Combines all rows into one: what any weight needs. Of states it keeps only the phases.
 
     Args:
-      rows: of one rule.
+      rows: the rows of one rule.
+
+    Returns:
+      The combined row.
     """
 
     def every(column: str) -> tuple[str, ...]:
@@ -60,10 +73,13 @@ def overall(rows: Sequence[WeightRow]) -> WeightRow:
 
 
 def cells(row: WeightRow) -> list[str]:
-    """The entries of a row under COLUMNS.
+    """Formats a row as the entries under COLUMNS.
 
     Args:
-      row: of one weight, or `overall`.
+      row: the row of one weight, or `overall`.
+
+    Returns:
+      One text for each column.
     """
     return [
         ", ".join(row.reads) or "nothing: its gradient is zero",
@@ -75,10 +91,13 @@ def cells(row: WeightRow) -> list[str]:
 
 
 def markdown(audits: Sequence[Locality]) -> str:
-    """A table with a row for each rule, one with a row for each weight, and notes below them.
+    """Formats audits as Markdown: a table of rules, a table of weights, and notes.
 
     Args:
-      audits: of the rules.
+      audits: the audits of the rules.
+
+    Returns:
+      The text.
 
     Example:
       >>> row = WeightRow("w", ("input",), (), (), "no", ())
@@ -92,10 +111,13 @@ def markdown(audits: Sequence[Locality]) -> str:
 
 
 def notes(audits: Sequence[Locality]) -> list[str]:
-    """What the tables cannot say: where the audit lost track, and what a rule's state holds.
+    """The notes below the tables: operations not followed, and state that is read one step late.
 
     Args:
-      audits: of the rules.
+      audits: the audits of the rules.
+
+    Returns:
+      The notes.
     """
     unseen = [f"{a.rule}: not followed: {', '.join(a.unseen)}." for a in audits if a.unseen]
     late = [f"{a.rule}: read a step late: {', '.join(a.carried)}." for a in audits if a.carried]
