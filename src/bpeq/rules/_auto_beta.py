@@ -59,9 +59,8 @@ def choose(
     The first term is the bias β^p A; the difference to the rung above shows it. The second term is
     the noise B/β; the two rungs below show it. ν_k is the residual of the nudged phases over their
     distance from the free state: noise that no difference shows. If ν_k is 0.1 or more, the phases
-    no
-    longer follow the nudge, and the rung does not count. The search ends after three rungs in a row
-    that have no smaller bar and more noise than bias.
+    no longer follow the nudge, and the rung does not count. The search ends after three rungs in a
+    row that have no smaller bar and more noise than bias.
 
     Args:
       measure: (β, index of the rung) -> (gradient, ν).

@@ -175,7 +175,7 @@ def eqprop(
             made = contrasted(params, batch, rest, sign * b)
             return made.grads, {"nudged": made.info}, state
 
-        # Search for β from large to small. Each value draws new noise, so differences show it.
+        # Search for β from large to small. Each draws new noise, so differences include it.
         def measure(b: Array, rung: Array) -> tuple[Params, Array]:
             here = reseeded(system, rest, key, 3 + rung)
             made = contrasted(params, batch, here, sign * b)

@@ -30,16 +30,14 @@ def kolen_pollack(network: Layer, cost: Cost, *, angle: Degrees = 90.0) -> Learn
     is down to 1/150.
 
     Params keep D as an entry {"feedback": D} after the network's own, a tree like them. Its
-    gradient
-    is zero, so only the optimizer's decoupled decay moves it. `apply` does not read it. With
-    `layer_rates` each part of D has the rate of its block, as the updates above need it. Limits,
-    levels and mismatch of an imperfect device act on W and B.
+    gradient is zero, so only the optimizer's decoupled decay moves it. `apply` does not read it.
+    With `layer_rates` each part of D has the rate of its block, as the updates above need it.
+    Limits, levels and mismatch of an imperfect device act on W and B.
 
     The rule needs a decay that does not depend on the gradient's scale: `adamw`, with a
-    weight_decay
-    λ far above its usual 1e-4. With another optimizer, or with λ = 0, D never changes. The rule is
-    then feedback alignment with a B that moves along with W. A config that asks for this is
-    refused.
+    weight_decay λ far above its usual 1e-4. With another optimizer, or with λ = 0, D never changes.
+    The rule is then feedback alignment with a B that moves along with W. A config that asks for
+    this is refused.
 
     Args:
       network: a chain.

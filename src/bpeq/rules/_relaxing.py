@@ -202,10 +202,10 @@ def remembering(
     """The rule with free phases that start where an earlier one ended.
 
     This is for training: the loop calls `prepare`, which makes room for the memory. In three cases
-    a
-    phase starts at the system's own start, and nothing is kept: without `prepare`; with a batch of
-    another size ("carried"); with a batch without row indices ("kept"). If there is one equilibrium
-    only, the start changes the number of sweeps of a settling solver, but not the result.
+    a phase starts at the system's own start, and nothing is kept: without `prepare`; with a batch
+    of another size ("carried"); with a batch without row indices ("kept"). If there is one
+    equilibrium only, the start changes the number of sweeps of a settling solver, but not the
+    result.
 
     Args:
       rule: a rule that starts its free phase at `batch.start` and reports it as info["free"], as
@@ -327,7 +327,7 @@ def in_short_floats(system: System, relaxation: Relaxation) -> System:
         return short
 
     traits = system.traits
-    # Exact references must see the system with full precision: it is the ideal system of a device.
+    # Exact references use the system at full precision, so it becomes a device's ideal system.
     real = f"with relaxation = {relaxation!r} no state can be complex; allowed here: 'same'"
     return system._replace(
         sweep=shortened(system.sweep),

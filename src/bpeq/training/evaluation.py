@@ -21,9 +21,8 @@ def evaluator(
     """A pure function (params, x, y, rows) -> metrics over those rows.
 
     All tasks: `loss`, the mean cost. Classification: `error`, the fraction of examples whose
-    largest
-    output is wrong. Binary: `error`, the fraction of examples with an output on the wrong side of
-    ½, and `solved`, 1 if the error is 0. Regression: `rmse` in the unit of the data, and
+    largest output is wrong. Binary: `error`, the fraction of examples with an output on the wrong
+    side of ½, and `solved`, 1 if the error is 0. Regression: `rmse` in the unit of the data, and
     `r2` = 1 − Σ(o−y)²/Σ(y−ȳ)².
 
     Args:
