@@ -1,4 +1,4 @@
-"""What the audit knows of an array in a traced estimate, and which axes index the same units."""
+"""What the audit knows of an array of the traced estimate, and which axes index the same units."""
 
 from __future__ import annotations
 
@@ -10,29 +10,30 @@ from bpeq.analysis.locality._places import Places
 
 Dims = tuple[frozenset[Label], ...]
 Owners = frozenset[tuple[int, str]]
-"""Leaves, each with the function that it went through, if any."""
+"""Leaves, each with the function that was applied to it; empty without one."""
 BATCH: Label = (-1, 0)
 NO_LABELS: frozenset[Label] = frozenset()
 NO_OWNERS: Owners = frozenset()
 LATE = "a step late"
-"""In place of a function: what a rule's state holds of a weight."""
+"""The function of a weight that a rule's state holds: the rule reads it one step late."""
 ADDED = "added"
-"""In place of a function: the weight was added, and nothing may have multiplied it since."""
+"""The function of a weight that was added, and that nothing may have multiplied since."""
 
 
 class Value(NamedTuple):
-    """An array. Pieces that were laid one behind the other on axis 0 have contents of their own.
+    """What the audit knows of an array. Pieces concatenated on axis 0 have their own contents.
 
-    contents: of each piece.
-    dims:    the units that each axis indexes.
-    sizes:   of the pieces; empty if there is one.
-    weights: the leaves whose entries these are, changed or not, with the function that they went
-        through; empty for what is no weight.
-    summand: the leaves that were multiplied in and whose axes are yet to be summed over.
-    axis:    on which the pieces lie by now.
-    lost:    leaves that are in here in a way that is no longer known; and where that was lost.
-    spread:  axes along which it has just been repeated.
-    places:  how to compute it, without data.
+    Args:
+      contents: the content of each piece.
+      dims: the units that each axis indexes.
+      sizes: the sizes of the pieces; empty for a single piece.
+      weights: the leaves whose entries these are, each with the function applied to it; empty if
+        the array is not a weight.
+      summand: the leaves that were multiplied in, and whose axes are not yet summed over.
+      axis: the axis on which the pieces now lie.
+      lost: leaves that are in the array in an unknown way, and the places where they were lost.
+      spread: axes along which the array was just repeated.
+      places: computes the array without data; None: impossible.
     """
 
     contents: tuple[Content, ...]
@@ -47,46 +48,65 @@ class Value(NamedTuple):
 
     @property
     def content(self) -> Content:
-        """All pieces as one."""
+        """The content of all pieces together."""
         return either(self.contents)
 
     @property
     def whole(self) -> Value:
-        """Without pieces."""
+        """The same value as a single piece."""
         return self._replace(contents=(self.content,), sizes=(), axis=0)
 
     @property
     def again(self) -> Value:
-        """As a loop's rounds have it: of no certain entries."""
+        """The value as the rounds of a loop see it, without known entries."""
         return self.whole._replace(spread=frozenset(), places=None)
 
     @property
     def per_example(self) -> bool:
-        """Whether the batch is one of its axes."""
+        """Whether the batch axis is one of its axes."""
         return any(BATCH in dim for dim in self.dims)
 
 
 def beside(values: Sequence[Value], pieces: int) -> list[tuple[Content, ...]]:
-    """The contents that meet, piece by piece."""
+    """Pairs the contents of values, piece by piece.
+
+    Args:
+      values: the values. A value of one piece is paired with every piece.
+      pieces: the number of pieces.
+
+    Returns:
+      The contents for each piece.
+    """
     return [
         tuple(value.contents[i if value.sizes else 0] for value in values) for i in range(pieces)
     ]
 
 
 class Units:
-    """Which axes index the same units: those that were added, multiplied or contracted together."""
+    """Which axes index the same units: those that are added, multiplied or contracted together."""
 
     def __init__(self) -> None:
         self._up: dict[Label, Label] = {}
 
     def find(self, label: Label) -> Label:
-        """The one label that stands for all axes of the same units."""
+        """The one label that stands for all axes of the same units.
+
+        Args:
+          label: the label of an axis.
+
+        Returns:
+          The label.
+        """
         while label in self._up:
             label = self._up[label]
         return label
 
     def unite(self, labels: Iterable[Label]) -> None:
-        """Makes axes index the same units."""
+        """Records that axes index the same units.
+
+        Args:
+          labels: the labels of the axes.
+        """
         roots = sorted({self.find(label) for label in labels if label != BATCH})
         for other in roots[1:]:
             self._up[other] = roots[0]
@@ -94,9 +114,19 @@ class Units:
     def unite_axes(
         self, values: Sequence[Value], several: Sequence[Dims], rank: int, but: int | None = None
     ) -> Dims:
-        """Makes the axes that meet in a result, `but` one, index the same units; gives its dims.
+        """Records that axes that meet in a result index the same units.
 
-        Weights laid end to end, or merged axes of one, share a dim and are not the same for that.
+        Concatenated weights, or merged axes of a weight, share a dim, but do not index the same
+        units.
+
+        Args:
+          values: the operands.
+          several: the dims of each operand in the result.
+          rank: the rank of the result.
+          but: an axis to leave out; None: no axis.
+
+        Returns:
+          The dims of the result.
         """
         apart = [
             self.apart(dims) if value.weights else dims
@@ -108,17 +138,39 @@ class Units:
         return united(several, rank)
 
     def apart(self, dims: Dims) -> Dims:
-        """Dims of weights without those that index several units."""
+        """Empties the dims of weights that index several units.
+
+        Args:
+          dims: the dims.
+
+        Returns:
+          The other dims.
+        """
         return tuple(dim if len({self.find(i) for i in dim}) < 2 else NO_LABELS for dim in dims)
 
     def of(self, dims: Dims) -> Label | None:
-        """The units of an array, its last axis's first; None if no weight shows them."""
+        """The units of an array, found from its last axis first.
+
+        Args:
+          dims: the dims of the array.
+
+        Returns:
+          The label; None if no weight shows the units.
+        """
         known = labels(dims)
         return self.find(known[0]) if known else None
 
 
 def united(several: Sequence[Dims], rank: int) -> Dims:
-    """Axis by axis what any of the arrays of that rank has there; scalars have nothing."""
+    """Unites the dims of arrays, axis by axis. Arrays of another rank do not count.
+
+    Args:
+      several: the dims of each array.
+      rank: the rank of the result.
+
+    Returns:
+      The dims.
+    """
     same = [dims for dims in several if len(dims) == rank]
     if not same:
         return (NO_LABELS,) * rank
@@ -126,22 +178,53 @@ def united(several: Sequence[Dims], rank: int) -> Dims:
 
 
 def labels(dims: Dims) -> list[Label]:
-    """The labels of an array's axes, the last axis's first, without the batch."""
+    """The labels of an array's axes, the last axis first, without the batch.
+
+    Args:
+      dims: the dims of the array.
+
+    Returns:
+      The labels.
+    """
     return [label for dim in reversed(dims) for label in sorted(dim) if label != BATCH]
 
 
 def axes_of(leaf: int, dims: Iterable[frozenset[Label]]) -> set[int]:
-    """The axes of a leaf that dims index."""
+    """The axes of a leaf that dims index.
+
+    Args:
+      leaf: the number of the leaf.
+      dims: the dims.
+
+    Returns:
+      The axes.
+    """
     return {axis for dim in dims for owner, axis in dim if owner == leaf}
 
 
 def tangled(leaf: int, dims: Dims) -> bool:
-    """Whether a dim indexes several axes of a leaf, or several dims index the same one."""
+    """Whether a dim indexes several axes of a leaf, or several dims index the same axis.
+
+    Args:
+      leaf: the number of the leaf.
+      dims: the dims.
+
+    Returns:
+      True if so.
+    """
     axes = [axis for dim in dims for owner, axis in dim if owner == leaf]
     return len(axes) > len(set(axes)) or any(len(axes_of(leaf, [dim])) > 1 for dim in dims)
 
 
 def without_units(shape: Sequence[int], dims: Dims) -> bool:
-    """Whether an array has nothing but perhaps a batch axis."""
+    """Whether an array has no axis except perhaps the batch.
+
+    Args:
+      shape: the shape of the array.
+      dims: its dims.
+
+    Returns:
+      True if so.
+    """
     sizes = [size for size, dim in zip(shape, dims, strict=True) if BATCH not in dim]
     return not labels(dims) and all(size == 1 for size in sizes)

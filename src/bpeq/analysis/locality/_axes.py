@@ -1,4 +1,4 @@
-"""Where the axes of an operand go: the axes of a result that index the same units."""
+"""Where the axes of an operand go in a result: the axes that index the same units."""
 
 from __future__ import annotations
 
@@ -10,13 +10,28 @@ from bpeq.analysis.locality._contents import Label
 
 
 def moved(eqn: Any, dims: Dims) -> Dims | None:
-    """The axes of a rearranged first operand; None where the primitive rearranges nothing known."""
+    """The dims of a result that rearranges its first operand.
+
+    Args:
+      eqn: the equation.
+      dims: the dims of the operand.
+
+    Returns:
+      The dims; None if the primitive is not a known rearrangement.
+    """
     rule = _RULES.get(eqn.primitive.name)
     return None if rule is None else rule(eqn, dims)
 
 
 def moves(eqn: Any) -> bool:
-    """Whether a primitive only rearranges its first operand, in a way that is known."""
+    """Whether a primitive is a known rearrangement of its first operand.
+
+    Args:
+      eqn: the equation.
+
+    Returns:
+      True if so.
+    """
     return eqn.primitive.name in _RULES
 
 
@@ -46,7 +61,7 @@ def _same(eqn: Any, dims: Dims) -> Dims:
 
 
 def _reshape(eqn: Any, dims: Dims) -> Dims:
-    """Axes that are merged or split share what they index."""
+    """The dims after a reshape. Merged or split axes share what they index."""
     before, after = eqn.invars[0].aval.shape, eqn.outvars[0].aval.shape
     if 0 in before:
         return (NO_LABELS,) * len(after)
@@ -86,9 +101,17 @@ def _gather(eqn: Any, dims: Dims) -> Dims:
 
 
 def followed(eqn: Any, axis: int, pieces: int) -> int | None:
-    """Where an axis goes that the primitive leaves whole; None where it may be cut or merged away.
+    """Follows an axis that a primitive keeps whole.
 
-    Merged with axes behind it, or split again, the first axis keeps its `pieces` in order.
+    If the first axis is merged with axes behind it, or split, its `pieces` stay in order.
+
+    Args:
+      eqn: the equation.
+      axis: the axis of the operand.
+      pieces: the length of the axis.
+
+    Returns:
+      The axis of the result; None if the axis may be cut or merged.
     """
     name, before, after = eqn.primitive.name, eqn.invars[0].aval.shape, eqn.outvars[0].aval.shape
     if name == "transpose":
@@ -105,14 +128,31 @@ def followed(eqn: Any, axis: int, pieces: int) -> int | None:
 
 
 def gathered(eqn: Any, index: Dims) -> Dims:
-    """The axes of a look-up's result that come from its indices."""
+    """The dims of a look-up that come from its indices.
+
+    Args:
+      eqn: the equation.
+      index: the dims of the indices.
+
+    Returns:
+      The dims.
+    """
     window = set(eqn.params["dimension_numbers"].offset_dims)
     dims, rank = iter(index[:-1]), len(eqn.outvars[0].aval.shape)
     return tuple(NO_LABELS if axis in window else next(dims, NO_LABELS) for axis in range(rank))
 
 
 def picked(eqn: Any, table: Dims, index: Dims) -> Dims:
-    """Those axes, with what the indices pick from: along them it varies too."""
+    """The dims of a look-up that come from its indices, with the axes from which they pick.
+
+    Args:
+      eqn: the equation.
+      table: the dims of the table.
+      index: the result of `gathered`.
+
+    Returns:
+      The dims.
+    """
     numbers = eqn.params["dimension_numbers"]
     over = NO_LABELS.union(
         *(table[axis] for axis in {*numbers.start_index_map, *numbers.operand_batching_dims})
@@ -123,7 +163,15 @@ def picked(eqn: Any, table: Dims, index: Dims) -> Dims:
 
 
 def scattered(eqn: Any, updates: Dims) -> Dims:
-    """The axes of a scatter's result that come from its updates."""
+    """The dims of a scatter that come from its updates.
+
+    Args:
+      eqn: the equation.
+      updates: the dims of the updates.
+
+    Returns:
+      The dims.
+    """
     numbers = eqn.params["dimension_numbers"]
     gone = {*numbers.inserted_window_dims, *numbers.operand_batching_dims}
     window, rank = iter(numbers.update_window_dims), len(eqn.outvars[0].aval.shape)
@@ -131,7 +179,15 @@ def scattered(eqn: Any, updates: Dims) -> Dims:
 
 
 def stacked(eqn: Any, dims: Dims) -> Dims:
-    """With a new axis where things are stacked."""
+    """The dims of an operand of a stack, with the new axis.
+
+    Args:
+      eqn: the equation.
+      dims: the dims of the operand.
+
+    Returns:
+      The dims.
+    """
     axis = eqn.params["axis"]
     return (*dims[:axis], NO_LABELS, *dims[axis:])
 

@@ -1,4 +1,4 @@
-"""What an array is made of, and how sums, products and functions change that."""
+"""The sources of an array, and how sums, products and functions change them."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from enum import IntEnum
 from typing import NamedTuple
 
 Label = tuple[int, int]
-"""An axis of a leaf: (leaf, axis). A dimension that carries it indexes that axis's units."""
+"""An axis of a leaf: (leaf, axis). A dimension with this label indexes the units of that axis."""
 FAR = 1 << 20
 MOST_TERMS = 128
 
 
 class Kind(IntEnum):
-    """What an array is made of.
+    """The kind of an array's sources.
 
-    ZERO: nothing. CONSTANT: settings and random numbers. WEIGHT: made of weights. TARGET: y, before
-    an output meets it. ACTIVITY: x, and no y. ERROR: an output's error, which activity and weights
-    multiply and are never added to. NUDGED: activity that y has been added to.
+    ZERO: no source. CONSTANT: settings and random numbers. WEIGHT: weights. TARGET: y, before it
+    meets an output. ACTIVITY: x without y. ERROR: an output's error, possibly multiplied by
+    activity and weights, but not added to them. NUDGED: activity to which y was added.
     """
 
     ZERO = 0
@@ -35,14 +35,16 @@ MOVES = (Kind.ACTIVITY, Kind.NUDGED)
 
 
 class Atom(NamedTuple):
-    """One thing that is read.
+    """One thing that a gradient reads.
 
-    what:   "input", "target", "noise" (a random number), "state", "number" (units pooled into one)
-        or "batch" (examples pooled, then read by a single one).
-    where:  the state's units, as an axis that they index; None where no weight tells them.
-    phase:  of a state: "forward", "free", "nudged", "target", "output error" or "error".
-    source: of an error: the units that it has come from in its last step.
-    inner:  of a number: the terms that were pooled into it. pooled: whether examples were.
+    Args:
+      what: "input", "target", "noise" (a random number), "state", "number" (units pooled into one)
+        or "batch" (examples pooled, then read by a single example).
+      where: the units of the state, as an axis that they index; None if no weight shows them.
+      phase: of a state: "forward", "free", "nudged", "target", "output error" or "error".
+      source: of an error: the units from which its last step came.
+      inner: of a number: the terms that were pooled into it.
+      pooled: whether examples were pooled.
     """
 
     what: str
@@ -54,17 +56,22 @@ class Atom(NamedTuple):
 
 
 Term = frozenset[Atom]
-"""A product: what its factors read."""
+"""A product: the atoms that its factors read."""
 ONE: frozenset[Term] = frozenset({frozenset()})
 
 
 class Content(NamedTuple):
-    """kind and terms: a sum of products. The rest is how the array came about.
+    """A sum of products, with the history of the array.
 
-    carried: whether an error or a target in it has gone through a weight since y was read.
-    settled: whether a relaxation stands behind it. far: weights between x and it, at least.
-    pooled:  whether the batch was summed over. errors: whether an error was carried through a
-        weight on the way, be it added to activity since.
+    Args:
+      kind: the kind of its sources.
+      terms: the products.
+      carried: whether an error or a target in it has passed through a weight since y was read.
+      settled: whether it comes from a relaxation.
+      far: the least number of weights between x and it.
+      pooled: whether it was summed over the batch.
+      errors: whether an error has passed through a weight on the way, even if it was added to
+        activity later.
     """
 
     kind: Kind
@@ -90,7 +97,14 @@ NOTHING = Content(Kind.ZERO, frozenset())
 
 
 def unpooled(terms: frozenset[Term]) -> frozenset[Term]:
-    """The terms with what was pooled into their numbers in place of these."""
+    """Replaces numbers by the terms that were pooled into them.
+
+    Args:
+      terms: the terms.
+
+    Returns:
+      The terms without numbers.
+    """
     products: set[Term] = set()
     for term in terms:
         factors = [atom.inner if atom.what == "number" else {frozenset({atom})} for atom in term]
@@ -99,12 +113,28 @@ def unpooled(terms: frozenset[Term]) -> frozenset[Term]:
 
 
 def add(a: Content, b: Content) -> Content:
-    """a + b. Where an output first meets its target, the sum is an error."""
+    """The content of a + b. If an output meets its target here, the sum is an error.
+
+    Args:
+      a: a content.
+      b: a content.
+
+    Returns:
+      The content of the sum.
+    """
     return _content(*_sum_kind(a, b), a, b, a.terms | b.terms)
 
 
 def join(a: Content, b: Content) -> Content:
-    """One or the other, entry by entry: a choice, a concatenation, two rounds of a loop."""
+    """The content of a or b, entry by entry: a choice, a concatenation, two rounds of a loop.
+
+    Args:
+      a: a content.
+      b: a content.
+
+    Returns:
+      The content.
+    """
     kinds = {a.kind, b.kind}
     kind = max(kinds)
     if kinds & {Kind.WEIGHT, Kind.ACTIVITY} and kinds & {Kind.TARGET, Kind.ERROR}:
@@ -113,12 +143,27 @@ def join(a: Content, b: Content) -> Content:
 
 
 def either(several: Sequence[Content]) -> Content:
-    """One of several."""
+    """The content of one of several arrays.
+
+    Args:
+      several: the contents.
+
+    Returns:
+      The content.
+    """
     return functools.reduce(join, several)
 
 
 def times(a: Content, b: Content) -> Content:
-    """a · b: every term of one with every term of the other."""
+    """The content of a · b: every term of a with every term of b.
+
+    Args:
+      a: a content.
+      b: a content.
+
+    Returns:
+      The content of the product.
+    """
     kinds, carried = {a.kind, b.kind}, a.carried or b.carried
     if Kind.ZERO in kinds:
         return NOTHING
@@ -132,19 +177,41 @@ def times(a: Content, b: Content) -> Content:
 
 
 def bent(a: Content) -> Content:
-    """A nonlinear function of a: it reads all terms together, and of nothing it is a constant."""
+    """The content of a nonlinear function of a. It reads all terms together.
+
+    Args:
+      a: a content. A function of nothing is a constant.
+
+    Returns:
+      The content.
+    """
     if a.kind == Kind.ZERO:
         return Content(Kind.CONSTANT)
     return a._replace(terms=frozenset({frozenset().union(*a.terms)}))
 
 
 def mixed(several: Sequence[Content]) -> Content:
-    """A nonlinear function of several."""
+    """The content of a nonlinear function of several arrays.
+
+    Args:
+      several: the contents.
+
+    Returns:
+      The content.
+    """
     return bent(functools.reduce(add, several))
 
 
 def chosen(which: Content, total: Content) -> Content:
-    """`total`, as `which` has picked it out."""
+    """The content of `total` after `which` has selected its entries.
+
+    Args:
+      which: the content of the selector.
+      total: the content of the entries.
+
+    Returns:
+      The content.
+    """
     if not which.known or total.kind == Kind.ZERO:
         return total
     product = times(total, bent(which))._replace(far=total.far)
@@ -162,13 +229,13 @@ def _sum_kind(a: Content, b: Content) -> tuple[Kind, bool]:
     kinds = {low.kind, high.kind}
     if kinds == {Kind.TARGET, Kind.ERROR}:
         return Kind.ERROR, carried
-    if Kind.TARGET in kinds:  # an output, which may be a bias alone, meets its target
+    if Kind.TARGET in kinds:  # an output, perhaps only a bias, meets its target
         return (Kind.NUDGED if carried else Kind.ERROR), False
     return (high.kind if high.kind in MOVES and low.kind == Kind.WEIGHT else Kind.NUDGED), carried
 
 
 def _content(kind: Kind, carried: bool, a: Content, b: Content, terms: frozenset[Term]) -> Content:
-    if len(terms) > MOST_TERMS:  # what is read stays right; what is read together may be too much
+    if len(terms) > MOST_TERMS:  # the atoms stay right, but too many may count as read together
         terms = frozenset({frozenset().union(*terms)})
     carried = carried and kind in (Kind.TARGET, Kind.ERROR)
     settled, pooled = a.settled or b.settled, a.pooled or b.pooled

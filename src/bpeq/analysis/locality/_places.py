@@ -1,8 +1,7 @@
-"""Which entry of which weight lies where: arrays that rearrange weights, computed on numbers.
+"""Follows each entry of a weight through rearrangements, by computing with the entries' numbers.
 
-The audit follows axis by axis what an array indexes. Where weights are laid end to end, flattened
-or looked up by a permutation, that is not enough: then the rearrangement is done on the numbers of
-their entries.
+The audit follows the axes of arrays. This is not enough if weights are concatenated, flattened or
+looked up by a permutation. Then the rearrangement is computed on the numbers of their entries.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-# entry by entry: what these make of a weight has its axes
+# These work entry by entry: the result has the axes of the weight.
 _ENTRYWISE = """
     abs acos acosh add add_any and asin asinh atan atan2 atanh bitcast_convert_type cbrt ceil
     clamp complex conj convert_element_type copy cos cosh digamma div eq erf erf_inv erfc exp exp2
@@ -35,7 +34,9 @@ ENTRYWISE, _MOVES = frozenset(_ENTRYWISE.split()), frozenset(_MOVING.split())
 class Places:
     """An array without data, computed when it is needed.
 
-    coded: whether its entries are numbers of weights' entries, 0 for what is none of them.
+    Args:
+      compute: computes the array.
+      coded: whether its entries are numbers of weights' entries, with 0 for other entries.
     """
 
     def __init__(self, compute: Callable[[], Any], coded: bool = False) -> None:
@@ -43,17 +44,20 @@ class Places:
 
     @cached_property
     def array(self) -> Any:
-        """The entries."""
+        """The entries of the array."""
         return self._compute()
 
 
 def moved_places(eqn: Any, operands: Sequence[Places | None], out: int) -> Places | None:
-    """What a primitive makes of such arrays; None if it takes others, or does more than move.
+    """Applies a primitive to arrays without data.
 
     Args:
       eqn: the equation.
-      operands: of each operand.
-      out: which of its results is meant.
+      operands: the array of each operand; None if it depends on data.
+      out: the index of the result.
+
+    Returns:
+      The result; None if an operand is None, or if the primitive does more than move entries.
     """
     known, name = [place for place in operands if place is not None], eqn.primitive.name
     coded, moves = sum(place.coded for place in known), name in _MOVES
@@ -63,11 +67,11 @@ def moved_places(eqn: Any, operands: Sequence[Places | None], out: int) -> Place
         return None
 
     def compute() -> Any:
-        if coded and not moves:  # each entry stays where it is
+        if coded and not moves:  # each entry keeps its place
             entries = next(place.array for place in known if place.coded)
             return jnp.broadcast_to(entries, eqn.outvars[0].aval.shape)
         arrays = [place.array for place in known]
-        if coded:  # other numbers may come between, but are no entries
+        if coded:  # other numbers are not entries of weights
             arrays = [
                 jnp.zeros(array.shape, jnp.int32)
                 if not place.coded and jnp.issubdtype(array.dtype, jnp.inexact)
@@ -81,7 +85,14 @@ def moved_places(eqn: Any, operands: Sequence[Places | None], out: int) -> Place
 
 
 def numbered(shapes: Sequence[Sequence[int]]) -> list[Places | None]:
-    """The leaves, their entries numbered through all of them from 1."""
+    """Numbers the entries of all leaves from 1 on.
+
+    Args:
+      shapes: the shape of each leaf.
+
+    Returns:
+      The numbers of each leaf; None for all if there are more than an int32 can hold.
+    """
     ends = [0, *itertools.accumulate(map(math.prod, shapes))]
     if ends[-1] >= 2**31:
         return [None] * len(shapes)
@@ -94,7 +105,15 @@ def numbered(shapes: Sequence[Sequence[int]]) -> list[Places | None]:
 
 
 def located(places: Places, shapes: Sequence[Sequence[int]]) -> dict[int, Any]:
-    """The leaves of which entries lie in an array, and its dims: along which axis each varies."""
+    """Finds the leaves whose entries lie in an array.
+
+    Args:
+      places: the array of entry numbers.
+      shapes: the shape of each leaf.
+
+    Returns:
+      Leaf -> dims: the axis of the leaf that varies along each axis of the array.
+    """
     array, dims, start = np.asarray(places.array), {}, 0
     for leaf, shape in enumerate(shapes):
         size = math.prod(shape)
@@ -113,7 +132,7 @@ def _varying(leaf: int, inside: Any, index: Sequence[Any], shape: Sequence[int])
             low = np.where(inside, along, shape[k]).min(axis)
             if (np.where(inside, along, -1).max(axis) > low).any():
                 dims[axis] |= {(leaf, k)}
-    for k, n in enumerate(shape):  # an axis of one entry varies nowhere: it lies on one like it
+    for k, n in enumerate(shape):  # an axis of length 1 never varies: it goes on such an axis
         single = [a for a in range(inside.ndim) if inside.shape[a] == 1 and not dims[a]]
         if n == 1 and single:
             dims[single[0]] = frozenset({(leaf, k)})

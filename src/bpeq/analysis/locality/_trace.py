@@ -1,4 +1,4 @@
-"""A rule's estimate, traced and walked with what is known of its arguments."""
+"""Traces a rule's estimate, and walks through it with what is known of its arguments."""
 
 from __future__ import annotations
 
@@ -36,9 +36,15 @@ _NOUNS = {
 class TracedEstimate:
     """An estimate and its arguments.
 
-    count:  the leaves of params.
-    states: the leaves of the rule's state.
-    constants: what the program closes over, once it has been walked.
+    `count` is the number of leaves of params, and `states` that of the rule's state. `constants` is
+    the number of constants of the program, after a walk.
+
+    Args:
+      estimate: the rule's estimate.
+      params: its parameters.
+      batch: at least two examples.
+      state: the rule's state.
+      key: the random key.
     """
 
     def __init__(
@@ -49,26 +55,33 @@ class TracedEstimate:
         self.constants = 0
 
     def gradients(self, late: Mapping[int, Value], with_state: bool) -> tuple[Walk, list[Value]]:
-        """A walk to the gradients.
+        """Walks to the gradients.
 
         Args:
-          late: what leaves of the state hold of weights.
-          with_state: whether it goes on to the new state, whose activity is read a step late.
+          late: the leaves of the state that hold weights, and what they hold.
+          with_state: whether to walk on to the new state, whose activity is read one step late.
+
+        Returns:
+          The walk, and what it knows of each gradient.
         """
         end = None if with_state else 1
         walk, values = self._walk(lambda result: (result[0].grads, result[1])[:end], late)
         for i, value in enumerate(values[: self.count]):
-            # A product that lacks an axis of a weight, over which it was not summed.
+            # A product that lacks an axis of a weight, although it was not summed over it.
             pending = {leaf for leaf, function in value.summand if function != ADDED}
             lost = {n for n in pending if len(axes_of(n, value.dims)) < walk.weights.ranks[n]}
             values[i] = value._replace(lost=value.lost | {(leaf, UNSUMMED) for leaf in lost})
         return walk, values[: self.count]
 
     def late_leaves(self) -> tuple[dict[int, Value], list[tuple[int, Value]]]:
-        """The leaves of the state that hold other leaves a step late; those made anew."""
+        """Finds the leaves of the state that hold other leaves one step late, and leaves made anew.
+
+        Returns:
+          The former by their number, and the latter as pairs of number and value.
+        """
         late: dict[int, Value] = {}
         values: list[Value] = []
-        for _ in range(self.states + 1):  # a leaf may hold what another one held
+        for _ in range(self.states + 1):  # a leaf may hold the earlier content of another leaf
             values = self._walk(lambda result: result[1], late)[1]
             holding = {i: v for i, v in enumerate(values) if _others(self.count + i, v)}
             before, late = late, {i: _held_late(value) for i, value in holding.items()}
@@ -92,7 +105,7 @@ class TracedEstimate:
         noise = Content(Kind.CONSTANT, frozenset({frozenset({Atom("noise")})}))
         consts = []
         for i, (const, aval) in enumerate(zip(closed.consts, fixed, strict=True)):
-            value = held(const)  # a matrix of the program's own, unless it is zero
+            value = held(const)  # a matrix of the program, unless it is zero
             matrix = _leaf(end + i, aval, 2)._replace(places=value.places)
             consts.append(matrix if value.content.kind else value)
         args = [
@@ -106,7 +119,16 @@ class TracedEstimate:
 
 
 def contents_of(names: Sequence[str], value: Value, leaf: int) -> str:
-    """What a new state is made of: the names of other leaves, and a noun for data."""
+    """Names the sources of a new state: other leaves, and a noun for data.
+
+    Args:
+      names: the names of all leaves.
+      value: what is known of the new state.
+      leaf: the number of this leaf.
+
+    Returns:
+      The text.
+    """
     leaves = {names[i] for i, _ in _others(leaf, value) if i < len(names)}
     data = [_NOUNS[value.content.kind]] if value.content.known else []
     return ", ".join([*sorted(leaves), *data])
@@ -118,14 +140,14 @@ def _others(leaf: int, value: Value) -> Owners:
 
 
 def _held_late(value: Value) -> Value:
-    """What a leaf of the state that holds other leaves is to the next estimate."""
+    """What a leaf of the state, which holds other leaves, is to the next estimate."""
     owners = frozenset((i, LATE) for i, _ in value.weights | value.summand)
     weight, places = (Content(Kind.WEIGHT),), value.places
     return Value(weight, value.dims, weights=owners, lost=value.lost, places=places)
 
 
 def _leaf(leaf: int, aval: Any, least: int) -> Value:
-    """An array of numbers that does not depend on the data; with fewer axes a coefficient."""
+    """An array that does not depend on data. With fewer than `least` axes it is a coefficient."""
     rank = len(aval.shape)
     if rank < least or not jnp.issubdtype(aval.dtype, jnp.inexact):
         return constant(aval.shape)
