@@ -51,13 +51,14 @@ def continual_eqprop(
         s_{t+1} = nudged sweep of s_t under θ_t
         θ_{t+1} = θ_t − rate (1/β) ( ∂F/∂θ(s_{t+1}) − ∂F/∂θ(s_t) ),   batch means, both under θ_t
 
-    s_0 belongs to the free phase: its term is ∂E/∂θ alone. The estimate is grads = (θ_0 − θ_end) /
-    rate. So plain SGD with a learning rate equal to `rate` gives exactly the weights at the end of
-    the nudged phase. Other optimizers would rescale a change that has already happened; so "sgd" is
-    the only optimizer that the rule names. As rate → 0 the sum telescopes to one-sided `eqprop`
-    with as many nudged sweeps. The difference is of order rate / β, not rate: moving weights shift
-    the equilibrium by order rate, and the nudge shifts it only by order β. On small nets the
-    relative error is 10 to 20 times rate / β.
+        grads = (θ_0 − θ_end) / rate
+
+    s_0 belongs to the free phase: its term is ∂E/∂θ alone. Plain SGD with a learning rate equal to
+    `rate` gives exactly the weights at the end of the nudged phase. Other optimizers would rescale
+    a change that has already happened. So the rule allows "sgd" only. As rate → 0 the sum
+    telescopes to one-sided `eqprop` with as many nudged sweeps. The difference is of order
+    rate / β, not rate: moving weights shift the equilibrium by order rate, and the nudge shifts it
+    only by order β. On small nets the relative error is 10 to 20 times rate / β.
 
     **Stability.** Take one example, linear outputs with a bias, squared error, and constant units h
     that drive the outputs. The next sweep repeats a change of an output with the factor

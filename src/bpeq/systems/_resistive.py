@@ -69,10 +69,10 @@ def resistive(
 
     Shapes: x is `[batch, ..., n]`. The input layer has 2n sources, doubled on the last axis, since
     a resistor cannot be negative. The state is a tuple with one `[batch, ...]` array for each
-    layer, in volts. Params have the structure of the network's, for an input of 2n: `{"w": ...,
-    "b": [2, ...]}`, in units of conductance; a bias has the resistor to +gain first. They start at
-    |w| of the layers' own init. A free phase depends only on ratios of conductances. β is a
-    conductance too: nudged outputs settle if it is below that of an output node (below half of it
+    layer, in volts. Params have the structure of the network's, for an input of 2n, in units of
+    conductance: `{"w": ..., "b": [2, ...]}`. A bias has the resistor to +gain first. Conductances
+    start at |w| of the layers' own init. A free phase depends only on ratios of conductances. β is
+    a conductance too: nudged outputs settle if it is below that of an output node (below half of it
     for pairs). `project` keeps conductances non-negative. Rules pass it on as their `absorb`, which
     training calls after each update.
 
