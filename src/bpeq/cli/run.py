@@ -42,12 +42,14 @@ def run(
     from bpeq.report import run_table, write_run_report
     from bpeq.runs import manifest
 
+    # Load the config, or that of the run to resume, and choose the folder.
     if resume and config.is_dir():
         extra = [] if seeds is None else [f"seeds={seeds}"]
         checked, folder = reload_config(config, [*(set_ or []), *extra]), out or config
     else:
         checked = _app.load(config, set_, seeds)
         folder = _app.folder(out, checked.name, resume)
+    # Check the options for several processes. A finished run needs nothing more.
     if coordinator is not None and not supervisor.supervised():
         _check_alone(processes)
     several = distributed.check_options(checked, processes, coordinator, process_id, process_count)
@@ -56,12 +58,14 @@ def run(
     if ended and (folder / report).exists() and manifest.has_manifest(folder, report):
         console.print(f"{folder} is finished; nothing was changed", soft_wrap=True, highlight=False)
         return 0
+    # Start several processes, or join them.
     signals.begin_saving()
     if several and not supervisor.supervised():
         places = [[]] if coordinator is not None else supervisor.local_places(processes or 1)
         return supervisor.supervise([*context.obj, "--out", str(folder)], places, folder)
     if coordinator is not None:
         distributed.join_processes(coordinator, process_id, process_count)
+    # Train in this process.
     study = checked.experiment is not None
     try:
         with (
@@ -76,6 +80,7 @@ def run(
         raise _app.add_command(
             stopped, f"bpeq run {shlex.quote(str(folder))} --resume"
         ) from stopped
+    # The main process writes the report.
     if "metrics" in summary and distributed.is_main_process():
         console.print(run_table(summary))
         page = write_run_report(folder)

@@ -36,6 +36,7 @@ def sweep(
     from bpeq.report import sweep_table, write_sweep_report
     from bpeq.runs import run_folder
 
+    # Read the config and the grid, and check every run before the first starts.
     checked = _app.load(config, set_, seeds)
     grids = sweep_runs.read_grids(grid or ())
     if not grids:
@@ -46,6 +47,7 @@ def sweep(
         sweep_runs.check_runs(runs)
     else:
         metric = tune.check_search(checked, grids, search)
+    # Create or join the folder. Every worker writes sweep.json at its start and at its end.
     folder = Path("runs") / f"{checked.name}-sweep" if out is None else out
     sweep.open_folder(folder)
     signals.begin_saving()
@@ -59,6 +61,7 @@ def sweep(
                 write_sweep_report(folder)
         return result
 
+    # Run the grid, or search it.
     write_results()
     try:
         with bar("runs") as track:
@@ -71,6 +74,7 @@ def sweep(
         write_results()
         said = f"{stopped}; the same command goes on"
         raise train.Interrupted(stopped.signal, said) from stopped
+    # Show the results. A failed run sets the exit code.
     result = write_results(last=True)
     console.print(sweep_table(result))
     console.print(f"{folder / 'report.html'}", soft_wrap=True, highlight=False)

@@ -90,6 +90,7 @@ def _compared(
     tuned: dict[str, Any] = {}
     gradients: dict[str, CompiledGradient] = {}
     stopped: train.Interrupted | None = None
+    # Tune and train every row in turn.
     try:
         for name, each in configs.items():
             inside = name.replace(":", ".")
@@ -107,6 +108,7 @@ def _compared(
         if not rows and not any(found["trials"] for found in tuned.values()):
             raise
     else:
+        # Time the gradients of all rows together, after the training.
         with enable_x64(config.double):
             for name, cost in measure_gradients(gradients).items():
                 rows[name]["cost"] = cost._asdict()

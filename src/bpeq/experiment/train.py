@@ -79,6 +79,7 @@ def run(
     resume = resume and has_started(config, folder)
     if resume and is_finished(folder) and manifest.has_manifest(folder):
         return read_summary(folder)
+    # Build the parts, or load the study, before the folder is touched.
     if config.experiment is not None:
         check_devices(config)
         work, checksum = study_work(config), ""
@@ -91,6 +92,7 @@ def run(
         if resume and is_finished(folder):
             manifest.write_manifest(folder)
             return read_summary(folder)
+        # Train, then write the summary and the manifest, which mark the run as finished.
         environment = start_folder(config, folder, resume, checksum)
         runner = Runner(
             folder,

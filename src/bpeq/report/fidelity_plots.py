@@ -45,6 +45,7 @@ def layer_panel(rules: Mapping[str, RuleFidelity]) -> Panel | None:
     """
     if not rules:
         return None
+    # The errors of every rule at every layer, and the limits of the axes.
     layers = list(dict.fromkeys(name for r in rules.values() for name in r.layers))
     ticks = [*layers, "all"]
     # [rules, layers + 1]; −1 if the rule has no such layer
@@ -63,6 +64,7 @@ def layer_panel(rules: Mapping[str, RuleFidelity]) -> Panel | None:
     def draw(axes: Axes) -> None:
         log_axis(axes.yaxis, np.asarray([bottom, high]))
         axes.set_xlim(-0.5, places[-1] + 0.5)
+        # Labels of layers, turned if they need more room.
         every = math.ceil(len(ticks) / _MOST_TICKS)
         kept = sorted({*range(0, len(layers), every), len(layers)})
         room = WIDTH - 1.2 - 0.08 * max(map(len, rules))  # inches, beside the legend
@@ -73,6 +75,7 @@ def layer_panel(rules: Mapping[str, RuleFidelity]) -> Panel | None:
         if turned:
             for label in axes.get_xticklabels():
                 label.set(rotation=45, ha="right", rotation_mode="anchor")
+        # One line for each rule, with its dots moved apart.
         names = []
         for i, (name, values) in enumerate(zip(rules, errors, strict=True)):
             x = places + (i - (len(rules) - 1) / 2) * min(0.12, 0.5 / len(rules))

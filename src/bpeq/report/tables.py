@@ -146,6 +146,7 @@ def to_rich(table: Table) -> rich.table.Table:
         pad_edge=False,
         padding=(0, 1, 0, 0),
     )
+    # Make the columns, and add up the widths of all except the first.
     others = 0
     for i, column in enumerate(table.columns):
         right = i > 0 and column.align == "right"
@@ -160,6 +161,7 @@ def to_rich(table: Table) -> rich.table.Table:
         if right:
             texts = [*header, *(column.text(row[i]) for row in table.rows)]
             others += 2 + max(map(len, texts), default=0)
+    # Write the rows. Names are folded to the width that is left.
     width = max(_LEAST_NAME, _WIDTH - others)
     for group in table.groups:
         if group.label and group.rows:

@@ -1,4 +1,4 @@
-"""What the primitives that are no contraction make of the audit's values: sums, choices, pieces."""
+"""The values of primitives that are not contractions: sums, choices, concatenations."""
 
 from __future__ import annotations
 
@@ -44,7 +44,16 @@ _NAMED = ("sign", "round", "abs")  # functions of a weight that a row names
 
 
 def entries(eqn: Any, values: Sequence[Value], units: Units) -> Value:
-    """Any primitive that works entry by entry, moves entries, or lays them beside each other."""
+    """The value of a primitive that works entry by entry, moves entries, or concatenates.
+
+    Args:
+      eqn: the equation.
+      values: the operands.
+      units: which axes index the same units.
+
+    Returns:
+      The value of the result.
+    """
     name, rank = eqn.primitive.name, len(eqn.outvars[0].aval.shape)
     if name in ("stack", "concatenate"):
         return _laid(eqn, values, units)
@@ -72,7 +81,14 @@ def entries(eqn: Any, values: Sequence[Value], units: Units) -> Value:
 
 
 def follows(eqn: Any) -> bool:
-    """Whether it is known what becomes of the axes: a primitive that moves, or keeps the shape."""
+    """Whether the axes of the result are known: the primitive moves entries or keeps the shape.
+
+    Args:
+      eqn: the equation.
+
+    Returns:
+      True if so.
+    """
     if eqn.primitive.name in _KNOWN or moves(eqn):
         return True
     shapes = [var.aval.shape for var in eqn.invars]
@@ -80,7 +96,16 @@ def follows(eqn: Any) -> bool:
 
 
 def meeting(result: Value, values: Sequence[Value], units: Units) -> Value:
-    """Marks what a single example reads of values that were pooled over the batch."""
+    """Marks values that were pooled over the batch and that a single example now reads.
+
+    Args:
+      result: the value of the result.
+      values: the operands.
+      units: which axes index the same units.
+
+    Returns:
+      The value of the result.
+    """
     if not result.per_example:
         return result
     statistics = frozenset(
@@ -105,7 +130,7 @@ def _keeps_entries(name: str, values: Sequence[Value], rank: int) -> bool:
 
 
 def _operands(eqn: Any, values: Sequence[Value]) -> list[tuple[Value, Dims]]:
-    """The operands, with what the axes of the result have from them."""
+    """The operands, with their dims in the result."""
     name, pairs = eqn.primitive.name, [(value, value.dims) for value in values]
     if name == "gather":
         index = gathered(eqn, values[1].dims)
@@ -120,7 +145,7 @@ def _operands(eqn: Any, values: Sequence[Value]) -> list[tuple[Value, Dims]]:
 
 
 def _repeated(eqn: Any, values: Sequence[Value]) -> frozenset[int]:
-    """Along which axes of a result all entries are the same."""
+    """The axes of a result along which all entries are equal."""
     name, after, before = eqn.primitive.name, eqn.outvars[0].aval.shape, eqn.invars[0].aval.shape
     every, spread = frozenset(range(len(after))), values[0].spread
     if name == "broadcast_in_dim":
@@ -139,7 +164,7 @@ def _repeated(eqn: Any, values: Sequence[Value]) -> frozenset[int]:
 
 
 def _scattered(eqn: Any, updates: Value) -> Dims:
-    """The axes of a scatter's result; where weights are scattered, also what the indices index."""
+    """The dims of a scatter. If weights are scattered, they include the units of the indices."""
     dims = scattered(eqn, updates.dims)
     if not updates.weights:
         return dims
@@ -154,7 +179,7 @@ def _scattered(eqn: Any, updates: Value) -> Dims:
 def _aligned(
     eqn: Any, values: Sequence[Value]
 ) -> tuple[tuple[int, ...], int, list[tuple[Content, ...]]]:
-    """The contents that meet, piece by piece where the same pieces lie on the same axis."""
+    """Pairs the contents of operands, piece by piece if the same pieces lie on the same axis."""
     name, shape = eqn.primitive.name, eqn.outvars[0].aval.shape
     operands = [(value, var.aval.shape) for value, var in zip(values, eqn.invars, strict=True)]
     places = {(value.sizes, value.axis) for value in values if value.sizes}
@@ -167,14 +192,14 @@ def _aligned(
 
 
 def _fits(shape: Sequence[int], out: Sequence[int]) -> bool:
-    """Whether an operand gives each entry of a result one of its own, or one to many."""
+    """Whether each entry of a result uses one entry of the operand."""
     if len(shape) != len(out):
         return not shape
     return all(size in (1, n) for size, n in zip(shape, out, strict=True))
 
 
 def _laid(eqn: Any, values: Sequence[Value], units: Units) -> Value:
-    """Pieces one behind the other; on axis 0, where phases are, they stay apart."""
+    """Concatenates pieces. On axis 0, which holds phases, they stay separate."""
     stack = eqn.primitive.name == "stack"
     axis = eqn.params["axis"] if stack else eqn.params["dimension"]
     several = [stacked(eqn, value.dims) if stack else value.dims for value in values]
@@ -201,7 +226,7 @@ def _pieces(eqn: Any, values: Sequence[Value], dims: Dims, axis: int, stack: boo
 
 
 def _with_output_errors(result: Value, units: Units) -> Value:
-    """An output's error is one thing to read: its state and its target are inside."""
+    """Replaces the state and the target inside an output's error by the error."""
     where = units.of(result.dims)
     error = Atom("state", where, "output error")
 

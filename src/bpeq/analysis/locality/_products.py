@@ -1,4 +1,4 @@
-"""Contractions: of a weight with what goes through it, or of two arrays with each other."""
+"""Contractions: of a weight with an array that passes through it, or of two arrays."""
 
 from __future__ import annotations
 
@@ -24,17 +24,23 @@ from bpeq.analysis.locality._places import ENTRYWISE
 from bpeq.analysis.locality._weights import Weights, named
 
 Side = tuple[Value, Sequence[int], Sequence[int]]
-"""An operand of a `dot_general`, the axes that are summed over, those that both have."""
+"""An operand of a `dot_general`, the axes that are summed over, and the batch axes."""
 
 
 def dot(weights: Weights, eqn: Any, left: Value, right: Value) -> Value:
-    """`dot_general`."""
+    """The value of a `dot_general`.
+
+    Args:
+      weights, eqn: the uses of weights so far, to which this one is added; the equation.
+      left: the first operand.
+      right: the second operand.
+    """
     (lc, rc), (lb, rb) = eqn.params["dimension_numbers"]
     both = left.content.known and right.content.known
     left, right = summed_over(weights, left, lc, both), summed_over(weights, right, rc, both)
     sides = _with_matrices(weights, (left, lc, lb), (right, rc, rb))
     left, right = sides[0][0], sides[1][0]
-    # The axes that are summed over together index the same units.
+    # Axes that are summed over together index the same units.
     gone, pairs = NO_LABELS, [*zip(lc, rc, strict=True), *zip(lb, rb, strict=True)]
     for i, j in zip(lc, rc, strict=True):
         weights.units.unite(_distinct(weights, left)[i] | _distinct(weights, right)[j])
@@ -70,7 +76,7 @@ def _free(side: Side) -> list[int]:
 
 
 def _mixed_axes(left: Side, right: Side) -> list[frozenset[Label]]:
-    """The dims of weights times constants: these mix the axes of those, and carry them on."""
+    """The dims of weights times constants, which mix the axes of the weights."""
     dims: list[frozenset[Label]] = []
     for side, (other, summed, _) in ((left, right), (right, left)):
         value, through = side[0], NO_LABELS.union(*(other.dims[axis] for axis in summed))
@@ -82,9 +88,9 @@ def _mixed_axes(left: Side, right: Side) -> list[frozenset[Label]]:
 
 
 def _steady(value: Value, axes: Sequence[int]) -> bool:
-    """Whether it is the state of units without an input: an entry for each, the same everywhere.
+    """Whether it is the state of units without input, with equal entries along the other axes.
 
-    What a weight makes of it is such a state too: no column of the weight can be told from that.
+    A weight turns such a state into another such state. Its columns then cannot be told apart.
     """
     rest = {*range(len(value.dims))} - {*axes}
     vector = bool(value.weights) and all(
@@ -94,9 +100,13 @@ def _steady(value: Value, axes: Sequence[int]) -> bool:
 
 
 def summed_over(weights: Weights, value: Value, axes: Sequence[int], both: bool = False) -> Value:
-    """`value`, some axes of which will be summed over; of weights multiplied in, a contraction.
+    """Records a sum over axes of a product of weights and data: this is a contraction.
 
-    both: whether something else goes through a weight that is in `value`.
+    Args:
+      weights: the uses of weights so far; this one is added.
+      value: the array.
+      axes: the axes that will be summed over.
+      both: whether another array passes through a weight in `value`.
     """
     owners = value.summand | (value.weights if value.content.known and not both else NO_OWNERS)
     summed = [value.dims[axis] for axis in axes]
@@ -110,9 +120,9 @@ def summed_over(weights: Weights, value: Value, axes: Sequence[int], both: bool 
 
 
 def _with_matrices(weights: Weights, left: Side, right: Side) -> tuple[Side, Side]:
-    """The operands; a matrix that no data is in, such as a random one, is a weight to the other.
+    """The operands. A matrix without data, such as a random one, becomes a weight.
 
-    It sends the other's units to units of its own, unless what is summed over is the batch.
+    It sends the other's units to its own units, unless the sum is over the batch.
     """
     sides = []
     for side, (other, summed, _) in ((left, right), (right, left)):
@@ -127,7 +137,13 @@ def _with_matrices(weights: Weights, left: Side, right: Side) -> tuple[Side, Sid
 
 
 def convolution(weights: Weights, eqn: Any, left: Value, right: Value) -> Value:
-    """`conv_general_dilated`: its kernel's input channels are summed over, whichever they are."""
+    """The value of a `conv_general_dilated`, which sums over the kernel's input channels.
+
+    Args:
+      weights, eqn: the uses of weights so far, to which this one is added; the equation.
+      left: the input.
+      right: the kernel.
+    """
     numbers = eqn.params["dimension_numbers"]
     (example, channel), (out, into) = numbers.lhs_spec[:2], numbers.rhs_spec[:2]
     left = summed_over(weights, left, [channel], right.content.known)
@@ -149,7 +165,13 @@ def convolution(weights: Weights, eqn: Any, left: Value, right: Value) -> Value:
 
 
 def looked_up(weights: Weights, eqn: Any, table: Value, index: Value) -> Value:
-    """`gather` of rows of a weight: a product with a one-hot vector."""
+    """The value of a `gather` of rows of a weight. It is a product with a one-hot vector.
+
+    Args:
+      weights, eqn: the uses of weights so far, to which this one is added; the equation.
+      table: the weight.
+      index: the indices.
+    """
     dims = entries(eqn, [table, index], weights.units).dims
     rows = set(eqn.params["dimension_numbers"].collapsed_slice_dims)
     summed = [dim for axis, dim in enumerate(table.dims) if axis in rows]
@@ -159,7 +181,13 @@ def looked_up(weights: Weights, eqn: Any, table: Value, index: Value) -> Value:
 
 
 def combined(weights: Weights, eqn: Any, values: Sequence[Value], result: Value) -> Value:
-    """Weights that meet data entry by entry: a gain, a bias; or a matrix, whose sum may follow."""
+    """Records weights that meet data entry by entry: a gain, a bias, or a matrix before its sum.
+
+    Args:
+      weights, eqn: the uses of weights so far, to which this one is added; the equation.
+      values: the operands.
+      result: the value of the result so far.
+    """
     name, rank = eqn.primitive.name, len(eqn.outvars[0].aval.shape)
     if name not in ENTRYWISE or rank != len(result.dims):
         return result
@@ -173,7 +201,7 @@ def combined(weights: Weights, eqn: Any, values: Sequence[Value], result: Value)
             here, adds = axes_of(leaf, value.dims), name in ("add", "sub", "add_any")
             if len(here) < 2 and (len(here) == weights.ranks[leaf] or (adds and not here)):
                 weights.met.add(leaf)  # a bias, or a function of one
-            elif adds and len(here) < 2:  # a row: what follows may multiply it by the rest
+            elif adds and len(here) < 2:  # a row: a later product may use the rest
                 result = result._replace(summand=result.summand | {(leaf, ADDED)})
     return result
 
@@ -186,7 +214,7 @@ def _scaled(
     owner: tuple[int, str],
     result: Value,
 ) -> Value:
-    """The product `result` of values, the i-th of which has a weight in it."""
+    """The product `result` of values, where a weight is part of the i-th value."""
     leaf, through = owner
     here, rank = axes_of(leaf, values[i].dims), weights.ranks[leaf]
     if rank and not here:
@@ -203,7 +231,7 @@ def _scaled(
         a in v.spread or len(shape) <= a or shape[a] == 1 for a in along for v, shape in others
     ):
         return result._replace(summand=result.summand | {owner})
-    # one unit's entries of it times what that unit sends
+    # the weight's entries for one unit, times the activity of that unit
     free = [values[i].dims[axis] for axis in along]
     sent = weights.send(frozenset({owner}), result, result.dims, (), free, result.axis)
     contents = []
@@ -214,7 +242,14 @@ def _scaled(
 
 
 def across(weights: Weights, result: Value, values: Sequence[Value], axis: int) -> Value:
-    """Pieces laid along an axis, with the axes of weights that each piece has one entry of."""
+    """Adds to the dims of concatenated pieces the axes of which each piece has one entry.
+
+    Args:
+      weights: the uses of weights so far.
+      result: the concatenated pieces.
+      values: the pieces.
+      axis: the axis of concatenation.
+    """
     laid = result.dims[axis]
     for leaf in {leaf for leaf, _ in result.weights | result.summand}:
         having = [v for v in values if any(leaf == owner for owner, _ in v.weights | v.summand)]
@@ -225,10 +260,16 @@ def across(weights: Weights, result: Value, values: Sequence[Value], axis: int) 
 
 
 def reduction(weights: Weights, eqn: Any, value: Value, axes: Sequence[int]) -> Value:
-    """A sum, a maximum, … over some axes; that of a matrix times activity is a contraction too."""
+    """The value of a sum, maximum or similar. For a matrix times activity it is a contraction.
+
+    Args:
+      weights, eqn: the uses of weights so far, to which this one is added; the equation.
+      value: the operand.
+      axes: the axes.
+    """
     shape, adds = eqn.invars[0].aval.shape, eqn.primitive.name == "reduce_sum"
     whole = {leaf for leaf, _ in value.weights if _all_of(weights, shape, value, leaf, axes)}
-    weights.met |= whole  # a number of all its entries: it has no way
+    weights.met |= whole  # a number that uses all entries has no direction
     value = value._replace(weights=frozenset(p for p in value.weights if p[0] not in whole))
     if adds:
         value = summed_over(weights, value, axes)
@@ -245,7 +286,7 @@ def reduction(weights: Weights, eqn: Any, value: Value, axes: Sequence[int]) -> 
 def _all_of(
     weights: Weights, shape: Sequence[int], value: Value, leaf: int, axes: Sequence[int]
 ) -> bool:
-    """Whether all of a leaf is reduced, and with it no activity of single examples."""
+    """Whether all entries of a leaf are reduced, without activity of single examples."""
     sizes = {k: shape[axis] for axis in axes for owner, k in value.dims[axis] if owner == leaf}
     full = [sizes.get(k) == n for k, n in enumerate(weights.shapes[leaf])]
     alone = not tangled(leaf, value.dims) and (not value.content.known or value.content.pooled)
@@ -253,7 +294,13 @@ def _all_of(
 
 
 def pooled(eqn: Any, result: Value, gone: frozenset[Label]) -> Value:
-    """What a sum over axes has become: perhaps one number, or the same for all examples."""
+    """Marks the result of a sum as pooled, if it is one number or the same for all examples.
+
+    Args:
+      eqn: the equation.
+      result: the value of the sum.
+      gone: the units that were summed over.
+    """
     if not any(content.known for content in result.contents):
         return result.whole
     number = without_units(eqn.outvars[0].aval.shape, result.dims)
@@ -265,7 +312,7 @@ def pooled(eqn: Any, result: Value, gone: frozenset[Label]) -> Value:
             return content
         examples = any(atom.pooled for term in content.terms for atom in term)
         atom = Atom("number", inner=unpooled(content.terms), pooled=content.pooled or examples)
-        # whether errors are in it, its terms say
+        # the terms say whether errors are in it
         return content._replace(terms=frozenset({frozenset({atom})}), errors=False)
 
     return result._replace(contents=tuple(map(one, result.contents)))
@@ -277,13 +324,13 @@ def _product(
     summed: Sequence[tuple[int, int]],
     places: Sequence[int | None],
 ) -> Value:
-    """A contraction of two arrays neither of which is a weight.
+    """The value of a contraction of two arrays that are not weights.
 
     Args:
-      values: the two.
-      dims: of the result.
-      summed: pairs of axes, of either array, that are summed over together or stand for the same.
-      places: where the axis of either array's pieces comes to lie; None if it is summed over.
+      values: the two arrays.
+      dims: the dims of the result.
+      summed: pairs of axes that are summed over together or are batch axes.
+      places: for each array the axis of its pieces in the result; None if it is summed over.
     """
     left, right = values
     pieces = left.sizes or right.sizes

@@ -1,4 +1,4 @@
-"""What the walk has learnt, weight by weight, in words."""
+"""Writes the results of the walk in words, one row for each weight."""
 
 from __future__ import annotations
 
@@ -17,9 +17,12 @@ _NOWHERE: Label = (-2, 0)
 
 
 class RowWriter:
-    """Rows out of a finished walk.
+    """Writes the rows of a finished walk.
 
-    names: of the leaves, such as `dense_1.w`; states are called after the block that drives them.
+    Args:
+      walk: the walk.
+      names: the names of the leaves, such as `dense_1.w`. A state has the name of the block that
+        drives it.
     """
 
     def __init__(self, walk: Walk, names: Sequence[str]) -> None:
@@ -34,7 +37,7 @@ class RowWriter:
             for use in walk.weights.uses
             if use.carried in MOVES
         }
-        # Units are called after the weight that drives them from nearest to x.
+        # Units are named after the weight nearest to x that drives them.
         nearest: dict[Label, tuple[int, int]] = {}
         for leaf, uses in self._uses.items():
             distance = (min(use.far for use in uses), leaf)
@@ -43,15 +46,18 @@ class RowWriter:
         self._states = {label: self._block(leaf) for label, (_, leaf) in nearest.items()}
 
     def row(self, leaf: int, content: Content, unknown: bool = False) -> WeightRow:
-        """The row of one weight.
+        """Writes the row of one weight.
 
         Args:
-          leaf: its number among the leaves.
-          content: of its gradient.
-          unknown: whether it is also used in an unknown way.
+          leaf: the number of the leaf.
+          content: the content of its gradient.
+          unknown: whether the weight is also used in an unknown way.
+
+        Returns:
+          The row.
         """
         terms = content.terms
-        if self._ranks[leaf] == 0:  # its gradient is a number by its shape, not by what it pools
+        if self._ranks[leaf] == 0:  # the gradient of a scalar is a number without any pooling
             terms = unpooled(terms)
         atoms = frozenset[Atom]().union(*terms)
         errors = any(atom.phase == "error" for term in unpooled(terms) for atom in term)
@@ -74,10 +80,10 @@ class RowWriter:
         return self._names[leaf].rpartition(".")[0] or self._names[leaf]
 
     def _forward(self, leaf: int) -> frozenset[int] | None:
-        """The axes that the weight sums over on the way up.
+        """The axes over which the weight sums on the way up from x to the output.
 
-        That is where activity goes, in the first relaxation that the weight is used in, and from
-        nearest to x; an error only where nothing else does.
+        That is the direction of activity, in the first relaxation that uses the weight and nearest
+        to x. An error gives the direction only if nothing else does.
         """
         ways: dict[frozenset[int], list[Use]] = {}
         for use in self._uses.get(leaf, []):
@@ -119,7 +125,7 @@ class RowWriter:
         uses, forward = self._uses.get(leaf, []), self._forward(leaf)
         if forward is None:
             return ()
-        # Activity that comes down: in every relaxation in which some goes up, or in some phases.
+        # Does activity come down in every relaxation in which it goes up, or only in some phases?
         back = [use for use in uses if use.contracted != forward]
         down = [use for use in back if use.carried in MOVES]
         up = {use.loop for use in uses if use.contracted == forward} & {*self._moving}
@@ -164,7 +170,7 @@ class RowWriter:
         return (*signals, *(f"error of {s}, past the layers between" for s in sorted(sources)))
 
     def _skips(self, atom: Atom) -> bool:
-        """Whether an error has come by a road on which no activity goes up."""
+        """Whether an error has come by a route on which no activity goes up."""
         ends = (self._root(atom.where), self._root(atom.source))
         beside = None in ends or ends[0] == ends[1] or ends in self._roads
         return atom.phase == "error" and not beside
@@ -175,5 +181,5 @@ class RowWriter:
 
 
 def _function(through: str) -> str:
-    """Whether only a function of the weight is used, or what the rule's state holds of it."""
+    """The mark for a weight of which only a function is used, or that the rule's state holds."""
     return f" ({through})" if through == LATE else f" (its {through})" if through else ""

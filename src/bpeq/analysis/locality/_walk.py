@@ -1,4 +1,4 @@
-"""One walk through a traced estimate, its loops until a round adds nothing; it notes every use."""
+"""One walk through a traced estimate, which repeats each loop until nothing changes."""
 
 from __future__ import annotations
 
@@ -67,10 +67,27 @@ class Walk(Walker[Value]):
         self._bodies: dict[int, tuple[Any, Program]] = {}  # with its original, whose id it goes by
 
     def literal(self, literal: Any) -> Value:
+        """The value of a literal in the program.
+
+        Args:
+          literal: the literal.
+
+        Returns:
+          The value.
+        """
         places = Places(lambda: jnp.asarray(literal.val, literal.aval.dtype))
         return constant(literal.aval.shape, literal.val == 0)._replace(places=places)
 
     def equation(self, eqn: Any, values: list[Value]) -> Sequence[Value]:
+        """The values of the results of one equation.
+
+        Args:
+          eqn: the equation.
+          values: the values of its operands.
+
+        Returns:
+          One value for each result.
+        """
         outside, self.weights.at = self.weights.at, (*self.weights.at, id(eqn))
         results = self._inside(eqn, values)
         if results is None:
@@ -84,14 +101,14 @@ class Walk(Walker[Value]):
         return self.run(program.jaxpr, list(map(held, program.consts)), values)
 
     def _kept(self, eqn: Any, values: Sequence[Value], result: Value, out: int) -> Value:
-        """A primitive's result, with the weights that it has made no known use of as lost in it."""
+        """The result of a primitive. Weights without a known use in it are marked as lost."""
         result = result._replace(places=moved_places(eqn, [value.places for value in values], out))
         if result.content.kind == Kind.ZERO:
             same = frozenset(range(len(result.dims)))
             return result._replace(weights=NO_OWNERS, summand=NO_OWNERS, spread=same)
         owners = result.weights
         if result.places is not None and any(tangled(leaf, result.dims) for leaf, _ in owners):
-            # Only the places of their entries show the axes of weights that are laid out so.
+            # The axes of such weights can only be found from the places of their entries.
             several = located(result.places, self.weights.shapes)
             dims = united(list(several.values()), len(result.dims))
             kept = frozenset(pair for pair in result.weights if pair[0] in several)
@@ -105,7 +122,7 @@ class Walk(Walker[Value]):
         return result._replace(lost=result.lost.union(new, *(value.lost for value in values)))
 
     def _inside(self, eqn: Any, values: list[Value]) -> list[Value] | None:
-        """A primitive that holds programs; None for any other."""
+        """The results of a primitive that holds programs; None for other primitives."""
         name, params = eqn.primitive.name, eqn.params
         if name == "while":
             first = params["cond_nconsts"]
@@ -144,7 +161,7 @@ class Walk(Walker[Value]):
         result = combined(weights, eqn, values, result)
         if not follows(eqn) and any(v.content.known or v.weights for v in values):
             self.unseen.add(name)
-        if len(eqn.outvars) == len(values) > 1:  # such as a sort of several by the first
+        if len(eqn.outvars) == len(values) > 1:  # such as a sort of several arrays by the first
             return [result._replace(dims=value.dims) for value in values]
         ranks = [len(var.aval.shape) for var in eqn.outvars]
         fits = [result.dims if len(result.dims) == rank else (NO_LABELS,) * rank for rank in ranks]
@@ -171,7 +188,7 @@ class Walk(Walker[Value]):
     def _loop(
         self, body: Any, consts: list[Value], carry: list[Value], slices: Sequence[Value] = ()
     ) -> tuple[list[Value], list[Value]]:
-        """(carry, what a round gives). A loop relaxes if all its rounds do the same thing."""
+        """(carry, the outputs of a round). A loop relaxes if all its rounds do the same."""
         if id(body) not in self._bodies:
             self._bodies[id(body)] = body, Program(without_dead_code(body.jaxpr), body.consts)
         program = self._bodies[id(body)][1]
@@ -180,7 +197,7 @@ class Walk(Walker[Value]):
         around, at = self.weights.loops, self.weights.at
         self.weights.loops = (*around, at) if relaxes else around
         carry = [value.again._replace(spread=value.spread) for value in carry]  # a constant start
-        # Twice: the first time shows what is carried, the second whether errors are.
+        # The first pass finds what is carried, and the second whether errors are carried.
         first = [value.content.errors for value in carry]
         for again in (False, True):
             if again:
@@ -203,9 +220,9 @@ class Walk(Walker[Value]):
         return list(map(_settled, left)), list(map(_settled, outputs))
 
     def _state(self, value: Value, aval: Any) -> Value:
-        """What a round starts from is the state of its units, whatever has made it.
+        """The value at the start of a round: the state of its units, whatever its sources are.
 
-        Numbers that the rounds share, such as a solver's test of who has settled, end here.
+        Numbers that the rounds share, such as a solver's convergence test, are dropped here.
         """
         content = value.content
         if not value.per_example or value.weights or without_units(aval.shape, value.dims):
@@ -219,7 +236,7 @@ class Walk(Walker[Value]):
         return value
 
     def _merged(self, a: Value, b: Value) -> Value:
-        """One or the other: of two branches, or of a loop's rounds."""
+        """The value of either of two branches, or of two rounds of a loop."""
         dims = tuple(x | y for x, y in zip(a.dims, b.dims, strict=True))
         for x, y in zip(*(self.units.apart(v.dims) for v in (a, b)), strict=True):
             self.units.unite(x | y)
@@ -233,12 +250,27 @@ class Walk(Walker[Value]):
 
 
 def constant(shape: Sequence[int], zero: bool = False) -> Value:
-    """An array of numbers that depend on nothing."""
+    """The value of an array that depends on nothing.
+
+    Args:
+      shape: the shape of the array.
+      zero: whether all its entries are 0.
+
+    Returns:
+      The value.
+    """
     return Value((NOTHING if zero else Content(Kind.CONSTANT),), (NO_LABELS,) * len(shape))
 
 
 def held(const: Any) -> Value:
-    """A constant that a program closes over."""
+    """The value of a constant that a program closes over.
+
+    Args:
+      const: the constant.
+
+    Returns:
+      The value.
+    """
     if jnp.issubdtype(getattr(const, "dtype", bool), jax.dtypes.prng_key):
         return constant(jnp.shape(const))
     zero = hasattr(const, "any") and not bool(const.any())
@@ -248,7 +280,7 @@ def held(const: Any) -> Value:
 
 
 def _described(eqn: Any) -> str:
-    """A primitive, and the line of the user's that it comes from."""
+    """A primitive, with the line of the user's code from which it comes."""
     name, line = str(eqn.primitive.name), source_line(eqn)
     return f"{name} ({line})" if line else name
 

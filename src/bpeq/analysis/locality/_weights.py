@@ -1,4 +1,4 @@
-"""Weights at work: what goes through which axis of one, and what that makes of it."""
+"""The uses of weights: what passes through which axes of a weight, and the result."""
 
 from __future__ import annotations
 
@@ -10,13 +10,18 @@ from bpeq.analysis.locality._contents import FAR, Atom, Content, Kind, Label
 
 
 class Use(NamedTuple):
-    """A weight that something went through.
+    """One use of a weight.
 
-    contracted: the weight's axes that were summed over; none where it multiplies entry by entry.
-    carried: what went through. far: how far from x. phase: its phase.
-    came, within: its units before and after.
-    through: a function that the weight went through, if any.
-    loop: where the innermost relaxation around stands in the program; empty if there is none.
+    Args:
+      leaf: the number of the weight.
+      contracted: its axes that were summed over; none if it multiplies entry by entry.
+      carried: the kind of array that passed through it.
+      far: the distance of that array from x, in weights.
+      phase: the phase of that array.
+      came: the units before the weight.
+      within: the units after the weight.
+      through: the function applied to the weight; empty without one.
+      loop: the place of the innermost relaxation around it in the program; empty without one.
     """
 
     leaf: int
@@ -33,12 +38,15 @@ class Use(NamedTuple):
 class Weights:
     """All uses of all weights, as last seen at each place of the program.
 
-    at:      the equations around, the innermost last.
-    loops:   the relaxations around, the innermost last.
-    moving:  the relaxations that move activity, as met.
-    met:     leaves that the primitive at hand uses in a way that is known.
-    tangled: leaves that it uses in a way that is not known, since an axis of them is summed over
-        and left at once.
+    at:      the enclosing equations, the innermost last.
+    loops:   the enclosing relaxations, the innermost last.
+    moving:  the relaxations that move activity, in their order.
+    met:     leaves that the present primitive uses in a known way.
+    tangled: leaves that it uses in an unknown way, because it sums over an axis and also keeps it.
+
+    Args:
+      shapes: the shape of each leaf.
+      units: which axes index the same units.
     """
 
     def __init__(self, shapes: Sequence[Sequence[int]], units: Units) -> None:
@@ -53,7 +61,14 @@ class Weights:
         self._uses: dict[tuple[object, ...], Use] = {}
 
     def nameless(self, matrix: Value) -> Value:
-        """A matrix of the program's own as a weight: the same one whenever this place is passed."""
+        """Turns a matrix of the program into a weight. At one place it is always the same weight.
+
+        Args:
+          matrix: the matrix.
+
+        Returns:
+          The value with the weight as its owner.
+        """
         if self.at not in self._nameless:
             self._nameless[self.at] = len(self.ranks)
             self.ranks.append(len(matrix.dims))
@@ -64,10 +79,18 @@ class Weights:
 
     @property
     def uses(self) -> list[Use]:
+        """All uses."""
         return list(self._uses.values())
 
     def phase(self, content: Content) -> str:
-        """The name of its phase, as `audit_locality` lists them."""
+        """The phase of an array, with the names of `audit_locality`.
+
+        Args:
+          content: the content of the array.
+
+        Returns:
+          The name; empty without one.
+        """
         settling = content.settled or bool(self.loops)
         if content.kind == Kind.ACTIVITY:
             return "free" if settling else "forward"
@@ -86,17 +109,21 @@ class Weights:
         free: Sequence[frozenset[Label]],
         axis: int | None = None,
     ) -> Value:
-        """`other` sent through weights: what comes out is activity, or error, of other units.
+        """Sends `other` through weights. The result is activity or an error of other units.
 
-        An axis that is neither summed over nor left was picked from by an index: what goes out
-        belongs to that entry of it, or, where nothing is summed over, what came in.
+        An axis of a weight may be neither summed over nor kept, if an index picked from it. The
+        result then belongs to the picked entry or, if nothing is summed over, the input does.
 
         Args:
           owners: the weights.
-          other: what goes through them.
-          dims: of the result.
-          summed, free: the weights' dims that are summed over, and those that are left.
-          axis: where the pieces of `other` come to lie; None where they are summed over.
+          other: the array that passes through them.
+          dims: the dims of the result.
+          summed: the dims of the weights that are summed over.
+          free: the dims of the weights that are kept.
+          axis: the axis of the pieces of `other` in the result; None if it is summed over.
+
+        Returns:
+          The value of the result.
         """
         came, within, lost = self.units.of(other.dims), (-3, 0), set[int]()
         for leaf, through in named(owners):
@@ -119,7 +146,14 @@ class Weights:
         return sent.whole if axis is None else sent
 
     def passed(self, value: Value) -> Value:
-        """Sent through weights, it is not known how."""
+        """The value after it passed through weights in an unknown way.
+
+        Args:
+          value: the value before.
+
+        Returns:
+          The value.
+        """
         contents = tuple(self._passed(content, None, (-3, 0)) for content in value.contents)
         return value._replace(contents=contents)
 
@@ -132,7 +166,16 @@ class Weights:
         through: str,
         other: Value,
     ) -> None:
-        """A use by `other`; each of its pieces is one. The other arguments are those of `Use`."""
+        """Records a use of a weight by `other`, one for each of its pieces.
+
+        Args:
+          leaf: as in `Use`.
+          contracted: as in `Use`.
+          came: as in `Use`.
+          within: as in `Use`.
+          through: as in `Use`.
+          other: the array that passes through the weight.
+        """
         self.met.add(leaf)
         loop = self.loops[-1] if self.loops else ()
         for i, content in enumerate(other.contents):
@@ -156,7 +199,14 @@ class Weights:
 
 
 def named(owners: Owners) -> list[tuple[int, str]]:
-    """Every leaf once, with the function that it went through if that is the only one."""
+    """Lists every leaf once, with its function if it has only one.
+
+    Args:
+      owners: the leaves with their functions.
+
+    Returns:
+      Pairs of leaf and function; the function is empty if there are several.
+    """
     by: dict[int, set[str]] = {}
     for leaf, through in sorted(owners):
         by.setdefault(leaf, set()).add("" if through == ADDED else through)
