@@ -294,9 +294,9 @@ def in_short_floats(system: System, relaxation: Relaxation) -> System:
 
     "bfloat16" and "float16" halve the memory traffic of a sweep, if the hardware has them. Weights,
     states between sweeps and the contrast keep their type. A phase then settles on the grid of the
-    short type, with a relative spacing of 2⁻⁸ or 2⁻¹¹. β must be large against it; `bpeq fidelity`
-    measures the gradient that is left. Complex β is not possible. Exact references use the system
-    without the short type.
+    short type, with a relative rounding error up to 2⁻⁸ or 2⁻¹¹. β must be large against it;
+    `bpeq fidelity` measures the error of the gradient. Complex β is not possible. Exact references
+    use the system without the short type.
 
     Args:
       system: any system.
