@@ -3,8 +3,16 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
+OLDEST := .venv-oldest
+OLDEST_STAMP := $(OLDEST)/.ready
 
-.PHONY: demo test test-slow studies lint types bench clean
+# What `make test-oldest` runs: members' contracts, layers, costs, solvers, systems, rules, training,
+# a config, and its run by the command line. The other tests would say the same of old versions.
+CORE := tests/contracts tests/oracles/test_costs.py tests/oracles/test_layers.py \
+	tests/oracles/test_solvers.py tests/oracles/test_hopfield.py tests/oracles/test_eqprop.py \
+	tests/config/test_config.py
+
+.PHONY: demo test test-all test-slow test-oldest studies lint types bench clean
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -14,11 +22,24 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP)  ## backprop and equilibrium propagation learn the same digits, five seeds each
 	$(BIN)/bpeq compare configs/digits.toml --rules backprop,eqprop
 
-test: $(STAMP)  ## every test but the slow studies, and the docstrings' examples
+test: $(STAMP)  ## everything that a change needs: all tests but the slow ones, and docstrings' examples
 	$(BIN)/python -m pytest -n 2 -m "not slow"
 
-test-slow: $(STAMP)  ## the studies that take minutes; set BPEQ_DATA for those on MNIST
+test-all: test test-slow  ## the slow ones too
+
+test-slow: $(STAMP)  ## only the slow ones, which take minutes; set BPEQ_DATA for those on MNIST
 	$(BIN)/python -m pytest -m slow
+
+$(OLDEST_STAMP): pyproject.toml constraints-oldest.txt
+	$(PYTHON) -m venv --clear $(OLDEST)
+	$(OLDEST)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints-oldest.txt -e '.[test]'
+	$(OLDEST)/bin/python -m pip freeze --exclude-editable | diff constraints-oldest.txt -
+	touch $@
+
+test-oldest: $(OLDEST_STAMP)  ## the core tests on the lower bounds; needs Python 3.11 or 3.12 (PYTHON=python3.11)
+	$(OLDEST)/bin/python -m pytest -n 2 -m "not slow" $(CORE)
+	rm -rf $(OLDEST)/xor
+	$(OLDEST)/bin/bpeq run xor --set training.epochs=20 --out $(OLDEST)/xor
 
 studies: $(STAMP)  ## all of them, about an hour on 2 cores; rewrites their tables and pictures; set BPEQ_DATA
 	$(BIN)/python experiments/studies.py
@@ -33,4 +54,4 @@ bench: $(STAMP)  ## speed and memory side by side, about eleven minutes; benchma
 	$(BIN)/python -m benchmarks.bench
 
 clean:
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .jax_cache
+	rm -rf $(VENV) $(OLDEST) .pytest_cache .mypy_cache .ruff_cache .jax_cache
