@@ -16,7 +16,6 @@ from benchmarks import nets
 from benchmarks.timing import Effort, Found, Program, compiled, row, said
 from bpeq import solvers
 from bpeq.core import trees
-from bpeq.core.compat import enable_x64
 from bpeq.rules import free_phase, nudged_phases
 from bpeq.types import Batch, SolveInfo, Solver, System
 
@@ -138,7 +137,7 @@ def measured(
 
 def different(task: nets.Task, net: Net) -> dict[str, Any]:
     """In float64, settled to 1e-12: how many accelerated phases end elsewhere than plain ones."""
-    with enable_x64(True):
+    with jax.enable_x64(True):
         params, batch = trees.cast((task.params, nets.examples(task, net.checked)), jnp.float64)
         states, infos = zip(
             *(

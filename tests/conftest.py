@@ -26,7 +26,6 @@ import jax
 import pytest
 
 from bpeq.cli import main, signals
-from bpeq.core.compat import enable_x64
 from bpeq.types import Caution
 
 jax.config.update("jax_enable_x64", True)
@@ -69,7 +68,7 @@ def call() -> Call:
         with contextlib.ExitStack() as users:
             users.enter_context(_own_signals())
             # jax as a user's process has it; optax does not keep to strict promotion.
-            users.enter_context(enable_x64(False))
+            users.enter_context(jax.enable_x64(False))
             users.enter_context(jax.numpy_dtype_promotion("standard"))
             users.enter_context(warnings.catch_warnings())
             warnings.simplefilter("default", Caution)

@@ -8,7 +8,6 @@ from benchmarks.goals import GOALS
 from benchmarks.record import write_results
 
 from benchmarks import bench, memory, timing
-from bpeq.core.compat import enable_x64
 
 NAMES = [
     *("eqprop_fixed_b128", "eqprop_certified_b128", "eqprop_fixed_b20", "eqprop_fixed_b1024"),
@@ -23,7 +22,7 @@ def result(tmp_path_factory):
     """Of one group, in this process, on the built-in digits."""
     out = tmp_path_factory.mktemp("bench")
     cached = jax.config.jax_enable_compilation_cache
-    with pytest.MonkeyPatch.context() as patch, enable_x64(False):
+    with pytest.MonkeyPatch.context() as patch, jax.enable_x64(False):
         patch.delenv("BPEQ_DATA", raising=False)
         patch.setattr(memory, "SWEEPS", (10, 40))
         with jax.numpy_dtype_promotion("standard"):

@@ -24,7 +24,6 @@ import pytest
 
 from bpeq.cli import signals
 from bpeq.config import device_checks, loading
-from bpeq.core.compat import enable_x64
 from bpeq.experiment import distributed
 from bpeq.runs import checkpoints, manifest
 
@@ -493,7 +492,7 @@ def test_float64_is_had_whatever_jaxs_default_and_refused_where_no_device_has_it
 ) -> None:
     """JAX_ENABLE_X64=0 forbids nothing: it is JAX's default; a config's precision is its own."""
     asked = loading.load("c.toml", ["precision=float64"])
-    with enable_x64(False):
+    with jax.enable_x64(False):
         device_checks.check_devices(asked)
 
     def without(*args: Any, **more: Any) -> Any:

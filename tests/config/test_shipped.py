@@ -12,7 +12,6 @@ import pytest
 
 from bpeq.config.loading import Config, load
 from bpeq.config.problem import Problem, build, seed_keys
-from bpeq.core.compat import enable_x64
 from bpeq.data import Dataset, finish, shuffled
 from bpeq.experiment.compare import _controls
 from bpeq.training.loops import start, supervised
@@ -50,7 +49,7 @@ def built(config: Config, mnist: Dataset) -> Problem:
 def losses(config: Config, problem: Problem, updates: int) -> list[float]:
     """The loss before each of a few updates on one and the same batch."""
     doubles = config.tree["precision"] == "float64"
-    with enable_x64(doubles), jax.numpy_dtype_promotion("standard"):  # which optax needs
+    with jax.enable_x64(doubles), jax.numpy_dtype_promotion("standard"):  # which optax needs
         keys, dtype = seed_keys(config.tree["seed"], 1)[0], jnp.result_type(float)
         rows = problem.rows[0][: config.tree["training"]["batch_size"]]
         y = problem.data.y[rows]

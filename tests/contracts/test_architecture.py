@@ -135,14 +135,6 @@ def test_library_code_neither_prints_nor_touches_files():
             assert not names & {"print", "open", "Path"}, path
 
 
-def test_names_that_old_jax_lacks_come_from_compat():
-    bridged = {"jax.enable_x64", "jax.shard_map", "jax.lax.axis_size"}
-    files = [*FILES, *(SOURCE.parents[1] / "tests").rglob("*.py")]
-    for path in set(files) - {SOURCE / "core/compat.py"}:
-        nodes = [n for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.Attribute)]
-        assert not bridged & {ast.unparse(node) for node in nodes}, path
-
-
 def test_modules_stay_small():
     sizes = {p: len(p.read_text().splitlines()) for p in FILES}
     assert {p.name: n for p, n in sizes.items() if n > 360} == {}

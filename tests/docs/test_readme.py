@@ -7,7 +7,6 @@ import jax
 
 from bpeq.config import loading
 from bpeq.config.registry import KINDS
-from bpeq.core.compat import enable_x64
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
@@ -18,7 +17,7 @@ def test_the_library_example_runs_and_learns():
     lines = [line for line in code.splitlines() if line.strip() and not line.startswith("import")]
     assert len([line for line in lines if not line.startswith("from")]) <= 12
     names = {}
-    with enable_x64(False), jax.numpy_dtype_promotion("standard"):  # as a user has it
+    with jax.enable_x64(False), jax.numpy_dtype_promotion("standard"):  # as a user has it
         exec(compile(code, "README.md", "exec"), names)
     assert names["error"] < 0.06
 

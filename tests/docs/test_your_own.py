@@ -17,7 +17,6 @@ import pytest
 
 import bpeq
 from bpeq.config.registry import KINDS
-from bpeq.core.compat import enable_x64
 
 PAGE = (Path(__file__).parents[2] / "docs" / "your_own.md").read_text()
 BLOCKS = re.findall(r"```(\w*)\n(.*?)```", PAGE, re.S)
@@ -106,7 +105,7 @@ def test_a_loaded_run_gives_the_errors_of_its_summary(ran, page):
     summary = ran("energy")
     loaded = bpeq.load_run(page / "energy", seed=1)
     test = loaded.data.test[1]
-    with enable_x64(False), jax.numpy_dtype_promotion("standard"):
+    with jax.enable_x64(False), jax.numpy_dtype_promotion("standard"):
         output = loaded.rule.apply(loaded.params, jax.numpy.asarray(loaded.data.x[test]))
     wrong = np.asarray(output).argmax(axis=1) != loaded.data.y[test]
     assert float(wrong.mean()) == pytest.approx(errors(summary)[1], abs=1e-6)

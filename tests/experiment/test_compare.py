@@ -23,7 +23,6 @@ from bpeq.analysis.gradient_fidelity import gradient_fidelity
 from bpeq.cli import signals
 from bpeq.config.loading import load
 from bpeq.config.problem import build, seed_keys
-from bpeq.core.compat import enable_x64
 from bpeq.experiment.compare import _controls, _function, paired, raise_diverged
 from bpeq.experiment.saved_run import load_run
 from bpeq.experiment.train import Diverged
@@ -176,7 +175,7 @@ def test_the_linear_readout_has_no_hidden_layer(folder):
 
 def drawn(folder: Path) -> dict[tuple[int, ...], np.ndarray]:
     """The initial weights of a run's three seeds, by their shapes."""
-    with enable_x64(False):
+    with jax.enable_x64(False):
         config = load(folder / "config.toml")
         leaves = jax.tree.leaves(jax.vmap(build(config).init)(seed_keys(0, 3)[:, 0]))
     return {leaf.shape: np.asarray(leaf) for leaf in leaves}
@@ -427,7 +426,7 @@ def test_every_rule_has_its_fidelity_before_and_after_training_and_no_control_ha
         run, known = load_run(folder / name), found["rules"][name]["fidelity"]
         keys = seed_keys(0, 1)[0]
         network = run.config.build_network()
-        with enable_x64(False):
+        with jax.enable_x64(False):
             rows = run.data.train[0][:32]
             y = jnp.asarray(run.data.y[rows], jnp.int32)
             batch = Batch(jnp.asarray(run.data.x[rows], jnp.float32), y)

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -10,7 +11,6 @@ import pytest
 import bpeq
 from bpeq.config.loading import load
 from bpeq.config.problem import build, seed_keys
-from bpeq.core.compat import enable_x64
 
 CONFIG = Path("configs/digits.toml")
 SMALL = ["network.layers.1.features=16", "training.epochs=20", "seeds=2", "data.validation=0"]
@@ -51,7 +51,7 @@ def test_a_kolen_pollack_run_loads_with_its_gap_where_the_decay_left_it(runs):
     output = np.asarray(loaded.rule.apply(loaded.params, jnp.asarray(loaded.data.x[test])))
     error = np.mean(output.argmax(axis=1) != loaded.data.y[test])
     assert error == pytest.approx(loaded.summary["metrics"]["test_error"]["values"][1], abs=1e-6)
-    with enable_x64(False):
+    with jax.enable_x64(False):
         problem = build(load(CONFIG, [*SMALL, "rule.name=kolen_pollack"]))
         keys = seed_keys(0, 2)[1]
         start, _ = problem.rule.init(keys[1], problem.init(keys[0]))

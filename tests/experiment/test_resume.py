@@ -21,7 +21,6 @@ import pytest
 from safetensors.numpy import load_file
 
 from bpeq.cli import signals
-from bpeq.core.compat import enable_x64
 from bpeq.experiment.runner import Runner
 from bpeq.runs import host_arrays, lock, run_folder
 from bpeq.runs.metrics_log import MetricsLog
@@ -244,7 +243,7 @@ def test_a_study_killed_at_any_write_and_gone_on_with_loses_and_doubles_nothing(
     tmp_path, monkeypatch
 ):
     loop = Loop()
-    with enable_x64(False), jax.numpy_dtype_promotion("standard"), warnings.catch_warnings():
+    with jax.enable_x64(False), jax.numpy_dtype_promotion("standard"), warnings.catch_warnings():
         warnings.simplefilter("ignore", Caution)  # of what was half written
         monkeypatch.setattr(os, "fsync", lambda handle: None)
         with killed_at(monkeypatch, -1) as count:

@@ -12,7 +12,6 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float
 
 from bpeq.core import trees
-from bpeq.core.compat import enable_x64
 from bpeq.rules import Free, free_phase, nudged_phases
 from bpeq.solvers import fixed_point
 from bpeq.types import Batch, Cost, Params, SolveInfo, Solver, State, System
@@ -71,7 +70,7 @@ def curvature(system: System, params: Params, x: Array) -> Curvature:
       ([1.0], [1.0])
     """
     system = system.ideal
-    with enable_x64(True):
+    with jax.enable_x64(True):
         params, x = trees.cast((params, x), jnp.float64)
         rest = jax.jit(lambda p, x: free_phase(system, _SETTLE, p, x))(params, x)
         units = trees.size(rest.state) // len(x)
@@ -174,7 +173,7 @@ def jumped(
       `[betas, batch]`, True if the example jumped.
     """
     system = system.ideal
-    with enable_x64(True):
+    with jax.enable_x64(True):
         params, batch = trees.cast((params, batch), jnp.float64)
 
         @jax.jit

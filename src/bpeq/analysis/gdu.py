@@ -11,7 +11,6 @@ import numpy as np
 
 from bpeq.analysis.gradient_fidelity import grouped
 from bpeq.core import trees
-from bpeq.core.compat import enable_x64
 from bpeq.rules import Free, free_phase, nudged_phases
 from bpeq.rules._references import follows
 from bpeq.settings import Count, SettingError, checked
@@ -141,7 +140,7 @@ def gdu_mismatch(
         )
         return bptt, ep, rest.info
 
-    with enable_x64(True):
+    with jax.enable_x64(True):
         exact = trees.cast((params, batch), jnp.float64)
         bptt, ep, info = jax.device_get(jax.jit(both)(*exact, jnp.asarray(grid)))
     return _compare(grid, bptt, ep, info, nudging, network)

@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from bpeq.core import trees
-from bpeq.core.compat import enable_x64
 from bpeq.layers import cut
 from bpeq.types import Batch, Estimate, Key, Layer, LearningRule, Params, SolveInfo, State
 
@@ -170,7 +169,7 @@ def exact_gradient(
             f"{rule.name}: has no reference of its own; give reference = a rule that is exact on "
             "the same function, such as autodiff(network, cost)"
         )
-    with enable_x64(True):
+    with jax.enable_x64(True):
         params, batch = trees.cast((params, batch), jnp.float64)
         params, state = exact.init(key, params)
         return jax.device_get(jax.jit(exact.estimate)(params, batch, state, key)[0])

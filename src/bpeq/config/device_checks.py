@@ -9,7 +9,6 @@ import jax.numpy as jnp
 
 from bpeq.config.errors import ConfigError
 from bpeq.config.loading import Config
-from bpeq.core.compat import enable_x64
 from bpeq.types import Params
 
 
@@ -32,7 +31,7 @@ def check_devices(config: Config) -> None:
     if not config.double:
         return
     try:
-        with enable_x64(True):
+        with jax.enable_x64(True):
             name = jax.block_until_ready(jnp.ones(()) + 1).dtype.name
     except jax.errors.JaxRuntimeError:
         name = "nothing"

@@ -20,7 +20,6 @@ from bpeq.config.parts import Part
 from bpeq.config.schema import wires
 from bpeq.config.user_code import EXPECTED
 from bpeq.core import trees
-from bpeq.core.compat import enable_x64
 from bpeq.data import Dataset
 from bpeq.layers import init_shapes
 from bpeq.settings import SettingError
@@ -95,7 +94,7 @@ def build(config: Config, data: Dataset | None = None) -> Problem:
       DataError: the data are at fault.
     """
     check_devices(config)
-    with enable_x64(config.double):
+    with jax.enable_x64(config.double):
         # Build the data, the network and the cost.
         data = build_data(config) if data is None else data
         network, cost = config.build_network(), config.build(config.cost)
@@ -159,7 +158,7 @@ def build_data(config: Config) -> Dataset:
       ConfigError: the config has no [data], because its study makes its own.
       DataError: the data are at fault.
     """
-    with enable_x64(config.double):
+    with jax.enable_x64(config.double):
         return config.build(config.data)
 
 

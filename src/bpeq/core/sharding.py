@@ -15,7 +15,6 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int
 
-from bpeq.core.compat import axis_size
 from bpeq.types import Shape
 
 AXIS = "data"
@@ -28,7 +27,7 @@ def count() -> int:
       An int.
     """
     try:
-        return axis_size(AXIS)
+        return jax.lax.axis_size(AXIS)
     except NameError:  # JAX raises this if there is no such axis
         return 1
 

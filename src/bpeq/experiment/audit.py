@@ -12,7 +12,6 @@ from bpeq.config.errors import ConfigError
 from bpeq.config.loading import Config
 from bpeq.config.problem import build, seed_keys
 from bpeq.config.registry import KINDS
-from bpeq.core.compat import enable_x64
 from bpeq.data import Dataset
 from bpeq.experiment.rule_fidelity import first_examples
 
@@ -58,7 +57,7 @@ def audit_rules(config: Config, rules: Sequence[str] | None = None) -> Audit:
             continue
         data = problem.data
         weights_key, rule_key, _ = seed_keys(own.seed, 1)[0]
-        with enable_x64(own.double):
+        with jax.enable_x64(own.double):
             params, state = problem.rule.init(rule_key, problem.init(weights_key))
             batch = jax.tree.map(lambda leaf: leaf[:2], first_examples(own, problem))
             where = {"key": rule_key, "state": state, "network": problem.network}

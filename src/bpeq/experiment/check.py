@@ -12,7 +12,6 @@ from bpeq.config.loading import Config
 from bpeq.config.networks import build_networks
 from bpeq.config.problem import Problem, build, seed_keys
 from bpeq.core import trees
-from bpeq.core.compat import enable_x64
 from bpeq.experiment.rule_fidelity import first_examples
 from bpeq.layers import CheckRow, check_network, gradient_error, tolerance
 from bpeq.types import Key
@@ -42,7 +41,7 @@ def check_problem(config: Config, batch: int = 8) -> list[CheckRow]:
     several = build_networks(config)
     problem = None if several and config.network is None else build(config)
     rows = []
-    with enable_x64(True):
+    with jax.enable_x64(True):
         for dtype in (jnp.float64, jnp.float32):
             key = jax.random.key(config.seed)
             found = []
@@ -93,7 +92,7 @@ def check_system(config: Config) -> EnergyContract:
     if problem.system is None or problem.system.energy is None:
         remedy = "settles no system with an energy to check"
         raise config.error("rule.name", config.rule.name, remedy)
-    with enable_x64(True):
+    with jax.enable_x64(True):
         params = problem.init(seed_keys(config.seed, 1)[0][0])
         batch = first_examples(config, problem)
         return check_energy(

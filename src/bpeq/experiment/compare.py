@@ -15,7 +15,6 @@ from bpeq.analysis.compare_rules import function_of, functions_note, remark
 from bpeq.analysis.gradient_cost import CompiledGradient, compiled_gradient, measure_gradients
 from bpeq.config.loading import Config
 from bpeq.config.problem import Problem, build, build_data, seed_keys
-from bpeq.core.compat import enable_x64
 from bpeq.experiment import train, tune
 from bpeq.experiment.distributed import device_mesh
 from bpeq.experiment.rule_fidelity import before_and_after, first_examples
@@ -109,7 +108,7 @@ def _compared(
             raise
     else:
         # Time the gradients of all rows together, after the training.
-        with enable_x64(config.double):
+        with jax.enable_x64(config.double):
             for name, cost in measure_gradients(gradients).items():
                 rows[name]["cost"] = cost._asdict()
     comparison = {
@@ -150,7 +149,7 @@ def _row(
         said = {"said": "diverged"}
     if progress is not None:
         progress(epochs, epochs, {"said": "measuring"})
-    with enable_x64(config.double):
+    with jax.enable_x64(config.double):
         trained = saved_params(folder, problem, config.seeds)
         if not control:
             known = summary.get("fidelity")

@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 from bpeq.analysis.bias_order import fit_grid
@@ -15,7 +16,6 @@ from bpeq.analysis.equilibrium import curvature, jumped
 from bpeq.analysis.gdu import gdu_mismatch
 from bpeq.config.loading import Config
 from bpeq.config.problem import build
-from bpeq.core.compat import enable_x64
 from bpeq.experiment.fidelity_grids import RuleUnderTest, grid_jobs
 from bpeq.experiment.rule_fidelity import estimate_row, fidelity_row, initial_point, state_names
 from bpeq.experiment.saved_run import weights_like
@@ -94,7 +94,7 @@ def measure_fidelity(
 def _rule_under_test(config: Config, trained: Path | None) -> RuleUnderTest:
     """Builds the rule of a config, with the first seed's weights, initial or from a run."""
     problem = build(config)
-    with enable_x64(config.double):
+    with jax.enable_x64(config.double):
         point = initial_point(config, problem)
         if trained is not None:
             owner = f"{config.path} under the rule {config.rule.name!r}"

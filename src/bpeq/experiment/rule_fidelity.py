@@ -14,7 +14,6 @@ from bpeq.analysis.gradient_fidelity import Fidelity, judged
 from bpeq.config.loading import Config
 from bpeq.config.problem import Problem, seed_keys
 from bpeq.core import trees
-from bpeq.core.compat import enable_x64
 from bpeq.layers import cut
 from bpeq.solvers import fixed_point
 from bpeq.types import Batch, Key, Params, State
@@ -42,7 +41,7 @@ class OperatingPoint(NamedTuple):
         Args:
           precision: "float32" or "float64".
         """
-        with enable_x64(precision == "float64"):
+        with jax.enable_x64(precision == "float64"):
             yield trees.cast(self, jnp.result_type(float))
 
 

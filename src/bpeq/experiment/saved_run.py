@@ -12,7 +12,6 @@ from bpeq.config.errors import ConfigError
 from bpeq.config.loading import Config, load_config
 from bpeq.config.problem import Problem, build
 from bpeq.core import trees
-from bpeq.core.compat import enable_x64
 from bpeq.data import Dataset
 from bpeq.experiment import resume
 from bpeq.runs import run_folder
@@ -63,7 +62,7 @@ def load_run(folder: Path | str, seed: int = 0) -> LoadedRun:
     seeds = config.seeds
     if not 0 <= seed < seeds:
         raise ValueError(f"load_run: seed = {seed}: the run has seeds 0 to {seeds - 1}")
-    with enable_x64(config.double):
+    with jax.enable_x64(config.double):
         everyone = saved_params(folder, problem, seeds)
         params = jax.tree.map(lambda leaf: leaf[seed], everyone)
     return LoadedRun(params, everyone, problem.rule, problem.network, problem.data, config, summary)
@@ -90,7 +89,7 @@ def weights_like(folder: Path, params: Params, whose: str) -> Params:
     loaded = load_run(folder).params
     if jax.tree.map(jnp.shape, loaded) != jax.tree.map(jnp.shape, params):
         raise ConfigError("--run", "", str(folder), f"its parameters do not fit {whose}")
-    with enable_x64(True):  # a float32 config can then cast float64 weights
+    with jax.enable_x64(True):  # a float32 config can then cast float64 weights
         return trees.cast(loaded, dtype)
 
 

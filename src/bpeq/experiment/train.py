@@ -19,7 +19,6 @@ from bpeq.config.device_checks import check_devices
 from bpeq.config.loading import Config
 from bpeq.config.problem import Problem, build, seed_keys
 from bpeq.core import trees
-from bpeq.core.compat import enable_x64
 from bpeq.experiment.distributed import any_process, assert_same_config, device_mesh
 from bpeq.experiment.resume import (
     has_started,
@@ -88,7 +87,7 @@ def run(
         work = partial(_training, config, problem, device_mesh(config))
         checksum = problem.data.checksum
         assert_same_config(config, checksum)
-    with lock.lock_folder(folder, resume), enable_x64(config.double):
+    with lock.lock_folder(folder, resume), jax.enable_x64(config.double):
         if resume and is_finished(folder):
             manifest.write_manifest(folder)
             return read_summary(folder)

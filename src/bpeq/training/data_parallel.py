@@ -12,7 +12,6 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array
 
 from bpeq.core import sharding
-from bpeq.core.compat import shard_map
 from bpeq.rules._relaxing import Remembering
 from bpeq.types import Batch, Estimate, Key, LearningRule, Params, PerExample, SolveInfo, State
 
@@ -84,7 +83,7 @@ def data_parallel(rule: LearningRule, devices: Mesh | int | Literal["all"] = "al
       True
     """
     mesh = data_mesh(devices) if isinstance(devices, int | str) else devices
-    split = partial(shard_map, mesh=mesh)
+    split = partial(jax.shard_map, mesh=mesh, check_vma=False)
 
     def apply(params: Params, x: Array, key: Key | None = None) -> Array:
         if key is not None:

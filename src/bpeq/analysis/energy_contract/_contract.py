@@ -19,7 +19,6 @@ from bpeq.analysis.energy_contract._holomorphy import holomorphic_finding
 from bpeq.analysis.energy_contract._preconditions import not_finite, refuse_misfits
 from bpeq.analysis.equilibrium import Curvature, curvature
 from bpeq.core import trees
-from bpeq.core.compat import enable_x64
 from bpeq.costs import squared_error
 from bpeq.settings import Count, Positive, SettingError, checked
 from bpeq.systems import from_energy
@@ -164,7 +163,7 @@ def check_energy(
         )
     keys = jax.random.split(key, 5)
     extra = jax.random.split(jax.random.fold_in(key, 1), 3)
-    with enable_x64(True):
+    with jax.enable_x64(True):
         params, x = trees.cast((params, jnp.asarray(x)), jnp.float64)
         y = y if y is None else trees.cast(jnp.asarray(y), jnp.float64)
         cost = squared_error() if cost is None else cost
