@@ -39,7 +39,7 @@ $(OLDEST_STAMP): pyproject.toml constraints-oldest.txt
 test-oldest: $(OLDEST_STAMP)  ## the core tests on the lower bounds; needs Python 3.11 or 3.12 (PYTHON=python3.11)
 	$(OLDEST)/bin/python -m pytest -n 2 -m "not slow" $(CORE)
 	rm -rf $(OLDEST)/xor
-	$(OLDEST)/bin/bpeq run xor --set training.epochs=20 --out $(OLDEST)/xor
+	$(OLDEST)/bin/bpeq run configs/xor.toml --set training.epochs=20 --out $(OLDEST)/xor
 
 studies: $(STAMP)  ## all of them, about an hour on 2 cores; rewrites their tables and pictures; set BPEQ_DATA
 	$(BIN)/python experiments/studies.py
