@@ -9,8 +9,7 @@ OLDEST_STAMP := $(OLDEST)/.ready
 # What `make test-oldest` runs: members' contracts, layers, costs, solvers, systems, rules, training,
 # a config, and its run by the command line. The other tests would say the same of old versions.
 CORE := tests/contracts tests/oracles/test_costs.py tests/oracles/test_layers.py \
-	tests/oracles/test_solvers.py tests/oracles/test_hopfield.py tests/oracles/test_eqprop.py \
-	tests/config/test_config.py
+	tests/oracles/test_solvers.py tests/oracles/test_eqprop.py tests/training tests/config/test_config.py
 
 .PHONY: demo test test-all test-slow test-oldest studies lint types bench clean
 
