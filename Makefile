@@ -11,7 +11,7 @@ OLDEST_STAMP := $(OLDEST)/.ready
 CORE := tests/contracts tests/oracles/test_costs.py tests/oracles/test_layers.py \
 	tests/oracles/test_solvers.py tests/oracles/test_eqprop.py tests/training tests/config/test_config.py
 
-.PHONY: demo test test-all test-slow test-oldest studies lint types bench clean
+.PHONY: demo test test-all test-slow test-long test-oldest studies lint types bench clean
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -21,13 +21,16 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP)  ## backprop and equilibrium propagation learn the same digits, five seeds each
 	$(BIN)/bpeq compare configs/digits.toml --rules backprop,eqprop
 
-test: $(STAMP)  ## everything that a change needs: all tests but the slow ones, and docstrings' examples
-	$(BIN)/python -m pytest -n 2 -m "not slow"
+test: $(STAMP)  ## what a change needs: all tests but the slow and the long ones, and docstrings' examples
+	$(BIN)/python -m pytest -n 2 -m "not slow and not long"
 
-test-all: test test-slow  ## the slow ones too
+test-slow: $(STAMP)  ## only those of tests/slow.txt, which take seconds each
+	$(BIN)/python -m pytest -n 2 -m slow
 
-test-slow: $(STAMP)  ## only the slow ones, which take minutes; set BPEQ_DATA for those on MNIST
-	$(BIN)/python -m pytest -m slow
+test-long: $(STAMP)  ## only those that take minutes each; set BPEQ_DATA for those on MNIST
+	$(BIN)/python -m pytest -m long
+
+test-all: test test-slow test-long  ## every test
 
 $(OLDEST_STAMP): pyproject.toml constraints-oldest.txt
 	$(PYTHON) -m venv --clear $(OLDEST)
@@ -36,7 +39,7 @@ $(OLDEST_STAMP): pyproject.toml constraints-oldest.txt
 	touch $@
 
 test-oldest: $(OLDEST_STAMP)  ## the core tests on the lower bounds; needs Python 3.11 or 3.12 (PYTHON=python3.11)
-	$(OLDEST)/bin/python -m pytest -n 2 -m "not slow" $(CORE)
+	$(OLDEST)/bin/python -m pytest -n 2 -m "not slow and not long" $(CORE)
 	rm -rf $(OLDEST)/xor
 	$(OLDEST)/bin/bpeq run configs/xor.toml --set training.epochs=20 --out $(OLDEST)/xor
 

@@ -43,7 +43,8 @@ SLOW = [
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Marks the tests that slow.txt lists; a name without parameters stands for all of them."""
     for item in items:
-        if {item.nodeid, item.nodeid.partition("[")[0]} & set(SLOW):
+        listed = {item.nodeid, item.nodeid.partition("[")[0]} & set(SLOW)
+        if listed and item.get_closest_marker("long") is None:
             item.add_marker(pytest.mark.slow)
 
 

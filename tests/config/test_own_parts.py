@@ -494,7 +494,7 @@ def test_a_rule_whose_gradient_is_nan_ends_with_4(call, own):
 # --- what works --------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_network_beside_an_own_system_is_for_other_rules_and_the_controls(call, own):
     """The system's weights are no layers of it: its run, its check and its rates ignore it."""
     own()

@@ -65,7 +65,7 @@ def errors(result: dict[str, Any]) -> list[float]:
     return result["metrics"]["test_error"]["values"]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_script_trains_the_energy_by_both_rules(page):
     """Beside it, on the same split, a linear readout errs on 3.9 %."""
     environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
@@ -83,7 +83,7 @@ def test_the_energy_has_a_dict_state_and_a_skip_and_about_twelve_lines():
     assert len([line for line in body if line.strip()]) <= 13
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_energy_learns_from_a_config_what_its_frozen_control_cannot(ran):
     pairs = list(zip(errors(ran("energy")), errors(ran("frozen")), strict=True))
     assert len(pairs) == 2
@@ -111,7 +111,7 @@ def test_a_loaded_run_gives_the_errors_of_its_summary(ran, page):
     assert float(wrong.mean()) == pytest.approx(errors(summary)[1], abs=1e-6)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_fidelity_names_the_weights_and_the_states_by_the_users_keys(ran):
     found = ran("fidelity")
     assert set(found["rules"]) == {"eqprop", "vector_field_eqprop"}
@@ -125,7 +125,7 @@ def test_fidelity_names_the_weights_and_the_states_by_the_users_keys(ran):
     assert set(found["rules"]["eqprop"]["nudge"]["amplitude"]) == {"hidden", "output"}
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_own_energy_and_own_rule_stand_beside_the_built_in_ones_and_the_controls(ran):
     rows = ran("compared")["rules"]
     own = ["eqprop", "recurrent_backprop", "mine:only_mistakes"]
@@ -164,7 +164,7 @@ def test_show_prints_the_range_and_the_docstring(ran):
     ]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_own_layer_passes_the_check_and_own_data_are_learned(ran):
     rows = [
         line.split("│") for line in ran("bpeq check ring.toml").splitlines() if "1: gain" in line

@@ -271,7 +271,7 @@ def named(folder: Path) -> dict[str, np.ndarray]:
     return load_file(folder / "params.safetensors")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.usefixtures("no_pictures")
 def test_rules_start_from_the_same_weights_whatever_they_append_to_them(call, tmp_path):
     config, own = with_own(tmp_path, "appends_at_start")

@@ -31,7 +31,7 @@ def runs(call, tmp_path_factory):
     return folder
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("name", FAMILY)
 def test_a_run_records_the_alignment_of_every_layer_before_and_after(runs, name):
     summary = json.loads((runs / name / "summary.json").read_text())

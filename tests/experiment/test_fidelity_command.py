@@ -134,7 +134,7 @@ sweeps = [2, 40]
 """
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_grids_are_of_every_rule_that_has_the_setting(call, tmp_path):
     path, out = tmp_path / "many.toml", tmp_path / "out"
     path.write_text(TINY + MANY)
@@ -188,7 +188,7 @@ def test_on_alternating_sweeps_the_gdu_check_nudges_in_reverse_and_says_so(tiny,
     assert "the nudged ones ran their halves in reverse" in found["notes"][0]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_nudge_outside_sigma_is_set_against_what_it_follows(tiny, call, tmp_path):
     out = tmp_path / "out"
     lean = ["--set", "fidelity={examples=4, gdu=true}", "--set", "system.nudge=outside"]

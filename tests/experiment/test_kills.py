@@ -163,7 +163,7 @@ def test_a_killed_process_goes_on_and_not_a_bit_or_a_row_differs(nursery, tmp_pa
     kill_and_go_on(nursery, tmp_path, "backprop", 2)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("rule", KINDS["rules"])
 def test_every_rule_killed_three_times_goes_on_and_none_differs(nursery, tmp_path, rule):
     kill_and_go_on(nursery, tmp_path, rule, 3, seed=list(KINDS["rules"]).index(rule))

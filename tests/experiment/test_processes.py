@@ -58,7 +58,7 @@ def children(parent: int) -> list[int]:
     return sorted(map(int, found.stdout.split()))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_two_processes_have_the_metrics_of_one_and_the_first_one_writes(call, config, tmp_path):
     two = start("run", config, "--processes", 2, "--out", tmp_path / "two")
     assert call("run", config, "--out", tmp_path / "one").code == 0
@@ -97,7 +97,7 @@ def ended(pids: list[int]) -> bool:
     return False
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("who", [0, 1])
 def test_a_process_that_is_killed_ends_the_run_with_one_line(config, tmp_path, who):
     parent, pids = started(config, tmp_path / "run")
@@ -112,7 +112,7 @@ def test_a_process_that_is_killed_ends_the_run_with_one_line(config, tmp_path, w
     assert list((tmp_path / "run" / "checkpoints").glob("*.safetensors"))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_run_whose_process_was_killed_goes_on_as_if_nothing_had_happened(config, tmp_path):
     """In two processes, and in the end to the very rows of one that was never interrupted."""
     length = ["--set", "training.epochs=20000", "--set", "training.evaluate_every=1000"]
@@ -138,7 +138,7 @@ def test_a_run_whose_process_was_killed_goes_on_as_if_nothing_had_happened(confi
     assert len(a) == 20
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_what_all_processes_refuse_is_said_once(config, tmp_path):
     parent = start("run", config, "--processes", 3, "--out", tmp_path / "run")
     _, err = parent.communicate(timeout=120)
@@ -147,7 +147,7 @@ def test_what_all_processes_refuse_is_said_once(config, tmp_path):
     assert err.splitlines() == [f"bpeq: {config}:{said}"]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_signal_stops_all_processes_after_the_same_stretch(config, tmp_path):
     parent, pids = started(config, tmp_path / "run")
     parent.send_signal(signal.SIGTERM)
@@ -158,7 +158,7 @@ def test_a_signal_stops_all_processes_after_the_same_stretch(config, tmp_path):
     assert ended(pids)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_processes_end_with_their_launcher(config, tmp_path):
     parent, pids = started(config, tmp_path / "run")
     parent.kill()

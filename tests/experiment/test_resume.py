@@ -264,7 +264,7 @@ def test_a_run_killed_at_its_first_and_last_writes_is_whole_once_gone_on_with(ca
     killed_and_gone_on_with(call, monkeypatch, lambda count: (2, 5, count - 5, count - 1))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_run_killed_at_any_write_is_whole_once_gone_on_with(call, monkeypatch):
     killed_and_gone_on_with(call, monkeypatch, lambda count: range(1, count + 1))
 

@@ -295,7 +295,7 @@ def test_a_folder_that_holds_something_else_is_refused(call, config, tmp_path):
     assert {p.name for p in tmp_path.iterdir()} == {"c.toml"}
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_24_runs_on_two_workers_of_which_one_is_killed_and_started_again(config, tmp_path):
     """All 24 complete, none runs twice to its end, and the one that was cut short goes on."""
     folder = tmp_path / "sweep"

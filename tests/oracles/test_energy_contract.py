@@ -405,7 +405,7 @@ ALWAYS = ("hopfield tanh", "convolutions", "resistive, relu", "predictive")
 
 
 @pytest.mark.parametrize(
-    "name", [n if n in ALWAYS else pytest.param(n, marks=pytest.mark.slow) for n in SHIPPED]
+    "name", [n if n in ALWAYS else pytest.param(n, marks=pytest.mark.long) for n in SHIPPED]
 )
 def test_shipped_systems_keep_the_contract(name):
     system, params, x = SHIPPED[name]()

@@ -149,7 +149,7 @@ def test_a_field_that_is_not_the_states_says_what_it_is():
         traced(system)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_an_energy_that_is_real_at_complex_states_is_not_holomorphic():
     system = from_energy(
         lambda w, s, x: jnp.real(energy(w, s, x)), start, lambda w, s: s["output"], init

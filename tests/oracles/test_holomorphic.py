@@ -187,7 +187,7 @@ NETS = [(seed, scale) for seed, scale in enumerate((0.2, 0.3, 0.4, 0.5, 0.6))]
 GRID = np.logspace(0, -5, 21)
 
 
-@pytest.mark.parametrize("dtype", [jnp.float64, pytest.param(jnp.float32, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("dtype", [jnp.float64, pytest.param(jnp.float32, marks=pytest.mark.long)])
 def test_auto_beta_is_near_the_best_of_a_grid_and_its_bar_covers_the_error(dtype):
     """Five nets, two batches, three nudgings: 30 cases a dtype, 60 in all."""
     settle = fixed_point(1e-9 if dtype == jnp.float64 else 1e-6, 500)

@@ -111,7 +111,7 @@ def test_energy_never_rises_along_alternating_sweeps_with_a_gain(gain, name):
     assert (found[0] - found[-1]).min() > 1e-2
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("output", ["state", "readout"])
 def test_force_denergy_and_dforce_are_derivatives_of_the_energy_with_a_gain(output):
     system = skipped(output=output, gain=0.3)
@@ -201,7 +201,7 @@ def test_eps_updates_match_bptts_with_a_gain():
     assert abs(found.slope - 1) < 0.05
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_curvature_with_a_gain_is_that_of_the_energys_hessian():
     system = hopfield(net(), gain=0.5)
     params, x, *_ = at(system, batch=1)

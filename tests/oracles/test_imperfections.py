@@ -190,7 +190,7 @@ def exact_of(system, params, batch):
     return estimate(reference, params, batch).grads
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["hopfield", "resistive"])
 def test_eps_error_under_noise_grows_as_noise_over_beta(name):
     system, params, batch = problem(name)

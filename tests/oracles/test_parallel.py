@@ -71,7 +71,7 @@ def test_a_shared_batch_gives_one_devices_estimate(measured, name):
     holds(name, measured["cases"][name])
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("name", SLOW)
 def test_a_shared_batch_gives_one_devices_estimate_in_other_settings(more, name):
     holds(name, more["cases"][name])

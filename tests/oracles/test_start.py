@@ -186,7 +186,7 @@ def test_kept_starts_where_each_examples_own_last_phase_ended_in_any_order():
         np.testing.assert_array_equal(ours[:, 0], visits[rows])
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("start", ["carried", "kept"])
 def test_a_batch_that_has_no_place_starts_anew_and_leaves_the_memory_as_it_is(start):
     system, params, batch = problem()

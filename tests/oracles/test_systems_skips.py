@@ -124,7 +124,7 @@ SYSTEMS = {
 
 
 @pytest.mark.parametrize(
-    "which", [n if n != "image" else pytest.param(n, marks=pytest.mark.slow) for n in SYSTEMS]
+    "which", [n if n != "image" else pytest.param(n, marks=pytest.mark.long) for n in SYSTEMS]
 )
 def test_force_denergy_and_dforce_are_derivatives_of_the_energy_with_skips(which):
     system, shape = SYSTEMS[which]()

@@ -54,7 +54,7 @@ def test_an_epoch_descends_the_error_from_noisy_training_images_to_clean_ones(st
         np.testing.assert_allclose(test[seed], error(forward(own, noisy), images[:3]))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_smoke(call, studies, tmp_path):
     """A linear code is never better than the components on what it was fitted to; a code of a noisy
     image is, even so early, nearer the clean one than what they make of it."""

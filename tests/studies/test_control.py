@@ -293,7 +293,7 @@ def test_self_play_descends_the_squared_error_to_what_the_move_is_worth(study):
     assert after.boards[3].tolist() == list(game.play(tuple(boards[3].tolist()), moves[3]))
 
 
-@pytest.mark.slow  # a minute of compiling
+@pytest.mark.long  # a minute of compiling
 def test_smoke(call, studies, tmp_path):
     """Even so short, the pole stays up longer than at random, and few games are lost."""
     config = studies.parent / "configs" / "control.toml"

@@ -151,7 +151,7 @@ def test_optimizers_side_by_side_are_each_of_them_alone(study, batch):
             np.testing.assert_allclose(a[i], b, rtol=1e-10, atol=1e-14)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_smoke(call, studies, tmp_path):
     """On digits: sigmoids vanish as theory says, batch norm and bare skips explode."""
     config, sets = (

@@ -126,7 +126,7 @@ def test_the_digits_judge_sees_collapse_and_copies(study):
     np.testing.assert_allclose(found["spread"][0], np.mean(apart), rtol=1e-12)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_smoke(call, studies, tmp_path):
     """Even so short, most modes are found, and the digits come nearer to real ones."""
     config = studies.parent / "configs" / "gan.toml"

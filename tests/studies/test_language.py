@@ -71,7 +71,7 @@ def test_interpolated_bits_by_hand(study):
     np.testing.assert_allclose(found, -math.log2(after_a))
 
 
-@pytest.mark.slow  # half a minute of compiling
+@pytest.mark.long  # half a minute of compiling
 def test_smoke(call, studies, tmp_path):
     """Even so short, attention copies above chance, and nothing else does."""
     config = studies.parent / "configs" / "language.toml"

@@ -65,7 +65,7 @@ def test_the_error_on_the_way_is_the_mean_square_on_the_test_sequences(study, tm
     assert set(lengths) == {(4, 6, 2)}
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_smoke(call, studies, tmp_path):
     """Five steps, 200 updates: every net is already better than always answering 1."""
     config = studies.parent / "configs" / "sequence.toml"

@@ -5,7 +5,7 @@ import json
 import pytest
 
 
-@pytest.mark.slow  # a minute of compiling
+@pytest.mark.long  # a minute of compiling
 def test_smoke(call, studies, tmp_path):
     """Two epochs of digits: backprop is already far ahead of every control, alignment is not."""
     config = studies.parent / "configs" / "vision.toml"
