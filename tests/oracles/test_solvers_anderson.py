@@ -296,33 +296,26 @@ def test_a_step_on_some_rows_is_the_step_there(name):
             np.testing.assert_allclose(ours, theirs, atol=1e-14)
 
 
-EXTRAS = {
-    "a number": (lambda x: 2.0, True),
-    "nothing of an example": (lambda x: jnp.ones(len(x[0])), True),
-    "another number of axes": (lambda x: jnp.ones((1,) * (1 + len(x) % 2)), False),
-    "all pairs": (lambda x: x @ x.T, False),
-    "a list": (lambda x: [1.0] * len(x), False),
-    "an even batch": (lambda x: x.reshape(-1, 2, x.shape[1]).sum(axis=1), False),
-}
-
-
-@pytest.mark.parametrize("extra", EXTRAS)
-def test_what_a_users_clamp_gives_is_taken_apart_only_where_its_examples_can_be_told(extra):
-    """The drive's batch is its last axis here, of as many examples as it has features."""
+@pytest.mark.parametrize("apart", [True, False])
+def test_rows_of_what_is_clamped_are_taken_as_the_system_declares(apart):
+    """The drive's batch is its last axis here; without `take_rows` the batch stays whole."""
     own = systems.hopfield(chain(dense(6), layers.tanh(), dense(3)))
-    more, apart = EXTRAS[extra]
 
     def clamp(params, x):
         clamped = own.clamp(params, x)
-        return [clamped._replace(drives=(clamped.drives[0].T, None)), more(x)]
+        return [clamped._replace(drives=(clamped.drives[0].T, None)), 2.0]
 
     def back(clamped):
         return clamped[0]._replace(drives=(clamped[0].drives[0].T, None))
+
+    def take_rows(clamped, rows):
+        return [clamped[0]._replace(drives=(clamped[0].drives[0][:, rows], None)), clamped[1]]
 
     system = own._replace(
         clamp=clamp,
         init_state=lambda params, clamped: own.init_state(params, back(clamped)),
         sweep=lambda params, clamped, *rest: own.sweep(params, back(clamped), *rest),
+        traits=own.traits._replace(take_rows=take_rows if apart else None),
     )
     params, _ = system.init(jax.random.key(1), (4,))
     x, seen = jax.random.normal(jax.random.key(2), (6, 4)), []
