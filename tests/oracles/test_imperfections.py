@@ -611,7 +611,7 @@ def test_settings_that_make_no_device_are_refused(settings, message):
     "settings", [{"noise": 0.1}, {"state_min": 0.0}, {"mismatch": 0.1, "mismatch_per": "phase"}]
 )
 def test_imperfect_states_of_a_rule_are_refused(settings):
-    with pytest.raises(ValueError, match="the rule 'backprop' itself settles no states"):
+    with pytest.raises(ValueError, match="the rule 'backprop' settles no states"):
         imperfect(rules.backprop(NETWORK, squared_error()), **settings)
 
 

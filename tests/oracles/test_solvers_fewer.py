@@ -10,7 +10,7 @@ from bpeq.analysis.mac_count import count_macs
 from bpeq.core import trees
 from bpeq.layers import chain, dense
 from bpeq.rules._phases import free_phase, nudged_phases
-from bpeq.solvers import anderson, fixed_point, fixed_steps
+from bpeq.solvers import Sweep, anderson, fixed_point, fixed_steps, run_sweep
 from bpeq.types import Batch
 
 COST, BETAS = costs.squared_error(), jnp.array([0.1, -0.1])
@@ -34,15 +34,13 @@ def counted(step, seen):
     """The step, which notes whenever its program runs, and on how many examples."""
 
     def on(step):
-        def run(state):
+        def run(state, n):
             jax.debug.callback(lambda s: seen.append(len(s)), state[0])
-            return step(state)
+            return run_sweep(step, state, n)
 
         return run
 
-    run = on(step)
-    run.some = lambda rows: on(step.some(rows))
-    return run
+    return Sweep(on(step), lambda rows: Sweep(on(step.some(rows))))
 
 
 @pytest.mark.parametrize("widths", [(40, 3), (30, 20, 3)])
@@ -96,8 +94,9 @@ def test_fixed_steps_of_the_examples_that_still_move_are_those_of_all(steps, dam
         )(y)
         found.append((rest, nudged))
     ours, theirs = found
+    # Products of smaller batches round otherwise; slow examples carry that on for many sweeps.
     for a, b in zip(*map(jax.tree.leaves, found), strict=True):
-        np.testing.assert_allclose(a, b, atol=3e-7)
+        np.testing.assert_allclose(a, b, atol=1e-6)
     np.testing.assert_array_equal(ours[0].info.converged, theirs[0].info.converged)
 
 

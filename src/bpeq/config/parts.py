@@ -102,7 +102,8 @@ def read_part(
     inside = {*tables, *(wires(factory) if kind == "layers" else ())}
     plain = {k: v for k, v in given.items() if k != "name" and k not in inside}
     others = {k: plain.pop(k) for k in list(plain) if beside and k in beside._fields}
-    settings = validate(factory, plain, place)
+    # Tables of layers are read below; here they only count as given.
+    settings = validate(factory, {**plain, **{k: {} for k in tables if k in given}}, place)
     if beside:
         settings |= validate(beside, others, place)
     parameters = inspect.signature(factory).parameters

@@ -84,11 +84,11 @@ def weights_like(folder: Path, params: Params, whose: str) -> Params:
       DataError: the folder holds no finished run, or its files are damaged.
     """
     if not folder.is_dir():
-        raise ConfigError("--run", "", str(folder), "must be the folder of a finished run")
+        raise ConfigError(f"--run = {folder}", remedy="must be the folder of a finished run")
     dtype = jnp.result_type(float)
     loaded = load_run(folder).params
     if jax.tree.map(jnp.shape, loaded) != jax.tree.map(jnp.shape, params):
-        raise ConfigError("--run", "", str(folder), f"its parameters do not fit {whose}")
+        raise ConfigError(f"--run = {folder}", remedy=f"its parameters do not fit {whose}")
     with jax.enable_x64(True):  # a float32 config can then cast float64 weights
         return trees.cast(loaded, dtype)
 

@@ -27,8 +27,8 @@ def trained_leaves(layer: Layer, params: Params) -> Any:
       >>> import jax
       >>> from bpeq.layers import batch_norm
       >>> params, _ = batch_norm().init(jax.random.key(0), (2,))
-      >>> trained_leaves(batch_norm(), params)
-      {'bias': True, 'gain': True, 'mean': False, 'variance': False}
+      >>> sorted(trained_leaves(batch_norm(), params).items())
+      [('bias', True), ('gain', True), ('mean', False), ('variance', False)]
     """
     if layer.trained is not None:
         return layer.trained(params)

@@ -56,6 +56,6 @@ def output_shape(layer: Layer, shape: Shape) -> Shape:
     Example:
       >>> from bpeq.layers import chain, conv, flatten
       >>> output_shape(chain(conv(4, kernel=3), flatten()), (8, 8, 1))
-      (144,)
+      (256,)
     """
     return init_shapes(layer.init, shape)[1]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -112,7 +113,8 @@ def start(
     return Carry(params, optimizer.init(params), state)
 
 
-class Loop(NamedTuple):
+@dataclass(frozen=True)
+class Loop:
     """A pure function that runs a step many times, and which of its arguments differ between seeds.
 
     run: (carry, ..., count) -> (carry, metrics), with a static `count` as its last argument.
