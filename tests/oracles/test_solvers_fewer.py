@@ -96,7 +96,7 @@ def test_fixed_steps_of_the_examples_that_still_move_are_those_of_all(steps, dam
     ours, theirs = found
     # Products of smaller batches round otherwise; slow examples carry that on for many sweeps.
     for a, b in zip(*map(jax.tree.leaves, found), strict=True):
-        np.testing.assert_allclose(a, b, atol=1e-6)
+        np.testing.assert_allclose(a, b, atol=2e-6)
     np.testing.assert_array_equal(ours[0].info.converged, theirs[0].info.converged)
 
 
