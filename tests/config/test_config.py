@@ -481,7 +481,7 @@ def outcome(path: Path, overrides: list[str]) -> str:
         config = load(path, overrides)
     except ConfigError as error:
         line = str(error)
-        assert line.startswith((f"{path}:", "--set "))
+        assert line.startswith((f"{path}:", "--set ", "--set:"))
         return "refused"
     assert isinstance(config, Config)
     assert tomllib.loads(tomli_w.dumps(config.tree)) == config.tree
