@@ -24,7 +24,10 @@ from bpeq.training.data_parallel import data_mesh, data_parallel
 from bpeq.types import Batch
 
 PROGRAM = Path(__file__).with_name("shared_batches.py")
-QUICK = [*KINDS["rules"], "eqprop carried", "eqprop kept", "backprop normed", "own"]
+QUICK = [
+    *KINDS["rules"],
+    *("eqprop carried", "eqprop kept", "eqprop noisy", "backprop normed", "own"),
+]
 SLOW = [
     *("eqprop auto", "eqprop random-sign", "eqprop holomorphic"),
     *("vector_field_eqprop homeostasis", "autodiff normed"),
