@@ -149,6 +149,7 @@ def test_a_damaged_file_is_named_with_its_key(tmp_path: Path, text: str, message
     ("place", "value", "message"),
     [
         ("chosen", 3, "tuning.eqprop.chosen: must be the number of a trial"),
+        ("chosen", None, "tuning.eqprop.chosen: must be the number of a trial"),
         ("trials", {}, "tuning.eqprop.trials: must be a list"),
         ("trials/0/settings/rule.beta", "b", "trials.0.settings.rule.beta: must be a number"),
         ("trials/0/validation_error", "b", "tuning.eqprop.trials.0.validation_error: must be a"),

@@ -163,11 +163,14 @@ class Trial(Result):
 
 
 class Tuning(Result):
-    """The trials of one rule. The first has the config's settings; `chosen` is the best one."""
+    """The trials of one rule. The first has the config's settings; `chosen` is the best one.
+
+    `chosen` is None where the tuning was interrupted.
+    """
 
     metric: Text = "?"
     trials: list[Trial]
-    chosen: int = 0
+    chosen: int | None = 0
 
     @field_validator("trials")
     @classmethod
@@ -182,13 +185,14 @@ class Tuning(Result):
     @field_validator("chosen", mode="before")
     @classmethod
     def _is_a_trial(cls, chosen: Any, info: ValidationInfo) -> Any:
-        if chosen not in range(len(info.data.get("trials", ()))):
+        if chosen is not None and chosen not in range(len(info.data.get("trials", ()))):
             raise ValueError("must be the number of a trial")
         return chosen
 
     @property
     def best(self) -> Trial:
-        """The trial that was chosen."""
+        """The trial that was chosen; `chosen` must not be None."""
+        assert self.chosen is not None
         return self.trials[self.chosen]
 
 
@@ -199,6 +203,14 @@ class Comparison(Holder):
     rules: Objects[ComparisonRow]
     paired: Items[Difference] = []
     tuning: Objects[Tuning] = {}
+
+    @field_validator("tuning")
+    @classmethod
+    def _has_choices(cls, tuning: dict[str, Tuning], info: ValidationInfo) -> dict[str, Tuning]:
+        for rule, trials in tuning.items():
+            if trials.chosen is None and not info.data.get("interrupted"):
+                raise ValueError(f"{rule}.chosen: must be the number of a trial")
+        return tuning
 
     @field_validator("rules")
     @classmethod
