@@ -32,7 +32,7 @@ def epochs(share: float, count: int) -> tuple[list[float], float]:
         ends.append(time.perf_counter())
 
     with tempfile.TemporaryDirectory(dir=".") as folder:
-        summary = train.run(loading.load(CONFIG, pairs), Path(folder) / "run", progress)
+        summary = train.run(loading.load_config(CONFIG, pairs), Path(folder) / "run", progress)
     spent = summary["seconds"]
     return (
         [b - a for a, b in itertools.pairwise(ends[1:])],

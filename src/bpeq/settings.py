@@ -6,10 +6,12 @@ by `config` when it is called from a file, and by `bpeq show`.
 
 from __future__ import annotations
 
+import difflib
 import functools
 import inspect
 import math
-from collections.abc import Callable
+import operator
+from collections.abc import Callable, Iterable
 from types import NoneType, UnionType
 from typing import (
     Annotated,
@@ -24,7 +26,7 @@ from typing import (
 )
 
 import numpy as np
-from annotated_types import BaseMetadata, Ge, Gt, Interval, Le, Lt
+from annotated_types import Ge, Gt, Interval, Le, Lt
 
 Positive = Annotated[float, Gt(0)]
 NonNegative = Annotated[float, Ge(0)]
@@ -34,9 +36,15 @@ INT32 = Lt(2**31)
 """The upper bound of an int32 index. Messages mention it only when it is exceeded."""
 Count = Annotated[int, Ge(1), INT32]
 Whole = Annotated[int, Ge(0), INT32]
+LayerTable = dict[str, dict[str, Any]]
+"""A setting that maps keys to layers: one spec for each key, as in [network]."""
 
 P = ParamSpec("P")
 R = TypeVar("R")
+
+
+class DataError(ValueError):
+    """Data or files are at fault: absent, truncated, corrupt, out of range. Exit code 3."""
 
 
 class SettingError(ValueError):
@@ -101,76 +109,118 @@ def checked(factory: Callable[P, R]) -> Callable[P, R]:
 
 
 def complaint(hint: Any, value: Any) -> str:
-    """What is wrong with `value` under a settings annotation, in words; empty if nothing is.
+    """Says what is wrong with a value under the annotation of a setting.
 
     Args:
       hint: the annotation.
-      value: what was given.
+      value: the value of the setting.
+
+    Returns:
+      The problem in words; empty if the value is allowed.
     """
+    return "" if _fits(hint, value) else phrase(hint, value, none=True)
+
+
+def _fits(hint: Any, value: Any) -> bool:
+    """Whether a value is allowed. Types other than numbers, choices and tuples are not checked."""
     if get_origin(hint) in (Union, UnionType):
-        problems = [complaint(part, value) for part in get_args(hint)]
-        return "" if "" in problems else " or ".join(problems)
-    if hint is NoneType:
-        return "" if value is None else "None"
+        return any(_fits(part, value) for part in get_args(hint))
     if get_origin(hint) is Literal:
-        choices = get_args(hint)
-        plain = isinstance(value, str | int | float | NoneType)
-        return "" if plain and value in choices else "allowed: " + ", ".join(map(repr, choices))
-    if isinstance(hint, type) and issubclass(hint, tuple) and not isinstance(value, hint):
-        return f"must be a {hint.__name__}; was a factory passed without its ()?"
+        return isinstance(value, str | int | float | NoneType) and value in get_args(hint)
     if isinstance(value, np.generic):
         value = value.item()
-    if hint is bool:
-        return "" if isinstance(value, bool) else "must be True or False"
+    if get_origin(hint) is Annotated:
+        inside = (holds(value, bound) for _, holds, bound in _limits(hint))
+        return _fits(get_args(hint)[0], value) and all(inside)
     if hint in (int, float):
-        hint = Annotated[hint, BaseMetadata()]
-    if get_origin(hint) is not Annotated:
-        return ""
-    kind, *limits = get_args(hint)
-    if get_origin(kind) is Literal:
-        return complaint(kind, value)
-    if kind in (int, float):
-        whole = isinstance(value, int) and not isinstance(value, bool)
-        if not (whole or (kind is float and isinstance(value, float))):
-            noun = "a whole number" if kind is int else "a number"
-            return f"must be {noun} {allowed(hint)}".strip()
-        if not (_finite(value) and all(_holds(limit, value) for limit in limits)):
-            return f"must be {allowed(hint, value)}"
-    return ""
+        kinds = int if hint is int else int | float
+        return isinstance(value, kinds) and not isinstance(value, bool) and _finite(value)
+    checked_type = hint in (bool, NoneType) or (isinstance(hint, type) and issubclass(hint, tuple))
+    return isinstance(value, hint) if checked_type else True
 
 
-def allowed(hint: Any, value: Any = None) -> str:
-    """The range or the choices of an annotation, as a person writes them.
-
-    A `value` that is too large for int32 is told so; None, which TOML cannot write, is left out.
+def phrase(hint: Any, value: Any = None, none: bool = False) -> str:
+    """Says in words which values a setting may have.
 
     Args:
-      hint: the annotation.
-      value: what was given, if an error is to be worded.
+      hint: the annotation of the setting.
+      value: a wrong value, for which the nearest choice is suggested; None: no suggestion.
+      none: whether to name None, which TOML cannot write.
+
+    Returns:
+      "must be" with type and range; empty if anything is allowed.
     """
-    if get_origin(hint) in (Union, UnionType):
-        return " or ".join(filter(None, (allowed(part, value) for part in get_args(hint))))
+    options = [part for part in _options(hint) if none or part is not NoneType]
+    words = " or ".join(filter(None, (_phrase(part, value) for part in options)))
+    texts = [c for part in options for c in get_args(part) if isinstance(c, str)]
+    near = nearest(texts, value) if isinstance(value, str) else ""
+    return f"must be {words}{near}" if words else ""
+
+
+def nearest(allowed: Iterable[str], name: str) -> str:
+    """Suggests the permitted name nearest to a mistyped one.
+
+    Args:
+      allowed: the permitted names.
+      name: the mistyped name.
+
+    Returns:
+      `; did you mean …?`, or an empty text if no name is near.
+    """
+    near = difflib.get_close_matches(name, list(allowed), n=1)
+    return f"; did you mean {near[0]!r}?" if near else ""
+
+
+_NOUNS: dict[Any, str] = {
+    int: "a whole number",
+    float: "a number",
+    str: "a text",
+    bool: "true or false",
+    NoneType: "None",
+    LayerTable: 'a table of layers such as {"0-2" = "dense(10)"}',
+}
+_SIGNS: dict[type, tuple[str, Callable[[Any, Any], bool]]] = {
+    Gt: (">", operator.gt),
+    Ge: (">=", operator.ge),
+    Lt: ("<", operator.lt),
+    Le: ("<=", operator.le),
+}
+
+
+def _phrase(hint: Any, value: Any) -> str:
+    """The type and the range of a setting that is not a union."""
     if get_origin(hint) is Literal:
         return " | ".join(map(repr, get_args(hint)))
-    if get_origin(hint) is not Annotated:
-        return ""
-    kind, *limits = get_args(hint)
-    words = [word for limit in limits if limit != INT32 for word in _words(limit)]
-    if INT32 in limits and isinstance(value, int) and value >= INT32.lt:  # type: ignore[operator]
-        words += _words(INT32)
-    return " and ".join(words) if words else allowed(kind)
+    if get_origin(hint) is list:
+        entries = " or ".join(_phrase(entry, None) for entry in _options(get_args(hint)[0]))
+        return f"a list, each entry {entries}"
+    kind = get_args(hint)[0] if get_origin(hint) is Annotated else hint
+    if get_origin(kind) is Literal:
+        return _phrase(kind, value)
+    if isinstance(kind, type) and issubclass(kind, tuple):
+        return f"a {kind.__name__}; was a factory passed without its ()?"
+    noun = _NOUNS.get(kind, "")
+    if noun == "a number" and isinstance(value, float) and not math.isfinite(value):
+        noun = "a finite number"
+    too_large = isinstance(value, int) and value >= 2**31
+    limits = [f"{sign} {bound}" for sign, _, bound in _limits(hint) if bound != 2**31 or too_large]
+    return " ".join(filter(None, (noun, " and ".join(limits))))
 
 
-_SIGNS = {Gt: (">", "gt"), Ge: (">=", "ge"), Lt: ("<", "lt"), Le: ("<=", "le")}
+def _limits(hint: Any) -> list[tuple[str, Callable[[Any, Any], bool], Any]]:
+    """The limits in an annotation: sign, comparison and bound."""
+    limits = []
+    for each in get_args(hint)[1:] if get_origin(hint) is Annotated else ():
+        for limit in each if isinstance(each, Interval) else (each,):
+            if type(limit) in _SIGNS:
+                sign, holds = _SIGNS[type(limit)]
+                limits.append((sign, holds, getattr(limit, holds.__name__)))  # named gt, ge, lt, le
+    return limits
 
 
-def _words(limit: Any) -> list[str]:
-    if isinstance(limit, Interval):
-        return [word for part in limit for word in _words(part)]
-    if type(limit) in _SIGNS:
-        sign, field = _SIGNS[type(limit)]
-        return [f"{sign} {getattr(limit, field)}"]
-    return []
+def _options(hint: Any) -> tuple[Any, ...]:
+    """The members of a union; of another annotation, the annotation itself."""
+    return get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
 
 
 def _finite(value: float) -> bool:
@@ -178,17 +228,3 @@ def _finite(value: float) -> bool:
         return math.isfinite(value)
     except OverflowError:  # a whole number beyond every float
         return False
-
-
-def _holds(limit: BaseMetadata, value: float) -> bool:
-    if isinstance(limit, Interval):
-        return all(_holds(part, value) for part in limit)
-    if isinstance(limit, Gt):
-        return value > limit.gt  # type: ignore[operator]
-    if isinstance(limit, Ge):
-        return value >= limit.ge  # type: ignore[operator]
-    if isinstance(limit, Lt):
-        return value < limit.lt  # type: ignore[operator]
-    if isinstance(limit, Le):
-        return value <= limit.le  # type: ignore[operator]
-    return True

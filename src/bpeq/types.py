@@ -16,6 +16,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
+from bpeq.settings import DataError as DataError
+
 Key = jax.Array
 """A typed random key, as `jax.random.key(seed)` makes it."""
 Shape = tuple[int, ...]
@@ -26,10 +28,6 @@ State = Any
 
 class Caution(UserWarning):
     """The run continues, but this setting is probably a mistake."""
-
-
-class DataError(ValueError):
-    """Data or files are at fault: absent, truncated, corrupt, out of range. Exit code 3."""
 
 
 class Activation(NamedTuple):

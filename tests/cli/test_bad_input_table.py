@@ -23,7 +23,7 @@ import numpy as np
 import pytest
 
 from bpeq.cli import signals
-from bpeq.config import device_checks, loading
+from bpeq.config import checks, loading
 from bpeq.experiment import distributed
 from bpeq.runs import checkpoints, manifest
 
@@ -491,14 +491,14 @@ def test_float64_is_had_whatever_jaxs_default_and_refused_where_no_device_has_it
     call, desk, monkeypatch
 ) -> None:
     """JAX_ENABLE_X64=0 forbids nothing: it is JAX's default; a config's precision is its own."""
-    asked = loading.load("c.toml", ["precision=float64"])
+    asked = loading.load_config("c.toml", ["precision=float64"])
     with jax.enable_x64(False):
-        device_checks.check_devices(asked)
+        checks.check_devices(asked)
 
     def without(*args: Any, **more: Any) -> Any:
         raise jax.errors.JaxRuntimeError("UNIMPLEMENTED: float64")
 
-    monkeypatch.setattr(device_checks.jnp, "ones", without)
+    monkeypatch.setattr(checks.jnp, "ones", without)
     said = call("run", "c.toml", "--set", "precision=float64")
     line = "bpeq: --set precision = 'float64': its cpu devices have none; allowed: 'float32'"
     assert (said.code, said.err) == (2, [line])

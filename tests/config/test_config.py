@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from bpeq.config import registry
-from bpeq.config.loading import Config, ConfigError, load
+from bpeq.config.loading import Config, ConfigError, load_config
 from bpeq.config.overrides import merge, put
 from bpeq.config.parts import parse_layer, read_part
 from bpeq.config.schema import phrase, validate
@@ -75,13 +75,13 @@ def path(tmp_path) -> Path:
 
 
 def test_rule_wins_over_rules_name_and_what_it_leaves_open_comes_from_there(path):
-    tree = load(path).tree
+    tree = load_config(path).as_dict()
     rest = {"points": 4, "turns": 2, "start": "own", "relaxation": "same"}
     assert tree["rule"] == {"name": "eqprop", "beta": 0.3, "nudging": "one-sided", **rest}
 
 
 def test_sections_of_rules_name_are_merged_into_the_configs(path):
-    tree = load(path).tree
+    tree = load_config(path).as_dict()
     assert tree["optimizer"] == {
         "name": "adam",
         "learning_rate": 0.5,
@@ -93,7 +93,7 @@ def test_sections_of_rules_name_are_merged_into_the_configs(path):
 
 
 def test_settings_of_rule_stay_behind_when_another_rule_is_named(path):
-    tree = load(path, ["rule.name=recurrent_backprop"]).tree
+    tree = load_config(path, ["rule.name=recurrent_backprop"]).as_dict()
     own = {"method": "fixed-point", "tolerance": 1e-6, "terms": 1000}
     own |= {"start": "own", "relaxation": "same"}
     assert tree["rule"] == {"name": "recurrent_backprop", **own}
@@ -101,7 +101,7 @@ def test_settings_of_rule_stay_behind_when_another_rule_is_named(path):
 
 
 def test_another_optimizer_replaces_the_section_and_other_sections_are_merged(path):
-    tree = load(path, ["rule.name=backprop"]).tree
+    tree = load_config(path, ["rule.name=backprop"]).as_dict()
     assert tree["rule"] == {"name": "backprop"}
     assert tree["optimizer"] == {"name": "sgd", "learning_rate": 0.25}  # adam's b1 is gone
     assert tree["training"] == {"epochs": 7, "batch_size": 8, "evaluate_every": 1, **REST}
@@ -142,13 +142,13 @@ def test_another_solver_or_layer_inside_a_section_replaces_the_old_one_wholly(tm
     """The settings of one factory mean nothing to another: `steps` is none of fixed_point's."""
     path = tmp_path / "c.toml"
     path.write_text(PHASES)
-    tree = load(path, ["rule.name=eqprop"]).tree
+    tree = load_config(path, ["rule.name=eqprop"]).as_dict()
     free, nudged = tree["solvers"]["free"], tree["solvers"]["nudged"]
     assert free == {"name": "fixed_point", "tolerance": 1e-3, "max_steps": 1000, "damping": 0.0}
     assert (nudged["name"], nudged["steps"], nudged["damping"]) == ("fixed_steps", 7, 0.5)
     skip = tree["system"]["skips"]["0-2"]
     assert skip == {"name": "repeat", "layer": {"name": "linear"}, "n": 2}
-    assert load(path, ["rule.name=bptt"]).tree["solvers"]["free"]["steps"] == 9
+    assert load_config(path, ["rule.name=bptt"]).as_dict()["solvers"]["free"]["steps"] == 9
 
 
 X, Y = {"name": "x", "k": 1}, {"name": "y"}
@@ -172,12 +172,12 @@ def test_merge_is_key_by_key_except_below_another_name(base, over, merged):
 def test_rules_named_in_the_file_apply_without_an_override(tmp_path):
     path = tmp_path / "c.toml"
     path.write_text(CONFIG.replace('name = "eqprop"\nbeta = 0.3', 'name = "backprop"'))
-    assert load(path).tree == load(path, ["rule.name=backprop"]).tree
-    assert load(path).tree["training"]["epochs"] == 7
+    assert load_config(path).as_dict() == load_config(path, ["rule.name=backprop"]).as_dict()
+    assert load_config(path).as_dict()["training"]["epochs"] == 7
 
 
 def test_a_rule_name_given_twice_is_the_last_one(path):
-    tree = load(path, ["rule.name=autodiff", "rule.name=backprop"]).tree
+    tree = load_config(path, ["rule.name=autodiff", "rule.name=backprop"]).as_dict()
     assert tree["rule"]["name"] == "backprop"
     assert tree["training"]["epochs"] == 7
 
@@ -191,24 +191,27 @@ def test_set_wins_over_everything(path, order):
         "training.epochs=9",
         "seeds=4",
     ]
-    tree = load(path, overrides[::order]).tree
+    tree = load_config(path, overrides[::order]).as_dict()
     assert tree["optimizer"] == {"name": "sgd", "learning_rate": 2.0}
     assert (tree["training"]["epochs"], tree["seeds"]) == (9, 4)
 
 
 def test_set_of_a_rules_own_section_counts_as_the_files(path):
     overrides = ["rule.name=backprop", "rules.backprop.optimizer.learning_rate=3"]
-    assert load(path, overrides).tree["optimizer"] == {"name": "sgd", "learning_rate": 3.0}
-    added = load(path, ["rule.name=autodiff", "rules.autodiff.optimizer.b2=0.5"]).tree
+    assert load_config(path, overrides).as_dict()["optimizer"] == {
+        "name": "sgd",
+        "learning_rate": 3.0,
+    }
+    added = load_config(path, ["rule.name=autodiff", "rules.autodiff.optimizer.b2=0.5"]).as_dict()
     assert added["optimizer"]["b2"] == 0.5
 
 
 def test_the_last_of_two_overrides_counts(path):
-    assert load(path, ["seeds=5", "seeds=6"]).tree["seeds"] == 6
+    assert load_config(path, ["seeds=5", "seeds=6"]).as_dict()["seeds"] == 6
 
 
 def test_an_override_reaches_inside_a_layers_call(path):
-    tree = load(path, ["network.layers.1.features=32", "network.layers.2=relu"]).tree
+    tree = load_config(path, ["network.layers.1.features=32", "network.layers.2=relu"]).as_dict()
     assert tree["network"]["layers"] == [
         {"name": "flatten"},
         {
@@ -232,9 +235,11 @@ def test_an_override_reaches_inside_a_layers_call(path):
 
 
 def test_an_override_may_replace_a_whole_section_or_list(path):
-    tree = load(path, ['optimizer={name = "sgd", learning_rate = 1}']).tree
+    tree = load_config(path, ['optimizer={name = "sgd", learning_rate = 1}']).as_dict()
     assert tree["optimizer"] == {"name": "sgd", "learning_rate": 1.0}
-    layers = load(path, ['network.layers=["flatten", "dense(10)"]']).tree["network"]["layers"]
+    layers = load_config(path, ['network.layers=["flatten", "dense(10)"]']).as_dict()["network"][
+        "layers"
+    ]
     assert [layer["name"] for layer in layers] == ["flatten", "dense"]
 
 
@@ -243,45 +248,48 @@ def test_an_override_may_replace_a_whole_section_or_list(path):
     [("one-sided", "one-sided"), ("'one-sided'", "one-sided"), (' "one-sided" # so', "one-sided")],
 )
 def test_an_override_is_toml_or_else_plain_text(path, text, value):
-    assert load(path, [f"rule.nudging={text}"]).tree["rule"]["nudging"] == value
+    assert load_config(path, [f"rule.nudging={text}"]).as_dict()["rule"]["nudging"] == value
 
 
 def test_a_second_line_in_an_override_is_not_dropped_in_silence(path):
     with pytest.raises(ConfigError, match=r"--set seed = '4\\nseeds = 9': must be a whole number"):
-        load(path, ["seed=4\nseeds = 9"])
+        load_config(path, ["seed=4\nseeds = 9"])
 
 
 def test_with_rule_is_an_override_that_leaves_the_others_alone(path):
-    config = load(path, ["training.epochs=9", "rule.beta=0.7"])
+    config = load_config(path, ["training.epochs=9", "rule.beta=0.7"])
     backprop = config.with_rule("backprop")
-    assert backprop.tree == load(path, ["rule.name=backprop", "training.epochs=9"]).tree
-    assert config.with_rule("eqprop").tree == config.tree
-    assert backprop.with_rule("eqprop").tree["rule"]["beta"] == 0.3  # beta had stayed behind
+    assert (
+        backprop.as_dict()
+        == load_config(path, ["rule.name=backprop", "training.epochs=9"]).as_dict()
+    )
+    assert config.with_rule("eqprop").as_dict() == config.as_dict()
+    assert backprop.with_rule("eqprop").as_dict()["rule"]["beta"] == 0.3  # beta had stayed behind
 
 
 def test_for_controls_is_backprop_with_the_controls_sections_on_top(path):
-    config = load(path, ["rule.beta=0.7", "training.batch_size=4"])
-    tree = config.for_controls().tree
+    config = load_config(path, ["rule.beta=0.7", "training.batch_size=4"])
+    tree = config.for_controls().as_dict()
     assert tree["rule"] == {"name": "backprop"}
     assert tree["cost"] == {"name": "softmax_cross_entropy"}
     assert tree["optimizer"] == {"name": "sgd", "learning_rate": 0.125}
     assert tree["training"] == {"epochs": 7, "batch_size": 4, "evaluate_every": 1, **REST}
-    assert config.tree["cost"] == {"name": "squared_error"}
+    assert config.as_dict()["cost"] == {"name": "squared_error"}
 
 
 def test_loading_touches_neither_the_file_nor_a_loaded_config(path):
-    config = load(path)
-    kept = copy.deepcopy(config.tree)
-    load(path, ["network.layers.1.features=99", "rules.eqprop.optimizer.learning_rate=9"])
+    config = load_config(path)
+    kept = copy.deepcopy(config.as_dict())
+    load_config(path, ["network.layers.1.features=99", "rules.eqprop.optimizer.learning_rate=9"])
     config.with_rule("backprop").changed(training={"epochs": 1})
-    assert config.tree == kept
+    assert config.as_dict() == kept
     assert path.read_text() == CONFIG
 
 
 def test_defaults_stand_where_a_section_is_absent(tmp_path):
     path = tmp_path / "small.toml"
     path.write_text('[data]\nname = "xor"\n[training]\nepochs = 1\nbatch_size = 4\n')
-    assert load(path).tree == {
+    assert load_config(path).as_dict() == {
         "seed": 0,
         "seeds": 1,
         "precision": "float32",
@@ -329,32 +337,32 @@ VARIANTS = [
 @pytest.mark.parametrize("overrides", VARIANTS, ids=" ".join)
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
 def test_a_resolved_config_resolves_to_itself(tmp_path, path, overrides):
-    if "network" not in load(path).tree:  # a study's, which reads no more than it has
+    if "network" not in load_config(path).as_dict():  # a study's, which reads no more than it has
         overrides = [o for o in overrides if o.startswith(("precision", "seed"))]
-    tree = load(path, overrides).tree
+    tree = load_config(path, overrides).as_dict()
     again = tmp_path / "config.toml"
     again.write_text(tomli_w.dumps(tree))
-    assert load(again).tree == tree
+    assert load_config(again).as_dict() == tree
 
 
 def test_show_config_prints_the_resolved_config(call, path):
     said = call("show", "config", path, "--set", "rule.name=backprop")
     assert (said.code, said.err) == (0, [])
-    assert tomllib.loads(said.out) == load(path, ["rule.name=backprop"]).tree
+    assert tomllib.loads(said.out) == load_config(path, ["rule.name=backprop"]).as_dict()
 
 
 @pytest.mark.parametrize(("name", "widths"), [("digits", [128, 10]), ("mnist", [512, 10])])
 def test_the_shipped_configs_are_the_nets_that_the_readme_names(name, widths):
-    config = load(next(path for path in SHIPPED if path.stem == name))
-    layers = config.tree["network"]["layers"]
+    config = load_config(next(path for path in SHIPPED if path.stem == name))
+    layers = config.as_dict()["network"]["layers"]
     assert [layer["features"] for layer in layers if layer["name"] == "dense"] == widths
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
 @pytest.mark.parametrize("rule", ["backprop", "eqprop"])
 def test_the_shipped_configs_run_under_both_rules(path, rule):
-    assert load(path).with_rule(rule).tree["rule"]["name"] == rule
-    assert load(path).for_controls().tree["rule"]["name"] == "backprop"
+    assert load_config(path).with_rule(rule).as_dict()["rule"]["name"] == rule
+    assert load_config(path).for_controls().as_dict()["rule"]["name"] == "backprop"
 
 
 # --- calls -------------------------------------------------------------------------------------
@@ -401,7 +409,7 @@ def test_a_call_is_parsed_to_its_arguments(text, spec):
 def test_a_checked_layer_is_written_and_read_as_itself_and_builds(path, text):
     part = read_part("layers", text, "layer")
     assert read_part("layers", tomllib.loads(tomli_w.dumps(part.as_dict())), "layer") == part
-    assert load(path).build(part).name == text.partition("(")[0]
+    assert load_config(path).build(part).name == text.partition("(")[0]
 
 
 def test_a_wrong_setting_of_a_nested_layer_names_its_place():
@@ -413,7 +421,7 @@ def test_a_wrong_setting_of_a_nested_layer_names_its_place():
 
 def test_one_layer_in_place_of_several_and_several_in_place_of_one(path):
     several = read_part("layers", {"name": "residual", "layers": "tanh"}, "layer")
-    assert load(path).build(several).name == "residual"
+    assert load_config(path).build(several).name == "residual"
     listed = {"name": "repeat", "layer": ["tanh", "relu"], "n": 2}
     with pytest.raises(SettingError, match="one layer, not a list of them") as caught:
         read_part("layers", listed, "layer")
@@ -455,8 +463,8 @@ def test_validate_fills_in_defaults_and_makes_numbers_floats():
 
 
 def test_a_whole_number_beyond_all_floats_is_out_of_range_in_python_too():
-    assert complaint(Annotated[float, Ge(0)], 10**400) == "must be >= 0"
-    assert complaint(Count, 2**31) == "must be >= 1 and < 2147483648"
+    assert complaint(Annotated[float, Ge(0)], 10**400) == "must be a number >= 0"
+    assert complaint(Count, 2**31) == "must be a whole number >= 1 and < 2147483648"
     assert complaint(Count, 2**31 - 1) == ""
 
 
@@ -476,15 +484,15 @@ def test_none_is_not_offered_for_a_setting_that_may_be_left_out():
 
 
 def outcome(path: Path, overrides: list[str]) -> str:
-    """What `load` does: a config that can be written and resolves to itself, or one line."""
+    """What `load_config` does: a config that can be written and resolves to itself, or one line."""
     try:
-        config = load(path, overrides)
+        config = load_config(path, overrides)
     except ConfigError as error:
         line = str(error)
         assert line.startswith((f"{path}:", "--set ", "--set:"))
         return "refused"
     assert isinstance(config, Config)
-    assert tomllib.loads(tomli_w.dumps(config.tree)) == config.tree
+    assert tomllib.loads(tomli_w.dumps(config.as_dict())) == config.as_dict()
     return "loaded"
 
 

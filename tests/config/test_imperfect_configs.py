@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bpeq.config.loading import ConfigError, load
+from bpeq.config.loading import ConfigError, load_config
 from bpeq.config.problem import build
 
 XOR = """\
@@ -55,7 +55,7 @@ def outputs(problem, key=None):
 
 
 def test_a_rule_on_a_system_gets_the_imperfect_system_and_one_on_a_network_is_wrapped(path):
-    relaxing, direct = build(load(path)), build(load(path, ["rule.name=backprop"]))
+    relaxing, direct = build(load_config(path)), build(load_config(path, ["rule.name=backprop"]))
     assert relaxing.system.traits.device.ideal.traits.device is None
     params = jax.tree.map(lambda w: w - 1.0, direct.init(jax.random.key(0)))
     clipped = jax.tree.map(lambda w: jnp.maximum(w, -0.5), params)
@@ -68,18 +68,18 @@ def test_a_rule_on_a_system_gets_the_imperfect_system_and_one_on_a_network_is_wr
 
 def test_without_the_section_or_with_none_of_them_there_is_nothing_around_the_system(path):
     none = ["imperfections.noise=0.0", "imperfections={}"]
-    assert build(load(path, none[1:])).system.traits.device is None
+    assert build(load_config(path, none[1:])).system.traits.device is None
     path.write_text(XOR.replace("weight_min = -0.5\n", ""))
-    assert build(load(path, none[:1])).system.traits.device is None
+    assert build(load_config(path, none[:1])).system.traits.device is None
     path.write_text(XOR.split("[imperfections]")[0] + "[training]\nepochs = 1\nbatch_size = 4\n")
-    assert "imperfections" not in load(path).tree
-    assert build(load(path)).system.traits.device is None
+    assert "imperfections" not in load_config(path).as_dict()
+    assert build(load_config(path)).system.traits.device is None
 
 
 def test_null_controls_are_perfect_devices(path):
-    assert "imperfections" not in load(path).for_controls().tree
+    assert "imperfections" not in load_config(path).for_controls().as_dict()
     path.write_text(XOR + "\n[controls]\nimperfections.weight_min = -0.5\n")
-    assert load(path).for_controls().tree["imperfections"]["noise"] == 0.0
+    assert load_config(path).for_controls().as_dict()["imperfections"]["noise"] == 0.0
 
 
 def test_a_run_on_a_noisy_device_trains_and_says_that_nothing_settles(call, path, tmp_path):
@@ -104,11 +104,11 @@ def test_a_run_on_a_noisy_device_trains_and_says_that_nothing_settles(call, path
 def test_what_makes_no_device_is_one_line_that_says_so(path, override, message):
     path.write_text(XOR.replace("noise = 0.01\nweight_min = -0.5\n", ""))
     with pytest.raises(ConfigError) as error:
-        build(load(path, [override]))
+        build(load_config(path, [override]))
     assert message in str(error.value)
 
 
 def test_imperfect_states_of_a_rule_on_a_network_name_the_setting(path):
     with pytest.raises(ConfigError) as caught:
-        build(load(path, ["rule.name=backprop", "imperfections.noise=0.1"]))
+        build(load_config(path, ["rule.name=backprop", "imperfections.noise=0.1"]))
     assert (caught.value.setting, caught.value.value) == ("imperfections.noise", 0.1)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from bpeq.config.loading import load
+from bpeq.config.loading import load_config
 from bpeq.config.problem import build
 
 MODULE = """\
@@ -224,7 +224,11 @@ ENERGIES = [
         at("return from_energy")
         + "TypeError: from_energy: got an unexpected keyword argument 'step'",
     ),
-    ('s["o"], init)', 's["o"], init, step_size=0)', "from_energy: step_size = 0: must be > 0"),
+    (
+        's["o"], init)',
+        's["o"], init, step_size=0)',
+        "from_energy: step_size = 0: must be a number > 0",
+    ),
     ("    return from_energy", "    from_energy", "gives a NoneType; it must give a System"),
     ("    def energy", "    {}['k']\n    def energy", at("def energy") + "KeyError: 'k'"),
     (
@@ -452,7 +456,7 @@ def test_a_bug_of_ours_keeps_its_traceback(own, monkeypatch):
 
     monkeypatch.setattr("bpeq.rules._eqprop._refuse", broken)
     with pytest.raises(ZeroDivisionError, match="ours"):
-        build(load("c.toml"))
+        build(load_config("c.toml"))
 
 
 # --- what shows only in training ---------------------------------------------------------------
@@ -498,7 +502,7 @@ def test_a_rule_whose_gradient_is_nan_ends_with_4(call, own):
 def test_a_network_beside_an_own_system_is_for_other_rules_and_the_controls(call, own):
     """The system's weights are no layers of it: its run, its check and its rates ignore it."""
     own()
-    config = load("c.toml")
+    config = load_config("c.toml")
     assert build(config).network is None
     assert build(config.with_rule("backprop")).network is not None
     rows = [line for line in call("check", "c.toml").out.splitlines() if "float" in line]
@@ -520,7 +524,7 @@ def test_an_own_system_made_of_the_network_keeps_its_layers(own):
         ),
         ('h = jnp.tanh(s["h"])', 'h, w = jnp.tanh(s["h"]), w[-1]'),
     )
-    problem = build(load("c.toml", ["optimizer.layer_rates=[0.1, 0.2]"]))
+    problem = build(load_config("c.toml", ["optimizer.layer_rates=[0.1, 0.2]"]))
     assert [part.name for part in problem.network.parts] == ["dense", "tanh", "dense"]
 
 
@@ -534,7 +538,7 @@ def test_without_a_network_the_one_control_is_a_linear_readout(call, own):
         "bptt": False,
         "linear_readout": True,
     }
-    kept = load("out/linear_readout/config.toml").tree["network"]["layers"]
+    kept = load_config("out/linear_readout/config.toml").as_dict()["network"]["layers"]
     assert [(layer["name"], layer.get("features")) for layer in kept] == [
         ("flatten", None),
         ("dense", 1),
@@ -592,9 +596,9 @@ def test_an_energy_that_is_real_for_complex_states_is_refused_for_holomorphic_nu
 def test_sections_of_an_own_rule_stand_under_its_quoted_name(call, own):
     text = '\n[rules."own_parts:rule"]\ngain = {}\noptimizer.learning_rate = 0.5\n'
     own(config=CONFIG + text.format(2))
-    tree = load("c.toml", ["rule.name=own_parts:rule"]).tree
+    tree = load_config("c.toml", ["rule.name=own_parts:rule"]).as_dict()
     assert (tree["rule"]["gain"], tree["optimizer"]["learning_rate"]) == (2.0, 0.5)
-    assert load("c.toml").tree["optimizer"]["learning_rate"] == 0.01
+    assert load_config("c.toml").as_dict()["optimizer"]["learning_rate"] == 0.01
     own(config=CONFIG + text.format(-2))
     said = "c.toml:rules.own_parts:rule.gain = -2: must be a number > 0"
     assert call("run", "c.toml").err == [f"bpeq: {said}"]

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bpeq.config.loading import Config, load
+from bpeq.config.loading import Config, load_config
 from bpeq.config.problem import Problem, build, seed_keys
 from bpeq.data import Dataset, finish, shuffled
 from bpeq.experiment.compare import _controls
@@ -25,7 +25,7 @@ SHIPPED = [path for path in EVERY if "networks" not in tomllib.loads(path.read_t
 
 def rules_of(path: Path) -> list[str]:
     named = tomllib.loads(path.read_text()).get("rules", {})
-    return list(dict.fromkeys([load(path).tree["rule"]["name"], *named]))
+    return list(dict.fromkeys([load_config(path).as_dict()["rule"]["name"], *named]))
 
 
 PAIRS = [(path, rule) for path in SHIPPED for rule in rules_of(path)]
@@ -43,15 +43,15 @@ def mnist() -> Dataset:
 
 
 def built(config: Config, mnist: Dataset) -> Problem:
-    return build(config, mnist if config.tree["data"]["name"] == "mnist" else None)
+    return build(config, mnist if config.as_dict()["data"]["name"] == "mnist" else None)
 
 
 def losses(config: Config, problem: Problem, updates: int) -> list[float]:
     """The loss before each of a few updates on one and the same batch."""
-    doubles = config.tree["precision"] == "float64"
+    doubles = config.as_dict()["precision"] == "float64"
     with jax.enable_x64(doubles), jax.numpy_dtype_promotion("standard"):  # which optax needs
-        keys, dtype = seed_keys(config.tree["seed"], 1)[0], jnp.result_type(float)
-        rows = problem.rows[0][: config.tree["training"]["batch_size"]]
+        keys, dtype = seed_keys(config.as_dict()["seed"], 1)[0], jnp.result_type(float)
+        rows = problem.rows[0][: config.as_dict()["training"]["batch_size"]]
         y = problem.data.y[rows]
         y = jnp.asarray(y, jnp.int32 if problem.data.task == "classification" else dtype)
         batch = Batch(jnp.asarray(problem.data.x[rows], dtype), y)
@@ -65,7 +65,7 @@ def losses(config: Config, problem: Problem, updates: int) -> list[float]:
 
 @pytest.mark.parametrize(("path", "rule"), PAIRS, ids=IDS)
 def test_every_rule_of_every_shipped_config_lowers_the_loss_of_its_first_batch(path, rule, mnist):
-    config = load(path).with_rule(rule)
+    config = load_config(path).with_rule(rule)
     before, *_, after = losses(config, built(config, mnist), 4)
     assert after < before
 
@@ -79,7 +79,7 @@ def test_every_study_has_a_smoke_test_of_its_own():
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
 def test_the_null_controls_of_every_shipped_config_lower_the_loss_of_their_first_batch(path, mnist):
-    controls = _controls(load(path).for_controls())
+    controls = _controls(load_config(path).for_controls())
     assert set(controls) == {"linear_readout", "frozen_hidden"}
     for config in controls.values():
         before, *_, after = losses(config, built(config, mnist), 6)

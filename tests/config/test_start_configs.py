@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from bpeq.config.loading import ConfigError, load
+from bpeq.config.loading import ConfigError, load_config
 from bpeq.config.problem import build
 
 DIGITS = """\
@@ -67,9 +67,9 @@ def test_a_run_with_kept_states_takes_fewer_sweeps_each_epoch(call, path, tmp_pa
 
 
 def test_the_evaluation_solver_is_wired_for_every_rule_that_relaxes(path):
-    assert set(build(load(path)).solvers) == {"free", "nudged", "evaluation"}
-    assert set(build(load(path, ["rule.name=bptt"])).solvers) == {"evaluation"}
-    assert build(load(path, ["rule.name=backprop"])).solvers == {}
+    assert set(build(load_config(path)).solvers) == {"free", "nudged", "evaluation"}
+    assert set(build(load_config(path, ["rule.name=bptt"])).solvers) == {"evaluation"}
+    assert build(load_config(path, ["rule.name=backprop"])).solvers == {}
 
 
 @pytest.mark.parametrize(
@@ -85,5 +85,5 @@ def test_the_evaluation_solver_is_wired_for_every_rule_that_relaxes(path):
 )
 def test_a_start_that_cannot_be_is_one_line_that_says_so(path, overrides, message):
     with pytest.raises(ConfigError) as error:
-        build(load(path, overrides))
+        build(load_config(path, overrides))
     assert message in str(error.value)

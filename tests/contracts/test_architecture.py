@@ -12,8 +12,8 @@ from bpeq.config.registry import KINDS
 
 SOURCE = Path(bpeq.__file__).parent
 ROOMS = [
-    ("types", "the words: layer, cost, system, solver, rule, estimate"),
     ("settings", "ranges that settings are annotated with"),
+    ("types", "the words: layer, cost, system, solver, rule, estimate"),
     ("core", "trees, numerics, sharding, tracing: what everything stands on"),
     ("costs", "costs with written errors"),
     ("layers", "hand-written forward and backward pairs, and their combinators"),

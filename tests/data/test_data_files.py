@@ -23,7 +23,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from bpeq.data import Dataset, csv, fashion_mnist, mnist, npz, read_idx
-from bpeq.data import _fetch as fetch
+from bpeq.data import _mnist as fetch
 from bpeq.data._mnist import read_pair
 from bpeq.types import DataError
 
@@ -602,12 +602,12 @@ def test_npz_settings_that_do_not_go_with_the_file_are_refused(save) -> None:
 @pytest.mark.parametrize(
     ("setting", "reason"),
     [
-        ({"task": "labels"}, "allowed: 'auto', 'classification', 'binary', 'regression'"),
-        ({"splits": 0}, "must be >= 1"),
-        ({"classes": 1}, "must be >= 2"),
+        ({"task": "labels"}, "must be 'auto' | 'classification' | 'binary' | 'regression'"),
+        ({"splits": 0}, "must be a whole number >= 1"),
+        ({"classes": 1}, "must be a whole number >= 2"),
         ({"classes": 2.0}, "must be a whole number >= 2"),
-        ({"validation": 1.0}, "must be >= 0 and < 1"),
-        ({"test": -0.1}, "must be >= 0 and < 1"),
+        ({"validation": 1.0}, "must be a number >= 0 and < 1"),
+        ({"test": -0.1}, "must be a number >= 0 and < 1"),
     ],
 )
 def test_npz_settings_out_of_range_are_refused(save, setting, reason: str) -> None:
@@ -770,7 +770,7 @@ def test_csv_target_that_is_no_column_is_a_wrong_setting(sheet) -> None:
     assert setting_error(lambda: csv(path, "sort")) == (
         f"csv: target = 'sort': the columns of {path} are 'width', 'height', 'kind'"
     )
-    assert "must be >= 2" in setting_error(lambda: csv(path, classes=1))
+    assert "must be a whole number >= 2" in setting_error(lambda: csv(path, classes=1))
 
 
 @settings(max_examples=200, deadline=None, derandomize=True)

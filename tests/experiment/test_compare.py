@@ -21,7 +21,7 @@ from scipy import stats
 
 from bpeq.analysis.gradient_fidelity import gradient_fidelity
 from bpeq.cli import signals
-from bpeq.config.loading import load
+from bpeq.config.loading import load_config
 from bpeq.config.problem import build, seed_keys
 from bpeq.experiment.compare import _controls, _function, paired, raise_diverged
 from bpeq.experiment.saved_run import load_run
@@ -162,10 +162,13 @@ def test_the_null_controls_are_marked_and_the_rules_are_not(found):
 
 def test_the_controls_are_trained_with_what_controls_asks_for(folder):
     for name in ("linear_readout", "frozen_hidden"):
-        config = load(folder / name / "config.toml").tree
+        config = load_config(folder / name / "config.toml").as_dict()
         assert config["cost"]["name"] == "softmax_cross_entropy"
         assert config["optimizer"]["layer_rates"][-1] == 0.03
-    assert load(folder / "backprop" / "config.toml").tree["cost"]["name"] == "squared_error"
+    assert (
+        load_config(folder / "backprop" / "config.toml").as_dict()["cost"]["name"]
+        == "squared_error"
+    )
 
 
 def test_the_linear_readout_has_no_hidden_layer(folder):
@@ -176,7 +179,7 @@ def test_the_linear_readout_has_no_hidden_layer(folder):
 def drawn(folder: Path) -> dict[tuple[int, ...], np.ndarray]:
     """The initial weights of a run's three seeds, by their shapes."""
     with jax.enable_x64(False):
-        config = load(folder / "config.toml")
+        config = load_config(folder / "config.toml")
         leaves = jax.tree.leaves(jax.vmap(build(config).init)(seed_keys(0, 3)[:, 0]))
     return {leaf.shape: np.asarray(leaf) for leaf in leaves}
 
@@ -195,7 +198,7 @@ def test_the_frozen_hidden_layer_stays_as_drawn_and_the_last_one_moves(folder):
 
 def test_a_net_without_a_hidden_layer_has_no_frozen_control(tmp_path):
     (tmp_path / "c.toml").write_text(XOR)
-    flat = load(tmp_path / "c.toml", ['network.layers=["dense(1)"]'])
+    flat = load_config(tmp_path / "c.toml", ['network.layers=["dense(1)"]'])
     assert set(_controls(flat.for_controls())) == {"linear_readout"}
 
 
@@ -458,7 +461,7 @@ def test_the_notes_say_which_rules_differentiate_which_functions(found):
 
 def functions(tmp_path: Path, rules: list[str], text: str = "") -> dict[str, str]:
     (tmp_path / "c.toml").write_text(XOR + text)
-    config = load(tmp_path / "c.toml")
+    config = load_config(tmp_path / "c.toml")
     configs = {name: config.with_rule(name) for name in rules}
     return {name: _function(each, config, build(each)) for name, each in configs.items()}
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import bpeq
-from bpeq.config.loading import load
+from bpeq.config.loading import load_config
 from bpeq.config.problem import build, seed_keys
 
 CONFIG = Path("configs/digits.toml")
@@ -52,7 +52,7 @@ def test_a_kolen_pollack_run_loads_with_its_gap_where_the_decay_left_it(runs):
     error = np.mean(output.argmax(axis=1) != loaded.data.y[test])
     assert error == pytest.approx(loaded.summary["metrics"]["test_error"]["values"][1], abs=1e-6)
     with jax.enable_x64(False):
-        problem = build(load(CONFIG, [*SMALL, "rule.name=kolen_pollack"]))
+        problem = build(load_config(CONFIG, [*SMALL, "rule.name=kolen_pollack"]))
         keys = seed_keys(0, 2)[1]
         start, _ = problem.rule.init(keys[1], problem.init(keys[0]))
     steps = loaded.summary["updates"]

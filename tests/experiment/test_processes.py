@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from bpeq.cli import supervisor
-from bpeq.config.loading import ConfigError, load
+from bpeq.config.loading import ConfigError, load_config
 from bpeq.experiment import distributed
 from bpeq.types import DataError
 
@@ -217,13 +217,13 @@ def test_processes_that_would_not_compute_the_same_are_refused(
     handed: list[int] = []
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     monkeypatch.setattr(distributed, "_gather", lambda n: handed.append(n) or np.array([n, n]))
-    distributed.assert_same_config(load(config, [one[0]]), one[1])
+    distributed.assert_same_config(load_config(config, [one[0]]), one[1])
     there = iter(handed)
     monkeypatch.setattr(distributed, "_gather", lambda n: np.array([next(there), n]))
     if not said:
-        return distributed.assert_same_config(load(config, [other[0]]), other[1])
+        return distributed.assert_same_config(load_config(config, [other[0]]), other[1])
     with pytest.raises((ConfigError, DataError), match=said):
-        distributed.assert_same_config(load(config, [other[0]]), other[1])
+        distributed.assert_same_config(load_config(config, [other[0]]), other[1])
 
 
 @pytest.mark.parametrize(

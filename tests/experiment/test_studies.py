@@ -25,7 +25,7 @@ from bpeq.training.loops import over_seeds, step_scan
 
 def run(config, runner, *, steps: Annotated[int, Ge(1)] = 4, rate: float = 0.5, blow: bool = False):
     net = build_networks(config, {"slope": ((None,), (1,))})["slope"]
-    keys = seed_keys(config.tree["seed"], config.tree["seeds"])
+    keys = seed_keys(config.as_dict()["seed"], config.as_dict()["seeds"])
 
     def step(w, x, key):
         loss = 0.5 * (w * x - 3 * x) ** 2

@@ -18,7 +18,7 @@ import jax
 import pytest
 from filelock import FileLock
 
-from bpeq.config.loading import ConfigError, load
+from bpeq.config.loading import ConfigError, load_config
 from bpeq.experiment import sweep as sweeping
 from bpeq.experiment import sweep_runs, tune
 from bpeq.runs import lock, run_folder
@@ -273,7 +273,7 @@ def test_a_search_runs_its_trials_and_the_same_command_runs_no_more(call, config
 
 def test_workers_of_a_search_draw_each_a_trial_of_its_own(config, tmp_path, monkeypatch):
     """The second begins while the first has its first trial, of which nobody knows the end."""
-    checked, grid = load(config), sweep_runs.read_grids(["optimizer.learning_rate=0.1..1.0"])
+    checked, grid = load_config(config), sweep_runs.read_grids(["optimizer.learning_rate=0.1..1.0"])
     drawn: list[float] = []
 
     def run_all(runs, folder, *how):

@@ -13,7 +13,7 @@ from annotated_types import Ge, Gt, Interval, Le
 
 from bpeq.cli import signals
 from bpeq.config.errors import ConfigError
-from bpeq.config.loading import Config, load
+from bpeq.config.loading import Config, load_config
 from bpeq.config.problem import build
 from bpeq.config.registry import resolve
 from bpeq.experiment import train
@@ -63,7 +63,7 @@ RATE, BETA = "optimizer.learning_rate", "rule.beta"
 
 def config(tmp_path: Path, *overrides: str, text: str = CONFIG) -> Config:
     (tmp_path / "c.toml").write_text(text)
-    return load(tmp_path / "c.toml", overrides)
+    return load_config(tmp_path / "c.toml", overrides)
 
 
 # --- the space and the draws -------------------------------------------------------------------
@@ -139,11 +139,11 @@ def test_a_rules_numbers_above_0_are_tuned_as_far_as_their_ranges_allow(tmp_path
 
 def test_layer_rates_keep_their_proportions(tmp_path):
     whole = config(tmp_path, "optimizer.layer_rates=[0.0, 0.03]")
-    changed = with_settings(whole, {RATE: 0.02, BETA: 0.1}).tree
+    changed = with_settings(whole, {RATE: 0.02, BETA: 0.1}).as_dict()
     assert changed["optimizer"]["layer_rates"] == pytest.approx([0.0, 0.06])
     assert (changed["optimizer"]["learning_rate"], changed["rule"]["beta"]) == (0.02, 0.1)
     assert {k: v for k, v in changed.items() if k not in ("optimizer", "rule")} == {
-        k: v for k, v in whole.tree.items() if k not in ("optimizer", "rule")
+        k: v for k, v in whole.as_dict().items() if k not in ("optimizer", "rule")
     }
 
 
@@ -190,12 +190,12 @@ def test_the_lowest_validation_error_is_chosen_and_nothing_else_is_looked_at(jud
         ],
     }
     assert best == with_settings(whole, settings[1])
-    assert best.tree["fidelity"]["examples"] == 4
+    assert best.as_dict()["fidelity"]["examples"] == 4
     for i, (each, folder, blind) in enumerate(seen):
         assert folder == tmp_path / "tuning" / str(i)
         assert not (folder / "params.safetensors").exists()
-        assert each.tree["rule"]["beta"] == settings[i][BETA]
-        assert "fidelity" not in each.tree
+        assert each.as_dict()["rule"]["beta"] == settings[i][BETA]
+        assert "fidelity" not in each.as_dict()
         assert blind.test.shape == (1, 0)
         np.testing.assert_array_equal(blind.rows, problem.rows)
         np.testing.assert_array_equal(blind.validation, problem.validation)
@@ -211,7 +211,7 @@ def test_a_trial_that_diverges_or_is_refused_is_spent(judged, tmp_path):
         *("too fast", None, None, f"{whole.path}:rule.beta = 0.5: must be small", None)
     ]
     assert record["chosen"] == 4
-    assert best.tree["rule"]["beta"] == record["trials"][4]["settings"][BETA]
+    assert best.as_dict()["rule"]["beta"] == record["trials"][4]["settings"][BETA]
 
 
 def test_where_every_trial_fails_the_config_stands(judged, tmp_path):
@@ -253,7 +253,7 @@ def test_every_row_has_as_many_trials_and_the_best_of_them_runs(compared):
         assert len(errors) == 3
         assert record["chosen"] == errors.index(min(errors)) != 0  # or this test sees nothing
         best = record["trials"][record["chosen"]]
-        ran = load(folder / name / "config.toml").tree["optimizer"]
+        ran = load_config(folder / name / "config.toml").as_dict()["optimizer"]
         chosen = best["settings"][RATE]
         assert record["trials"][0]["settings"] == {RATE: 0.002}
         assert 0.002 / RATE_SPAN <= chosen <= 0.002 * RATE_SPAN

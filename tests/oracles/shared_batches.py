@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bpeq import costs, layers, rules, solvers, systems
-from bpeq.config.loading import ConfigError, load
+from bpeq.config.loading import ConfigError, load_config
 from bpeq.config.registry import KINDS
 from bpeq.config.schema import wires
 from bpeq.experiment import train
@@ -140,14 +140,14 @@ def trained(folder: Path, devices: int) -> dict[str, Any]:
     path = folder / "c.toml"
     path.write_text(CONFIG)
     where = folder / f"{devices}"
-    summary = train.run(load(path, [f"devices={devices}"]), where)
+    summary = train.run(load_config(path, [f"devices={devices}"]), where)
     lines = (where / "metrics.jsonl").read_text().splitlines()
     return {"metrics": summary["metrics"], "rows": [json.loads(line) for line in lines]}
 
 
 def refused(folder: Path, *overrides: str) -> str:
     try:
-        train.run(load(folder / "c.toml", overrides), folder / "refused")
+        train.run(load_config(folder / "c.toml", overrides), folder / "refused")
     except ConfigError as error:
         assert not (folder / "refused").exists()
         return str(error)

@@ -136,5 +136,5 @@ def test_a_truncation_longer_than_the_phase_is_refused():
     system, cost, *_ = layered()
     with pytest.raises(ValueError, match=r"bptt: truncate = 9: must be <= sweeps = 8"):
         bptt(system, cost, sweeps=8, truncate=9)
-    with pytest.raises(ValueError, match=r"truncate = 0: must be >= 1"):
+    with pytest.raises(ValueError, match=r"truncate = 0: must be a whole number >= 1"):
         bptt(system, cost, sweeps=8, truncate=0)

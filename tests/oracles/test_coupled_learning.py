@@ -249,9 +249,9 @@ def test_eta_is_traced_and_float32_stays_float32():
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"eta": 0.0}, "eta = 0.0: must be > 0 and <= 1"),
-        ({"eta": 1.5}, "eta = 1.5: must be > 0 and <= 1"),
-        ({"nudging": "one-sided"}, "allowed: 'positive', 'negative', 'centered'"),
+        ({"eta": 0.0}, "eta = 0.0: must be a number > 0 and <= 1"),
+        ({"eta": 1.5}, "eta = 1.5: must be a number > 0 and <= 1"),
+        ({"nudging": "one-sided"}, r"must be 'positive' \| 'negative' \| 'centered'"),
     ],
 )
 def test_a_setting_out_of_range_is_refused(settings, words):

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bpeq.data import Dataset, Splits, diabetes, digits, finish, folded, shuffled, single, xor
-from bpeq.data._finish import checksum
+from bpeq.data._dataset import checksum
 from bpeq.types import DataError
 
 FOLDED = {"digits": digits, "diabetes": diabetes}

@@ -137,8 +137,8 @@ def test_the_note_appears_for_alpha_one_half_only():
 @pytest.mark.parametrize(
     ("network", "settings", "message"),
     [
-        (MLP, {"alpha": 1.5}, "dual_propagation: alpha = 1.5: must be >= 0 and <= 1"),
-        (MLP, {"beta": 0.0}, "dual_propagation: beta = 0.0: must be > 0"),
+        (MLP, {"alpha": 1.5}, "dual_propagation: alpha = 1.5: must be a number >= 0 and <= 1"),
+        (MLP, {"beta": 0.0}, "dual_propagation: beta = 0.0: must be a number > 0"),
         (chain(dense(4), layers.dropout(0.5), dense(2)), {}, r"dual_propagation: layer 1 \('drop"),
         (chain(layers.residual(layers.tanh())), {}, "hides an activation"),
     ],

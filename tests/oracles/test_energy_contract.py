@@ -478,7 +478,7 @@ def test_the_table_has_a_line_a_finding():
 def test_a_plain_energy_needs_its_parts():
     with pytest.raises(ValueError, match="check_energy: readout = None: must be given"):
         check_energy(plain(), W, X, init_state=OWN["init_state"], key=KEY)
-    with pytest.raises(ValueError, match=r"check_energy: beta = -1\.0: must be > 0"):
+    with pytest.raises(ValueError, match=r"check_energy: beta = -1\.0: must be a number > 0"):
         check(plain(), beta=-1.0)
 
 

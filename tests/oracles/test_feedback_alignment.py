@@ -413,7 +413,7 @@ def test_learning_aligns_the_weights_with_the_feedback(rule_name):
         (lambda c: feedback_alignment(THREE, c, angle=181.0), "feedback_alignment: angle = 181"),
         (lambda c: kolen_pollack(THREE, c, angle=-1.0), "kolen_pollack: angle = -1"),
         (lambda c: kolen_pollack(dense(3), c), "kolen_pollack: needs a chain, got .* 'dense'"),
-        (lambda c: sign_symmetric(THREE, c, magnitude="one"), "allowed: 'random', 'uniform'"),
+        (lambda c: sign_symmetric(THREE, c, magnitude="one"), r"must be 'random' \| 'uniform'"),
         (
             lambda c: direct_feedback_alignment(NETS["residual"][0], c),
             r"direct_feedback_alignment: layer 3 \('residual'\) hides an activation",

@@ -233,8 +233,8 @@ def test_a_small_gain_makes_the_free_phase_the_forward_pass():
 @pytest.mark.parametrize(
     ("gain", "message"),
     [
-        (0.0, "gain = 0.0: must be > 0"),
-        (-1.0, "gain = -1.0: must be > 0"),
+        (0.0, "gain = 0.0: must be a number > 0"),
+        (-1.0, "gain = -1.0: must be a number > 0"),
         (1e-9, r"gain = 1e-09: with 4 states γ\^4 must be 1e-30 to 1e30"),
         (1e200, r"gain = 1e\+200: with 4 states"),
     ],

@@ -594,12 +594,12 @@ def test_holomorphic_ep_runs_with_noise_and_mismatch_and_is_refused_on_levels():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"noise": -1.0}, "noise = -1.0: must be >= 0"),
+        ({"noise": -1.0}, "noise = -1.0: must be a number >= 0"),
         ({"state_bits": 0}, "state_bits = 0: must be"),
         ({"state_bits": 4}, "state_bits = 4: needs state_min and state_max"),
         ({"weight_bits": 4, "weight_min": 0.0}, "weight_bits = 4: needs weight_min and weight_max"),
         ({"weight_min": 1.0, "weight_max": 0.0}, "weight_max = 0.0: must be > weight_min = 1.0"),
-        ({"mismatch_per": "unit"}, "mismatch_per = 'unit': allowed: 'device', 'phase'"),
+        ({"mismatch_per": "unit"}, r"mismatch_per = 'unit': must be 'device' \| 'phase'"),
     ],
 )
 def test_settings_that_make_no_device_are_refused(settings, message):

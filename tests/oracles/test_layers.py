@@ -273,10 +273,10 @@ def test_numpy_scalars_as_settings_promote_nothing():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: dense(2, bias="false"), "bias = 'false': must be True or False"),
+        (lambda: dense(2, bias="false"), "bias = 'false': must be true or false"),
         (lambda: layers.lstm(2, forget_bias=float("nan")), "forget_bias = nan: must be"),
         (lambda: dense(2, init=np.zeros(2)), "init = array.*: allowed: 'zeros'"),
-        (lambda: layers.attention(1, causal="no"), "causal = 'no': must be True or False"),
+        (lambda: layers.attention(1, causal="no"), "causal = 'no': must be true or false"),
     ],
 )
 def test_settings_without_a_range_are_checked_for_their_type(make, message):

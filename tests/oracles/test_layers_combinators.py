@@ -136,7 +136,7 @@ def test_combinators_refuse_what_is_no_layer():
         residual()
     with pytest.raises(ValueError, match="must be a Layer"):
         residual(tanh)
-    with pytest.raises(ValueError, match="n = 0: must be >= 1"):
+    with pytest.raises(ValueError, match="n = 0: must be a whole number >= 1"):
         repeat(tanh(), 0)
 
 

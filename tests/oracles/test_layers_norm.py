@@ -208,7 +208,7 @@ def test_a_shape_that_does_not_fit_is_refused(oracle):
             factory().init(key, ())
     with pytest.raises(ValueError, match="one value a channel has no variance"):
         batch_norm().forward(oracle.draw(batch_norm(), (3,)), jnp.zeros((1, 3)), key)
-    with pytest.raises(ValueError, match=r"rate = 1.0: must be >= 0 and < 1"):
+    with pytest.raises(ValueError, match=r"rate = 1.0: must be a number >= 0 and < 1"):
         dropout(1.0)
 
 

@@ -244,9 +244,9 @@ def test_the_rate_is_traced():
 @pytest.mark.parametrize(
     ("network", "settings", "message"),
     [
-        (FLAT, {"rate": 0.0}, "predictive_coding: rate = 0.0: must be > 0"),
-        (FLAT, {"steps": 0}, "predictive_coding: steps = 0: must be >= 1"),
-        (FLAT, {"inference": "both"}, "allowed: 'states', 'timed', 'errors'"),
+        (FLAT, {"rate": 0.0}, "predictive_coding: rate = 0.0: must be a number > 0"),
+        (FLAT, {"steps": 0}, "predictive_coding: steps = 0: must be a whole number >= 1"),
+        (FLAT, {"inference": "both"}, r"must be 'states' \| 'timed' \| 'errors'"),
         (chain(dense(2), layers.tanh()), {}, "no hidden block to relax; use backprop"),
         (chain(dense(4), layers.batch_norm(), layers.tanh(), dense(2)), {}, "layer 1"),
     ],

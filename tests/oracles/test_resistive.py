@@ -418,9 +418,9 @@ def test_what_no_circuit_can_be_made_of_is_refused(parts, message):
 @pytest.mark.parametrize(
     ("setting", "words"),
     [
-        ({"gain": 0.0}, "gain = 0.0: must be > 0"),
-        ({"polarity": "negative"}, "polarity = 'negative': allowed: 'alternating', 'positive'"),
-        ({"outputs": "double"}, "outputs = 'double': allowed: 'single', 'paired'"),
+        ({"gain": 0.0}, "gain = 0.0: must be a number > 0"),
+        ({"polarity": "negative"}, r"polarity = 'negative': must be 'alternating' \| 'positive'"),
+        ({"outputs": "double"}, r"outputs = 'double': must be 'single' \| 'paired'"),
     ],
 )
 def test_a_setting_out_of_range_is_refused(setting, words):

@@ -96,9 +96,9 @@ def test_state_keeps_structure_dtype_and_solvers_work_under_jit_and_vmap(solver)
 @pytest.mark.parametrize(
     ("build", "message"),
     [
-        (lambda: fixed_steps(0), "fixed_steps: steps = 0: must be >= 1"),
-        (lambda: fixed_point(0.0), r"fixed_point: tolerance = 0.0: must be > 0"),
-        (lambda: fixed_point(damping=1.0), r"damping = 1.0: must be >= 0 and < 1"),
+        (lambda: fixed_steps(0), "fixed_steps: steps = 0: must be a whole number >= 1"),
+        (lambda: fixed_point(0.0), r"fixed_point: tolerance = 0.0: must be a number > 0"),
+        (lambda: fixed_point(damping=1.0), r"damping = 1.0: must be a number >= 0 and < 1"),
         (lambda: fixed_point(max_steps=2.5), r"max_steps = 2.5: must be a whole number >= 1"),
     ],
 )

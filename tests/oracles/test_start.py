@@ -367,7 +367,8 @@ def test_seeds_side_by_side_each_keep_their_own_memory():
         ),
         (
             lambda s, c: rules.eqprop(s, c, start="ones"),
-            "eqprop: start = 'ones': allowed: 'own', 'zeros', 'feedforward', 'carried', 'kept'",
+            r"eqprop: start = 'ones': must be 'own' \| 'zeros' \| 'feedforward' \| "
+            r"'carried' \| 'kept'",
         ),
     ],
 )

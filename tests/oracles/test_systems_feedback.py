@@ -288,10 +288,10 @@ def grads(rule, params, batch):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"feedback": "loose"}, "feedback = 'loose': allowed: 'tied', 'untied'"),
-        ({"angle": -1.0}, "angle = -1.0: must be >= 0 and <= 180"),
-        ({"angle": 181}, "angle = 181: must be >= 0 and <= 180"),
-        ({"nudge": "beside"}, "nudge = 'beside': allowed: 'inside', 'outside'"),
+        ({"feedback": "loose"}, r"feedback = 'loose': must be 'tied' \| 'untied'"),
+        ({"angle": -1.0}, "angle = -1.0: must be a number >= 0 and <= 180"),
+        ({"angle": 181}, "angle = 181: must be a number >= 0 and <= 180"),
+        ({"nudge": "beside"}, r"nudge = 'beside': must be 'inside' \| 'outside'"),
     ],
 )
 def test_settings_out_of_range_are_refused(settings, message):

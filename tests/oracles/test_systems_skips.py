@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from bpeq import layers
-from bpeq.config.loading import ConfigError, load
+from bpeq.config.loading import ConfigError, load_config
 from bpeq.config.problem import build
 from bpeq.core import trees
 from bpeq.costs import softmax_cross_entropy, squared_error
@@ -320,12 +320,12 @@ batch_size = 4
 def config(tmp_path, *overrides):
     path = tmp_path / "skips.toml"
     path.write_text(TOML)
-    return load(path, overrides)
+    return load_config(path, overrides)
 
 
 def test_a_config_writes_skips_as_calls_and_its_energy_checks(tmp_path):
     read = config(tmp_path, "precision=float64")
-    assert read.tree["system"]["skips"]["1-3"]["bias"] is False
+    assert read.as_dict()["system"]["skips"]["1-3"]["bias"] is False
     problem = build(read)
     params = problem.init(KEY)
     assert params[-1]["skips"]["0_2"]["w"].shape == (2, 3)
@@ -337,7 +337,7 @@ def test_a_config_writes_skips_as_calls_and_its_energy_checks(tmp_path):
 
 def test_an_override_reaches_inside_a_skip_and_puts_a_new_one(tmp_path):
     skips = ["system.skips.0-2.scale=0.5", "system.skips.0-3=dense(1, bias=False)"]
-    tree = config(tmp_path, *skips).tree["system"]["skips"]
+    tree = config(tmp_path, *skips).as_dict()["system"]["skips"]
     assert tree["0-2"]["scale"] == 0.5
     assert tree["0-2"]["features"] == 3
     assert tree["0-3"]["bias"] is False
@@ -377,4 +377,4 @@ def test_other_factories_take_tables_of_layers_too(tmp_path):
     text = TOML.replace("[system]", f'[system]\nname = "tables_user:mine"\n{table}')
     path = tmp_path / "user.toml"
     path.write_text("\n".join(line for line in text.splitlines() if not line.startswith("skips")))
-    assert sorted(build(load(path)).init(KEY)[-1]["skips"]) == ["0_2"]
+    assert sorted(build(load_config(path)).init(KEY)[-1]["skips"]) == ["0_2"]

@@ -164,8 +164,8 @@ def test_descent_on_the_inverses_alone_makes_them_inverses():
 @pytest.mark.parametrize(
     ("network", "settings", "message"),
     [
-        (MLP, {"step": 0.0}, "target_propagation: step = 0.0: must be > 0"),
-        (MLP, {"noise": -1.0}, "target_propagation: noise = -1.0: must be >= 0"),
+        (MLP, {"step": 0.0}, "target_propagation: step = 0.0: must be a number > 0"),
+        (MLP, {"noise": -1.0}, "target_propagation: noise = -1.0: must be a number >= 0"),
         (chain(dense(2), layers.tanh()), {}, "no hidden block to have targets"),
         (chain(dense(4), layers.batch_norm(), layers.tanh(), dense(2)), {}, r"\('batch_norm'\)"),
         (

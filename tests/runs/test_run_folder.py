@@ -149,9 +149,14 @@ def test_summary_has_the_keys_that_scripts_read(finished):
 
 def test_config_toml_is_the_summarys_config_and_loads_again(finished):
     config = bpeq.load_run(finished).config
-    assert config.tree == summary(finished)["config"]
+    assert config.as_dict() == summary(finished)["config"]
     rest = {"points": 4, "turns": 2, "start": "own", "relaxation": "same"}
-    assert config.tree["rule"] == {"name": "eqprop", "beta": 0.2, "nudging": "centered", **rest}
+    assert config.as_dict()["rule"] == {
+        "name": "eqprop",
+        "beta": 0.2,
+        "nudging": "centered",
+        **rest,
+    }
 
 
 def test_metrics_has_an_object_for_each_logged_epoch(finished):
@@ -242,7 +247,7 @@ def test_a_report_that_does_not_fit_on_the_disk_is_named_and_the_old_one_stays(
 def test_a_study_is_run_instead_of_training(call, tmp_path):
     (tmp_path / "study.py").write_text(
         "def run(config, runner, *, depth: int = 3):\n"
-        "    (runner.folder / 'found.txt').write_text(f\"{config.tree['seed']} {depth}\")\n"
+        "    (runner.folder / 'found.txt').write_text(f\"{config.as_dict()['seed']} {depth}\")\n"
         "    return {'mse': [1.0, 3.0], 'depth': depth}\n"
     )
     (tmp_path / "c.toml").write_text('seed = 7\nexperiment = "study.py"\n')

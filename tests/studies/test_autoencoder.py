@@ -8,7 +8,7 @@ import pytest
 from sklearn.decomposition import PCA
 
 import bpeq
-from bpeq.config.loading import load
+from bpeq.config.loading import load_config
 from bpeq.config.networks import Network
 from bpeq.config.problem import seed_keys
 from bpeq.config.registry import load_study
@@ -29,7 +29,7 @@ def test_an_epoch_descends_the_error_from_noisy_training_images_to_clean_ones(st
     study = load_study("autoencoder/study.py", studies).__globals__
     sets = ["training.epochs=1", "training.batch_size=6", "optimizer.name=sgd"]
     sets += ["optimizer.learning_rate=0.5", "schedule.name=constant"]
-    config = load(studies.parent / "configs" / "autoencoder.toml", sets).without_study()
+    config = load_config(studies.parent / "configs" / "autoencoder.toml", sets).without_study()
     network, keys = Network(chain(dense(2), dense(4)), (4,), None), seed_keys(0, 2)
     images = np.random.default_rng(0).random((9, 4))
     task = study["Task"](images, np.arange(3, 9), np.arange(3), 0.3)

@@ -10,7 +10,7 @@ import optax
 import pytest
 from scipy import integrate
 
-from bpeq.config.loading import load
+from bpeq.config.loading import load_config
 from bpeq.config.networks import build_networks
 from bpeq.config.registry import load_study
 from bpeq.costs import softmax_cross_entropy
@@ -28,7 +28,8 @@ def study(studies):
 @pytest.fixture(scope="module")
 def nets(studies):
     return {
-        k: v.layer for k, v in build_networks(load(studies.parent / "configs/depth.toml")).items()
+        k: v.layer
+        for k, v in build_networks(load_config(studies.parent / "configs/depth.toml")).items()
     }
 
 

@@ -10,7 +10,8 @@ from typing import Any
 from bpeq.config.errors import ConfigError
 from bpeq.config.loading import load_config
 from bpeq.config.registry import KINDS, choices, resolve
-from bpeq.config.schema import fields, phrase, wires
+from bpeq.config.schema import fields, wires
+from bpeq.settings import phrase
 
 
 def describe(what: str, name: str = "", overrides: Sequence[str] = ()) -> str:

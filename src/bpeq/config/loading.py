@@ -5,7 +5,6 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from bpeq.config import registry
 from bpeq.config.building import build_part, part_error
 from bpeq.config.errors import ConfigError
 from bpeq.config.overrides import SECTIONS, Source, lay
-from bpeq.config.parts import Part
+from bpeq.config.parts import Part, to_toml
 from bpeq.config.schema import fields
 from bpeq.config.sections import (
     Fidelity,
@@ -136,28 +135,16 @@ class Config:
 
     def as_dict(self) -> dict[str, Any]:
         """A new dict with every setting, in the form of a TOML file."""
-        tree: dict[str, Any] = {k: v for k, v in self.run._asdict().items() if v is not None}
+        tree = to_toml(self.run)
         if any(part.is_users_own for part in self.parts()):  # a copy must find them too
             tree["folder"] = str(self.folder.resolve())
-        for name in (*SECTIONS, "network"):
+        later = ("network", "networks", "study", "training", "fidelity", "solvers")
+        for name in (*SECTIONS, *later):
             section = getattr(self, _FIELDS.get(name, name))
-            if section is not None:
-                tree[name] = section.as_dict()
-        if self.networks:
-            tree["networks"] = {key: each.as_dict() for key, each in self.networks.items()}
-        if self.experiment is not None:
-            tree["study"] = dict(self.study)
-        for name in ("training", "fidelity"):
-            section = getattr(self, _FIELDS[name])
-            if section is not None:
-                tree[name] = {k: v for k, v in section._asdict().items() if v is not None}
-        tree["solvers"] = {phase: each.as_dict() for phase, each in self.solvers.items()}
+            kept = self.experiment is not None if name == "study" else section or name == "solvers"
+            if kept:
+                tree[name] = to_toml(section)
         return tree
-
-    @cached_property
-    def tree(self) -> dict[str, Any]:
-        """The result of `as_dict`, computed once. Do not change it."""
-        return self.as_dict()
 
     # --- other configs from the same file ---
 
@@ -296,9 +283,6 @@ def load_config(path: Path | str, overrides: Sequence[str] = ()) -> Config:
     config = _assemble(source)
     _check_others(source)
     return config
-
-
-load = load_config
 
 
 def _read_toml(path: Path) -> dict[str, Any]:

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from bpeq.config import registry
-from bpeq.config.schema import LayerTable, layer_tables, phrase, validate, wires
-from bpeq.settings import SettingError
+from bpeq.config.schema import layer_tables, validate, wires
+from bpeq.settings import LayerTable, SettingError, phrase
 
 _CALL = re.compile(r"\s*([A-Za-z_][\w.]*(?::[A-Za-z_]\w*)?)\s*(?:\((.*)\))?\s*", re.DOTALL)
 _TOO_DEEP = "cannot be read as a call: nested too deeply"
@@ -59,7 +59,7 @@ class Part:
         Returns:
           The name and the settings.
         """
-        return {"name": self.name, **{k: _plain(v) for k, v in self.settings.items()}}
+        return {"name": self.name, **to_toml(self.settings)}
 
     def walk(self) -> Iterator[Part]:
         """Iterates over this part and all layers inside it.
@@ -242,10 +242,19 @@ def _read_table(given: Any, place: str, folder: Path | None) -> dict[str, Part]:
     return {key: read_part("layers", x, f"{place}.{key}", folder) for key, x in given.items()}
 
 
-def _plain(value: Any) -> Any:
-    """Converts parts inside a value to TOML types."""
+def to_toml(value: Any) -> Any:
+    """Converts settings to TOML types.
+
+    Args:
+      value: a section, with parts inside it: a Part, a NamedTuple, a dict, or one value.
+
+    Returns:
+      The settings. Entries of a NamedTuple that are None, or an empty tuple, are absent.
+    """
     if isinstance(value, Part):
         return value.as_dict()
+    if hasattr(value, "_asdict"):
+        return {k: to_toml(v) for k, v in value._asdict().items() if v not in (None, ())}
     if isinstance(value, tuple):
-        return [_plain(each) for each in value]
-    return {k: _plain(v) for k, v in value.items()} if isinstance(value, dict) else value
+        return [to_toml(each) for each in value]
+    return {k: to_toml(v) for k, v in value.items()} if isinstance(value, Mapping) else value

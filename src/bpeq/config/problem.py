@@ -12,13 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from bpeq.config.device_checks import check_devices, check_memory
-from bpeq.config.dry_run import dry_run, initial
+from bpeq.config.building import EXPECTED
+from bpeq.config.checks import check_devices, check_memory, dry_run, initial
 from bpeq.config.errors import ConfigError
 from bpeq.config.loading import Config
 from bpeq.config.parts import Part
 from bpeq.config.schema import wires
-from bpeq.config.user_code import EXPECTED
 from bpeq.core import trees
 from bpeq.data import Dataset
 from bpeq.layers import init_shapes

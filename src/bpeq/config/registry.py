@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import importlib.util
 import inspect
@@ -17,6 +16,7 @@ import optax
 
 from bpeq import costs, data, layers, rules, solvers, systems, types
 from bpeq.config.errors import describe_error
+from bpeq.settings import nearest
 from bpeq.systems import devices
 from bpeq.training import optimizers
 
@@ -144,20 +144,6 @@ def choices(allowed: Iterable[str], given: str) -> str:
     """
     allowed = list(allowed)
     return f"allowed: {', '.join(allowed) or 'none here'}{nearest(allowed, given)}"
-
-
-def nearest(allowed: Iterable[str], given: str) -> str:
-    """Suggests the permitted name nearest to a mistyped one.
-
-    Args:
-      allowed: the permitted names.
-      given: the mistyped name.
-
-    Returns:
-      `; did you mean …?`, or an empty text if no name is near.
-    """
-    near = difflib.get_close_matches(given, list(allowed), n=1)
-    return f"; did you mean {near[0]!r}?" if near else ""
 
 
 def _import(name: str, folder: Path | None) -> Factory:

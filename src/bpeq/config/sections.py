@@ -13,8 +13,8 @@ from annotated_types import Ge, Interval
 
 from bpeq.config import registry
 from bpeq.config.overrides import LEFT_OUT, SECTIONS, TABLES
-from bpeq.config.parts import Part, read_part
-from bpeq.config.schema import study_settings, validate, wires
+from bpeq.config.parts import Part, read_part, to_toml
+from bpeq.config.schema import validate, wires
 from bpeq.settings import Count, NonNegative, Positive, SettingError
 from bpeq.types import Solver
 
@@ -135,10 +135,7 @@ class NetworkSettings(NamedTuple):
         Returns:
           The section.
         """
-        tree: Tree = {"layers": [layer.as_dict() for layer in self.layers]}
-        if self.input:
-            tree["input"] = list(self.input)
-        return tree if self.tokens is None else {**tree, "tokens": self.tokens}
+        return to_toml(self)
 
 
 def read_sections(tree: Tree, folder: Path) -> dict[str, Any]:
@@ -262,7 +259,7 @@ def _read_study(run: Run, settings: Tree, folder: Path) -> tuple[Run, Tree]:
         remedy = "a study's own steps run on one device; allowed: 1"
         raise SettingError("", "devices", run.devices, remedy)
     path = str(Path(study.__code__.co_filename).resolve())
-    return run._replace(experiment=path), validate(study_settings(study), settings, "study")
+    return run._replace(experiment=path), validate(study, settings, "study", skip=2)
 
 
 def _read_solvers(given: Mapping[str, Any], rule: Part, folder: Path) -> dict[str, Part]:

@@ -2,12 +2,9 @@
 
 from bpeq.data._built_in import diabetes, digits, xor
 from bpeq.data._csv import csv
-from bpeq.data._finish import finish
-from bpeq.data._idx import read_idx
-from bpeq.data._mnist import fashion_mnist, mnist
+from bpeq.data._dataset import Dataset, Splits, Task, finish, folded, shuffled, single
+from bpeq.data._mnist import fashion_mnist, mnist, read_idx
 from bpeq.data._npz import npz
-from bpeq.data._splits import Splits, folded, shuffled, single
-from bpeq.data._types import Dataset, Task
 
 __all__ = [
     "Dataset",

@@ -6,9 +6,7 @@ import math
 
 import numpy as np
 
-from bpeq.data._finish import finish
-from bpeq.data._splits import folded, single
-from bpeq.data._types import Dataset
+from bpeq.data._dataset import Dataset, finish, folded, single
 from bpeq.settings import Fraction, checked
 
 _CENTRE, _UNIT = 150.0, 75.0

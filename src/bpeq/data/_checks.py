@@ -7,33 +7,17 @@ import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Float, Int
 
-if TYPE_CHECKING:
-    from bpeq.types import DataError
+from bpeq.settings import DataError
 
 Name = Callable[[tuple[int, ...]], str]
 """Index of an entry -> its name in an error message; () is the whole array."""
 
 LABEL_LIMIT = 2**31
 _LARGEST = np.float64(np.finfo(np.float32).max)
-
-
-def data_error(message: str) -> DataError:
-    """Makes a DataError. The late import of `bpeq.types` avoids JAX, which data do not need.
-
-    Args:
-      message: the message.
-
-    Returns:
-      The error.
-    """
-    from bpeq.types import DataError
-
-    return DataError(message)
 
 
 @contextmanager
@@ -50,18 +34,18 @@ def reading(path: str | Path) -> Iterator[None]:
         _refuse_endless(os.path.expanduser(path))
         yield
     except FileNotFoundError:
-        raise data_error(f"{path}: no such file") from None
+        raise DataError(f"{path}: no such file") from None
     except OSError as error:
-        raise data_error(f"{path}: cannot be read: {error.strerror or error}") from None
+        raise DataError(f"{path}: cannot be read: {error.strerror or error}") from None
 
 
 def _refuse_endless(path: str) -> None:
     try:
         mode = os.stat(path or "\0").st_mode
     except ValueError:
-        raise data_error(f"{path!r}: is no file's name") from None
+        raise DataError(f"{path!r}: is no file's name") from None
     if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
-        raise data_error(f"{path}: is a pipe or a device, not a file")
+        raise DataError(f"{path}: is a pipe or a device, not a file")
 
 
 def named(source: str, array: str) -> Name:
@@ -95,11 +79,8 @@ def as_float32(array: np.ndarray, name: Name) -> Float[np.ndarray, "n ..."]:
       DataError: the array does not hold real numbers, or an entry is NaN, infinite or too large.
     """
     _require_numbers(array, name)
-    index = _first(~(np.abs(array) <= _LARGEST))
-    if index is not None:
-        value = array[index]
-        reason = "too large for float32" if np.isfinite(value) else "not a finite number"
-        raise data_error(f"{name(index)} is {value}, {reason}")
+    _refuse(array, ~np.isfinite(array), name, ", not a finite number")
+    _refuse(array, np.abs(array) > _LARGEST, name, ", too large for float32")
     return array.astype(np.float32, order="C")
 
 
@@ -119,19 +100,14 @@ def as_labels(array: np.ndarray, name: Name, classes: int | None) -> Int[np.ndar
         or >= `classes`.
     """
     if array.ndim != 1:
-        raise data_error(f"{name(())} has shape {array.shape}: labels are one a row, [n]")
+        raise DataError(f"{name(())} has shape {array.shape}: labels are one a row, [n]")
     _require_numbers(array, name)
     whole = np.isfinite(array) & (array == np.floor(array))
     top = LABEL_LIMIT if classes is None else classes
-    rules = [
-        (~whole, "not a whole number: labels are 0, 1, 2, …"),
-        (array < 0, "negative: labels are 0, 1, 2, …"),
-        (array >= top, f"not below {top}" + ("" if classes is None else ", the number of classes")),
-    ]
-    for bad, reason in rules:
-        index = _first(bad)
-        if index is not None:
-            raise data_error(f"{name(index)} is {array[index]}, {reason}")
+    limit = f", not below {top}" + ("" if classes is None else ", the number of classes")
+    _refuse(array, ~whole, name, ", not a whole number: labels are 0, 1, 2, …")
+    _refuse(array, array < 0, name, ", negative: labels are 0, 1, 2, …")
+    _refuse(array, array >= top, name, limit)
     return array.astype(np.int32)
 
 
@@ -154,12 +130,12 @@ def count_classes(labels: Int[np.ndarray, " n"], name: Name, classes: int | None
     present = np.unique(labels)
     gaps = np.flatnonzero(present != np.arange(len(present)))
     if len(gaps):
-        raise data_error(
+        raise DataError(
             f"{name(())}: class {gaps[0]} has no examples though labels run up to {present[-1]}; "
             f"set classes = {present[-1] + 1} if that is meant, or task = 'regression'"
         )
     if len(present) < 2:
-        raise data_error(f"{name(())}: every label is 0; a classification needs two classes")
+        raise DataError(f"{name(())}: every label is 0; a classification needs two classes")
     return len(present)
 
 
@@ -177,19 +153,17 @@ def as_bits(array: np.ndarray, name: Name) -> Float[np.ndarray, "n ..."]:
       DataError: an entry is neither 0 nor 1.
     """
     values = as_float32(array, name)
-    index = _first((values != 0) & (values != 1))
-    if index is not None:
-        raise data_error(f"{name(index)} is {array[index]}: a binary target is 0 or 1")
+    _refuse(array, (values != 0) & (values != 1), name, ": a binary target is 0 or 1")
     return values
 
 
 def _require_numbers(array: np.ndarray, name: Name) -> None:
     if array.dtype.kind not in "biuf":
-        raise data_error(f"{name(())} holds {array.dtype}, not real numbers")
+        raise DataError(f"{name(())} holds {array.dtype}, not real numbers")
 
 
-def _first(bad: np.ndarray) -> tuple[int, ...] | None:
-    """The index of the first True; None if there is none."""
-    if not bad.any():
-        return None
-    return tuple(int(i) for i in np.unravel_index(np.argmax(bad), bad.shape))
+def _refuse(array: np.ndarray, bad: np.ndarray, name: Name, reason: str) -> None:
+    """Raises DataError for the first entry that is bad."""
+    if bad.any():
+        index = tuple(int(i) for i in np.unravel_index(np.argmax(bad), bad.shape))
+        raise DataError(f"{name(index)} is {array[index]}{reason}")

@@ -9,10 +9,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from bpeq.data._checks import Name, data_error, reading
-from bpeq.data._table import TEST, VALIDATION, Choices, Classes, Part, TaskChoice, table
-from bpeq.data._types import Dataset
-from bpeq.settings import Count, Fraction, SettingError, checked
+from bpeq.data._checks import Name, reading
+from bpeq.data._dataset import Dataset
+from bpeq.data._npz import TEST, VALIDATION, Classes, Part, TaskChoice, table
+from bpeq.settings import Count, DataError, Fraction, SettingError, checked
 
 _WHOLE = re.compile(r"[+-]?[0-9]+")
 
@@ -91,35 +91,32 @@ def csv(
     resolved, y = _target(sheet, aim, task)
     x = np.array([_numbers(sheet, column) for column in inputs], np.float64).T
     part = Part(x, y, _name(sheet, inputs), _name(sheet, [aim]))
-    choices = Choices(resolved, classes, validation, test, splits)
-    return table("csv", path, {"all": part}, choices)
+    return table("csv", path, {"all": part}, resolved, classes, validation, test, splits)
 
 
 def _read(path: str) -> Sheet:
     rows, lines = [], []
+    file_path = os.path.expanduser(path)
     try:
-        with (
-            reading(path),
-            open(os.path.expanduser(path), newline="", encoding="utf-8-sig") as file,
-        ):
+        with reading(path), open(file_path, newline="", encoding="utf-8-sig") as file:
             reader = files.reader(file, strict=True)
             for cells in reader:
                 if cells:
                     rows.append([cell.strip() for cell in cells])
                     lines.append(reader.line_num)
     except UnicodeDecodeError as error:
-        raise data_error(f"{path}: not UTF-8 text: {error.reason}") from None
+        raise DataError(f"{path}: not UTF-8 text: {error.reason}") from None
     except files.Error as error:
-        raise data_error(f"{path}: line {reader.line_num}: not CSV: {error}") from None
+        raise DataError(f"{path}: line {reader.line_num}: not CSV: {error}") from None
     if not rows:
-        raise data_error(f"{path}: the file is empty")
+        raise DataError(f"{path}: the file is empty")
     _check_header(path, rows[0])
     sheet = Sheet(path, rows[0], rows[1:], lines[1:])
     if not sheet.rows:
-        raise data_error(f"{path}: a header but no rows")
+        raise DataError(f"{path}: a header but no rows")
     for line, row in zip(sheet.lines, sheet.rows, strict=True):
         if len(row) != len(sheet.columns):
-            raise data_error(
+            raise DataError(
                 f"{path}: line {line} has {len(row)} cells, the header {len(sheet.columns)}"
             )
     return sheet
@@ -127,14 +124,14 @@ def _read(path: str) -> Sheet:
 
 def _check_header(path: str, columns: list[str]) -> None:
     if len(columns) < 2:
-        raise data_error(f"{path}: one column, {columns[0]!r}: an input and a target are needed")
+        raise DataError(f"{path}: one column, {columns[0]!r}: an input and a target are needed")
     if all(_number(cell) is not None for cell in columns):
-        raise data_error(f"{path}: line 1 is all numbers: a header with column names is needed")
+        raise DataError(f"{path}: line 1 is all numbers: a header with column names is needed")
     for position, column in enumerate(columns):
         if not column:
-            raise data_error(f"{path}: column {position + 1} has no name in the header")
+            raise DataError(f"{path}: column {position + 1} has no name in the header")
         if column in columns[:position]:
-            raise data_error(f"{path}: two columns are named {column!r}")
+            raise DataError(f"{path}: two columns are named {column!r}")
 
 
 def _target(sheet: Sheet, aim: int, task: TaskChoice) -> tuple[TaskChoice, np.ndarray]:
@@ -144,7 +141,7 @@ def _target(sheet: Sheet, aim: int, task: TaskChoice) -> tuple[TaskChoice, np.nd
     if task in ("auto", "classification") and "" not in cells and not all(numeric):
         if any(numeric):
             row = numeric.index(False)
-            raise data_error(f"{sheet.place(row, aim)} is {cells[row]!r} where others are numbers")
+            raise DataError(f"{sheet.place(row, aim)} is {cells[row]!r} where others are numbers")
         numbers = {name: number for number, name in enumerate(sorted(set(cells)))}
         return "classification", np.array([numbers[cell] for cell in cells])
     if task == "auto":
@@ -154,14 +151,13 @@ def _target(sheet: Sheet, aim: int, task: TaskChoice) -> tuple[TaskChoice, np.nd
 
 
 def _numbers(sheet: Sheet, column: int) -> np.ndarray:
-    values = np.empty(len(sheet.rows))
-    for row, cells in enumerate(sheet.rows):
-        value = _number(cells[column])
-        if value is None:
-            what = f"is {cells[column]!r}, not a number" if cells[column] else "is empty"
-            raise data_error(f"{sheet.place(row, column)} {what}")
-        values[row] = value
-    return values
+    values = [_number(cells[column]) for cells in sheet.rows]
+    if None in values:
+        row = values.index(None)
+        cell = sheet.rows[row][column]
+        problem = f"is {cell!r}, not a number" if cell else "is empty"
+        raise DataError(f"{sheet.place(row, column)} {problem}")
+    return np.array(values, np.float64)
 
 
 def _number(cell: str) -> float | None:

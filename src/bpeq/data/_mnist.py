@@ -1,21 +1,24 @@
-"""MNIST and Fashion-MNIST, from the four IDX files of each."""
+"""MNIST and Fashion-MNIST: the files of each, found or downloaded, in IDX format."""
 
 from __future__ import annotations
 
+import gzip
+import hashlib
+import logging
+import math
+import os
+import struct
+import zlib
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, BinaryIO, NamedTuple, cast
 
 import numpy as np
 from annotated_types import Interval
 from jaxtyping import UInt8
 
-from bpeq.data._checks import data_error
-from bpeq.data._fetch import Remote, find
-from bpeq.data._finish import finish
-from bpeq.data._idx import read_idx
-from bpeq.data._splits import single
-from bpeq.data._types import Dataset
-from bpeq.settings import checked
+from bpeq.data._checks import reading
+from bpeq.data._dataset import Dataset, finish, single
+from bpeq.settings import DataError, checked
 
 _TRAIN, _SIDE, _CLASSES = 60_000, 28, 10
 HeldOut = Annotated[int, Interval(ge=0, lt=_TRAIN)]
@@ -40,6 +43,12 @@ _FASHION = (
     ("8181f5470baa50b63fa0f6fddb340f0a", "bef4ecab320f06d8554ea6380940ec79"),
     ("15d484375f8d13e6eb1aabb0c3f46965", "bb300cfdad3c16e7a12a480ee83cd310"),
 )
+_BYTES = 0x08  # the type code of unsigned bytes, the only type in image files
+_AXES = 8  # no image file has more dimensions
+_LIMIT = 2**32
+_CHUNK = 2**20
+_TIMEOUT = (10.0, 30.0)
+"""Seconds for a connection, and between two parts of an answer: a dead server cannot hang."""
 
 
 @checked
@@ -97,6 +106,88 @@ def fashion_mnist(validation: HeldOut = 5000, root: str | None = None) -> Datase
     return _load("fashion_mnist", _FASHION, validation, root)
 
 
+class Remote(NamedTuple):
+    """One file of a data set.
+
+    Args:
+      folder: the folder of the data set.
+      file: the name of the file.
+      mirror: the address of the server.
+      md5: the checksum of the uncompressed bytes, which is checked for any copy.
+      gzip_md5: the checksum of the compressed file from the mirror.
+    """
+
+    folder: str
+    file: str
+    mirror: str
+    md5: str
+    gzip_md5: str
+
+
+def find(remote: Remote, root: str | None) -> Path:
+    """Finds `folder/file` of a data set, or downloads it.
+
+    Without `root` these places are tried in order: `$BPEQ_DATA`, the user's cache folder
+    (`~/.cache/bpeq` on Linux), and a download into that cache. A download with a wrong checksum is
+    not kept.
+
+    Args:
+      remote: the file.
+      root: the only folder to look in, without a download; None: the places above.
+
+    Returns:
+      The path of the file.
+
+    Raises:
+      DataError: the file is in none of these places.
+    """
+    place = Path(remote.folder) / remote.file
+    if root is not None:
+        path = Path(root).expanduser() / place
+        if not path.is_file():
+            raise DataError(f"{path}: no such file (root = {root!r} is the only place looked in)")
+        return path
+    import pooch
+
+    cache = Path(pooch.os_cache("bpeq"))
+    user = os.environ.get("BPEQ_DATA")
+    paths = [Path(base).expanduser() / place for base in (user, cache) if base]
+    for path in paths:
+        if path.is_file():
+            return path
+    problem = _download(remote, cache / remote.folder)
+    if problem:
+        raise DataError(
+            f"{remote.file} is missing: looked for {' and '.join(map(str, paths))}, download from "
+            f"{remote.mirror} failed ({problem}); set BPEQ_DATA to the folder that holds {place}"
+        )
+    return cache / place
+
+
+def _download(remote: Remote, folder: Path) -> str:
+    """Downloads the file into `folder`. Returns the failure in a few words, or an empty text."""
+    import pooch
+
+    log = pooch.get_logger()
+    level = log.level
+    log.setLevel(logging.WARNING)  # pooch announces downloads; the library never prints
+    try:
+        pooch.retrieve(
+            remote.mirror + remote.file,
+            known_hash=f"md5:{remote.gzip_md5}",
+            fname=remote.file,
+            path=folder,
+            downloader=pooch.HTTPDownloader(timeout=_TIMEOUT),
+        )
+    except OSError as error:  # requests' errors are OSErrors
+        return type(error).__name__
+    except ValueError:
+        return "the checksum of what arrived is wrong"
+    finally:
+        log.setLevel(level)
+    return ""
+
+
 def read_pair(
     images_path: str | Path, labels_path: str | Path, md5s: tuple[str | None, str | None]
 ) -> tuple[UInt8[np.ndarray, "n 28 28"], UInt8[np.ndarray, " n"]]:
@@ -118,12 +209,12 @@ def read_pair(
     labels = read_idx(labels_path, dimensions=1, md5=md5s[1])
     if images.shape[1:] != (_SIDE, _SIDE):
         height, width = images.shape[1:]
-        raise data_error(f"{images_path}: images of {height} × {width}, expected 28 × 28")
+        raise DataError(f"{images_path}: images of {height} × {width}, expected 28 × 28")
     if len(images) != len(labels):
-        raise data_error(f"{labels_path}: {len(labels)} labels for {len(images)} images")
+        raise DataError(f"{labels_path}: {len(labels)} labels for {len(images)} images")
     wrong = np.flatnonzero(labels >= _CLASSES)
     if len(wrong):
-        raise data_error(f"{labels_path}: label {wrong[0]} is {labels[wrong[0]]}, not in 0 … 9")
+        raise DataError(f"{labels_path}: label {wrong[0]} is {labels[wrong[0]]}, not in 0 … 9")
     return images, labels
 
 
@@ -140,3 +231,85 @@ def _load(name: str, source: tuple, validation: int, root: str | None) -> Datase
     x = (images / np.float32(255))[..., None]
     y = labels.astype(np.int32)
     return finish(name, x, y, splits, task="classification", outputs=_CLASSES)
+
+
+def read_idx(
+    path: str | Path, *, dimensions: int | None = None, md5: str | None = None
+) -> UInt8[np.ndarray, "n ..."]:
+    """Reads the array of unsigned bytes in an IDX file. A name in `.gz` means gzip compression.
+
+    The file begins with two zero bytes, a type code (8, unsigned bytes) and the number of
+    dimensions. The size of each dimension follows as a 32-bit big-endian number, then the entries,
+    last axis fastest. The function allocates memory only for bytes that it has read, because a
+    header may be wrong.
+
+    Args:
+      path: the file.
+      dimensions: the required number of dimensions (1 for labels, 3 for grey images); None: any.
+      md5: the required checksum of the *uncompressed* bytes, in hexadecimal; None: any.
+
+    Returns:
+      The array.
+
+    Raises:
+      DataError: the file is absent, unreadable, damaged, or not IDX; it has another type, number of
+        dimensions or checksum; or it is shorter or longer than its header says.
+
+    Source: LeCun, Cortes & Burges, The MNIST database of handwritten digits.
+    """
+    path = Path(path)
+    opener = gzip.open if path.suffix == ".gz" else open
+    with reading(path):
+        try:
+            with opener(path, "rb") as file:
+                return _read(cast(BinaryIO, file), path, dimensions, md5)
+        except gzip.BadGzipFile as error:
+            raise DataError(f"{path}: not gzip, or a damaged one: {error}") from None
+        except EOFError:
+            raise DataError(f"{path}: the gzip stream is truncated") from None
+        except zlib.error as error:
+            raise DataError(f"{path}: the gzip stream is damaged: {error}") from None
+
+
+def _read(file: BinaryIO, path: Path, dimensions: int | None, md5: str | None) -> np.ndarray:
+    magic = _take(file, 4)
+    if len(magic) < 4:
+        raise DataError(f"{path}: the header is truncated: {len(magic)} bytes of its first 4")
+    axes = dimensions or (magic[3] if 1 <= magic[3] <= _AXES else 1)
+    expected = bytes([0, 0, _BYTES, axes])
+    if magic[:2] == expected[:2] and magic[2] != _BYTES:
+        raise DataError(
+            f"{path}: type code 0x{magic[2]:02x}, expected 0x{_BYTES:02x}: unsigned bytes"
+        )
+    if magic != expected:
+        raise DataError(f"{path}: magic 0x{magic.hex()}, expected 0x{expected.hex()}")
+    header = _take(file, 4 * axes)
+    if len(header) < 4 * axes:
+        raise DataError(
+            f"{path}: the header is truncated: {4 + len(header)} bytes of {4 + 4 * axes}"
+        )
+    shape = struct.unpack(f">{axes}I", header)
+    size = math.prod(shape)
+    if not 1 <= size <= _LIMIT:
+        raise DataError(f"{path}: the header says {_by(shape)} bytes: allowed are 1 to {_LIMIT}")
+    body = _take(file, size + 1)
+    if len(body) != size:
+        found = f"only {len(body)}" if len(body) < size else "more"
+        raise DataError(f"{path}: the header says {_by(shape)} = {size} bytes, there are {found}")
+    if md5 is not None:
+        digest = hashlib.md5(magic + header + body, usedforsecurity=False).hexdigest()
+        if digest != md5:
+            raise DataError(f"{path}: md5 of the uncompressed bytes is {digest}, expected {md5}")
+    return np.frombuffer(body, np.uint8).reshape(shape)
+
+
+def _take(file: BinaryIO, count: int) -> bytearray:
+    """Reads `count` bytes, or fewer at the end of the file."""
+    taken = bytearray()
+    while len(taken) < count and (piece := file.read(min(count - len(taken), _CHUNK))):
+        taken += piece
+    return taken
+
+
+def _by(shape: tuple[int, ...]) -> str:
+    return " × ".join(map(str, shape))

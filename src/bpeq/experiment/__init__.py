@@ -1,7 +1,7 @@
 """What each command does, and what a study builds on: configs, their parts, and the runner.
 
 A study is a file with a function `run(config, runner, *, ...)`. A config names the file. All that a
-study needs from here and from `bpeq.config` is public:
+study needs from here and from `bpeq.config` is public here:
 
 * `Config`, `load_config`, `ConfigError`: typed settings. `config.error(key, value, remedy)` makes
   the error for a setting that the study refuses.

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from bpeq.config.loading import Config, ConfigError, load
+from bpeq.config.loading import Config, ConfigError, load_config
 from bpeq.config.overrides import read_pair
 from bpeq.config.problem import build
 from bpeq.experiment import resume
@@ -138,7 +138,7 @@ def sweep_run(path: Path, overrides: Sequence[str], chosen: dict[str, str]) -> S
     """
     pairs = [f"{key}={value}" for key, value in chosen.items()]
     try:
-        config = load(path, [*overrides, *pairs])
+        config = load_config(path, [*overrides, *pairs])
     except ConfigError as error:
         raise _grid_error(error, chosen) from None
     name = resume.identity(config)["config"][:12]

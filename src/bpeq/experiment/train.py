@@ -15,7 +15,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from bpeq.analysis.gradient_fidelity import grouped
-from bpeq.config.device_checks import check_devices
+from bpeq.config.checks import check_devices
 from bpeq.config.loading import Config
 from bpeq.config.problem import Problem, build, seed_keys
 from bpeq.core import trees

@@ -1,13 +1,18 @@
-"""Splits into training, validation and test sets: fixed arrays of rows, the same for every seed."""
+"""A data set: a table of examples, and the rows of each split, the same for every seed."""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Float, Int
 
+from bpeq.data._checks import as_bits, as_float32, as_labels, named
+from bpeq.settings import DataError
+
+Task = Literal["classification", "binary", "regression"]
 Rows = Int[np.ndarray, " m"]
 
 
@@ -27,6 +32,107 @@ class Splits(NamedTuple):
 
 class TooFew(ValueError):
     """There are not enough examples for the requested split."""
+
+
+class Dataset(NamedTuple):
+    """Examples in host memory, with S fixed splits. Seed i of a run uses split i mod S.
+
+    Args:
+      name: the name of the data set.
+      x: `[n, ...]` float32 inputs, images as `[n, height, width, channels]` in [0, 1].
+      y: `[n]` int32 labels for classification; `[n, outputs]` float32 otherwise.
+      train: `[S, m]` int32 training rows of x, sorted.
+      validation: `[S, m]` int32 validation rows, sorted.
+      test: `[S, m]` int32 test rows, sorted. The three parts of a split are disjoint.
+      task: "classification"; "binary" (targets 0 or 1, threshold ½); "regression".
+      outputs: the number of outputs of a network: classes, or the length of the targets' last axis.
+      checksum: the SHA-256 of x, y and the splits, for the record of a run.
+      unit: the value of one unit of y, for regression; errors are multiplied by it. The default 1.0
+        leaves them unchanged.
+    """
+
+    name: str
+    x: Float[np.ndarray, "n ..."]
+    y: Any
+    train: Int[np.ndarray, "splits train"]
+    validation: Int[np.ndarray, "splits validation"]
+    test: Int[np.ndarray, "splits test"]
+    task: Task
+    outputs: int
+    checksum: str
+    unit: float = 1.0
+
+
+def finish(
+    name: str,
+    x: np.ndarray,
+    y: np.ndarray,
+    splits: Splits,
+    *,
+    task: Task,
+    outputs: int,
+    unit: float = 1.0,
+    disjoint: bool = True,
+) -> Dataset:
+    """Makes a Dataset from arrays, and checks them. Use it for your own data set too.
+
+    Args:
+      name: the data set's name.
+      x: `[n, ...]` float32 inputs.
+      y: `[n]` int32 labels for classification, else `[n, outputs]` float32 targets.
+      splits: the splits from `single`, `shuffled` or `folded`.
+      task: "classification", "binary" or "regression".
+      outputs: the number of classes, or the length of the targets' last axis.
+      unit: the value of one unit of y; errors of a regression are multiplied by it.
+      disjoint: False only if train, validation and test overlap on purpose (a truth table).
+
+    Returns:
+      The data set.
+
+    Raises:
+      DataError: a shape, a type or an entry is not allowed; a split does not have each row exactly
+        once; or the training set is empty.
+
+    Example:
+      >>> import numpy as np
+      >>> from bpeq.data import shuffled
+      >>> x = np.linspace(0, 1, 20, dtype=np.float32)[:, None]
+      >>> finish("line", x, 2 * x, shuffled(20, 1, 0.1, 0.2), task="regression", outputs=1).unit
+      1.0
+    """
+    n = len(x)
+    wanted = ((n,), np.int32) if task == "classification" else ((n, outputs), np.float32)
+    if x.dtype != np.float32 or x.ndim < 2 or x.size == 0:
+        raise DataError(f"{name}: x is {x.dtype} {x.shape}: float32 [n, ...] is needed")
+    if (y.shape, y.dtype) != wanted:
+        raise DataError(
+            f"{name}: y is {y.dtype} {y.shape}: {wanted[1].__name__} {wanted[0]} is needed"
+        )
+    as_float32(x, named(name, "x"))
+    if task == "classification":
+        as_labels(y, named(name, "y"), outputs)
+    else:
+        check = as_bits if task == "binary" else as_float32
+        check(y, named(name, "y"))
+    _check_splits(name, splits, n, disjoint)
+    return Dataset(name, x, y, *splits, task, outputs, checksum(x, y, *splits), unit)
+
+
+def checksum(*arrays: np.ndarray) -> str:
+    """Computes a SHA-256 over dtypes, shapes and little-endian bytes.
+
+    Args:
+      arrays: the arrays, in order.
+
+    Returns:
+      The checksum in hexadecimal.
+    """
+    digest = hashlib.sha256()
+    for array in arrays:
+        little = np.ascontiguousarray(array, array.dtype.newbyteorder("<"))
+        digest.update(f"{little.dtype.str}{little.shape}".encode())
+        digest.update(little.data)
+    return digest.hexdigest()
 
 
 def single(train: Rows, validation: Rows, test: Rows) -> Splits:
@@ -147,6 +253,16 @@ def carve(
             raise TooFew(f"{problem}: fewer than the {len(present)} classes")
     rest, held = train_test_split(rows, test_size=size, random_state=state, stratify=strata)
     return rest, held
+
+
+def _check_splits(name: str, splits: Splits, n: int, disjoint: bool) -> None:
+    if len({len(part) for part in splits}) != 1 or splits.train.size == 0:
+        shapes = ", ".join(str(part.shape) for part in splits)
+        raise DataError(f"{name}: splits of shapes {shapes}: as many of each, and train not empty")
+    for number, parts in enumerate(zip(*splits, strict=True)):
+        for part in parts if not disjoint else [np.concatenate(parts)]:
+            if not np.array_equal(np.sort(part), np.arange(n)):
+                raise DataError(f"{name}: split {number} does not have each of {n} rows just once")
 
 
 def _trim(fold: Rows, size: int, labels: Rows | None) -> Rows:
