@@ -11,6 +11,7 @@ import functools
 import inspect
 import math
 import operator
+import sys
 from collections.abc import Callable, Iterable
 from types import NoneType, UnionType
 from typing import (
@@ -134,7 +135,8 @@ def _fits(hint: Any, value: Any) -> bool:
         return _fits(get_args(hint)[0], value) and all(inside)
     if hint in (int, float):
         kinds = int if hint is int else int | float
-        return isinstance(value, kinds) and not isinstance(value, bool) and _finite(value)
+        number = isinstance(value, kinds) and not isinstance(value, bool)
+        return number and abs(value) <= sys.float_info.max
     checked_type = hint in (bool, NoneType) or (isinstance(hint, type) and issubclass(hint, tuple))
     return isinstance(value, hint) if checked_type else True
 
@@ -221,10 +223,3 @@ def _limits(hint: Any) -> list[tuple[str, Callable[[Any, Any], bool], Any]]:
 def _options(hint: Any) -> tuple[Any, ...]:
     """The members of a union; of another annotation, the annotation itself."""
     return get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
-
-
-def _finite(value: float) -> bool:
-    try:
-        return math.isfinite(value)
-    except OverflowError:  # a whole number beyond every float
-        return False

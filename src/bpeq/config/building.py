@@ -8,7 +8,8 @@ from __future__ import annotations
 import functools
 import inspect
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from bpeq.config import registry
@@ -23,6 +24,22 @@ EXPECTED = (ConfigError, DataError, MemoryError)
 
 Wording = Callable[[str, Any, str], ConfigError]
 """The type of `Config.error`: (key, value, remedy) -> the error."""
+
+
+@contextmanager
+def reworded(kind: type[Exception], reword: Callable[[Any], Exception]) -> Iterator[None]:
+    """Turns an error of the block into another one. Errors of `EXPECTED` are raised unchanged.
+
+    Args:
+      kind: the type of error.
+      reword: makes the new error from it.
+    """
+    try:
+        yield
+    except EXPECTED:
+        raise
+    except kind as error:
+        raise reword(error) from error
 
 
 def build_part(word: Wording, part: Part, wired: Mapping[str, Any]) -> Any:
@@ -59,7 +76,7 @@ def build_part(word: Wording, part: Part, wired: Mapping[str, Any]) -> Any:
     except TypeError as error:
         raise word(part.key, part.name, str(error)) from error
     try:
-        made = part.factory(*several, **arguments)
+        built = part.factory(*several, **arguments)
     except EXPECTED:
         raise
     except ValueError as error:
@@ -70,11 +87,11 @@ def build_part(word: Wording, part: Part, wired: Mapping[str, Any]) -> Any:
         if part.kind == "data" and isinstance(error, OSError):
             raise DataError(str(word(part.key, part.name, str(error)))) from error
         raise user_error(word, part, error) from error
-    if not isinstance(made, registry.WORDS[part.kind]):
-        wanted = " or a ".join(kind.__name__ for kind in registry.WORDS[part.kind])
-        remedy = f"gives a {type(made).__name__}; it must give a {wanted}"
+    if not isinstance(built, registry.WORDS[part.kind]):
+        kinds = " or a ".join(kind.__name__ for kind in registry.WORDS[part.kind])
+        remedy = f"gives a {type(built).__name__}; it must give a {kinds}"
         raise word(part.key, part.name, remedy)
-    return guard_functions(word, part, made) if part.is_users_own else made
+    return guard_functions(word, part, built) if part.is_users_own else built
 
 
 def part_error(word: Wording, part: Part, error: ValueError) -> ConfigError:
@@ -99,7 +116,7 @@ def part_error(word: Wording, part: Part, error: ValueError) -> ConfigError:
     return word(part.key, part.name, str(error))
 
 
-def guard_functions(word: Wording, part: Part, made: Any) -> Any:
+def guard_functions(word: Wording, part: Part, built: Any) -> Any:
     """Wraps each function that a user's factory returned, so that its errors name the part.
 
     An error in such a function becomes a ConfigError for the part's key.
@@ -107,20 +124,20 @@ def guard_functions(word: Wording, part: Part, made: Any) -> Any:
     Args:
       word: `config.error`, which makes the error for a key.
       part: the user's part.
-      made: what the factory returned: a function, or a NamedTuple of functions such as a Layer.
+      built: what the factory returned: a function, or a NamedTuple of functions such as a Layer.
 
     Returns:
       The same with wrapped functions. Other values are returned unchanged.
     """
-    if inspect.isfunction(made):
-        return _guard(word, part, made)
-    if not hasattr(made, "_replace"):
-        return made
+    if inspect.isfunction(built):
+        return _guard(word, part, built)
+    if not hasattr(built, "_replace"):
+        return built
     changed = {}
-    for name, value in made._asdict().items():
+    for name, value in built._asdict().items():
         if inspect.isfunction(value) or (hasattr(value, "_fields") and name != "parts"):
             changed[name] = guard_functions(word, part, value)
-    return made._replace(**changed)
+    return built._replace(**changed)
 
 
 def _guard(word: Wording, part: Part, function: Callable[..., Any]) -> Callable[..., Any]:
@@ -128,12 +145,8 @@ def _guard(word: Wording, part: Part, function: Callable[..., Any]) -> Callable[
 
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
-        try:
+        with reworded(Exception, functools.partial(user_error, word, part)):
             return function(*args, **kwargs)
-        except EXPECTED:
-            raise
-        except Exception as error:
-            raise user_error(word, part, error) from error
 
     return call
 
@@ -156,5 +169,5 @@ def _files(part: Part) -> frozenset[str]:
     """The files of the module in the dotted path and of the factory's code."""
     module = sys.modules[part.name.partition(":")[0]]
     code = getattr(inspect.unwrap(part.factory), "__code__", None)
-    found = (getattr(module, "__file__", None), getattr(code, "co_filename", None))
-    return frozenset(filter(None, found))
+    files = (getattr(module, "__file__", None), getattr(code, "co_filename", None))
+    return frozenset(filter(None, files))

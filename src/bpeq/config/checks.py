@@ -8,14 +8,14 @@ appear in training.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from bpeq.config.building import EXPECTED, user_error
+from bpeq.config.building import reworded, user_error
 from bpeq.config.errors import ConfigError
 from bpeq.config.loading import Config
 from bpeq.core import trees
@@ -70,14 +70,14 @@ def check_memory(config: Config, params: Params, rows: int) -> None:
       ConfigError: they do not fit.
     """
     leaves = jax.tree.leaves(params)
-    one = 2 * sum(leaf.size * getattr(leaf.dtype, "itemsize", 4) for leaf in leaves) + 8 * rows
+    per_seed = 2 * sum(leaf.size * getattr(leaf.dtype, "itemsize", 4) for leaf in leaves) + 8 * rows
     stats = jax.local_devices()[0].memory_stats() or {}
     memory = stats.get("bytes_limit")
     if memory is None and hasattr(os, "sysconf"):  # Windows has none, and refuses by itself
         memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    needed = config.seeds * one
+    needed = config.seeds * per_seed
     if memory and needed > memory:
-        key, value = ("network.layers", None) if one > memory else ("seeds", config.seeds)
+        key, value = ("network.layers", None) if per_seed > memory else ("seeds", config.seeds)
         sizes = f"weights and gradients take {needed / 1e9:.3g} GB of {memory / 1e9:.3g} GB"
         raise config.error(key, value, f"{sizes}; use a smaller network, or fewer seeds")
 
@@ -105,23 +105,17 @@ def dry_run(
     Raises:
       ConfigError: a part does not fit the others.
     """
-    own = [part for part in config.parts() if part.is_users_own]
-    if not own:
+    users_parts = [part for part in config.parts() if part.is_users_own]
+    if not users_parts:
         return
 
-    @contextmanager
-    def blame(*sections: str) -> Iterator[None]:
+    def blame(*sections: str) -> AbstractContextManager[None]:
         """Turns an error into that of the first own part in these sections, else of the first."""
-        try:
-            yield
-        except EXPECTED:
-            raise
-        except Exception as error:
-            places = [part.place.partition(".")[0] for part in own]
-            named = [own[places.index(section)] for section in sections if section in places]
-            raise user_error(config.error, (named or own)[0], error) from error
+        places = [part.place.partition(".")[0] for part in users_parts]
+        named = [users_parts[places.index(section)] for section in sections if section in places]
+        return reworded(Exception, partial(user_error, config.error, (named or users_parts)[0]))
 
-    def once(key: Key) -> None:
+    def trace_update(key: Key) -> None:
         x, _ = examples(data)
         params, shape = init(key, x.shape[1:])
         with blame("system", "network"):
@@ -134,7 +128,7 @@ def dry_run(
             try_rule(rule, cost, optimizer, data, params)
 
     with jax.numpy_dtype_promotion("standard"):  # optax needs this promotion
-        jax.eval_shape(once, jax.random.key(0))
+        jax.eval_shape(trace_update, jax.random.key(0))
 
 
 def initial(init: Any, key: Key, shape: Shape) -> tuple[Params, Shape]:
@@ -151,10 +145,10 @@ def initial(init: Any, key: Key, shape: Shape) -> tuple[Params, Shape]:
     Raises:
       ValueError: the result is not a pair of parameters and a shape.
     """
-    made = _pair("init", init(key, shape), "(params, shape of one output)")
-    if not isinstance(made[1], tuple):
-        raise ValueError(f"init gives the shape {made[1]!r}; it must be a tuple such as (10,)")
-    return made
+    pair = _pair("init", init(key, shape), "(params, shape of one output)")
+    if not isinstance(pair[1], tuple):
+        raise ValueError(f"init gives the shape {pair[1]!r}; it must be a tuple such as (10,)")
+    return pair
 
 
 def try_system(system: System, params: Params, x: Any, shape: Shape) -> None:
@@ -222,16 +216,16 @@ def try_rule(rule: LearningRule, cost: Cost, optimizer: Any, data: Dataset, para
         return output
 
     def estimate(params: Params, batch: Batch, state: State, key: Key) -> tuple[Estimate, State]:
-        made = rule.estimate(params, batch, state, key)
-        found, after = _pair("estimate", made, "(Estimate, state)")
-        if not isinstance(found, Estimate):
-            raise ValueError(f"estimate gives a {type(found).__name__}; it must give an Estimate")
-        if not isinstance(found.info, dict):
-            raise ValueError(f"info is a {type(found.info).__name__}; it must be a dict")
-        _expect("grads are", found.grads, params)
-        _expect("loss is", found.loss, _like())
+        pair = rule.estimate(params, batch, state, key)
+        result, after = _pair("estimate", pair, "(Estimate, state)")
+        if not isinstance(result, Estimate):
+            raise ValueError(f"estimate gives a {type(result).__name__}; it must give an Estimate")
+        if not isinstance(result.info, dict):
+            raise ValueError(f"info is a {type(result.info).__name__}; it must be a dict")
+        _expect("grads are", result.grads, params)
+        _expect("loss is", result.loss, _like())
         _expect("the rule's state becomes", after, state)
-        return made
+        return pair
 
     tried = rule._replace(init=init, apply=apply, estimate=estimate)
     key = jax.random.key(0)
@@ -260,15 +254,15 @@ def _like(*shape: int) -> Any:
     return jax.ShapeDtypeStruct(shape, jnp.result_type(float))
 
 
-def _expect(what: str, given: Any, like: Any) -> None:
+def _expect(what: str, value: Any, like: Any) -> None:
     """Raises ValueError if a tree has other shapes or dtypes than `like`."""
-    wrong = trees.difference(given, like)
+    wrong = trees.difference(value, like)
     if wrong:
         raise ValueError(f"{what} {wrong}")
 
 
-def _pair(what: str, given: Any, names: str) -> Any:
+def _pair(what: str, value: Any, names: str) -> Any:
     """Raises ValueError if a value is not a pair."""
-    if not isinstance(given, tuple) or len(given) != 2:
-        raise ValueError(f"{what} gives {trees.describe_tree(given)}; it must give {names}")
-    return given
+    if not isinstance(value, tuple) or len(value) != 2:
+        raise ValueError(f"{what} gives {trees.describe_tree(value)}; it must give {names}")
+    return value

@@ -52,8 +52,8 @@ def describe(what: str, name: str = "", overrides: Sequence[str] = ()) -> str:
 def _one(name: str, factory: Any) -> str:
     lines = [name]
     for key, (hint, default) in fields(factory).items():
-        given = "required" if default is ... else f"default {default!r}"
-        lines.append(f"  {key:14} {phrase(hint).removeprefix('must be ')}, {given}")
+        need = "required" if default is ... else f"default {default!r}"
+        lines.append(f"  {key:14} {phrase(hint).removeprefix('must be ')}, {need}")
     if wires(factory):
         parts = ", ".join(f"{key} ({word.__name__})" for key, word in wires(factory).items())
         lines.append(f"  wired from the rest of the config: {parts}")

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from bpeq.config import registry
-from bpeq.config.building import build_part, part_error
+from bpeq.config.building import build_part
 from bpeq.config.errors import ConfigError
 from bpeq.config.overrides import SECTIONS, Source, lay
 from bpeq.config.parts import Part, to_toml
@@ -174,10 +174,7 @@ class Config:
         Raises:
           ConfigError: a text or a setting is wrong.
         """
-        source = self.source.add(texts)
-        config = _assemble(source)
-        _check_others(source)
-        return config
+        return _assemble_checked(self.source.add(texts))
 
     def without_study(self) -> Config:
         """The same config without the experiment and its settings."""
@@ -194,18 +191,16 @@ class Config:
         Raises:
           ConfigError: a setting is wrong.
         """
-        fields: dict[str, Any] = {}
+        tree = self.as_dict()
+        changed: dict[str, Any] = {}
         for name, settings in sections.items():
-            own = None
+            field = _FIELDS.get(name, name)
+            changed[field] = None
             if settings is not None:
-                own = self._read(name, {**self.as_dict().get(name, {}), **settings})
-            fields[_FIELDS.get(name, name)] = own
-        return replace(self, **fields)
-
-    def _read(self, name: str, given: dict[str, Any]) -> Any:
-        """Reads one section, and locates its errors."""
-        with self.source.locate_errors():
-            return read_section(name, given, self.folder, self.rule)
+                whole = {**tree.get(name, {}), **settings}
+                with self.source.locate_errors():
+                    changed[field] = read_section(name, whole, self.folder, self.rule)
+        return replace(self, **changed)
 
     def _under(self, rule: str, *, listed: bool, controls: bool = False) -> Config:
         """The config under another rule, without `--set` texts for settings that it lacks."""
@@ -234,15 +229,6 @@ class Config:
           remedy: what is allowed, or what to do.
         """
         return self.source.error(key, value, remedy)
-
-    def part_error(self, part: Part, error: ValueError) -> ConfigError:
-        """The error for a ValueError of a part. It names the setting if the ValueError does.
-
-        Args:
-          part: the part.
-          error: the ValueError of the part.
-        """
-        return part_error(self.error, part, error)
 
     def build(self, part: Part, /, **wired: Any) -> Any:
         """What the factory of a part returns; see `build_part`, also for its errors.
@@ -279,10 +265,7 @@ def load_config(path: Path | str, overrides: Sequence[str] = ()) -> Config:
       ConfigError: the file cannot be read, or a setting is wrong. The message is one line.
     """
     path = Path(path)
-    source = Source(path, _read_toml(path)).add(overrides)
-    config = _assemble(source)
-    _check_others(source)
-    return config
+    return _assemble_checked(Source(path, _read_toml(path)).add(overrides))
 
 
 def _read_toml(path: Path) -> dict[str, Any]:
@@ -308,8 +291,9 @@ def _assemble(source: Source) -> Config:
     return Config(source.path.stem, source.path, source, **sections)
 
 
-def _check_others(source: Source) -> None:
-    """Checks [rule], [rules.NAME] and [controls] even if they do not apply to this run."""
+def _assemble_checked(source: Source) -> Config:
+    """Checks also [rule], [rules.NAME] and [controls] that do not apply to this run."""
+    config = _assemble(source)
     rules = [*source.file.get("rules", {}), source.rule_of_file]
     others = [(rule, False) for rule in rules if rule != source.rule]
     others += [("backprop", True)] * (not source.controls)
@@ -324,3 +308,4 @@ def _check_others(source: Source) -> None:
                 texts = tuple(t for t in source.texts if t.partition("=")[0].strip() != "rule.name")
                 located = variant._replace(texts=(*texts, *named))
                 raise located.error(error.setting, error.value, error.remedy) from None
+    return config

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -102,8 +102,8 @@ def build_networks(
     for name, sizes in (wanted or {}).items():
         if name not in built:
             raise config.error(f"networks.{name}", None, "is missing; the study needs it")
-        found = built[name].shape, built[name].output
-        for key, shape, size in zip(("input", "layers"), found, sizes, strict=True):
+        shapes = built[name].shape, built[name].output
+        for key, shape, size in zip(("input", "layers"), shapes, sizes, strict=True):
             if not _fits(shape, size):
                 verb = "take" if key == "input" else "give"
                 remedy = f"the study's {name} must {verb} {_shown(size)}, not {_shown(shape)}"
@@ -124,12 +124,15 @@ def _shown(shape: Sizes) -> str:
     return " × ".join("any" if n is None else str(n) for n in shape or ()) or "a number"
 
 
-def build_optimizer(config: Config, updates: int) -> optax.GradientTransformation:
-    """Builds [optimizer] with [schedule], for a study's own steps.
+def build_optimizer(
+    config: Config, updates: int, by_layer: Mapping[str, Any] | None = None
+) -> optax.GradientTransformation:
+    """Builds [optimizer] with [schedule], such as for a study's own steps.
 
     Args:
-      config: the config of a study.
+      config: the config.
       updates: the number of updates of the whole run, for the schedule.
+      by_layer: `network` and `layer_rates` of `with_rates`; None: one rate for all layers.
 
     Returns:
       The optimizer.
@@ -139,7 +142,7 @@ def build_optimizer(config: Config, updates: int) -> optax.GradientTransformatio
         several.
     """
     chosen = config.optimizer.settings
-    if "layer_rates" in chosen:
+    if by_layer is None and "layer_rates" in chosen:
         remedy = "a study's networks have one rate for all layers"
         raise config.error("optimizer.layer_rates", chosen["layer_rates"], remedy)
     return with_rates(
@@ -148,6 +151,7 @@ def build_optimizer(config: Config, updates: int) -> optax.GradientTransformatio
         total_steps=updates,
         schedule=config.build(config.schedule),
         clip_norm=chosen.get("clip_norm"),
+        **(by_layer or {}),
     )
 
 

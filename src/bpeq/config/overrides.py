@@ -161,8 +161,8 @@ class Source(NamedTuple):
         for name in ["controls"] * self.controls + [f"rules.{self.rule}"]:
             group = ["controls"] if name == "controls" else ["rules", self.rule]
             inner = steps[1:] if name != "controls" and steps[0] == "rule" else steps
-            found = _depth(self.file, [*group, *inner[: len(inner) - least]])
-            depth = max(found - len(group), 0)
+            count = _depth(self.file, [*group, *inner[: len(inner) - least]])
+            depth = max(count - len(group), 0)
             ahead = depth + len(steps) - len(inner) - before
             if depth and (ahead > 0 or (ahead == 0 and inner is steps)):
                 return ".".join([name, *inner])
@@ -188,15 +188,15 @@ def lay(source: Source) -> Tree:
     file, name, folder = source.file, source.rule, source.folder
     check_tables(file, source.pairs)
     resolve("rules", name, "rule.name", folder)
-    for other, own in file.get("rules", {}).items():
-        _check_own(f"rules.{other}", own, _settings(other, f"rules.{other}", folder))
+    for other, overlay in file.get("rules", {}).items():
+        _check_own(f"rules.{other}", overlay, _settings(other, f"rules.{other}", folder))
     _check_own("controls", file.get("controls", {}), [])
     left_out = ("rules",) if source.study else ("rules", "experiment", "study")
     tree = copy.deepcopy({key: value for key, value in file.items() if key not in left_out})
-    own = copy.deepcopy(file.get("rules", {}).get(name, {}))
+    overlay = copy.deepcopy(file.get("rules", {}).get(name, {}))
     stated = tree.get("rule", {}) if name == source.rule_of_file else {}
-    tree = merge(tree, {key: value for key, value in own.items() if key in _OWN})
-    settings = {key: value for key, value in own.items() if key not in _OWN}
+    tree = merge(tree, {key: value for key, value in overlay.items() if key in _OWN})
+    settings = {key: value for key, value in overlay.items() if key not in _OWN}
     tree["rule"] = {**settings, **stated, "name": name}
     over = tree.pop("controls", {})
     if source.controls:
@@ -318,11 +318,11 @@ def merge(base: Tree, over: Tree) -> Tree:
     return merged
 
 
-def _check_own(place: str, own: Any, settings: Sequence[str]) -> None:
+def _check_own(place: str, overlay: Any, settings: Sequence[str]) -> None:
     """Checks [rules.NAME] or [controls]. They may hold settings of the rule and sections."""
-    if not isinstance(own, dict):
-        raise SettingError("", place, own, "must be a section")
-    for key, value in own.items():
+    if not isinstance(overlay, dict):
+        raise SettingError("", place, overlay, "must be a section")
+    for key, value in overlay.items():
         if key not in settings and key not in _OWN:
             remedy = f"unknown key; {registry.choices([*settings, *_OWN], key)}"
             raise SettingError("", f"{place}.{key}", value, remedy)

@@ -76,13 +76,13 @@ class Part:
 
 
 def read_part(
-    kind: str, given: Any, place: str, folder: Path | None = None, beside: Any = None
+    kind: str, spec: Any, place: str, folder: Path | None = None, beside: Any = None
 ) -> Part:
     """Reads and checks one part, with all layers inside it.
 
     Args:
       kind: its table in the registry, such as "rules".
-      given: a table with `name` and settings, or, for a layer, a call such as "dense(128)".
+      spec: a table with `name` and settings, or, for a layer, a call such as "dense(128)".
       place: its key in the config.
       folder: where dotted paths are looked up; None: only where Python looks.
       beside: a NamedTuple of settings that the section has besides those of the factory; None: no
@@ -95,20 +95,20 @@ def read_part(
       SettingError: a setting is wrong. Its `setting` is the dotted key from `place` on.
     """
     if kind == "layers":
-        given = parse_layer(given, place, folder)
+        spec = parse_layer(spec, place, folder)
     key = place if kind == "layers" else f"{place}.name"
-    factory = resolve(kind, given.get("name"), key, folder)
+    factory = resolve(kind, spec.get("name"), key, folder)
     tables = layer_tables(factory)
     inside = {*tables, *(wires(factory) if kind == "layers" else ())}
-    plain = {k: v for k, v in given.items() if k != "name" and k not in inside}
+    plain = {k: v for k, v in spec.items() if k != "name" and k not in inside}
     others = {k: plain.pop(k) for k in list(plain) if beside and k in beside._fields}
     # Tables of layers are read below; here they only count as given.
-    settings = validate(factory, {**plain, **{k: {} for k in tables if k in given}}, place)
+    settings = validate(factory, {**plain, **{k: {} for k in tables if k in spec}}, place)
     if beside:
         settings |= validate(beside, others, place)
     parameters = inspect.signature(factory).parameters
-    for name in (name for name in given if name in inside):
-        inner, value = f"{place}.{name}", given[name]
+    for name in (name for name in spec if name in inside):
+        inner, value = f"{place}.{name}", spec[name]
         if name in tables:
             settings[name] = _read_table(value, inner, folder)
         elif parameters[name].kind is inspect.Parameter.VAR_POSITIONAL:
@@ -119,7 +119,7 @@ def read_part(
             raise SettingError("", inner, value, "must be one layer, not a list of them")
         else:
             settings[name] = read_part("layers", value, inner, folder)
-    return Part(kind, given["name"], settings, factory, place)
+    return Part(kind, spec["name"], settings, factory, place)
 
 
 def resolve(kind: str, name: Any, key: str, folder: Path | None) -> Callable[..., Any]:
@@ -146,14 +146,14 @@ def resolve(kind: str, name: Any, key: str, folder: Path | None) -> Callable[...
         raise SettingError("", key, name, str(error)) from None
 
 
-def parse_layer(given: Any, place: str, folder: Path | None = None) -> dict[str, Any]:
+def parse_layer(spec: Any, place: str, folder: Path | None = None) -> dict[str, Any]:
     """Parses a layer: `conv(32, kernel=5)` becomes {"name": "conv", "features": 32, "kernel": 5}.
 
     The settings are not checked. A layer among the arguments, as in `residual(dense(8), relu)`,
     stays a text. A table {name = "dense", features = 8} is returned unchanged.
 
     Args:
-      given: the call or the table.
+      spec: the call or the table.
       place: its key in the config.
       folder: where dotted paths are looked up; None: only where Python looks.
 
@@ -164,18 +164,18 @@ def parse_layer(given: Any, place: str, folder: Path | None = None) -> dict[str,
       SettingError: the text is not a call, the layer is unknown, an argument is not a literal, or
         there are too many arguments.
     """
-    if isinstance(given, dict) and isinstance(given.get("name"), str):
-        return given
+    if isinstance(spec, dict) and isinstance(spec.get("name"), str):
+        return spec
     try:
-        return _parse(given, folder)
+        return _parse(spec, folder)
     except ValueError as error:
-        raise SettingError("", place, given, str(error)) from None
+        raise SettingError("", place, spec, str(error)) from None
 
 
-def _parse(given: Any, folder: Path | None) -> dict[str, Any]:
-    if isinstance(given, dict):
+def _parse(call: Any, folder: Path | None) -> dict[str, Any]:
+    if isinstance(call, dict):
         raise ValueError('must have a name, as in {name = "dense", features = 128}')
-    match = _CALL.fullmatch(given) if isinstance(given, str) else None
+    match = _CALL.fullmatch(call) if isinstance(call, str) else None
     if match is None:
         raise ValueError('must be a call such as "dense(128)"')
     name, arguments = match.group(1), match.group(2) or ""
@@ -191,16 +191,14 @@ def _parse(given: Any, folder: Path | None) -> dict[str, Any]:
     factory = registry.resolve("layers", name, folder)
     layers = wires(factory)
     spec: dict[str, Any] = {"name": name}
-    parameters = list(inspect.signature(factory).parameters.values())
-    for node in tree.args:
-        if parameters and parameters[0].kind == inspect.Parameter.VAR_POSITIONAL:
-            key = parameters[0].name
-            spec.setdefault(key, []).append(_argument(node, key in layers))
-        elif parameters and parameters[0].kind == inspect.Parameter.POSITIONAL_OR_KEYWORD:
-            key = parameters.pop(0).name
-            spec[key] = _argument(node, key in layers)
-        else:
-            raise ValueError(f"too many arguments without a name for {name}")
+    try:
+        named = inspect.signature(factory).bind_partial(*tree.args).arguments
+    except TypeError:
+        raise ValueError(f"too many arguments without a name for {name}") from None
+    for key, node in named.items():
+        several = isinstance(node, tuple)
+        values = [_argument(each, key in layers) for each in (node if several else [node])]
+        spec[key] = values if several else values[0]
     for keyword in tree.keywords:
         if keyword.arg is None:
             raise ValueError(f"the arguments of {name} are named one by one, not by **")
@@ -235,11 +233,11 @@ def _as_toml(value: Any) -> Any:
     return value
 
 
-def _read_table(given: Any, place: str, folder: Path | None) -> dict[str, Part]:
+def _read_table(layers: Any, place: str, folder: Path | None) -> dict[str, Part]:
     """Reads layers by key, such as hopfield's `skips`."""
-    if not isinstance(given, dict):
-        raise SettingError("", place, given, phrase(LayerTable))
-    return {key: read_part("layers", x, f"{place}.{key}", folder) for key, x in given.items()}
+    if not isinstance(layers, dict):
+        raise SettingError("", place, layers, phrase(LayerTable))
+    return {key: read_part("layers", x, f"{place}.{key}", folder) for key, x in layers.items()}
 
 
 def to_toml(value: Any) -> Any:

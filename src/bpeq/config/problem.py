@@ -12,17 +12,17 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from bpeq.config.building import EXPECTED
+from bpeq.config.building import EXPECTED, part_error, reworded
 from bpeq.config.checks import check_devices, check_memory, dry_run, initial
 from bpeq.config.errors import ConfigError
 from bpeq.config.loading import Config
+from bpeq.config.networks import build_optimizer
 from bpeq.config.parts import Part
 from bpeq.config.schema import wires
 from bpeq.core import trees
 from bpeq.data import Dataset
 from bpeq.layers import init_shapes
 from bpeq.settings import SettingError
-from bpeq.training.optimizers import with_rates
 from bpeq.types import Cost, Key, Layer, LearningRule, Params, Solver, System
 
 
@@ -120,28 +120,24 @@ def build(config: Config, data: Dataset | None = None) -> Problem:
         network = _check_fit(config, data, network, start)
         if network is not None and rule.trained is None:  # a user's own rule may lack it
             rule = rule._replace(trained=network.trained)
-        _check_rule_begins(config, rule, lambda key: start(key, data.x.shape[1:])[0])
+
+        def init(key: Key) -> Params:
+            return start(key, data.x.shape[1:])[0]
+
+        _check_rule_begins(config, rule, init)
         # Choose the rows of each seed, build the optimizer, and try one update on shapes.
-        rows = _for_seeds(data.train, config.seeds)
+        rows, validation, test = (  # with more seeds than splits, the splits repeat
+            splits[np.arange(config.seeds) % len(splits)]
+            for splits in (data.train, data.validation, data.test)
+        )
         optimizer = _build_optimizer(config, network, rows.shape[1])
         examples = config.fidelity.examples
         if examples is not None and examples > rows.shape[1]:
             remedy = f"must be 1 to {rows.shape[1]}, the training set"
             raise config.error("fidelity.examples", examples, remedy)
         dry_run(config, data, start, system, cost, rule, optimizer)
-        return Problem(
-            network,
-            cost,
-            rule,
-            system,
-            solvers,
-            data,
-            optimizer,
-            lambda key: start(key, data.x.shape[1:])[0],
-            rows,
-            _for_seeds(data.validation, config.seeds),
-            _for_seeds(data.test, config.seeds),
-        )
+        parts = (network, cost, rule, system, solvers, data, optimizer, init)
+        return Problem(*parts, rows, validation, test)
 
 
 def build_data(config: Config) -> Dataset:
@@ -196,12 +192,8 @@ def _check_rule_begins(config: Config, rule: LearningRule, init: Callable[[Key],
     """Traces the `init` of a built-in rule, to check that it accepts the parameters."""
     if config.rule.is_users_own:
         return
-    try:
+    with reworded(ValueError, partial(part_error, config.error, config.rule)):
         jax.eval_shape(lambda key: rule.init(key, init(key)), jax.random.key(0))
-    except EXPECTED:
-        raise
-    except ValueError as error:
-        raise config.part_error(config.rule, error) from error
 
 
 def _wire_network(config: Config, part: Part, network: Layer | None) -> dict[str, Layer | None]:
@@ -216,10 +208,10 @@ def _wire_network(config: Config, part: Part, network: Layer | None) -> dict[str
     return dict.fromkeys(names, network if optional else _need_network(config, network))
 
 
-def _on_device(config: Config, made: Any) -> Any:
+def _on_device(config: Config, item: Any) -> Any:
     """Puts a system, or a rule without a system, on the device of [imperfections]."""
     part = config.imperfections
-    return made if part is None else config.build(part, **dict.fromkeys(wires(part.factory), made))
+    return item if part is None else config.build(part, **dict.fromkeys(wires(part.factory), item))
 
 
 def _need_network(config: Config, network: Layer | None) -> Layer:
@@ -233,26 +225,19 @@ def _need_network(config: Config, network: Layer | None) -> Layer:
 def _build_optimizer(config: Config, network: Layer | None, examples: int) -> Any:
     """Builds the optimizer, and checks its rates and the batch size."""
     chosen, size = config.optimizer.settings, config.training.batch_size
+    rates = chosen.get("layer_rates")
     if "learning_rate" not in chosen:
         raise config.error("optimizer.name", config.optimizer.name, "has no setting learning_rate")
     if size > examples:
         remedy = f"must be 1 to {examples}, the training set"
         raise config.error("training.batch_size", size, remedy)
     try:
-        return with_rates(
-            config.build(config.optimizer),
-            learning_rate=chosen["learning_rate"],
-            total_steps=config.training.epochs * (examples // size),
-            schedule=config.build(config.schedule),
-            layer_rates=chosen.get("layer_rates"),
-            network=network,
-            clip_norm=chosen.get("clip_norm"),
-        )
+        updates = config.training.epochs * (examples // size)
+        return build_optimizer(config, updates, {"network": network, "layer_rates": rates})
     except ConfigError:
         raise
     except ValueError as error:
         remedy = error.remedy if isinstance(error, SettingError) else str(error)
-        rates = chosen.get("layer_rates")
         raise config.error("optimizer.layer_rates", rates, remedy) from error
 
 
@@ -265,7 +250,7 @@ def _check_fit(config: Config, data: Dataset, network: Layer | None, init: Any) 
       controls.
     """
     key, shape = jax.random.key(0), data.x.shape[1:]
-    own = config.system.is_users_own and (
+    users_own = config.system.is_users_own and (
         network is None or inspect.unwrap(init) is not inspect.unwrap(network.init)
     )
 
@@ -282,9 +267,9 @@ def _check_fit(config: Config, data: Dataset, network: Layer | None, init: Any) 
         raise
     except ValueError as error:
         part = config.system
-        if own:
+        if users_own:
             raise config.error(part.key, part.name, str(error)) from error
-        located = config.part_error(part, error)
+        located = part_error(config.error, part, error)
         if located.setting != part.key:
             raise located from error
         raise config.error("network.layers", None, f"do not fit {data.name}: {error}") from error
@@ -296,7 +281,7 @@ def _check_fit(config: Config, data: Dataset, network: Layer | None, init: Any) 
         )
         if len(out) > 1:
             remedy += '; is a "flatten" missing?'
-        raise config.error("system.name" if own else f"network.layers.{last}", None, remedy)
+        raise config.error("system.name" if users_own else f"network.layers.{last}", None, remedy)
     _check_task(config, data)
     check_memory(config, params, data.train.shape[1])
     first = params[: len(inner)] if isinstance(params, tuple) else None
@@ -309,8 +294,3 @@ def _check_task(config: Config, data: Dataset) -> None:
         kind = "a regression" if data.task == "regression" else "a task of binary outputs"
         remedy = f"{data.name} is {kind}; use squared_error"
         raise config.error("cost.name", config.cost.name, remedy)
-
-
-def _for_seeds(splits: np.ndarray, seeds: int) -> np.ndarray:
-    """The split of each seed. With more seeds than splits, the splits repeat."""
-    return splits[np.arange(seeds) % len(splits)]

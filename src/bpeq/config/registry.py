@@ -106,10 +106,10 @@ def load_study(path: str, folder: Path) -> Factory:
     Raises:
       ValueError: the file does not exist, its code fails, or it has no `run(config, runner, ...)`.
     """
-    found = next((p for p in (folder / path, Path(path)) if p.is_file()), None)
-    if found is None:
+    file = next((p for p in (folder / path, Path(path)) if p.is_file()), None)
+    if file is None:
         raise ValueError("no such study file beside the config or here")
-    return _executed(found.resolve(), found.stat().st_mtime_ns)
+    return _executed(file.resolve(), file.stat().st_mtime_ns)
 
 
 @cache
@@ -132,18 +132,18 @@ def _executed(path: Path, _changed: int) -> Factory:
     return run
 
 
-def choices(allowed: Iterable[str], given: str) -> str:
+def choices(allowed: Iterable[str], name: str) -> str:
     """Lists the permitted names, with the one nearest to a mistyped name.
 
     Args:
       allowed: the permitted names.
-      given: the mistyped name; empty if a name is missing.
+      name: the mistyped name; empty if a name is missing.
 
     Returns:
       The text, for an error message.
     """
     allowed = list(allowed)
-    return f"allowed: {', '.join(allowed) or 'none here'}{nearest(allowed, given)}"
+    return f"allowed: {', '.join(allowed) or 'none here'}{nearest(allowed, name)}"
 
 
 def _import(name: str, folder: Path | None) -> Factory:
@@ -168,8 +168,8 @@ def _import(name: str, folder: Path | None) -> Factory:
         sys.path[:] = [entry for entry in sys.path if entry in before or entry not in extra]
     factory = getattr(module, attribute, None)
     if not callable(factory):
-        own = [n for n, made in vars(module).items() if inspect.isroutine(made)]
-        near = nearest(own, attribute)
+        names = [n for n, value in vars(module).items() if inspect.isroutine(value)]
+        near = nearest(names, attribute)
         raise ValueError(f"the module {module_name!r} has no factory {attribute!r}{near}")
     _check_readable(repr(name), factory)
     return factory
@@ -187,6 +187,6 @@ def _check_readable(name: str, factory: Factory) -> None:
 def _check_unambiguous(name: str) -> None:
     """Raises ImportError if another module of this name is already loaded."""
     loaded = getattr(sys.modules.get(name), "__file__", None)
-    found = PathFinder.find_spec(name) if loaded else None
-    if loaded and found and found.origin and Path(found.origin).resolve() != Path(loaded).resolve():
-        raise ImportError(f"it is already loaded from {loaded}, not {found.origin}; rename one")
+    spec = PathFinder.find_spec(name) if loaded else None
+    if loaded and spec and spec.origin and Path(spec.origin).resolve() != Path(loaded).resolve():
+        raise ImportError(f"it is already loaded from {loaded}, not {spec.origin}; rename one")

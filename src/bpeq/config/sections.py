@@ -157,30 +157,30 @@ def read_sections(tree: Tree, folder: Path) -> dict[str, Any]:
             remedy = registry.choices([*Run._fields, *TABLES], key)
             raise SettingError("", key, value, f"unknown key; {remedy}")
     run = Run(**validate(Run, top, ""))
-    done: dict[str, Any] = {"run": run}
+    sections: dict[str, Any] = {"run": run}
     if run.experiment is None and "data" not in tree:
         remedy = registry.choices(registry.KINDS["data"], "")
         raise SettingError("", "data.name", None, f"is missing; {remedy}")
     for section in (*SECTIONS, "network", "networks", "fidelity"):
         if section in tree or (section in SECTIONS and section not in LEFT_OUT):
-            done[section] = read_section(section, tree.get(section), folder)
+            sections[section] = read_section(section, tree.get(section), folder)
     if run.experiment is not None:
-        done["run"], done["study"] = _read_study(run, tree.get("study", {}), folder)
+        sections["run"], sections["study"] = _read_study(run, tree.get("study", {}), folder)
     elif "study" in tree:
         remedy = "are settings of an experiment, and none is named"
         raise SettingError("", "study", tree["study"], remedy)
     if "training" in tree or run.experiment is None:
-        done["training"] = read_section("training", tree.get("training", {}), folder)
-    done["solvers"] = read_section("solvers", tree.get("solvers", {}), folder, done["rule"])
-    return done
+        sections["training"] = read_section("training", tree.get("training", {}), folder)
+    sections["solvers"] = read_section("solvers", tree.get("solvers", {}), folder, sections["rule"])
+    return sections
 
 
-def read_section(name: str, given: Any, folder: Path, rule: Part | None = None) -> Any:
+def read_section(name: str, values: Any, folder: Path, rule: Part | None = None) -> Any:
     """Reads and checks one section.
 
     Args:
       name: the name of the section.
-      given: the parsed section; None if it is absent.
+      values: the parsed section; None if it is absent.
       folder: where dotted paths are looked up.
       rule: the config's rule, which only [solvers] needs, for the names of its phases.
 
@@ -191,21 +191,21 @@ def read_section(name: str, given: Any, folder: Path, rule: Part | None = None) 
       SettingError: a setting is wrong.
     """
     if name == "network":
-        return _read_network(given, name, folder)
+        return _read_network(values, name, folder)
     if name == "networks":
-        return {key: _read_network(each, f"{name}.{key}", folder) for key, each in given.items()}
+        return {key: _read_network(each, f"{name}.{key}", folder) for key, each in values.items()}
     if name == "training":
-        return Training(**validate(Training, given, name))
+        return Training(**validate(Training, values, name))
     if name == "solvers":
         assert rule is not None
-        return _read_solvers(given, rule, folder)
+        return _read_solvers(values, rule, folder)
     if name == "fidelity":
-        return _read_fidelity(given)
+        return _read_fidelity(values)
     kind, default = SECTIONS[name]
-    if name == "optimizer" and given is None:
-        given = {"learning_rate": 1e-3}
+    if name == "optimizer" and values is None:
+        values = {"learning_rate": 1e-3}
     beside = Rates if name == "optimizer" else None
-    part = read_part(kind, {"name": default, **(given or {})}, name, folder, beside)
+    part = read_part(kind, {"name": default, **(values or {})}, name, folder, beside)
     path = part.settings.get("path")
     if name == "data" and isinstance(path, str) and path and os.path.exists(folder / path):
         whole = str((folder / path).resolve())  # a copy elsewhere must find it
@@ -213,16 +213,16 @@ def read_section(name: str, given: Any, folder: Path, rule: Part | None = None) 
     return part
 
 
-def _read_network(given: Any, place: str, folder: Path) -> NetworkSettings:
+def _read_network(values: Any, place: str, folder: Path) -> NetworkSettings:
     """Reads [network] or one [networks.NAME]."""
-    if not isinstance(given, dict):
-        raise SettingError("", place, given, "must be a section")
-    texts = given.get("layers")
+    if not isinstance(values, dict):
+        raise SettingError("", place, values, "must be a section")
+    texts = values.get("layers")
     if not isinstance(texts, list) or not texts:
         remedy = 'must be a list of layers such as ["dense(128)"]'
         raise SettingError("", f"{place}.layers", texts, remedy)
     layers = (read_part("layers", x, f"{place}.layers.{i}", folder) for i, x in enumerate(texts))
-    beside = {key: value for key, value in given.items() if key != "layers"}
+    beside = {key: value for key, value in values.items() if key != "layers"}
     if place == "network":
         for key, value in beside.items():
             remedy = f"unknown key; {registry.choices(['layers'], key)}"
@@ -232,9 +232,9 @@ def _read_network(given: Any, place: str, folder: Path) -> NetworkSettings:
     return NetworkSettings(tuple(layers), tuple(inputs.input), inputs.tokens)
 
 
-def _read_fidelity(given: Tree) -> Fidelity:
+def _read_fidelity(values: Tree) -> Fidelity:
     """Reads [fidelity], and checks its nudgings and that no grid has an entry twice."""
-    fidelity = Fidelity(**validate(Fidelity, given, "fidelity"))
+    fidelity = Fidelity(**validate(Fidelity, values, "fidelity"))
     for i, name in enumerate(fidelity.nudgings or []):
         circle = re.fullmatch(r"(holomorphic|online)-([1-9]\d*)", name)
         if name not in ("one-sided", "centered") and not (circle and int(circle[2]) >= 2):
@@ -262,14 +262,14 @@ def _read_study(run: Run, settings: Tree, folder: Path) -> tuple[Run, Tree]:
     return run._replace(experiment=path), validate(study, settings, "study", skip=2)
 
 
-def _read_solvers(given: Mapping[str, Any], rule: Part, folder: Path) -> dict[str, Part]:
+def _read_solvers(values: Mapping[str, Any], rule: Part, folder: Path) -> dict[str, Part]:
     """Reads the solvers by phase. The phases of all rules are allowed."""
     factories = [*registry.KINDS["rules"].values(), rule.factory]
     known = sorted({key for f in factories for key, word in wires(f).items() if word is Solver})
-    for key, value in given.items():
+    for key, value in values.items():
         place = f"solvers.{key}"
         if key not in known:
             raise SettingError("", place, value, f"unknown phase; {registry.choices(known, key)}")
         if not isinstance(value, dict):
             raise SettingError("", place, value, "must be a section")
-    return {key: read_part("solvers", x, f"solvers.{key}", folder) for key, x in given.items()}
+    return {key: read_part("solvers", x, f"solvers.{key}", folder) for key, x in values.items()}
