@@ -162,12 +162,8 @@ def user_error(word: Wording, part: Part, error: Exception) -> ConfigError:
     Returns:
       The error.
     """
-    return word(part.key, part.name, describe_error(error, _files(part)))
-
-
-def _files(part: Part) -> frozenset[str]:
-    """The files of the module in the dotted path and of the factory's code."""
+    # The user's files are that of the module in the dotted path and that of the factory's code.
     module = sys.modules[part.name.partition(":")[0]]
     code = getattr(inspect.unwrap(part.factory), "__code__", None)
     files = (getattr(module, "__file__", None), getattr(code, "co_filename", None))
-    return frozenset(filter(None, files))
+    return word(part.key, part.name, describe_error(error, frozenset(filter(None, files))))

@@ -110,11 +110,14 @@ def read_part(
     for name in (name for name in spec if name in inside):
         inner, value = f"{place}.{name}", spec[name]
         if name in tables:
-            settings[name] = _read_table(value, inner, folder)
+            if not isinstance(value, dict):
+                raise SettingError("", inner, value, phrase(LayerTable))
+            layers = {k: read_part("layers", x, f"{inner}.{k}", folder) for k, x in value.items()}
+            settings[name] = layers
         elif parameters[name].kind is inspect.Parameter.VAR_POSITIONAL:
             listed = enumerate(value if isinstance(value, list) else [value])
-            layers = (read_part("layers", each, f"{inner}.{i}", folder) for i, each in listed)
-            settings[name] = tuple(layers)
+            several = (read_part("layers", each, f"{inner}.{i}", folder) for i, each in listed)
+            settings[name] = tuple(several)
         elif isinstance(value, list):
             raise SettingError("", inner, value, "must be one layer, not a list of them")
         else:
@@ -231,13 +234,6 @@ def _as_toml(value: Any) -> Any:
     if not isinstance(value, bool | int | float | str):
         raise ValueError(value)
     return value
-
-
-def _read_table(layers: Any, place: str, folder: Path | None) -> dict[str, Part]:
-    """Reads layers by key, such as hopfield's `skips`."""
-    if not isinstance(layers, dict):
-        raise SettingError("", place, layers, phrase(LayerTable))
-    return {key: read_part("layers", x, f"{place}.{key}", folder) for key, x in layers.items()}
 
 
 def to_toml(value: Any) -> Any:

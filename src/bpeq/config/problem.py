@@ -124,7 +124,9 @@ def build(config: Config, data: Dataset | None = None) -> Problem:
         def init(key: Key) -> Params:
             return start(key, data.x.shape[1:])[0]
 
-        _check_rule_begins(config, rule, init)
+        if not config.rule.is_users_own:  # the rule must accept the parameters
+            with reworded(ValueError, partial(part_error, config.error, config.rule)):
+                jax.eval_shape(lambda key: rule.init(key, init(key)), jax.random.key(0))
         # Choose the rows of each seed, build the optimizer, and try one update on shapes.
         rows, validation, test = (  # with more seeds than splits, the splits repeat
             splits[np.arange(config.seeds) % len(splits)]
@@ -186,14 +188,6 @@ def _check_bounded(config: Config, rule: LearningRule, system: System | None) ->
         nudging = config.rule.settings.get("nudging")
         remedy = "a linear output, pushed away from its target, is not bounded from 1 on"
         raise config.error("rule.beta", beta, f"must be < 1 with nudging = {nudging!r}: {remedy}")
-
-
-def _check_rule_begins(config: Config, rule: LearningRule, init: Callable[[Key], Params]) -> None:
-    """Traces the `init` of a built-in rule, to check that it accepts the parameters."""
-    if config.rule.is_users_own:
-        return
-    with reworded(ValueError, partial(part_error, config.error, config.rule)):
-        jax.eval_shape(lambda key: rule.init(key, init(key)), jax.random.key(0))
 
 
 def _wire_network(config: Config, part: Part, network: Layer | None) -> dict[str, Layer | None]:
