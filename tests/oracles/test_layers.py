@@ -275,7 +275,7 @@ def test_numpy_scalars_as_settings_promote_nothing():
     [
         (lambda: dense(2, bias="false"), "bias = 'false': must be true or false"),
         (lambda: layers.lstm(2, forget_bias=float("nan")), "forget_bias = nan: must be"),
-        (lambda: dense(2, init=np.zeros(2)), "init = array.*: allowed: 'zeros'"),
+        (lambda: dense(2, init=np.zeros(2)), "init = array.*: must be 'zeros'"),
         (lambda: layers.attention(1, causal="no"), "causal = 'no': must be true or false"),
     ],
 )

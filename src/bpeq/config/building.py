@@ -130,7 +130,13 @@ def guard_functions(word: Wording, part: Part, built: Any) -> Any:
       The same with wrapped functions. Other values are returned unchanged.
     """
     if inspect.isfunction(built):
-        return _guard(word, part, built)
+
+        @functools.wraps(built)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            with reworded(Exception, functools.partial(user_error, word, part)):
+                return built(*args, **kwargs)
+
+        return call
     if not hasattr(built, "_replace"):
         return built
     changed = {}
@@ -138,17 +144,6 @@ def guard_functions(word: Wording, part: Part, built: Any) -> Any:
         if inspect.isfunction(value) or (hasattr(value, "_fields") and name != "parts"):
             changed[name] = guard_functions(word, part, value)
     return built._replace(**changed)
-
-
-def _guard(word: Wording, part: Part, function: Callable[..., Any]) -> Callable[..., Any]:
-    """Wraps one function, so that its errors name the part."""
-
-    @functools.wraps(function)
-    def call(*args: Any, **kwargs: Any) -> Any:
-        with reworded(Exception, functools.partial(user_error, word, part)):
-            return function(*args, **kwargs)
-
-    return call
 
 
 def user_error(word: Wording, part: Part, error: Exception) -> ConfigError:
