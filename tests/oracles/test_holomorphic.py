@@ -12,7 +12,7 @@ from bpeq.core import trees
 from bpeq.costs import softmax_cross_entropy, squared_error
 from bpeq.layers import chain, dense, flatten, shifted_sigmoid, tanh
 from bpeq.rules import eqprop
-from bpeq.rules._circle import half_circle
+from bpeq.rules._betas import half_circle
 from bpeq.solvers import fixed_point, fixed_steps
 from bpeq.systems import from_energy, hopfield
 from bpeq.types import Batch

@@ -7,7 +7,8 @@ import pytest
 from jax import lax
 
 from bpeq.analysis.mac_count import count_macs
-from bpeq.layers import _row_products, apply, conv
+from bpeq.layers import apply, conv
+from bpeq.layers._conv import DIMENSIONS, convolve_rows
 
 SHAPES = {
     "valid": ((3, 12, 11, 13), (5, 5, 13, 7), ((0, 0), (0, 0))),
@@ -19,7 +20,7 @@ SHAPES = {
 
 
 def plain(x, w, pads):
-    return lax.conv_general_dilated(x, w, (1, 1), pads, dimension_numbers=_row_products.DIMENSIONS)
+    return lax.conv_general_dilated(x, w, (1, 1), pads, dimension_numbers=DIMENSIONS)
 
 
 def drawn(shape, seed):
@@ -31,17 +32,16 @@ def test_products_over_rows_are_the_convolution(name):
     """Value, both derivatives, and over weights side by side, as seeds have them."""
     image, kernel, pads = SHAPES[name]
     x, w = drawn(image, 0), drawn(kernel, 1)
-    ours = jax.jit(_row_products.convolve, static_argnums=2)
+    ours = jax.jit(convolve_rows, static_argnums=2)
     np.testing.assert_allclose(ours(x, w, pads), plain(x, w, pads), atol=1e-12)
     seed = drawn(plain(x, w, pads).shape, 2)
     found, wanted = (
-        jax.vjp(lambda x, w, f=f: f(x, w, pads), x, w)[1](seed)
-        for f in (_row_products.convolve, plain)
+        jax.vjp(lambda x, w, f=f: f(x, w, pads), x, w)[1](seed) for f in (convolve_rows, plain)
     )
     for a, b in zip(found, wanted, strict=True):
         np.testing.assert_allclose(a, b, atol=1e-12)
     pair = jnp.stack([w, 2.0 * w])
-    both = jax.vmap(lambda w: _row_products.convolve(x, w, pads))(pair)
+    both = jax.vmap(lambda w: convolve_rows(x, w, pads))(pair)
     np.testing.assert_allclose(both[1], 2.0 * plain(x, w, pads), atol=1e-11)
 
 

@@ -10,7 +10,7 @@ from bpeq.core import trees
 from bpeq.layers import chain, dense
 from bpeq.rules._phases import free_phase, nudge, nudged_phases
 from bpeq.solvers import anderson, fixed_point, fixed_steps
-from bpeq.solvers._memory import memory
+from bpeq.solvers._loops import memory
 from bpeq.types import Batch
 
 

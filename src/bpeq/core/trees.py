@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jax
@@ -46,12 +47,11 @@ def add_given(a: Any, b: Any) -> Any:
     Returns:
       A tree like a.
     """
-    return jax.tree.map(
-        lambda extra, part: part if extra is None else add(part, extra),
-        b,
-        a,
-        is_leaf=lambda node: node is None,
-    )
+
+    def one(extra: Any, part: Any) -> Any:
+        return part if extra is None else add(part, extra)
+
+    return jax.tree.map(one, b, a, is_leaf=lambda node: node is None)
 
 
 def scale(c: Any, a: Any) -> Any:
@@ -107,6 +107,36 @@ def cast(a: Any, dtype: Any) -> Any:
         return leaf.astype(dtype) if inexact else leaf
 
     return jax.tree.map(one, a)
+
+
+def pick(a: Any, chosen: Sequence[bool]) -> list[Any]:
+    """The chosen leaves.
+
+    Args:
+      a: a tree.
+      chosen: whether a leaf is chosen, in the order of `jax.tree.leaves`.
+
+    Returns:
+      A list of leaves.
+    """
+    return [leaf for leaf, is_in in zip(jax.tree.leaves(a), chosen, strict=True) if is_in]
+
+
+def fill(a: Any, chosen: Sequence[bool], leaves: Iterable[Any]) -> Any:
+    """The tree with other leaves in the place of the chosen ones: the inverse of `pick`.
+
+    Args:
+      a: a tree; its other leaves stay as they are.
+      chosen: as for `pick`.
+      leaves: the new leaves, one for each chosen leaf.
+
+    Returns:
+      A tree like a.
+    """
+    old, structure = jax.tree.flatten(a)
+    new = iter(leaves)
+    mixed = [next(new) if is_in else leaf for leaf, is_in in zip(old, chosen, strict=True)]
+    return jax.tree.unflatten(structure, mixed)
 
 
 def stack(trees: list[Any]) -> Any:

@@ -1,7 +1,20 @@
 """Hand-written forward/backward pairs and their combinators."""
 
-from bpeq.layers._activations import (
+from bpeq.layers._attention import attention, embedding, position_embedding
+from bpeq.layers._check import CheckRow, check, check_network, gradient_error, tolerance
+from bpeq.layers._combinators import chain, deltas, repeat, residual, trained_leaves
+from bpeq.layers._conv import conv
+from bpeq.layers._cut import Block, cut, part_names
+from bpeq.layers._dense import dense
+from bpeq.layers._functions import apply, calibrate, init_shapes, output_shape, with_custom_vjp
+from bpeq.layers._initialisers import Initialiser, initialise
+from bpeq.layers._normalisation import batch_norm, layer_norm
+from bpeq.layers._pooling import avg_pool, max_pool, soft_pool
+from bpeq.layers._recurrent import gru, lstm, rnn
+from bpeq.layers._weightless import (
     activation_layer,
+    dropout,
+    flatten,
     gelu,
     hard_sigmoid,
     linear,
@@ -11,25 +24,6 @@ from bpeq.layers._activations import (
     softplus,
     tanh,
 )
-from bpeq.layers._apply import apply, with_custom_vjp
-from bpeq.layers._attention import attention
-from bpeq.layers._calibrate import calibrate
-from bpeq.layers._chain import chain, deltas
-from bpeq.layers._check import CheckRow, check, check_network, gradient_error, tolerance
-from bpeq.layers._combine import trained_leaves
-from bpeq.layers._conv import conv
-from bpeq.layers._cut import Block, cut, part_names
-from bpeq.layers._dense import dense
-from bpeq.layers._dropout import dropout
-from bpeq.layers._embedding import embedding, position_embedding
-from bpeq.layers._flatten import flatten
-from bpeq.layers._initialisers import Initialiser, initialise
-from bpeq.layers._normalisation import batch_norm, layer_norm
-from bpeq.layers._pooling import avg_pool, max_pool, soft_pool
-from bpeq.layers._recurrent import gru, lstm, rnn
-from bpeq.layers._repeat import repeat
-from bpeq.layers._residual import residual
-from bpeq.layers._shapes import init_shapes, output_shape
 
 __all__ = [
     "Block",

@@ -1,4 +1,4 @@
-"""Multi-head self-attention: four affine maps around one softmax."""
+"""Multi-head self-attention, and the tables of vectors that stand before it."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array
 
 from bpeq.core.numerics import softmax
 from bpeq.layers._dense import dense
-from bpeq.layers._initialisers import Initialiser
+from bpeq.layers._initialisers import Initialiser, initialise
 from bpeq.settings import Count, Positive, SettingError, checked
 from bpeq.types import Key, Layer, Params, Shape
 
@@ -81,9 +82,8 @@ def attention(
     def backward(params: Params, feedback: Params, kept: Any, delta: Array) -> tuple[Params, Array]:
         x, q, k, v, p, mixed = kept
         dparams = {}
-        dparams["o"], gamma = _AFFINE.backward(
-            params["o"], feedback["o"], mixed.reshape(x.shape), delta
-        )
+        own, back = params["o"], feedback["o"]
+        dparams["o"], gamma = _AFFINE.backward(own, back, mixed.reshape(x.shape), delta)
         gamma = split(gamma)
         dv = jnp.einsum("bhqk,bqhd->bkhd", p, gamma)
         dp = jnp.einsum("bqhd,bkhd->bhqk", gamma, v)
@@ -91,9 +91,8 @@ def attention(
         dq, dk = jnp.einsum("bhqk,bkhd->bqhd", ds, k), jnp.einsum("bhqk,bqhd->bkhd", ds, q)
         errors = []
         for name, error in (("q", dq), ("k", dk), ("v", dv)):
-            dparams[name], dx = _AFFINE.backward(
-                params[name], feedback[name], x, error.reshape(x.shape)
-            )
+            own, back = params[name], feedback[name]
+            dparams[name], dx = _AFFINE.backward(own, back, x, error.reshape(x.shape))
             errors.append(dx)
         return dparams, errors[0] + errors[1] + errors[2]
 
@@ -105,3 +104,110 @@ def attention(
 
 
 _AFFINE = dense(1)  # its forward and backward take their sizes from the weights
+
+
+@checked
+def embedding(
+    vocabulary: Count, features: Count, *, init: Initialiser = "normal", scale: Positive = 1.0
+) -> Layer:
+    """y = table[x] for integer x; dtable[i] = Σ of δ where x = i; dx is None, integers have none.
+
+    `backward` reads nothing from `feedback`: no error goes on below.
+
+    Shapes: x integers `[batch, ...]` in [0, vocabulary), y `[batch, ..., features]`; params
+    `{"table": [vocabulary, features]}`. Keeps x.
+
+    Args:
+      vocabulary: how many different ids there are, >= 1.
+      features: length of a vector, >= 1.
+      init: initialiser of the table, multiplied by `scale`.
+      scale: factor on the initial weights, > 0.
+
+    Raises:
+      ValueError: a setting is out of range, x is not of integers, or an id is out of range. Inside
+        jit ids cannot be looked at, and JAX itself would be silent: such an id's vector is NaN.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> layer = embedding(10, 4)
+      >>> params, shape = layer.init(jax.random.key(0), (7,))
+      >>> shape, layer.forward(params, jnp.zeros((2, 7), int))[0].shape
+      ((7, 4), (2, 7, 4))
+
+    Source: Bengio et al. 2003, A neural probabilistic language model.
+    """
+
+    def make(key: Key, shape: Shape) -> tuple[Params, Shape]:
+        table = initialise(init, key, (vocabulary, features), vocabulary, scale)
+        return {"table": table}, (*shape, features)
+
+    def forward(params: Params, x: Array, key: Key | None = None) -> tuple[Array, Any]:
+        if not jnp.issubdtype(x.dtype, jnp.integer):
+            raise ValueError(f"embedding: ids must be integers, got {x.dtype}")
+        if not isinstance(x, jax.core.Tracer) and x.size:
+            ids = np.asarray(x)  # of ids that a jit closes over jnp's own min would be traced
+            low, high = ids.min(), ids.max()
+            if low < 0 or high >= vocabulary:
+                raise ValueError(
+                    f"embedding: id {low if low < 0 else high} is out of range: allowed 0 to "
+                    f"{vocabulary - 1}"
+                )
+        rows = params["table"].at[x]
+        return rows.get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False), x
+
+    def backward(params: Params, feedback: Params, x: Array, delta: Array) -> tuple[Params, None]:
+        empty = jnp.zeros((vocabulary, features), delta.dtype)
+        return {"table": empty.at[x].add(delta, mode="drop", wrap_negative_indices=False)}, None
+
+    return Layer("embedding", make, forward, backward)
+
+
+@checked
+def position_embedding(
+    length: Count, *, init: Initialiser = "normal", scale: Positive = 0.02
+) -> Layer:
+    """y_t = x_t + table_t, a learned vector for each position; dx = δ, dtable_t = Σ_batch δ_t.
+
+    Shapes: x, y `[batch, steps, n]` with steps <= length; params `{"table": [length, n]}`, whose
+    gradient is zero past the last step. Keeps nothing.
+
+    Args:
+      length: the most steps that a sequence may have, >= 1.
+      init: initialiser of the table, multiplied by `scale`.
+      scale: factor on the initial weights, > 0.
+
+    Raises:
+      ValueError: a setting is out of range, one example is no `[steps, n]` sequence, or a sequence
+        is longer than `length`.
+
+    Example:
+      >>> import jax
+      >>> params, shape = position_embedding(16).init(jax.random.key(0), (7, 4))
+      >>> shape, params["table"].shape
+      ((7, 4), (16, 4))
+
+    Source: Vaswani et al. 2017, Attention is all you need.
+    """
+
+    def make(key: Key, shape: Shape) -> tuple[Params, Shape]:
+        if len(shape) != 2:
+            raise ValueError(
+                f"position_embedding: one example has shape {shape}, needs (steps, features)"
+            )
+        fits(shape[0])
+        return {"table": initialise(init, key, (length, shape[1]), length, scale)}, shape
+
+    def forward(params: Params, x: Array, key: Key | None = None) -> tuple[Array, Any]:
+        fits(x.shape[1])
+        return x + params["table"][: x.shape[1]], ()
+
+    def backward(params: Params, feedback: Params, kept: Any, delta: Array) -> tuple[Params, Array]:
+        table = jnp.sum(delta, axis=0)
+        return {"table": jnp.pad(table, ((0, length - table.shape[0]), (0, 0)))}, delta
+
+    def fits(steps: int) -> None:
+        if steps > length:
+            remedy = f"must be at least the {steps} steps of a sequence"
+            raise SettingError("position_embedding", "length", length, remedy)
+
+    return Layer("position_embedding", make, forward, backward)

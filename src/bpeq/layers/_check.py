@@ -59,10 +59,8 @@ def gradient_error(ours: Any, reference: Any) -> float:
     Raises:
       ValueError: two leaves have different shapes.
     """
-    pairs = [
-        (np.asarray(a), np.asarray(b))
-        for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(reference), strict=True)
-    ]
+    leaves = zip(jax.tree.leaves(ours), jax.tree.leaves(reference), strict=True)
+    pairs = [(np.asarray(a), np.asarray(b)) for a, b in leaves]
     sizes = [np.abs(b).max() for _, b in pairs if b.size]
     tree = float(np.max(sizes)) if sizes else 0.0  # NumPy's maximum, which keeps a NaN
     ratios = [0.0]
@@ -114,15 +112,11 @@ def check(
         return (dparams, dx), pull(dy), y
 
     ours, reference, y = jax.jit(both)(params, x)
-    if not _alike(ours, reference):
+    if str(jax.tree.structure(ours)) != str(jax.tree.structure(reference)):
         raise ValueError(f"{layer.name}: backward's gradient has another structure than the params")
     error = gradient_error(ours, reference)
     limit = tolerance(y.dtype, deep, normalised=layer.absorb is not None)
     return CheckRow(layer.name, error, limit, error <= limit)
-
-
-def _alike(a: Any, b: Any) -> bool:
-    return str(jax.tree.structure(a)) == str(jax.tree.structure(b))
 
 
 def check_network(network: Layer, params: Params, x: Array, *, key: Key) -> list[CheckRow]:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from bpeq.layers._activations import linear
-from bpeq.layers._chain import chain
-from bpeq.types import Activation, Layer
+from bpeq.layers._combinators import chain
+from bpeq.layers._weightless import linear
+from bpeq.types import Activation, Layer, Params
 
 
 class Block(NamedTuple):
@@ -23,6 +23,15 @@ class Block(NamedTuple):
     activation: Activation
     slice: slice
     name: str
+
+    def forward(self, params: Params, below: Any) -> tuple[Any, Any]:
+        """The connection's output and residuals, with its part of the network's `params`."""
+        return self.connection.forward(params[self.slice], below)
+
+    def backward(self, params: Params, residuals: Any, error: Any) -> tuple[Params, Any]:
+        """The connection's pull-back of `error`, with its part of the network's `params`."""
+        own = params[self.slice]
+        return self.connection.backward(own, own, residuals, error)
 
 
 def cut(network: Layer) -> tuple[Block, ...]:

@@ -99,21 +99,17 @@ def batch_norm(epsilon: Positive = 1e-5, decay: Fraction = 0.9) -> Layer:
         if statistics is None:
             mean, variance = _statistics(x)
         else:
-            mean, variance = (
-                decay * old + (1.0 - decay) * new
-                for old, new in zip((params["mean"], params["variance"]), statistics, strict=True)
-            )
+            mean, variance = statistics
+            mean = decay * params["mean"] + (1.0 - decay) * mean
+            variance = decay * params["variance"] + (1.0 - decay) * variance
         return {**params, "mean": mean, "variance": variance}
 
-    return Layer(
-        "batch_norm",
-        init,
-        forward,
-        backward,
-        absorb=absorb,
-        no_energy="mixes the examples of a batch, so that none has an energy; layer_norm does not",
-        trained=lambda params: {name: name in ("gain", "bias") for name in params},
-    )
+    def trained(params: Params) -> dict[str, bool]:
+        return {name: name in ("gain", "bias") for name in params}
+
+    why = "mixes the examples of a batch, so that none has an energy; layer_norm does not"
+    shared: dict[str, Any] = {"absorb": absorb, "no_energy": why, "trained": trained}
+    return Layer("batch_norm", init, forward, backward, **shared)
 
 
 def _statistics(x: Array) -> tuple[Array, Array]:
@@ -179,13 +175,10 @@ def layer_norm(epsilon: Positive = 1e-5) -> Layer:
     def backward(params: Params, feedback: Params, kept: Any, delta: Array) -> tuple[Params, Array]:
         normal, inverse = kept
         others = tuple(range(delta.ndim - 1))
-        dparams = {
-            "gain": jnp.sum(delta * normal, axis=others),
-            "bias": jnp.sum(delta, axis=others),
-        }
+        dgain, dbias = jnp.sum(delta * normal, axis=others), jnp.sum(delta, axis=others)
         inner = delta * feedback["gain"]
         mean = jnp.mean(inner, axis=-1, keepdims=True)
         along = jnp.mean(inner * normal, axis=-1, keepdims=True)
-        return dparams, (inner - mean - normal * along) * inverse
+        return {"gain": dgain, "bias": dbias}, (inner - mean - normal * along) * inverse
 
     return Layer("layer_norm", init, forward, backward)

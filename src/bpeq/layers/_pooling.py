@@ -11,6 +11,7 @@ are pads: the program grows with window². Large ones side by side (past `FEW` a
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -57,27 +58,19 @@ def avg_pool(window: Count, stride: Count | None = None) -> Layer:
         total = _box_sum(x, window, step)
         return total / window**2, jnp.empty((0, *x.shape[1:]), x.dtype)
 
-    def backward(
-        params: Params, feedback: Params, like: Array, delta: Array
-    ) -> tuple[Params, Array]:
-        sizes, zero = like.shape[1:3], jnp.zeros((), delta.dtype)
-        share = delta / window**2
+    def backward(params: Params, feedback: Params, like: Any, delta: Array) -> tuple[Params, Array]:
+        share, zero = delta / window**2, jnp.zeros((), delta.dtype)
+        sizes = zip(like.shape[1:3], share.shape[1:3], strict=True)
         if step == window:  # each pixel has one window: copy its δ, then the rows left over
             batch, rows, columns, n = share.shape
             copies = jnp.broadcast_to(
                 share[:, :, None, :, None], (batch, rows, window, columns, window, n)
             ).reshape(batch, rows * window, columns * window, n)
-            left = [
-                (0, size - out * window, 0)
-                for size, out in zip(sizes, share.shape[1:3], strict=True)
-            ]
+            left = [(0, size - out * window, 0) for size, out in sizes]
             return (), lax.pad(copies, zero, ((0, 0, 0), *left, (0, 0, 0)))
         # A pixel's error is the sum over the windows that it is in: lay δ out `stride` apart, with
         # room for a window around it, and sum the same boxes, one pixel apart.
-        around = [
-            (window - 1, size - (out - 1) * step - 1, step - 1)
-            for size, out in zip(sizes, share.shape[1:3], strict=True)
-        ]
+        around = [(window - 1, size - (out - 1) * step - 1, step - 1) for size, out in sizes]
         return (), _box_sum(lax.pad(share, zero, ((0, 0, 0), *around, (0, 0, 0))), window, 1)
 
     return Layer("avg_pool", _init("avg_pool", window, step), forward, backward)
@@ -247,13 +240,11 @@ def views(x: Array, window: int, stride: int) -> Array:
         x = x.reshape(batch, rows, window, columns, window, n).transpose(2, 4, 0, 1, 3, 5)
         return x.reshape(-1, batch, rows, columns, n)
     down, right = (rows - 1) * stride + 1, (columns - 1) * stride + 1
-    return jnp.stack(
-        [
-            lax.slice(x, (0, i, j, 0), (batch, i + down, j + right, n), (1, stride, stride, 1))
-            for i in range(window)
-            for j in range(window)
-        ]
-    )
+    parts = []
+    for i, j in itertools.product(range(window), repeat=2):
+        end = (batch, i + down, j + right, n)
+        parts.append(lax.slice(x, (0, i, j, 0), end, (1, stride, stride, 1)))
+    return jnp.stack(parts)
 
 
 def spread(parts: Array, window: int, stride: int, image: Shape) -> Array:

@@ -118,7 +118,7 @@ def gru(
 
     def pull(kept: Any, before: Array, after: Array, errors: Carry) -> tuple[Array, Array, Carry]:
         r, z, n, r_n = kept
-        (gamma,) = errors
+        gamma = errors[0]
         d_n = gamma * (1.0 - z) * (1.0 - n * n)
         d_r = d_n * r_n * r * (1.0 - r)
         d_z = gamma * (before - n) * z * (1.0 - z)
@@ -126,8 +126,7 @@ def gru(
         return d_a, jnp.concatenate([d_r, d_z, d_n * r], axis=-1), (gamma * z,)
 
     def biases() -> dict[str, Array]:
-        zeros = jnp.zeros((3 * features,))
-        return {"b": zeros, "c": zeros}
+        return dict.fromkeys("bc", jnp.zeros((3 * features,)))
 
     cell = RecurrentCell("gru", 3, 1, step, pull, biases)
     return _recurrent(cell, features, return_sequences, init, recurrent_init)
@@ -189,20 +188,13 @@ def lstm(
         i, f, g, o, c_before, q = kept
         gamma, kappa = errors
         kappa = kappa + gamma * o * (1.0 - q * q)
-        delta = jnp.concatenate(
-            [
-                kappa * g * i * (1.0 - i),
-                kappa * c_before * f * (1.0 - f),
-                kappa * i * (1.0 - g * g),
-                gamma * q * o * (1.0 - o),
-            ],
-            axis=-1,
-        )
+        d_i, d_f = kappa * g * i * (1.0 - i), kappa * c_before * f * (1.0 - f)
+        d_g, d_o = kappa * i * (1.0 - g * g), gamma * q * o * (1.0 - o)
+        delta = jnp.concatenate([d_i, d_f, d_g, d_o], axis=-1)
         return delta, None, (jnp.zeros_like(gamma), kappa * f)
 
     def biases() -> dict[str, Array]:
-        at = jnp.zeros((4, features)).at[1].set(forget_bias)
-        return {"b": at.reshape(-1)}
+        return {"b": jnp.zeros((4, features)).at[1].set(forget_bias).reshape(-1)}
 
     cell = RecurrentCell("lstm", 4, 2, step, pull, biases)
     return _recurrent(cell, features, return_sequences, init, recurrent_init)

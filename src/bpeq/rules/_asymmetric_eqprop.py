@@ -5,24 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 from bpeq.core import trees
-from bpeq.rules._common import traced_settings
+from bpeq.rules._common import settings_init
 from bpeq.rules._phases import Free, in_one_piece
 from bpeq.rules._references import refuse_outside
 from bpeq.rules._relaxing import Relaxation, Start, prepared, relaxing_rule
-from bpeq.rules._vector_field_eqprop import Sides, respond, skew
+from bpeq.rules._vector_field_eqprop import Sides, response_gradient, skew
 from bpeq.settings import Positive, checked
-from bpeq.solvers import fixed_point
-from bpeq.types import (
-    Batch,
-    Cost,
-    Key,
-    LearningRule,
-    Params,
-    RuleInfo,
-    Solver,
-    State,
-    System,
-)
+from bpeq.types import Cost, LearningRule, Params, RuleInfo, Solver, State, System
 
 
 @checked
@@ -98,38 +87,12 @@ def asymmetric_eqprop(
     """
     system = prepared(system, "asymmetric_eqprop", start, relaxation)
     refuse_outside("asymmetric_eqprop", system)
-    settle_nudged = fixed_point() if nudged is None else nudged
+    init = settings_init("asymmetric_eqprop", "beta", beta=beta)
 
-    def init(key: Key, params: Params) -> tuple[Params, State]:
-        return params, traced_settings("asymmetric_eqprop", params, "beta", beta=beta)
-
-    def gradient(
-        params: Params, batch: Batch, rest: Free, state: State, key: Key
-    ) -> tuple[Params, dict[str, Any], State]:
-        grads, info = respond(
-            transposed(system, params, rest),
-            cost,
-            settle_nudged,
-            params,
-            rest,
-            batch.y,
-            state["beta"],
-            nudging,
-        )
-        return grads, {"nudged": info}, state
-
+    gradient = response_gradient(system, cost, nudged, nudging, transposed)
     about = RuleInfo(beta="beta", nudged_system=transposed, pushes_away=nudging == "centered")
-    name = "asymmetric_eqprop"
     return relaxing_rule(
-        name,
-        system,
-        cost,
-        free,
-        gradient,
-        init=init,
-        info=about,
-        start=start,
-        evaluation=evaluation,
+        "asymmetric_eqprop", system, cost, free, gradient, init, about, start, evaluation
     )
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 from jaxtyping import Array
 
-from bpeq.rules._common import mean_loss, recorded_statistics, statistics_of
+from bpeq.rules._common import mean_loss, on_network, recorded_statistics
 from bpeq.settings import checked
 from bpeq.types import Batch, Cost, Estimate, Key, Layer, LearningRule, Params, RuleInfo, State
 
@@ -39,12 +39,6 @@ def autodiff(network: Layer, cost: Cost) -> LearningRule:
     Source: Linnainmaa 1976; Bradbury et al. 2018, JAX.
     """
 
-    def init(key: Key, params: Params) -> tuple[Params, State]:
-        return params, ()
-
-    def apply(params: Params, x: Any, key: Key | None = None) -> Array:
-        return network.forward(params, x, key)[0]
-
     def estimate(params: Params, batch: Batch, state: State, key: Key) -> tuple[Estimate, State]:
         def loss(params: Params) -> tuple[Array, Any]:
             output, residuals = network.forward(params, batch.x, key)
@@ -54,6 +48,5 @@ def autodiff(network: Layer, cost: Cost) -> LearningRule:
         info = recorded_statistics(network, params, residuals)
         return Estimate(grads, value, output, info), state
 
-    absorb, trained = statistics_of(network), network.trained
-    rule = LearningRule("autodiff", init, apply, estimate, absorb, trained=trained)
+    rule = on_network("autodiff", network, estimate)
     return rule._replace(info=RuleInfo(reference=rule))

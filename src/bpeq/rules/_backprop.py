@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from jaxtyping import Array
-
 from bpeq.rules._autodiff import autodiff
-from bpeq.rules._common import mean_loss, no_state, recorded_statistics, statistics_of
+from bpeq.rules._common import mean_loss, no_state, on_network, recorded_statistics
 from bpeq.settings import checked
 from bpeq.types import Batch, Cost, Estimate, Key, Layer, LearningRule, Params, RuleInfo, State
 
@@ -62,7 +60,7 @@ def network_rule(
 
     Args:
       name: the rule's name.
-      network: gives `apply`, the trained leaves and the running statistics.
+      network: as in `on_network`.
       cost: cost of the reference.
       estimate: as in `LearningRule`.
       init: as in `LearningRule`; the default has no state.
@@ -72,12 +70,8 @@ def network_rule(
       A LearningRule.
     """
 
-    def apply(params: Params, x: Any, key: Key | None = None) -> Array:
-        return network.forward(params, x, key)[0]
-
     info = RuleInfo(autodiff(network, cost), **about)
-    absorb, trained = statistics_of(network), network.trained
-    return LearningRule(name, init, apply, estimate, absorb, info=info, trained=trained)
+    return on_network(name, network, estimate, init)._replace(info=info)
 
 
 def passed_back(

@@ -9,9 +9,9 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from bpeq.rules._common import mean_loss, no_state
-from bpeq.rules._phases import clamp, free_sweep
+from bpeq.rules._phases import clamp, free_sweep, noise_key
 from bpeq.rules._references import exact_reference
-from bpeq.rules._relaxing import Relaxation, Start, finished, noise_key, prepared
+from bpeq.rules._relaxing import Relaxation, Start, finished, prepared
 from bpeq.settings import Count, NonNegative, SettingError, checked
 from bpeq.solvers import Sweep, fixed_steps
 from bpeq.types import (

@@ -10,18 +10,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from bpeq.core import trees
 from bpeq.layers import trained_leaves
-from bpeq.types import (
-    Batch,
-    Caution,
-    Cost,
-    Estimate,
-    Key,
-    Layer,
-    LearningRule,
-    Params,
-    State,
-)
+from bpeq.types import Batch, Caution, Cost, Estimate, Key, Layer, LearningRule, Params, State
 
 
 def mean_loss(cost: Cost, output: Array, y: Array) -> Float[Array, ""]:
@@ -52,10 +43,8 @@ def recorded_statistics(network: Layer, params: Params, residuals: Any) -> dict[
     """
     if network.absorb is None:
         return {}
-    trained = jax.tree.leaves(trained_leaves(network, params))
-    written = jax.tree.leaves(network.absorb(params, residuals))
-    pairs = zip(written, trained, strict=True)
-    return {"statistics": [leaf for leaf, is_trained in pairs if not is_trained]}
+    written = network.absorb(params, residuals)
+    return {"statistics": trees.pick(written, _untrained(network, params))}
 
 
 def statistics_of(network: Layer) -> Callable[[Params, dict[str, Any]], Params] | None:
@@ -73,14 +62,14 @@ def statistics_of(network: Layer) -> Callable[[Params, dict[str, Any]], Params] 
         return None
 
     def absorb(params: Params, info: dict[str, Any]) -> Params:
-        leaves, structure = jax.tree.flatten(params)
-        trained = jax.tree.leaves(trained_leaves(network, params))
-        statistics = iter(info["statistics"])
-        pairs = zip(leaves, trained, strict=True)
-        written = [leaf if is_trained else next(statistics) for leaf, is_trained in pairs]
-        return jax.tree.unflatten(structure, written)
+        return trees.fill(params, _untrained(network, params), info["statistics"])
 
     return absorb
+
+
+def _untrained(network: Layer, params: Params) -> list[bool]:
+    """For each leaf, whether it is not trained."""
+    return [not trained for trained in jax.tree.leaves(trained_leaves(network, params))]
 
 
 def no_state(key: Key, params: Params) -> tuple[Params, State]:
@@ -115,13 +104,51 @@ def traced_settings(
     dtype = jnp.result_type(*jax.tree.leaves(params))
     floor = 1000.0 * float(jnp.finfo(dtype).eps)
     if divides is not None and settings[divides] < floor:
-        said = f"where round-off in {jnp.dtype(dtype).name} buries the contrast"
-        warnings.warn(
-            f"{owner}: {divides} = {settings[divides]:g} is below {floor:.1g}, {said}",
-            Caution,
-            stacklevel=3,
-        )
+        message = f"{owner}: {divides} = {settings[divides]:g} is below {floor:.1g}, "
+        message += f"where round-off in {jnp.dtype(dtype).name} buries the contrast"
+        warnings.warn(message, Caution, stacklevel=3)
     return {name: jnp.asarray(value, dtype) for name, value in settings.items()}
+
+
+def settings_init(
+    owner: str, divides: str | None = None, **settings: float
+) -> Callable[[Key, Params], tuple[Params, State]]:
+    """The `init` of a rule whose state is its numeric settings.
+
+    Args:
+      owner: the rule's name, for a warning.
+      divides: as in `traced_settings`.
+      settings: the values, by name.
+
+    Returns:
+      (key, params) -> (params, {name: scalar array}).
+    """
+    return lambda key, params: (params, traced_settings(owner, params, divides, **settings))
+
+
+def on_network(
+    name: str,
+    network: Layer,
+    estimate: Callable[..., tuple[Estimate, State]],
+    init: Callable[[Key, Params], tuple[Params, State]] = no_state,
+) -> LearningRule:
+    """A rule whose inference is a network's forward pass.
+
+    Args:
+      name: the rule's name.
+      network: gives `apply`, the trained leaves and the running statistics.
+      estimate: as in `LearningRule`.
+      init: as in `LearningRule`; the default has no state.
+
+    Returns:
+      A LearningRule.
+    """
+
+    def apply(params: Params, x: Any, key: Key | None = None) -> Array:
+        return network.forward(params, x, key)[0]
+
+    absorb = statistics_of(network)
+    return LearningRule(name, init, apply, estimate, absorb, trained=network.trained)
 
 
 def stateless(

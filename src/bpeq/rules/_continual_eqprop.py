@@ -13,7 +13,7 @@ from bpeq.core import sharding, trees
 from bpeq.rules._common import traced_settings
 from bpeq.rules._phases import Free, clamp, contrast, nudged_phases, with_state
 from bpeq.rules._references import followed, refuse_without_energy
-from bpeq.rules._relaxing import Relaxation, Start, prepared, relaxing_rule
+from bpeq.rules._relaxing import Measured, Relaxation, Start, prepared, relaxing_rule
 from bpeq.settings import Count, NonNegative, Positive, checked
 from bpeq.solvers import fixed_steps
 from bpeq.types import (
@@ -115,17 +115,12 @@ def continual_eqprop(
     def init(key: Key, params: Params) -> tuple[Params, State]:
         state = traced_settings("continual_eqprop", params, "beta", beta=beta, rate=rate)
         if rate >= beta / 2:
-            said = "the weights outrun the nudge; the estimate is mostly that error"
-            warnings.warn(
-                f"continual_eqprop: rate = {rate:g} is beta / 2 = {beta / 2:g} or more: {said}",
-                Caution,
-                stacklevel=2,
-            )
+            message = f"continual_eqprop: rate = {rate:g} is beta / 2 = {beta / 2:g} or more: "
+            message += "the weights outrun the nudge; the estimate is mostly that error"
+            warnings.warn(message, Caution, stacklevel=2)
         return params, state
 
-    def gradient(
-        params: Params, batch: Batch, rest: Free, state: State, key: Key
-    ) -> tuple[Params, dict[str, Any], State]:
+    def gradient(params: Params, batch: Batch, rest: Free, state: State, key: Key) -> Measured:
         b, examples = state["beta"], rest.output.shape[0]
         weights = jnp.stack([1.0 / b, -1.0 / b]) / examples
 
@@ -158,15 +153,6 @@ def continual_eqprop(
         beta="beta",
         sweep_settings=lambda n: {"sweeps": n},
     )
-    name = "continual_eqprop"
     return relaxing_rule(
-        name,
-        system,
-        cost,
-        free,
-        gradient,
-        init=init,
-        info=about,
-        start=start,
-        evaluation=evaluation,
+        "continual_eqprop", system, cost, free, gradient, init, about, start, evaluation
     )

@@ -9,22 +9,13 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from bpeq.costs import targets
+from bpeq.rules._common import no_state
 from bpeq.rules._phases import Free, clamped_phases, with_state
 from bpeq.rules._references import CERTIFIED, exact_rule, refuse_unclampable
-from bpeq.rules._relaxing import Relaxation, Start, prepared, relaxing_rule
+from bpeq.rules._relaxing import Measured, Relaxation, Start, prepared, relaxing_rule
 from bpeq.settings import checked
 from bpeq.solvers import fixed_point
-from bpeq.types import (
-    Batch,
-    Cost,
-    Key,
-    LearningRule,
-    Params,
-    RuleInfo,
-    Solver,
-    State,
-    System,
-)
+from bpeq.types import Batch, Cost, Key, LearningRule, Params, RuleInfo, Solver, State, System
 
 
 @checked
@@ -110,9 +101,7 @@ def contrastive_hebbian(
     denergy = system.denergy
     settle_clamped = fixed_point() if clamped is None else clamped
 
-    def gradient(
-        params: Params, batch: Batch, rest: Free, state: State, key: Key
-    ) -> tuple[Params, dict[str, Any], State]:
+    def gradient(params: Params, batch: Batch, rest: Free, state: State, key: Key) -> Measured:
         target = targets(rest.output, batch.y)
         phases, info = clamped_phases(system, settle_clamped, params, rest, target[None])
         weights = jnp.asarray([1.0, -1.0], target.dtype) / target.shape[0]
@@ -121,14 +110,7 @@ def contrastive_hebbian(
 
     about = RuleInfo(objective=_energy_gap(system.ideal))
     return relaxing_rule(
-        "contrastive_hebbian",
-        system,
-        cost,
-        free,
-        gradient,
-        info=about,
-        start=start,
-        evaluation=evaluation,
+        "contrastive_hebbian", system, cost, free, gradient, no_state, about, start, evaluation
     )
 
 

@@ -11,23 +11,13 @@ from jaxtyping import Array
 
 from bpeq.core import trees
 from bpeq.costs import targets
-from bpeq.rules._common import traced_settings
+from bpeq.rules._common import settings_init
 from bpeq.rules._phases import Free, clamped_phases, with_state
 from bpeq.rules._references import CERTIFIED, exact_rule, refuse_unclampable
-from bpeq.rules._relaxing import Relaxation, Start, prepared, relaxing_rule
+from bpeq.rules._relaxing import Measured, Relaxation, Start, prepared, relaxing_rule
 from bpeq.settings import checked
 from bpeq.solvers import fixed_point
-from bpeq.types import (
-    Batch,
-    Cost,
-    Key,
-    LearningRule,
-    Params,
-    RuleInfo,
-    Solver,
-    State,
-    System,
-)
+from bpeq.types import Batch, Cost, Key, LearningRule, Params, RuleInfo, Solver, State, System
 
 
 @checked
@@ -108,13 +98,9 @@ def coupled_learning(
     signs = {"positive": [1.0], "negative": [-1.0], "centered": [1.0, -1.0]}[nudging]
     assert system.denergy is not None
     denergy = system.denergy
+    init = settings_init("coupled_learning", "eta", eta=eta)
 
-    def init(key: Key, params: Params) -> tuple[Params, State]:
-        return params, traced_settings("coupled_learning", params, "eta", eta=eta)
-
-    def gradient(
-        params: Params, batch: Batch, rest: Free, state: State, key: Key
-    ) -> tuple[Params, dict[str, Any], State]:
+    def gradient(params: Params, batch: Batch, rest: Free, state: State, key: Key) -> Measured:
         way = state["eta"] * (targets(rest.output, batch.y) - rest.output)
         outputs = jnp.stack([rest.output + sign * way for sign in signs])
         phases, info = clamped_phases(system, settle_clamped, params, rest, outputs)
@@ -126,15 +112,7 @@ def coupled_learning(
 
     about = RuleInfo(objective=_weighed_error(system.ideal), beta="eta", beta_max=1.0)
     return relaxing_rule(
-        "coupled_learning",
-        system,
-        cost,
-        free,
-        gradient,
-        init=init,
-        info=about,
-        start=start,
-        evaluation=evaluation,
+        "coupled_learning", system, cost, free, gradient, init, about, start, evaluation
     )
 
 

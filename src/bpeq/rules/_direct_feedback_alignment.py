@@ -14,17 +14,7 @@ from bpeq.layers import Block, cut, output_shape
 from bpeq.rules._backprop import network_rule
 from bpeq.rules._common import mean_loss, recorded_statistics
 from bpeq.settings import checked
-from bpeq.types import (
-    Batch,
-    Cost,
-    Estimate,
-    Key,
-    Layer,
-    LearningRule,
-    Params,
-    Shape,
-    State,
-)
+from bpeq.types import Batch, Cost, Estimate, Key, Layer, LearningRule, Params, Shape, State
 
 
 @checked
@@ -90,10 +80,7 @@ def direct_feedback_alignment(network: Layer, cost: Cost) -> LearningRule:
             end = block.slice.stop
             if end < len(network.parts):
                 _, sent = network.parts[end].backward((), (), residuals[end], sent)
-            own = params[block.slice]
-            grads[block.slice], _ = block.connection.backward(
-                own, own, residuals[block.slice], sent
-            )
+            grads[block.slice], _ = block.backward(params, residuals[block.slice], sent)
             return sent
 
         error = through(last, cost.error(output, batch.y) / output.shape[0])

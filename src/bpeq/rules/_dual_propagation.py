@@ -10,7 +10,7 @@ from jaxtyping import Array
 from bpeq.core import trees
 from bpeq.layers import cut
 from bpeq.rules._backprop import network_rule
-from bpeq.rules._common import mean_loss, traced_settings
+from bpeq.rules._common import mean_loss, settings_init
 from bpeq.settings import Count, NonNegative, Positive, checked
 from bpeq.solvers import fixed_steps
 from bpeq.systems._refusals import refuse_coupling
@@ -90,26 +90,21 @@ def dual_propagation(
     blocks = cut(network)
     refuse_coupling("dual_propagation", network)
     solver = fixed_steps(sweeps, tolerance=tolerance)
-
-    def init(key: Key, params: Params) -> tuple[Params, State]:
-        settings = {"alpha": alpha, "beta": beta}
-        return params, traced_settings("dual_propagation", params, "beta", **settings)
-
-    def predict(params: Params, l: int, below: Array) -> tuple[Array, Any]:
-        return blocks[l].connection.forward(params[blocks[l].slice], below)
+    init = settings_init("dual_propagation", "beta", alpha=alpha, beta=beta)
 
     def estimate(params: Params, batch: Batch, state: State, key: Key) -> tuple[Estimate, State]:
         a, b = state["alpha"], state["beta"]
         # The first block's drive is the same in all sweeps, so it is computed once.
-        clamped = predict(params, 0, batch.x)
+        clamped = blocks[0].forward(params, batch.x)
         start = [blocks[0].activation.value(clamped[0])]
-        for l in range(1, len(blocks)):
-            start.append(blocks[l].activation.value(predict(params, l, start[-1])[0]))
+        for block in blocks[1:]:
+            start.append(block.activation.value(block.forward(params, start[-1])[0]))
 
         def upward(plus: State, minus: State) -> list[tuple[Array, Any]]:
             """(a_l, residuals of f_l) for each block, from the means below."""
             means = [a * up + (1.0 - a) * down for up, down in zip(plus, minus, strict=True)]
-            return [clamped, *(predict(params, l, means[l - 1]) for l in range(1, len(blocks)))]
+            above = zip(blocks[1:], means[:-1], strict=True)
+            return [clamped, *(block.forward(params, mean) for block, mean in above)]
 
         def sweep(dyads: tuple[State, State]) -> tuple[State, State]:
             inputs = upward(*dyads)
@@ -118,13 +113,11 @@ def dual_propagation(
             # The error of a block comes from the new dyads above it, so the sweep goes down.
             push = -b * cost.error(blocks[-1].activation.value(inputs[-1][0]), batch.y)
             for l in reversed(range(len(blocks))):
-                drive, residuals = inputs[l]
-                sigma, own = blocks[l].activation.value, params[blocks[l].slice]
+                (drive, residuals), sigma = inputs[l], blocks[l].activation.value
                 plus.insert(0, sigma(drive + (1.0 - a) * push))
                 minus.insert(0, sigma(drive - a * push))
                 if l > 0:
-                    gap = plus[0] - minus[0]
-                    _, push = blocks[l].connection.backward(own, own, residuals, gap)
+                    _, push = blocks[l].backward(params, residuals, plus[0] - minus[0])
             return tuple(plus), tuple(minus)
 
         (plus, minus), info = solver(sweep, (tuple(start), tuple(start)))
@@ -132,8 +125,7 @@ def dual_propagation(
         grads = list(trees.zeros(params))
         for l, (_, residuals) in enumerate(upward(plus, minus)):
             seed = (minus[l] - plus[l]) / (b * batch.x.shape[0])
-            own = params[blocks[l].slice]
-            grads[blocks[l].slice], _ = blocks[l].connection.backward(own, own, residuals, seed)
+            grads[blocks[l].slice], _ = blocks[l].backward(params, residuals, seed)
         loss = mean_loss(cost, start[-1], batch.y)
         return Estimate(tuple(grads), loss, start[-1], {"inference": info}), state
 

@@ -10,25 +10,16 @@ from annotated_types import Ge
 from jaxtyping import Array, Inexact
 
 from bpeq.core import sharding, trees
-from bpeq.rules._auto_beta import choose, unsettled
-from bpeq.rules._circle import half_circle, turn
-from bpeq.rules._common import mean_loss, traced_settings
-from bpeq.rules._phases import (
-    Free,
-    contrast,
-    free_phase,
-    nudged_phases,
-    reseeded,
-    with_state,
-)
+from bpeq.rules._betas import choose, half_circle, online, unsettled
+from bpeq.rules._common import settings_init
+from bpeq.rules._phases import Free, contrast, free_phase, nudged_phases, reseeded, with_state
 from bpeq.rules._references import followed, refuse_without_energy
-from bpeq.rules._relaxing import Relaxation, Start, noise_key, prepared, relaxing_rule
+from bpeq.rules._relaxing import Measured, Relaxation, Start, prepared, relaxing_rule
 from bpeq.settings import Positive, SettingError, checked
 from bpeq.solvers import fixed_point
 from bpeq.types import (
     Batch,
     Cost,
-    Estimate,
     Key,
     LearningRule,
     Params,
@@ -135,11 +126,10 @@ def eqprop(
     system = prepared(system, "eqprop", start, relaxation, has_free=nudging != "online")
     _refuse(system, nudging, beta)
     # A phase that stops early spoils the contrast, so the default solver settles each phase.
-    settle_nudged = fixed_point() if nudged is None else nudged
+    solver = fixed_point() if nudged is None else nudged
 
-    def init(key: Key, params: Params) -> tuple[Params, State]:
-        first = 1.0 if beta == "auto" else float(beta)
-        return params, traced_settings("eqprop", params, "beta", beta=first)
+    first = 1.0 if beta == "auto" else float(beta)
+    init = settings_init("eqprop", "beta", beta=first)
 
     def contrasted(
         params: Params, batch: Batch, rest: Free, b: Array, start: State | None = None
@@ -150,9 +140,7 @@ def eqprop(
         if jnp.iscomplexobj(betas):
             params, clamped, s0 = trees.cast((params, rest.clamped, rest.state), betas.dtype)
             rest = rest._replace(clamped=clamped, state=s0)
-        ended, info = nudged_phases(
-            system, cost, settle_nudged, params, rest, batch.y, betas, start
-        )
+        ended, info = nudged_phases(system, cost, solver, params, rest, batch.y, betas, start)
         phases = ended
         if nudging in ("one-sided", "random-sign"):  # the free state is a phase, at β = 0
             phases = with_state(ended, rest.state)
@@ -163,9 +151,7 @@ def eqprop(
         grads = contrast(system, cost, params, rest.clamped, batch.y, phases, betas, weights)
         return _Contrasted(trees.real(grads), ended, info, _amplitude(ended, rest.state))
 
-    def gradient(
-        params: Params, batch: Batch, rest: Free, state: State, key: Key
-    ) -> tuple[Params, dict[str, Any], State]:
+    def gradient(params: Params, batch: Batch, rest: Free, state: State, key: Key) -> Measured:
         """(contrast of ∂F at the free phase `rest`, records for the info, the rule's new state)."""
         b, sign = state["beta"], jnp.ones_like(state["beta"])
         if nudging == "random-sign":
@@ -179,9 +165,8 @@ def eqprop(
         def measure(b: Array, rung: Array) -> tuple[Params, Array]:
             here = reseeded(system, rest, key, 3 + rung)
             made = contrasted(params, batch, here, sign * b)
-            grads, left, moved = sharding.mean(
-                (made.grads, jnp.mean(made.info.residual), jnp.mean(made.moved))
-            )
+            measured = (made.grads, jnp.mean(made.info.residual), jnp.mean(made.moved))
+            grads, left, moved = sharding.mean(measured)
             return grads, left / moved
 
         found = choose(measure, params, _ORDER.get(nudging, points), b)
@@ -200,15 +185,6 @@ def eqprop(
         info = {"nudged": made.info, "beta": b, "error_bar": found.error_bar + cut_short}
         return made.grads, info, {"beta": jnp.minimum(4.0 * b, jnp.ones_like(b))}
 
-    def online(params: Params, batch: Batch, state: State, key: Key) -> tuple[Estimate, State]:
-        """The estimate of "online": the sum over the last turn of β."""
-        noise = noise_key(key)
-        ended = turn(
-            system, cost, settle_nudged, params, batch, state["beta"], points, turns, noise
-        )
-        loss = mean_loss(cost, ended.output, batch.y)
-        return Estimate(ended.grads, loss, ended.output, {"nudged": ended.info}), state
-
     # A comparison over β tries the holomorphic estimate only if complex states are allowed.
     smooth = [] if system.traits.not_holomorphic else ["holomorphic-4"]
     about = RuleInfo(
@@ -217,18 +193,10 @@ def eqprop(
         nudgings=("one-sided", "centered", *smooth),
         pushes_away=nudging != "one-sided",
     )
-    rule = relaxing_rule(
-        "eqprop",
-        system,
-        cost,
-        free,
-        gradient,
-        init=init,
-        info=about,
-        start=start,
-        evaluation=evaluation,
-    )
-    return rule._replace(estimate=online) if nudging == "online" else rule
+    rule = relaxing_rule("eqprop", system, cost, free, gradient, init, about, start, evaluation)
+    if nudging != "online":
+        return rule
+    return rule._replace(estimate=online(system, cost, solver, points, turns))
 
 
 class _Contrasted(NamedTuple):

@@ -8,12 +8,11 @@ from typing import Any
 from jaxtyping import Array
 
 from bpeq.core import trees
-from bpeq.rules._autodiff import autodiff
-from bpeq.rules._backprop import passed_back
-from bpeq.rules._common import statistics_of
+from bpeq.layers import cut
+from bpeq.rules._backprop import network_rule, passed_back
 from bpeq.rules._feedback_alignment import second_draw
-from bpeq.settings import Degrees, checked
-from bpeq.types import Batch, Cost, Estimate, Key, Layer, LearningRule, Params, RuleInfo, State
+from bpeq.settings import Degrees, SettingError, checked
+from bpeq.types import Batch, Cost, Estimate, Key, Layer, LearningRule, Params, State
 
 
 @checked
@@ -72,49 +71,29 @@ def kolen_pollack(network: Layer, cost: Cost, *, angle: Degrees = 90.0) -> Learn
     """
     if network.name != "chain":
         raise ValueError(f"kolen_pollack: needs a chain, got the layer {network.name!r}")
-    statistics, exact = statistics_of(network), autodiff(network, cost)
 
     def init(key: Key, params: Params) -> tuple[Params, State]:
         if len(params) > len(network.parts):
             return params, ()
         return (*params, {"feedback": trees.sub(second_draw(key, params, angle), params)}), ()
 
-    def apply(params: Params, x: Any, key: Key | None = None) -> Array:
-        return network.forward(params[:-1], x, key)[0]
+    def forward(params: Params, x: Any, key: Key | None = None) -> tuple[Array, Any]:
+        return network.forward(params[:-1], x, key)
+
+    def absorb(params: Params, residuals: Any) -> Params:
+        assert network.absorb is not None
+        return (*network.absorb(params[:-1], residuals), params[-1])
 
     def estimate(params: Params, batch: Batch, state: State, key: Key) -> tuple[Estimate, State]:
         own, feedback = params[:-1], trees.add(params[:-1], params[-1]["feedback"])
-        return beside(passed_back(network, cost, own, feedback, batch, key), params), state
+        passed = passed_back(network, cost, own, feedback, batch, key)
+        return passed._replace(grads=(*passed.grads, trees.zeros(params[-1]))), state
 
-    def exactly(params: Params, batch: Batch, state: State, key: Key) -> tuple[Estimate, State]:
-        """The reference's estimate: autodiff for W, zero for D."""
-        return beside(exact.estimate(params[:-1], batch, state, key)[0], params), state
-
-    def beside(found: Estimate, params: Params) -> Estimate:
-        """The estimate with a zero gradient for D."""
-        return found._replace(grads=(*found.grads, trees.zeros(params[-1])))
-
-    def absorb(params: Params, info: dict[str, Any]) -> Params:
-        assert statistics is not None
-        return (*statistics(params[:-1], info), params[-1])
-
-    kept = None if statistics is None else absorb
-    trained = network.trained
-    reference = LearningRule("autodiff", init, apply, exactly, kept, trained=trained)
-    return LearningRule(
-        "kolen_pollack",
-        init,
-        apply,
-        estimate,
-        kept,
-        info=RuleInfo(
-            reference._replace(info=RuleInfo(reference)),
-            optimizers=("adamw",),
-            needs_decay=True,
-            device_weights=(_both(trees.add), _both(trees.sub)),
-        ),
-        trained=trained,
-    )
+    # The network does not read D, so its exact gradient for D is zero.
+    both = network._replace(forward=forward, absorb=network.absorb and absorb)
+    about: dict[str, Any] = {"optimizers": ("adamw",), "needs_decay": True}
+    about["device_weights"] = (_both(trees.add), _both(trees.sub))
+    return network_rule("kolen_pollack", both, cost, estimate, init, **about)
 
 
 def _both(combine: Callable[[Any, Any], Any]) -> Callable[[Params], Params]:
@@ -122,3 +101,82 @@ def _both(combine: Callable[[Any, Any], Any]) -> Callable[[Params], Params]:
     return lambda params: (
         *params[:-1], {"feedback": combine(params[-1]["feedback"], params[:-1])}
     )  # fmt: skip
+
+
+def symmetrise_feedback_gradients(grads: Params, network: Layer | None) -> Params:
+    """Give both weights of a connection the sum of their two gradients.
+
+        g_W, g_B  →  g_W + g_B,  g_W + g_B
+
+    Args:
+      grads: gradients in the shape of params. The last entry is {"feedback": tree}: a dict by the
+        names of the connections, or a tuple that mirrors the entries before it.
+      network: the network whose blocks have those names; None is allowed for a tuple only.
+
+    Returns:
+      A tree like grads.
+
+    Raises:
+      ValueError: there is no feedback entry, a named entry comes without a network, or an entry
+        does not fit its forward weights.
+    """
+    forward, feedback = _split(grads)
+    if isinstance(feedback, tuple):  # mirrors the forward entries; an empty part has no feedback
+        if len(feedback) != len(forward):
+            said = f"the feedback tuple has {len(feedback)} entries; must be {len(forward)}"
+            raise _wrong(f"{said}, as many as params have before it")
+        for i, part in enumerate(feedback):
+            if trees.size(part):
+                forward[i] = _sum(str(i), forward[i], part)
+        given = [a if trees.size(b) else b for a, b in zip(forward, feedback, strict=True)]
+        return (*forward, {"feedback": tuple(given)})
+    if not isinstance(feedback, dict):
+        said = (
+            f"feedback is {trees.describe_tree(feedback)}; must be a dict by connection, or a tuple"
+        )
+        raise _wrong(f"{said}")
+    if network is None:
+        raise _wrong(
+            f"network = None: must be the network whose "
+            f"blocks name the feedback weights {', '.join(feedback)}"
+        )
+    # A named entry belongs to a block of the network or to a skip.
+    places, both = {block.name: block.slice for block in cut(network)}, {}
+    skips = forward[-1].get("skips", {}) if forward and isinstance(forward[-1], dict) else {}
+    for name, part in feedback.items():
+        if name in places:
+            both[name] = _sum(name, tuple(forward[places[name]]), part)
+            forward[places[name]] = both[name]
+        elif name in skips:
+            both[name] = _sum(name, skips[name], part)
+            forward[-1] = {"skips": {**forward[-1]["skips"], name: both[name]}}
+        else:
+            raise _wrong(
+                f"feedback {name!r} names no connection; allowed: {', '.join([*places, *skips])}"
+            )
+    return (*forward, {"feedback": both})
+
+
+def _sum(name: str, own: Params, back: Params) -> Params:
+    """The sum of both gradients; an error if their shapes differ."""
+    wrong = trees.difference(back, own)
+    if wrong:
+        raise _wrong(f"feedback {name!r} does not fit its forward weights: {wrong}")
+    return trees.add(own, back)
+
+
+def _split(params: Params) -> tuple[list[Params], Any]:
+    """The entries before the last one, and the feedback tree that the last one holds."""
+    last = params[-1] if isinstance(params, tuple) and params else None
+    if not (isinstance(last, dict) and "feedback" in last):
+        raise _wrong(
+            "params have no {'feedback': ...} entry; "
+            "allowed only for systems with feedback weights of their own, such as "
+            "hopfield(..., feedback = 'untied')"
+        )
+    return list(params[:-1]), last["feedback"]
+
+
+def _wrong(remedy: str) -> SettingError:
+    """The error for params that `kolen_pollack` cannot use."""
+    return SettingError("vector_field_eqprop", "kolen_pollack", True, remedy)

@@ -15,6 +15,8 @@ from bpeq.solvers import Sweep
 from bpeq.systems._derivatives import merge_phases
 from bpeq.types import Cost, Device, Key, Memory, Params, SolveInfo, Solver, State, System
 
+_NOISE = 0x6E6F6973  # folded into a key: the noise is independent of a rule's draws
+
 
 class Free(NamedTuple):
     """A settled free phase.
@@ -27,6 +29,18 @@ class Free(NamedTuple):
     state: State
     info: SolveInfo
     output: Array
+
+
+def noise_key(key: Key | None) -> Key | None:
+    """The key of a noisy device's noise.
+
+    Args:
+      key: the key of an estimate or of an inference; None: no key.
+
+    Returns:
+      A key that depends on `key` alone; None if `key` is None.
+    """
+    return None if key is None else jax.random.fold_in(key, _NOISE)
 
 
 def clamp(system: System, params: Params, x: Array, key: Key | None = None) -> Any:
@@ -79,6 +93,23 @@ def free_phase(
     state, info = solver(free_sweep(system, params, clamped), start)
     info = info._replace(end=state) if remembers else info
     return Free(clamped, state, info, system.readout.forward(params, state)[0])
+
+
+def inference(system: System, solver: Solver) -> Callable[..., Array]:
+    """The `apply` of a rule on a system: the output of a free phase.
+
+    Args:
+      system: the system to settle.
+      solver: settles it.
+
+    Returns:
+      (params, x, key=None) -> output. A noisy device draws its noise from the key.
+    """
+
+    def apply(params: Params, x: Any, key: Key | None = None) -> Array:
+        return free_phase(system, solver, params, x, key=noise_key(key)).output
+
+    return apply
 
 
 def free_sweep(system: System, params: Params, clamped: Any) -> Sweep:

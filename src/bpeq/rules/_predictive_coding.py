@@ -11,22 +11,12 @@ from jaxtyping import Array
 from bpeq.core import trees
 from bpeq.layers import cut
 from bpeq.rules._backprop import network_rule
-from bpeq.rules._common import mean_loss, traced_settings
+from bpeq.rules._common import mean_loss, settings_init
 from bpeq.rules._phases import Free, contrast, in_one_piece, nudged_phases
 from bpeq.settings import Count, NonNegative, Positive, checked
 from bpeq.solvers import fixed_steps
 from bpeq.systems import predictive
-from bpeq.types import (
-    Batch,
-    Cost,
-    Estimate,
-    Key,
-    Layer,
-    LearningRule,
-    Params,
-    SolveInfo,
-    State,
-)
+from bpeq.types import Batch, Cost, Estimate, Key, Layer, LearningRule, Params, SolveInfo, State
 
 Inference = Literal["states", "timed", "errors"]
 
@@ -126,9 +116,7 @@ def predictive_coding(
     hidden = blocks[:-1]
     count = {"states": steps, "timed": len(hidden), "errors": steps}[inference]
     solver = fixed_steps(count, tolerance=tolerance, record=inference == "timed")
-
-    def init(key: Key, params: Params) -> tuple[Params, State]:
-        return params, traced_settings("predictive_coding", params, rate=rate)
+    init = settings_init("predictive_coding", rate=rate)
 
     def relax(params: Params, free: Free, y: Array, rate: Array) -> tuple[State, SolveInfo]:
         """The states after inference, phases (one) on axis 0: a nudged phase at β = 1."""
@@ -137,15 +125,8 @@ def predictive_coding(
             slope = trees.add_given(system.force(params, clamped, state), push(state))
             return trees.add(state, trees.scale(rate, slope))
 
-        return nudged_phases(
-            in_one_piece(system._replace(sweep=sweep)),
-            cost,
-            solver,
-            params,
-            free,
-            y,
-            jnp.ones_like(rate)[None],
-        )
+        moved = in_one_piece(system._replace(sweep=sweep))
+        return nudged_phases(moved, cost, solver, params, free, y, jnp.ones_like(rate)[None])
 
     def optimise(
         params: Params, free: Free, y: Array, rate: Array
@@ -157,7 +138,7 @@ def predictive_coding(
             errors, state, kept = carry[0], [free.clamped.prediction + carry[0][0]], []
             for l in range(1, len(hidden)):
                 below = hidden[l - 1].activation.value(state[-1])
-                z, residuals = hidden[l].connection.forward(params[hidden[l].slice], below)
+                z, residuals = hidden[l].forward(params, below)
                 state.append(z + errors[l])
                 kept.append(residuals)
             output, residuals = system.readout.forward(params, tuple(state))
@@ -165,8 +146,7 @@ def predictive_coding(
             # A hidden block's slope needs that of the block above, so the pass goes down.
             down = [push[-1]]
             for l in reversed(range(1, len(hidden))):
-                own = params[hidden[l].slice]
-                _, back = hidden[l].connection.backward(own, own, kept[l - 1], down[0])
+                _, back = hidden[l].backward(params, kept[l - 1], down[0])
                 down.insert(0, hidden[l - 1].activation.slope(state[l - 1]) * back)
             moves = trees.scale(rate, trees.sub(tuple(down), errors))
             return trees.add(errors, moves), tuple(state)
@@ -180,12 +160,10 @@ def predictive_coding(
         seed = cost.error(output, y) / output.shape[0]
         grads = list(system.readout.backward(params, params, kept, seed)[0])
         for l, (block, error) in enumerate(zip(hidden, errors, strict=True)):
-            own, residuals = params[block.slice], clamped.residuals
+            residuals = clamped.residuals
             if l > 0:
-                below = hidden[l - 1].activation.value(state[l - 1])
-                _, residuals = block.connection.forward(own, below)
-            seed = -error / error.shape[0]
-            grads[block.slice], _ = block.connection.backward(own, own, residuals, seed)
+                _, residuals = block.forward(params, hidden[l - 1].activation.value(state[l - 1]))
+            grads[block.slice], _ = block.backward(params, residuals, -error / error.shape[0])
         return tuple(grads)
 
     def estimate(params: Params, batch: Batch, state: State, key: Key) -> tuple[Estimate, State]:
@@ -212,16 +190,10 @@ def predictive_coding(
         loss = mean_loss(cost, output, batch.y)
         return Estimate(grads, loss, output, {"inference": info}), state
 
-    return network_rule(
-        "predictive_coding",
-        network,
-        cost,
-        estimate,
-        init,
-        note=_note(inference, steps, rate),
-        # "timed" takes as many steps as there are blocks.
-        sweep_settings=None if inference == "timed" else lambda n: {"steps": n},
-    )
+    about: dict[str, Any] = {"note": _note(inference, steps, rate)}
+    if inference != "timed":  # which takes as many steps as there are blocks
+        about["sweep_settings"] = lambda n: {"steps": n}
+    return network_rule("predictive_coding", network, cost, estimate, init, **about)
 
 
 def _note(inference: Inference, steps: int, rate: float) -> str:

@@ -12,20 +12,10 @@ from jaxtyping import Array
 from bpeq.core import trees
 from bpeq.rules._phases import Free
 from bpeq.rules._references import Adjoint, adjoint_equation, implicit_gradient
-from bpeq.rules._relaxing import Relaxation, Start, prepared, relaxing_rule
+from bpeq.rules._relaxing import Measured, Relaxation, Start, prepared, relaxing_rule
 from bpeq.settings import Count, Positive, checked
 from bpeq.solvers import fixed_point
-from bpeq.types import (
-    Batch,
-    Cost,
-    Key,
-    LearningRule,
-    Params,
-    SolveInfo,
-    Solver,
-    State,
-    System,
-)
+from bpeq.types import Batch, Cost, Key, LearningRule, Params, SolveInfo, Solver, State, System
 
 
 @checked
@@ -134,9 +124,7 @@ def recurrent_backprop(
 
     solve = {"fixed-point": iterate, "neumann": series, "gmres": krylov}[method]
 
-    def gradient(
-        params: Params, batch: Batch, rest: Free, state: State, key: Key
-    ) -> tuple[Params, dict[str, Any], State]:
+    def gradient(params: Params, batch: Batch, rest: Free, state: State, key: Key) -> Measured:
         grads, info = implicit_gradient(system, cost, solve, params, batch, rest)
         return grads, {"adjoint": info}, state
 

@@ -11,19 +11,9 @@ from jaxtyping import Array
 
 from bpeq.core import trees
 from bpeq.rules._common import mean_loss, no_state
-from bpeq.rules._phases import Free, free_phase, nudge
+from bpeq.rules._phases import Free, free_phase, inference, nudge
 from bpeq.solvers import fixed_point
-from bpeq.types import (
-    Batch,
-    Cost,
-    Estimate,
-    Key,
-    LearningRule,
-    Params,
-    SolveInfo,
-    State,
-    System,
-)
+from bpeq.types import Batch, Cost, Estimate, Key, LearningRule, Params, SolveInfo, State, System
 
 CERTIFIED = fixed_point(1e-12, 20_000)
 """The solver of exact gradients: residual 1e-12, at most 20,000 sweeps."""
@@ -38,22 +28,19 @@ def exact_rule(
 
     Args:
       name: the rule's name.
-      system: the system to settle.
+      system: the system to settle, without imperfections.
       gradient: (params, batch, free phase) -> (gradient, loss, records for the info).
 
     Returns:
       A LearningRule without a state.
     """
 
-    def apply(params: Params, x: Any, key: Key | None = None) -> Array:
-        return free_phase(system, CERTIFIED, params, x).output
-
     def estimate(params: Params, batch: Batch, state: State, key: Key) -> tuple[Estimate, State]:
         rest = free_phase(system, CERTIFIED, params, batch.x)
         grads, loss, record = gradient(params, batch, rest)
         return Estimate(grads, loss, rest.output, {"free": rest.info, **record}), state
 
-    return LearningRule(name, no_state, apply, estimate)
+    return LearningRule(name, no_state, inference(system, CERTIFIED), estimate)
 
 
 class Adjoint(NamedTuple):

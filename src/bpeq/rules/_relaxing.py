@@ -16,7 +16,7 @@ from jaxtyping import Array, Int
 
 from bpeq.core import sharding, trees
 from bpeq.rules._common import mean_loss, no_state
-from bpeq.rules._phases import Free, free_phase
+from bpeq.rules._phases import Free, free_phase, inference, noise_key
 from bpeq.rules._references import exact_reference
 from bpeq.settings import SettingError
 from bpeq.solvers import fixed_point
@@ -37,21 +37,10 @@ from bpeq.types import (
 
 Start = Literal["own", "zeros", "feedforward", "carried", "kept"]
 Relaxation = Literal["same", "bfloat16", "float16"]
-Gradient = Callable[[Params, Batch, Free, State, Key], tuple[Params, dict[str, Any], State]]
-"""(params, batch, free phase, state, key) -> (gradient, records for the info, state)."""
-_NOISE = 0x6E6F6973  # folded into a key: the noise is independent of a rule's draws
-
-
-def noise_key(key: Key | None) -> Key | None:
-    """The key of a noisy device's noise.
-
-    Args:
-      key: the key of an estimate or of an inference; None: no key.
-
-    Returns:
-      A key that depends on `key` alone; None if `key` is None.
-    """
-    return None if key is None else jax.random.fold_in(key, _NOISE)
+Measured = tuple[Params, dict[str, Any], State]
+"""(gradient, records for the info, the rule's new state)."""
+Gradient = Callable[[Params, Batch, Free, State, Key], Measured]
+"""(params, batch, free phase, state, key) -> Measured."""
 
 
 def relaxing_rule(
@@ -60,7 +49,6 @@ def relaxing_rule(
     cost: Cost,
     free: Solver | None,
     gradient: Gradient,
-    *,
     init: Callable[[Key, Params], tuple[Params, State]] = no_state,
     info: RuleInfo | None = None,
     start: Start = "own",
@@ -86,9 +74,6 @@ def relaxing_rule(
     """
     settle = fixed_point() if free is None else free
 
-    def apply(params: Params, x: Any, key: Key | None = None) -> Array:
-        return free_phase(system, settle, params, x, key=noise_key(key)).output
-
     def estimate(params: Params, batch: Batch, state: State, key: Key) -> tuple[Estimate, State]:
         rest = free_phase(system, settle, params, batch.x, batch.start, noise_key(key))
         grads, record, state = gradient(params, batch, rest, state, key)
@@ -96,7 +81,7 @@ def relaxing_rule(
         return Estimate(grads, loss, rest.output, {"free": rest.info, **record}), state
 
     info = (info or RuleInfo())._replace(reference=exact_reference(system, cost))
-    rule = LearningRule(name, init, apply, estimate, info=info)
+    rule = LearningRule(name, init, inference(system, settle), estimate, info=info)
     return finished(rule, system, start, evaluation)
 
 
@@ -282,11 +267,7 @@ def evaluated_by(rule: LearningRule, system: System, solver: Solver) -> Learning
     Returns:
       The LearningRule.
     """
-
-    def apply(params: Params, x: Any, key: Key | None = None) -> Array:
-        return free_phase(system, solver, params, x, key=noise_key(key)).output
-
-    return rule._replace(apply=apply)
+    return rule._replace(apply=inference(system, solver))
 
 
 def in_short_floats(system: System, relaxation: Relaxation) -> System:

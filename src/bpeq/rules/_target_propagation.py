@@ -11,11 +11,11 @@ from jaxtyping import Array
 
 from bpeq.core import sharding, trees
 from bpeq.layers import Block, cut, dense
-from bpeq.rules._autodiff import autodiff
-from bpeq.rules._common import mean_loss, traced_settings
+from bpeq.rules._backprop import network_rule
+from bpeq.rules._common import mean_loss, settings_init, traced_settings
 from bpeq.settings import NonNegative, Positive, checked
 from bpeq.systems._refusals import refuse_coupling
-from bpeq.types import Batch, Cost, Estimate, Key, Layer, LearningRule, Params, RuleInfo, State
+from bpeq.types import Batch, Cost, Estimate, Key, Layer, LearningRule, Params, State
 
 
 @checked
@@ -86,16 +86,12 @@ def target_propagation(
             drawn[block.name], _ = dense(below).init(jax.random.fold_in(key, l), (above,))
         return (*params, {"inverses": trees.cast(drawn, settings["step"].dtype)}), settings
 
-    def apply(params: Params, x: Any, key: Key | None = None) -> Array:
-        return network.forward(params[:own], x, key)[0]
-
     def estimate(params: Params, batch: Batch, state: State, key: Key) -> tuple[Estimate, State]:
         passed, shifts, noisy = _aims(blocks, cost, params, batch, state, key)
         examples, grads, inverses = batch.x.shape[0], list(trees.zeros(params)), {}
         for l, (block, at, shift) in enumerate(zip(blocks, passed, shifts, strict=True)):
-            part = params[block.slice]
             seed = -at.slope * shift / (state["step"] * examples)
-            grads[block.slice], _ = block.connection.backward(part, part, at.residuals, seed)
+            grads[block.slice], _ = block.backward(params, at.residuals, seed)
             if l > 0:
                 above = _through(block, params, noisy[l - 1]).h
                 back = _back(blocks, l, params, above, noisy[l - 1])
@@ -106,10 +102,13 @@ def target_propagation(
         output = passed[-1].h
         return Estimate(tuple(grads), mean_loss(cost, output, batch.y), output, {}), state
 
-    plain = network._replace(forward=lambda p, x, key=None: network.forward(p[:own], x, key))
-    rule = LearningRule("target_propagation", init, apply, estimate, trained=network.trained)
+    def forward(params: Params, x: Any, key: Key | None = None) -> tuple[Array, Any]:
+        return network.forward(params[:own], x, key)
+
+    plain = network._replace(forward=forward, absorb=None)
+    rule = network_rule("target_propagation", plain, cost, estimate, init)
     objective = _local_losses(rule, blocks, cost, step, noise)
-    return rule._replace(info=RuleInfo(autodiff(plain, cost), objective))
+    return rule._replace(info=rule.info._replace(objective=objective))
 
 
 _AFFINE = dense(1)  # the map of all inverses; its size comes from the weights
@@ -128,7 +127,7 @@ class _Passed(NamedTuple):
 
 def _through(block: Block, params: Params, below: Array) -> _Passed:
     """The forward pass of a block, from the units below it."""
-    z, residuals = block.connection.forward(params[block.slice], below)
+    z, residuals = block.forward(params, below)
     return _Passed(block.activation.value(z), block.activation.slope(z), residuals)
 
 
@@ -173,10 +172,8 @@ def _local_losses(
     It adds the reconstruction losses of the inverses. Both parts have no weights in common.
     """
 
-    def init(
-        key: Key, params: Params
-    ) -> tuple[Params, State]:  # params have their inverses already
-        return params, traced_settings("target_propagation", params, step=step, noise=noise)
+    # Params have their inverses already.
+    init = settings_init("target_propagation", step=step, noise=noise)
 
     def estimate(params: Params, batch: Batch, state: State, key: Key) -> tuple[Estimate, State]:
         aims = jax.lax.stop_gradient(_aims(blocks, cost, params, batch, state, key))

@@ -12,10 +12,10 @@ from jaxtyping import Array, Float
 
 from bpeq.core import sharding, trees
 from bpeq.rules._common import traced_settings
-from bpeq.rules._feedback_gradients import symmetrise_feedback_gradients
+from bpeq.rules._kolen_pollack import symmetrise_feedback_gradients
 from bpeq.rules._phases import Free, contrast, nudged_phases
 from bpeq.rules._references import followed, follows
-from bpeq.rules._relaxing import Relaxation, Start, prepared, relaxing_rule
+from bpeq.rules._relaxing import Gradient, Measured, Relaxation, Start, prepared, relaxing_rule
 from bpeq.settings import NonNegative, Positive, checked
 from bpeq.solvers import fixed_point
 from bpeq.types import (
@@ -26,7 +26,6 @@ from bpeq.types import (
     LearningRule,
     Params,
     RuleInfo,
-    SolveInfo,
     Solver,
     State,
     System,
@@ -128,7 +127,7 @@ def vector_field_eqprop(
     equilibrium propagation without weight symmetry through Jacobian homeostasis.
     """
     system = prepared(system, "vector_field_eqprop", start, relaxation)
-    settle_nudged = fixed_point() if nudged is None else nudged
+    respond = response_gradient(system, cost, nudged, nudging)
 
     def init(key: Key, params: Params) -> tuple[Params, State]:
         if kolen_pollack:
@@ -136,20 +135,13 @@ def vector_field_eqprop(
         settings = {"beta": beta, **({"homeostasis": homeostasis} if homeostasis else {})}
         return params, traced_settings("vector_field_eqprop", params, "beta", **settings)
 
-    def gradient(
-        params: Params, batch: Batch, rest: Free, state: State, key: Key
-    ) -> tuple[Params, dict[str, Any], State]:
-        grads, info = respond(
-            system, cost, settle_nudged, params, rest, batch.y, state["beta"], nudging
-        )
-        record: dict[str, Any] = {"nudged": info}
+    def gradient(params: Params, batch: Batch, rest: Free, state: State, key: Key) -> Measured:
+        grads, record, state = respond(params, batch, rest, state, key)
         if kolen_pollack:
             grads = symmetrise_feedback_gradients(grads, network)
         if homeostasis:  # after Kolen–Pollack, which would cancel its opposite gradients of W and B
-            v = _signs(key, rest.state)
-            loss, pull = jax.value_and_grad(asymmetry_loss, argnums=1)(
-                system, params, batch.x, rest.state, v
-            )
+            v, measure = _signs(key, rest.state), jax.value_and_grad(asymmetry_loss, argnums=1)
+            loss, pull = measure(system, params, batch.x, rest.state, v)
             grads = trees.add(grads, trees.scale(state["homeostasis"], pull))
             record["homeostasis"] = loss
         return grads, record, state
@@ -162,64 +154,55 @@ def vector_field_eqprop(
         beta="beta",
         pushes_away=nudging == "centered",
     )
-    name = "vector_field_eqprop"
     return relaxing_rule(
-        name,
-        system,
-        cost,
-        free,
-        gradient,
-        init=init,
-        info=about,
-        start=start,
-        evaluation=evaluation,
+        "vector_field_eqprop", system, cost, free, gradient, init, about, start, evaluation
     )
 
 
-def respond(
+def response_gradient(
     system: System,
     cost: Cost,
-    solver: Solver,
-    params: Params,
-    rest: Free,
-    y: Array,
-    beta: Array,
+    nudged: Solver | None,
     nudging: Sides,
-) -> tuple[Params, SolveInfo]:
-    """The batch mean of −Σ_n w_n (∂f/∂θ)ᵀ(s_n − s⁰), and the readout's own gradient.
+    nudged_system: Callable[[System, Params, Free], System] = lambda system, params, rest: system,
+) -> Gradient:
+    """The gradient of a rule: the batch mean of −Σ_n w_n (∂f/∂θ)ᵀ(s_n − s⁰), and the readout's own.
 
     It is EP's `contrast` with the parameter gradient of the energy linearised at the free state.
 
     Args:
       system: any system.
       cost: C.
-      solver: settles the nudged phases.
-      params: θ.
-      rest: the free phase s⁰.
-      y: `[batch]` labels or `[batch, ...]` targets.
-      beta: β, a scalar.
+      nudged: settles the nudged phases; None settles to a residual of 1e-6 within 1,000 sweeps.
       nudging: "one-sided" or "centered".
+      nudged_system: (system, params, free phase) -> the system of the nudged phases.
 
     Returns:
-      (gradient, a tree like params; SolveInfo of the nudged phases).
+      A Gradient for `relaxing_rule`. It reads "beta" in the rule's state, and records the SolveInfo
+      `nudged`.
     """
-    signs = jnp.asarray([1.0, -1.0] if nudging == "centered" else [1.0], beta.dtype)
-    phases, info = nudged_phases(system, cost, solver, params, rest, y, signs * beta)
+    solver = fixed_point() if nudged is None else nudged
 
-    def linearised(
-        params: Params, clamped: Any, states: State, weights: Array
-    ) -> tuple[Params, None]:
-        # The weights need not sum to zero: s⁰ is subtracted from every phase.
-        moved = jax.tree.map(
-            lambda s, s0: jnp.tensordot(weights, s - s0, axes=1), states, rest.state
-        )
-        dparams, _ = system.dforce(params, clamped, rest.state, moved)
-        return trees.scale(-1.0, dparams), None
+    def gradient(params: Params, batch: Batch, rest: Free, state: State, key: Key) -> Measured:
+        model, beta = nudged_system(system, params, rest), state["beta"]
+        signs = jnp.asarray([1.0, -1.0] if nudging == "centered" else [1.0], beta.dtype)
+        betas = signs * beta
+        phases, info = nudged_phases(model, cost, solver, params, rest, batch.y, betas)
 
-    weights = signs / (len(signs) * beta * rest.output.shape[0])
-    twin = system._replace(denergy=linearised)
-    grads = contrast(twin, cost, params, rest.clamped, y, phases, signs * beta, weights)
-    return grads, info
+        def linearised(params: Params, clamped: Any, states: State, weights: Array) -> Any:
+            # The weights need not sum to zero: s⁰ is subtracted from every phase.
+            moved = jax.tree.map(
+                lambda s, s0: jnp.tensordot(weights, s - s0, axes=1), states, rest.state
+            )
+            dparams, _ = model.dforce(params, clamped, rest.state, moved)
+            return trees.scale(-1.0, dparams), None
+
+        weights = signs / (len(signs) * beta * rest.output.shape[0])
+        twin = model._replace(denergy=linearised)
+        grads = contrast(twin, cost, params, rest.clamped, batch.y, phases, betas, weights)
+        return grads, {"nudged": info}, state
+
+    return gradient
 
 
 def skew(system: System, params: Params, clamped: Any, state: State) -> Callable[[State], State]:
@@ -277,9 +260,9 @@ def asymmetry_loss(
 def _signs(key: Key, like: State) -> State:
     """Random signs in the shape of `like`, the same for any number of devices."""
     leaves, structure = jax.tree.flatten(like)
-    keys = jax.random.split(key, len(leaves))
-    drawn = [
-        sharding.drawn(partial(jax.random.rademacher, k, dtype=s.dtype), s.shape)
-        for k, s in zip(keys, leaves, strict=True)
-    ]
-    return jax.tree.unflatten(structure, drawn)
+    keys = jax.tree.unflatten(structure, list(jax.random.split(key, len(leaves))))
+
+    def one(key: Key, s: Array) -> Array:
+        return sharding.drawn(partial(jax.random.rademacher, key, dtype=s.dtype), s.shape)
+
+    return jax.tree.map(one, keys, like)

@@ -3,6 +3,6 @@
 from bpeq.solvers._anderson import anderson
 from bpeq.solvers._fixed_point import fixed_point
 from bpeq.solvers._fixed_steps import fixed_steps
-from bpeq.solvers._sweep import Sweep, run_sweep
+from bpeq.solvers._loops import Sweep, run_sweep
 
 __all__ = ["Sweep", "anderson", "fixed_point", "fixed_steps", "run_sweep"]

@@ -14,9 +14,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from bpeq.core import trees
 from bpeq.settings import Count, Positive, checked
-from bpeq.solvers._fewer import PARTS, run_compacting_active
-from bpeq.solvers._memory import memory
-from bpeq.solvers._sweep import run_sweep
+from bpeq.solvers._loops import PARTS, memory, run_compacting_active, run_sweep
 from bpeq.types import SolveInfo, Solver, State
 
 Leaves = list[Array]
@@ -179,9 +177,8 @@ def _mixed(
     """g − Σ_i a_i Δ_i g with the least squares a, and whether it is finite and descends."""
     rows = [[_dot(a, b) for _, b in changes] for _, a in changes]
     trace = jnp.stack([jnp.real(row[i]) for i, row in enumerate(rows)]).sum(axis=0)
-    ridge = (
-        jnp.finfo(trace.dtype).eps * trace + jnp.finfo(trace.dtype).tiny
-    )  # a = 0 if nothing has changed
+    # The ridge gives a = 0 if nothing has changed.
+    ridge = jnp.finfo(trace.dtype).eps * trace + jnp.finfo(trace.dtype).tiny
     for i, row in enumerate(rows):
         row[i] = row[i] + ridge.astype(row[i].dtype)
     a = _solved(rows, [_dot(df, f) for _, df in changes])

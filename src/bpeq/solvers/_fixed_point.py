@@ -11,9 +11,8 @@ from jaxtyping import Array, Bool, Float, Int
 
 from bpeq.core import trees
 from bpeq.settings import Count, Fraction, Positive, checked
-from bpeq.solvers._fewer import PARTS, Step, run_compacting_active
 from bpeq.solvers._fixed_steps import damp
-from bpeq.solvers._sweep import run_sweep
+from bpeq.solvers._loops import PARTS, Step, run_compacting_active, run_sweep
 from bpeq.types import SolveInfo, Solver, State
 
 
@@ -69,9 +68,8 @@ def fixed_point(
             swept = run_sweep(step, state, sweeps)
             residual = trees.max_abs(trees.sub(swept, state))
             unsettled = active & ~(residual <= tolerance)
-            return _Carry(
-                state, swept, residual, unsettled, steps + active.astype(jnp.int32), sweeps + 1
-            )
+            steps = steps + active.astype(jnp.int32)
+            return _Carry(state, swept, residual, unsettled, steps, sweeps + 1)
 
         def loop(step: Step, rest: State, carry: _Carry, few: int) -> _Carry:
             def go_on(carry: _Carry) -> Array:
@@ -81,9 +79,8 @@ def fixed_point(
                 moved = damp(damping, carry.state, carry.swept)
                 state = trees.where(carry.active, moved, carry.state)
                 after = measure(step, state, carry.active, carry.steps, carry.sweeps)
-                return after._replace(
-                    residual=jnp.where(carry.active, after.residual, carry.residual)
-                )
+                residual = jnp.where(carry.active, after.residual, carry.residual)
+                return after._replace(residual=residual)
 
             return jax.lax.while_loop(go_on, move, carry)
 

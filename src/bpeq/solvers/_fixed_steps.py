@@ -12,9 +12,7 @@ from jaxtyping import Array, Bool, Int
 from bpeq.core import trees
 from bpeq.core.tracing import carries_all, disable_fast_paths
 from bpeq.settings import Count, Fraction, NonNegative, checked
-from bpeq.solvers._fewer import Step, run_compacting_active, some_of, with_derivatives_of
-from bpeq.solvers._memory import memory
-from bpeq.solvers._sweep import Sweep, run_sweep
+from bpeq.solvers import _loops as loops
 from bpeq.types import SolveInfo, Solver, State
 
 PARTS = (4,)
@@ -77,7 +75,7 @@ def fixed_steps(
         if record or carries_all():
             return in_one_loop(step, state)
         before = _swept(step, damping, state, steps - 1)
-        swept = run_sweep(step, before, steps - 1)
+        swept = loops.run_sweep(step, before, steps - 1)
         residual = trees.max_abs(trees.sub(swept, before))
         return damp(damping, before, swept), info(residual, None)
 
@@ -85,7 +83,7 @@ def fixed_steps(
         """All sweeps in one scan that carries the whole state."""
 
         def one(carry: tuple[State, Array], n: Array) -> tuple[tuple[State, Array], State | None]:
-            swept = run_sweep(step, carry[0], n)
+            swept = loops.run_sweep(step, carry[0], n)
             residual = trees.max_abs(trees.sub(swept, carry[0]))
             moved = damp(damping, carry[0], swept)
             return (moved, residual), (moved if record else None)
@@ -103,7 +101,7 @@ def fixed_steps(
     return solve
 
 
-def _swept(step: Step, damping: float, state: State, count: int) -> State:
+def _swept(step: loops.Step, damping: float, state: State, count: int) -> State:
     """The state after `count` moves.
 
     The loop carries only what a sweep reads. The last move brings the other units up to date.
@@ -111,20 +109,20 @@ def _swept(step: Step, damping: float, state: State, count: int) -> State:
     if count == 0:
         return state
 
-    def move(step: Step, state: State, n: Array | int) -> State:
-        return damp(damping, state, run_sweep(step, state, n))
+    def move(step: loops.Step, state: State, n: Array | int) -> State:
+        return damp(damping, state, loops.run_sweep(step, state, n))
 
-    read = memory(lambda state: move(step, state, 0), state)
+    read = loops.memory(lambda state: move(step, state, 0), state)
     looped = count if read.whole else count - 1  # the last move is separate
 
-    def one(step: Step, rest: State, kept: list[Array], n: Array) -> list[Array]:
+    def one(step: loops.Step, rest: State, kept: list[Array], n: Array) -> list[Array]:
         return read.pick(move(step, read.fill(kept, rest), n))
 
     def every(kept: list[Array]) -> list[Array]:
         numbers = jnp.arange(looped, dtype=jnp.int32)
         return jax.lax.scan(lambda s, n: (one(step, state, s, n), None), kept, numbers)[0]
 
-    def loop(step: Step, rest: State, carry: _Carry, few: int) -> _Carry:
+    def loop(step: loops.Step, rest: State, carry: _Carry, few: int) -> _Carry:
         def go_on(carry: _Carry) -> Array:
             return (jnp.sum(carry.active) > few) & (carry.moves < looped)
 
@@ -136,14 +134,14 @@ def _swept(step: Step, damping: float, state: State, count: int) -> State:
 
     def moving(kept: list[Array]) -> list[Array]:
         start = _Carry(kept, jnp.ones(len(kept[0]), bool), jnp.zeros((), jnp.int32))
-        return run_compacting_active(loop, step, state, start, PARTS, least=1).kept
+        return loops.run_compacting_active(loop, step, state, start, PARTS, least=1).kept
 
     kept = read.pick(state)
     # With noise an example that one sweep does not change may move in the next one.
-    noisy = isinstance(step, Sweep) and step.noisy
+    noisy = isinstance(step, loops.Sweep) and step.noisy
     long = looped >= FEW and len(kept[0]) >= LEAST
-    pays = long and not disable_fast_paths() and not noisy
-    kept = with_derivatives_of(moving, every, kept) if some_of(step) and pays else every(kept)
+    pays = loops.some_of(step) and long and not disable_fast_paths() and not noisy
+    kept = loops.with_derivatives_of(moving, every, kept) if pays else every(kept)
     end = read.fill(kept, state)
     return end if read.whole else move(step, end, count - 1)
 

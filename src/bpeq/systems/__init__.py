@@ -1,7 +1,6 @@
 """Systems: states that relax, and the energies or forces that they follow."""
 
-from bpeq.systems._from_energy import from_energy
-from bpeq.systems._from_field import from_field
+from bpeq.systems._from_functions import from_energy, from_field
 from bpeq.systems._hopfield import hopfield
 from bpeq.systems._predictive import predictive
 from bpeq.systems._resistive import resistive

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
+from jaxtyping import Array
 
 from bpeq.core import trees
 from bpeq.layers import Block, output_shape
 from bpeq.settings import SettingError
-from bpeq.types import Layer, Params, Shape
+from bpeq.systems._derivatives import times
+from bpeq.types import Layer, Params, Shape, State
 
 Skips = Mapping[tuple[int, int], Layer] | Mapping[str, Layer]
 """(i, j), or "i-j" as a config writes it -> the connection from state i to state j."""
@@ -32,6 +35,20 @@ class Edge(NamedTuple):
     layer: Layer
     at: slice | str
     name: str
+
+    def pulled_down(self, own: Params, back: Params, state: State) -> Array:
+        """f_ijᵀ(s_j), the input of source i from target j, by the weights `back`.
+
+        Args:
+          own: the forward weights, which the residuals need.
+          back: the feedback weights; `own` if they are tied.
+          state: all states.
+
+        Returns:
+          An array in the shape of s_i.
+        """
+        _, residuals = self.layer.forward(own, state[self.source - 1])
+        return self.layer.backward(own, back, residuals, state[self.target - 1])[1]
 
 
 class Graph(NamedTuple):
@@ -59,11 +76,9 @@ class Graph(NamedTuple):
 
     def own(self, params: Params, edge: Edge) -> Params:
         """The forward weights of a connection."""
-        return params[edge.at] if isinstance(edge.at, slice) else self.skips(params)[edge.at]
-
-    def skips(self, params: Params) -> dict[str, Params]:
-        """The weights of the skips by name, from the entry after the network's own."""
-        return params[self.parts]["skips"]
+        if isinstance(edge.at, slice):
+            return params[edge.at]
+        return params[self.parts]["skips"][edge.at]  # the entry after the network's own
 
     def into(self, state: int) -> list[Edge]:
         """The connections into a state, the chain's first."""
@@ -147,9 +162,8 @@ def independent_groups(graph: Graph) -> tuple[tuple[int, ...], ...]:
     for state in range(1, len(graph.states) + 1):
         taken = {group[edge.source] for edge in graph.into(state) if edge.source > 0}
         group[state] = next(g for g in itertools.count() if g not in taken)
-    return tuple(
-        tuple(state for state in group if group[state] == g) for g in range(max(group.values()) + 1)
-    )
+    numbers = range(max(group.values()) + 1)
+    return tuple(tuple(state for state in group if group[state] == g) for g in numbers)
 
 
 def turns(graph: Graph, schedule: str) -> tuple[tuple[int, ...], ...]:
@@ -184,54 +198,94 @@ def pools(layer: Layer) -> bool:
     return layer.name == "max_pool" or any(map(pools, layer.parts))
 
 
-def state_shapes(graph: Graph, shape: Shape) -> list[Shape]:
-    """The shape of each state for one example, the input's first. It computes no values.
+def init_extra(
+    graph: Graph, key: jax.Array, params: Params, shape: Shape, angle: float | None
+) -> Params:
+    """Append the weights of the skips and of untied feedback to the network's own.
+
+    The key of a skip depends on its two states. Feedback weights belong to connections that leave a
+    state.
 
     Args:
       graph: the graph.
+      key: key of the system's init.
+      params: the network's weights.
       shape: one example's shape.
+      angle: between feedback and forward weights, in degrees, 0 to 180; None: feedback is tied.
 
     Returns:
-      One shape per state, and the input's.
-    """
-    shapes = [shape]
-    for block in graph.states:
-        shapes.append(output_shape(block.connection, shapes[-1]))
-    return shapes
-
-
-def init_skips(graph: Graph, key: jax.Array, shapes: list[Shape]) -> dict[str, Params]:
-    """Draw the weights of every skip. The key of a skip depends on its two states.
-
-    Args:
-      graph: the graph.
-      key: key of all skips.
-      shapes: what `state_shapes` gives.
-
-    Returns:
-      {name: params}.
+      The params of the system.
 
     Raises:
       ValueError: a skip does not accept the shape of its source, or does not give the shape of its
         target.
     """
+    if angle is None and not graph.skip_edges:
+        return params
+    shapes = [shape]
+    for block in graph.states:
+        shapes.append(output_shape(block.connection, shapes[-1]))
+    if graph.skip_edges:
+        skip_key = jax.random.fold_in(key, graph.parts)
+        params = (*params, {"skips": _init_skips(graph, skip_key, shapes)})
+    if angle is None:
+        return params
+    back_key, drawn = jax.random.fold_in(key, graph.parts + 1), {}
+    for i, edge in enumerate(graph.edges):
+        if edge.source > 0:
+            other, _ = edge.layer.init(jax.random.fold_in(back_key, i), shapes[edge.source])
+            drawn[edge.name] = trees.at_angle(graph.own(params, edge), other, angle)
+    return (*params, {"feedback": drawn})
+
+
+def untied_dforce(graph: Graph) -> Callable[[Params, Any, State, State], tuple[Params, Any]]:
+    """The `dforce` of an untied system: vᵀ ∂force/∂(θ, x), with θ the forward and feedback weights.
+
+    Args:
+      graph: the graph of the system.
+
+    Returns:
+      (params, clamped, state, v) -> (dparams, dx).
+    """
+
+    def dforce(params: Params, clamped: Any, state: State, v: State) -> tuple[Params, Any]:
+        pulled, feedback, dx = {}, {}, None
+        for edge in graph.edges:
+            weight = graph.weight(edge.target)
+            own, up = graph.own(params, edge), times(weight, v[edge.target - 1])
+            if edge.source == 0:
+                residuals = clamped.residuals[edge.name]
+                pulled[edge.name], into = edge.layer.backward(own, own, residuals, up)
+                dx = into if dx is None else dx + into
+                continue
+            _, residuals = edge.layer.forward(own, state[edge.source - 1])
+            raised, _ = edge.layer.backward(own, own, residuals, up)
+            # What comes down depends on B, and on θ by the residuals: differentiate the pull-back.
+            down = functools.partial(edge.pulled_down, state=state)
+            _, pull = jax.vjp(down, own, params[-1]["feedback"][edge.name])
+            through, feedback[edge.name] = pull(times(weight, v[edge.source - 1]))
+            pulled[edge.name] = trees.add(raised, through)
+        return graph.placed(params, pulled, feedback), dx
+
+    return dforce
+
+
+def _init_skips(graph: Graph, key: jax.Array, shapes: list[Shape]) -> dict[str, Params]:
+    """The weights of every skip, from the shapes of the states."""
     drawn = {}
-    for edge in graph.edges:
-        if isinstance(edge.at, slice):
-            continue
+    for edge in graph.skip_edges:
         own = jax.random.fold_in(jax.random.fold_in(key, edge.source), edge.target)
         pair = (edge.source, edge.target)
         try:
-            drawn[edge.at], shape = edge.layer.init(own, shapes[edge.source])
+            drawn[edge.name], shape = edge.layer.init(own, shapes[edge.source])
         except ValueError as error:
             raise _wrong_skip(pair, str(error)) from None
         if tuple(shape) != tuple(shapes[edge.target]):
             block = graph.states[edge.target - 1].name
-            raise _wrong_skip(
-                pair,
-                f"{edge.layer.name!r} gives shape {tuple(shape)}; state {edge.target} ({block!r}) "
-                f"has {tuple(shapes[edge.target])}, and they must agree to be added",
-            )
+            remedy = f"{edge.layer.name!r} gives shape {tuple(shape)}; state {edge.target} "
+            remedy += f"({block!r}) has {tuple(shapes[edge.target])}, "
+            remedy += "and they must agree to be added"
+            raise _wrong_skip(pair, remedy)
     return drawn
 
 
@@ -247,11 +301,9 @@ def _pair(given: Any, top: int, readout: bool) -> tuple[int, int]:
         raise SettingError("hopfield", "skips", given, remedy)
     for end in pair:
         if readout and end == top + 1:
-            raise _wrong_skip(
-                pair,
-                f"block {end} is the readout, a function of the last hidden state and no part of "
-                f"the energy; states are 0 (the input) to {top}",
-            )
+            remedy = f"block {end} is the readout, a function of the last hidden state and no part "
+            remedy += f"of the energy; states are 0 (the input) to {top}"
+            raise _wrong_skip(pair, remedy)
         if not 0 <= end <= top:
             remedy = f"there is no state {end}; states are 0 (the input) to {top}"
             raise _wrong_skip(pair, remedy)

@@ -14,9 +14,8 @@ from bpeq.core.tracing import carries_all
 from bpeq.layers import cut
 from bpeq.settings import Degrees, Positive, checked
 from bpeq.systems._derivatives import contract, dforce_of, inverse, merge_phases, times, weighted
-from bpeq.systems._feedback import init_feedback, pulled_down, untied_dforce
-from bpeq.systems._graph import Edge, Graph, Skips, build_graph, init_skips, state_shapes, turns
-from bpeq.systems._readout import activation_names, last_block, last_state
+from bpeq.systems._graph import Edge, Graph, Skips, build_graph, init_extra, turns, untied_dforce
+from bpeq.systems._readout import activation_names, last_block, last_state, write_last
 from bpeq.systems._refusals import refuse_connections, refuse_network, why_not_holomorphic
 from bpeq.types import Key, Layer, Params, Shape, State, System, SystemTraits, rows_first
 
@@ -145,7 +144,7 @@ def hopfield(
         force=net.force,
         dforce=untied_dforce(graph) if net.untied else dforce_of(net.denergy),
         readout=last_state(top) if output == "state" else last_block(blocks[-1], top),
-        write=net.write if output == "state" else None,
+        write=write_last if output == "state" else None,
         traits=SystemTraits(
             not_holomorphic=why_not_holomorphic(network, graph.skip_edges),
             forward=net.forward,
@@ -173,19 +172,9 @@ class _Hopfield(NamedTuple):
 
     def init(self, key: Key, shape: Shape) -> tuple[Params, Shape]:
         """The network's weights, then those of the skips, then the untied feedback."""
-        graph = self.graph
         params, out = self.network.init(key, shape)
-        if not graph.skip_edges and not self.untied:
-            return params, out
-        shapes = state_shapes(graph, shape)
-        if graph.skip_edges:
-            skip_key = jax.random.fold_in(key, graph.parts)
-            params = (*params, {"skips": init_skips(graph, skip_key, shapes)})
-        if self.untied:
-            back_key = jax.random.fold_in(key, graph.parts + 1)
-            feedback = init_feedback(graph, params, back_key, shapes, self.angle)
-            params = (*params, {"feedback": feedback})
-        return params, out
+        angle = self.angle if self.untied else None
+        return init_extra(self.graph, key, params, shape, angle), out
 
     def clamp(self, params: Params, x: Array) -> Clamped:
         """The drives of the states by connections that leave the input."""
@@ -214,12 +203,11 @@ class _Hopfield(NamedTuple):
 
     def from_below(self, params: Params, clamped: Clamped, state: State, l: int) -> Array:
         """Σ_i f_il(s_i), with the part from the input."""
-        terms = [
-            edge.layer.forward(self.graph.own(params, edge), state[edge.source - 1])[0]
-            for edge in self.graph.into(l)
-            if edge.source > 0
-        ]
-        drive = clamped.drives[l - 1]
+        terms, drive = [], clamped.drives[l - 1]
+        for edge in self.graph.into(l):
+            if edge.source > 0:
+                own = self.graph.own(params, edge)
+                terms.append(edge.layer.forward(own, state[edge.source - 1])[0])
         return functools.reduce(jnp.add, terms if drive is None else [*terms, drive])
 
     def from_above(self, params: Params, state: State, edge: Edge) -> Array:
@@ -227,7 +215,7 @@ class _Hopfield(NamedTuple):
         own = self.graph.own(params, edge)
         back = params[-1]["feedback"][edge.name] if self.untied else own
         down = self.graph.gain ** (edge.target - edge.source)
-        return times(down, pulled_down(edge, own, back, state))
+        return times(down, edge.pulled_down(own, back, state))
 
     def drive(self, params: Params, clamped: Clamped, state: State, l: int) -> Array:
         """The whole input of state l, from below and from above."""
@@ -298,14 +286,8 @@ class _Hopfield(NamedTuple):
 
     def force(self, params: Params, clamped: Clamped, state: State) -> State:
         """−∂E/∂s_l = γ^(l−L) ( drive_l − σ_l⁻¹(s_l) )."""
-        return tuple(
-            times(
-                self.graph.weight(l),
-                self.drive(params, clamped, state, l) - inverse(block.activation, s),
-            )
-            for l, (block, s) in enumerate(zip(self.graph.states, state, strict=True), start=1)
-        )
-
-    def write(self, state: State, output: Array) -> State:
-        """The state with its top state replaced by `output`."""
-        return (*state[:-1], output)
+        forces = []
+        for l, (block, s) in enumerate(zip(self.graph.states, state, strict=True), start=1):
+            gap = self.drive(params, clamped, state, l) - inverse(block.activation, s)
+            forces.append(times(self.graph.weight(l), gap))
+        return tuple(forces)

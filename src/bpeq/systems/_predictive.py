@@ -11,7 +11,7 @@ from bpeq.core import trees
 from bpeq.layers import cut
 from bpeq.settings import Positive, checked
 from bpeq.systems._derivatives import contract, dforce_of, merge_phases, weighted
-from bpeq.systems._readout import activated_state, last_block
+from bpeq.systems._readout import activated_state, last_block, write_last
 from bpeq.systems._refusals import refuse_coupling, why_not_holomorphic
 from bpeq.types import Layer, Params, State, System, SystemTraits, rows_first
 
@@ -105,12 +105,11 @@ def predictive(
     linear = network.parts[-1].activation is None or network.parts[-1].name == "linear"
 
     def clamp(params: Params, x: Array) -> Clamped:
-        return Clamped(*blocks[0].connection.forward(params[blocks[0].slice], x))
+        return Clamped(*blocks[0].forward(params, x))
 
     def predict(params: Params, l: int, below: Array) -> tuple[Array, Any]:
         """f_l of the state below, with its residuals."""
-        block = blocks[l]
-        return block.connection.forward(params[block.slice], blocks[l - 1].activation.value(below))
+        return blocks[l].forward(params, blocks[l - 1].activation.value(below))
 
     def init_state(params: Params, clamped: Clamped) -> State:
         """The feed-forward pass."""
@@ -127,8 +126,7 @@ def predictive(
 
     def pulled(params: Params, state: State, l: int, residuals: Any, error: Array) -> Array:
         """σ′_l(s_l) ⊙ f_{l+1}ᵀ(e_{l+1})."""
-        own = params[blocks[l + 1].slice]
-        back = blocks[l + 1].connection.backward(own, own, residuals, error)[1]
+        _, back = blocks[l + 1].backward(params, residuals, error)
         return blocks[l].activation.slope(state[l]) * back
 
     def force(params: Params, clamped: Clamped, state: State) -> State:
@@ -172,7 +170,6 @@ def predictive(
     ) -> tuple[Params, Any]:
         grads, below = list(trees.zeros(params)), []
         for l, block in enumerate(blocks):
-            own = params[block.slice]
             if l == 0:  # all phases share the input, so their errors contract first
                 residuals = clamped.residuals
                 seed = contract(weights, phases[0] - clamped.prediction)
@@ -180,12 +177,9 @@ def predictive(
                 prediction, residuals = predict(params, l, merge_phases(phases[l - 1]))
                 error = phases[l] - prediction.reshape(phases[l].shape)
                 seed = weighted(weights, error)
-            grads[block.slice], into = block.connection.backward(own, own, residuals, -seed)
+            grads[block.slice], into = block.backward(params, residuals, -seed)
             below.append(into)
         return tuple(grads), below[0]
-
-    def write(state: State, value: Array) -> State:
-        return (*state[:-1], value)
 
     return System(
         name="predictive",
@@ -200,7 +194,7 @@ def predictive(
         readout=activated_state(last, len(blocks))
         if output == "state"
         else last_block(readout_block, len(blocks), last),
-        write=write if linear and output == "state" else None,
+        write=write_last if linear and output == "state" else None,
         traits=SystemTraits(
             not_holomorphic=why_not_holomorphic(network),
             forward=init_state,

@@ -44,21 +44,27 @@ def activation_names(network: Layer) -> list[str]:
     return names if network.parts[-1].activation is not None else [*names, "linear"]
 
 
-def last_state(states: int) -> Layer:
-    """The last of `states` is the output. Its pull-back gives the error to that state alone.
+def last_state(
+    states: int,
+    read: Callable[[Array], tuple[Array, Any]] = lambda state: (state, ()),
+    pull: Callable[[Any, Array], Array] = lambda kept, dy: dy,
+) -> Layer:
+    """The output from the last of `states`. Its pull-back gives the error to that state alone.
 
     Args:
       states: number of states.
+      read: last state -> (output, what `pull` needs); the default reads the state itself.
+      pull: (what `read` kept, error of the output) -> error of the state.
 
     Returns:
       A Layer.
     """
 
     def forward(params: Params, state: State, key: Key | None = None) -> tuple[Array, Any]:
-        return state[-1], ()
+        return read(state[-1])
 
-    def backward(params: Params, feedback: Params, residuals: Any, dy: Array) -> tuple[Params, Any]:
-        return trees.zeros(params), (*(None,) * (states - 1), dy)
+    def backward(params: Params, feedback: Params, kept: Any, dy: Array) -> tuple[Params, Any]:
+        return trees.zeros(params), (*(None,) * (states - 1), pull(kept, dy))
 
     return state_readout(forward, backward)
 
@@ -75,14 +81,36 @@ def activated_state(activation: Activation, states: int) -> Layer:
     Returns:
       A Layer.
     """
+    return last_state(
+        states, lambda z: (activation.value(z), activation.slope(z)), lambda slope, dy: dy * slope
+    )
 
-    def forward(params: Params, state: State, key: Key | None = None) -> tuple[Array, Any]:
-        return activation.value(state[-1]), activation.slope(state[-1])
 
-    def backward(params: Params, feedback: Params, slope: Any, dy: Array) -> tuple[Params, Any]:
-        return trees.zeros(params), (*(None,) * (states - 1), dy * slope)
+def paired_state(states: int) -> Layer:
+    """v⁺ − v⁻ of the last of `states`, which is `[batch, 2, ...]`.
 
-    return state_readout(forward, backward)
+    Args:
+      states: number of states.
+
+    Returns:
+      A Layer.
+    """
+    return last_state(
+        states, lambda v: (v[:, 0] - v[:, 1], ()), lambda kept, dy: jnp.stack([dy, -dy], axis=1)
+    )
+
+
+def write_last(state: State, output: Array) -> State:
+    """The state with its last part replaced by `output`.
+
+    Args:
+      state: a tuple.
+      output: an array in the shape of the last part.
+
+    Returns:
+      A tuple.
+    """
+    return (*state[:-1], output)
 
 
 def last_block(block: Block, states: int, below: Activation | None = None) -> Layer:
@@ -113,24 +141,5 @@ def last_block(block: Block, states: int, below: Activation | None = None) -> La
         grads[block.slice] = pulled
         ds = dx if factor is None else dx * factor
         return tuple(grads), (*(None,) * (states - 1), ds)
-
-    return state_readout(forward, backward)
-
-
-def paired_state(states: int) -> Layer:
-    """v⁺ − v⁻ of the last of `states`, which is `[batch, 2, ...]`.
-
-    Args:
-      states: number of states.
-
-    Returns:
-      A Layer.
-    """
-
-    def forward(params: Params, state: State, key: Key | None = None) -> tuple[Array, Any]:
-        return state[-1][:, 0] - state[-1][:, 1], ()
-
-    def backward(params: Params, feedback: Params, residuals: Any, dy: Array) -> tuple[Params, Any]:
-        return trees.zeros(params), (*(None,) * (states - 1), jnp.stack([dy, -dy], axis=1))
 
     return state_readout(forward, backward)

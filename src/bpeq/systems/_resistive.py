@@ -11,18 +11,10 @@ from jaxtyping import Array, Float
 from bpeq.core import trees
 from bpeq.layers import cut
 from bpeq.settings import Positive, checked
+from bpeq.systems import _resistors as resistors
 from bpeq.systems._derivatives import dforce_of
-from bpeq.systems._readout import last_state, paired_state
+from bpeq.systems._readout import last_state, paired_state, write_last
 from bpeq.systems._refusals import refuse_circuit, why_not_holomorphic
-from bpeq.systems._resistors import (
-    conductances,
-    drive,
-    load,
-    non_negative,
-    over,
-    power_gradient,
-    twice,
-)
 from bpeq.types import Key, Layer, Params, Shape, State, System, SystemTraits, rows_first
 
 
@@ -117,7 +109,7 @@ def resistive(
     # A pair of outputs is the last layer twice, with resistors of its own for each.
     layers = [block.connection for block in blocks]
     if outputs == "paired":
-        layers[-1] = twice(layers[-1])
+        layers[-1] = resistors.twice(layers[-1])
 
     def own(params: Params, l: int) -> Params:
         return params[blocks[l].slice]
@@ -130,17 +122,17 @@ def resistive(
             other, last = network.init(apart, doubled)[0], blocks[-1].slice
             both = jax.tree.map(lambda a, b: jnp.stack([a, b]), drawn[last], other[last])
             drawn = (*drawn[: last.start], *both, *drawn[last.stop :])
-        return conductances(drawn), out
+        return resistors.conductances(drawn), out
 
     def clamp(params: Params, x: Array) -> Clamped:
         sources = gain * jnp.concatenate([x, -x], axis=-1)
-        current, _ = layers[0].forward(drive(own(params, 0), gain), sources)
+        current, _ = layers[0].forward(resistors.drive(own(params, 0), gain), sources)
         # Conductances do not depend on the input, so they are computed for one row of ones.
         below: list[Array] = []
         above: list[Array] = []
         ones = jnp.ones_like(sources[:1])
         for l, layer in enumerate(layers):
-            weights = load(own(params, l))
+            weights = resistors.load(own(params, l))
             conductance, residuals = layer.forward(weights, ones)
             ones = jnp.ones_like(conductance)
             below.append(conductance)
@@ -156,19 +148,19 @@ def resistive(
         """The current from the layer below and the bias sources into nodes at 0 volts."""
         if l == 0:
             return clamped.current
-        return layers[l].forward(drive(own(params, l), gain), state[l - 1])[0]
+        return layers[l].forward(resistors.drive(own(params, l), gain), state[l - 1])[0]
 
     def forward(params: Params, clamped: Clamped) -> State:
         """The feed-forward pass: each layer settles as if it were the last one of the circuit."""
         state: list[Array] = []
         for l in range(top):
             into = from_below(params, clamped, tuple(state), l)
-            state.append(bounded(l, over(into, clamped.below[l])))
+            state.append(bounded(l, resistors.over(into, clamped.below[l])))
         return tuple(state)
 
     def from_above(params: Params, state: State, l: int) -> Array:
         """The current from the layer above into nodes at 0 volts."""
-        weights = drive(own(params, l + 1), gain)  # a pull-back reads no bias
+        weights = resistors.drive(own(params, l + 1), gain)  # a pull-back reads no bias
         _, residuals = layers[l + 1].forward(weights, state[l])
         return layers[l + 1].backward(weights, weights, residuals, state[l + 1])[1]
 
@@ -200,19 +192,19 @@ def resistive(
                         continue
                     into, nudge = current(params, clamped, state, l), pushed[l]
                     into = into if nudge is None else into + nudge
-                    new[l] = bounded(l, over(into, clamped.total[l]))
+                    new[l] = bounded(l, resistors.over(into, clamped.total[l]))
                 state = tuple(new)
             return state
 
         return sweep
 
     def energy(params: Params, clamped: Clamped, state: State) -> Float[Array, " batch"]:
-        squares = layers[0].forward(load(own(params, 0), gain**2), clamped.sources**2)[0]
+        squares = layers[0].forward(resistors.load(own(params, 0), gain**2), clamped.sources**2)[0]
         total = 0.5 * _per_example(squares)
         for l, v in enumerate(state):
             if l > 0:  # the power of the bias sources
                 alone = jnp.zeros_like(state[l - 1][:1])
-                squares = layers[l].forward(load(own(params, l), gain**2), alone)[0]
+                squares = layers[l].forward(resistors.load(own(params, l), gain**2), alone)[0]
                 total = total + 0.5 * _per_example(squares)
             into = from_below(params, clamped, state, l)
             total = total + _per_example(0.5 * clamped.total[l] * v * v - v * into)
@@ -224,7 +216,7 @@ def resistive(
         grads, dbelow = list(trees.zeros(params)), []
         for l, block in enumerate(blocks):
             below = clamped.sources[None] if l == 0 else phases[l - 1]
-            grads[block.slice], into = power_gradient(
+            grads[block.slice], into = resistors.power_gradient(
                 layers[l], own(params, l), below, phases[l], weights, gain
             )
             dbelow.append(into)
@@ -237,9 +229,6 @@ def resistive(
             current(params, clamped, state, l) - clamped.total[l] * v for l, v in enumerate(state)
         )
 
-    def write(state: State, value: Array) -> State:
-        return (*state[:-1], value)
-
     return System(
         name="resistive",
         init=init,
@@ -251,10 +240,10 @@ def resistive(
         force=force,
         dforce=dforce_of(denergy),
         readout=last_state(top) if outputs == "single" else paired_state(top),
-        write=write if outputs == "single" else None,
+        write=write_last if outputs == "single" else None,
         traits=SystemTraits(
             not_holomorphic=why_not_holomorphic(network),
-            project=non_negative,
+            project=resistors.non_negative,
             forward=forward,
             reverse=in_turn(1) if top > 1 else None,
             trained=network.trained,

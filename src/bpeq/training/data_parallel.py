@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array
 
-from bpeq.core import sharding
+from bpeq.core import sharding, trees
 from bpeq.rules._relaxing import Remembering
 from bpeq.types import Batch, Estimate, Key, LearningRule, Params, PerExample, SolveInfo, State
 
@@ -139,11 +139,8 @@ def _batch_axes(estimate: Estimate) -> Estimate:
     def record(node: Any) -> Any:
         if isinstance(node, SolveInfo):
             last = node.steps.ndim - 1
-            axes = jax.tree.map(lambda leaf: last, node)
-            path = jax.tree.map(
-                lambda leaf: last + 1, node.trajectory
-            )  # the axis of steps comes first
-            return axes._replace(trajectory=path)
+            path = jax.tree.map(lambda leaf: last + 1, node.trajectory)  # after the axis of steps
+            return jax.tree.map(lambda leaf: last, node)._replace(trajectory=path)
         return jax.tree.map(lambda leaf: 0 if isinstance(node, PerExample) else -1, node)
 
     def is_record(node: Any) -> bool:
@@ -155,12 +152,9 @@ def _batch_axes(estimate: Estimate) -> Estimate:
 
 def _averaged(made: Estimate, axes: Estimate) -> Estimate:
     """The estimate with its means averaged over the parts, in one all-reduce."""
-    leaves, structure = jax.tree.flatten(made)
-    pairs = zip(leaves, jax.tree.leaves(axes), strict=True)
-    meant = [axis < 0 and jnp.issubdtype(leaf.dtype, jnp.inexact) for leaf, axis in pairs]
-    means = iter(sharding.mean([leaf for leaf, one in zip(leaves, meant, strict=True) if one]))
-    mixed = [next(means) if one else leaf for leaf, one in zip(leaves, meant, strict=True)]
-    return jax.tree.unflatten(structure, mixed)
+    pairs = zip(jax.tree.leaves(made), jax.tree.leaves(axes), strict=True)
+    is_mean = [axis < 0 and jnp.issubdtype(leaf.dtype, jnp.inexact) for leaf, axis in pairs]
+    return trees.fill(made, is_mean, sharding.mean(trees.pick(made, is_mean)))
 
 
 def _agreed(before: State, after: State) -> State:

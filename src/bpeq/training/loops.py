@@ -45,13 +45,10 @@ def supervised(rule: LearningRule, optimizer: optax.GradientTransformation) -> S
 
     def step(carry: Carry, batch: Batch, key: Key) -> tuple[Carry, Metrics]:
         estimate, state = rule.estimate(carry.params, batch, carry.rule, key)
-        params, optimizer_state = apply_estimate(
-            rule, optimizer, carry.params, carry.optimizer, estimate
-        )
-        return Carry(params, optimizer_state, state), {
-            "loss": estimate.loss,
-            **settling(estimate.info),
-        }
+        old = carry.optimizer
+        params, optimizer_state = apply_estimate(rule, optimizer, carry.params, old, estimate)
+        metrics = {"loss": estimate.loss, **settling(estimate.info)}
+        return Carry(params, optimizer_state, state), metrics
 
     return step
 

@@ -270,11 +270,11 @@ def with_rates(
         parts.insert(0, optax.clip_by_global_norm(clip_norm))
     if schedule is not None:
         follow = schedule
-        parts.append(
-            optax.scale_by_schedule(
-                lambda count: follow(jnp.asarray(count, jnp.result_type(float)) / total_steps)
-            )
-        )
+
+        def factor(count: Any) -> Array:
+            return follow(jnp.asarray(count, jnp.result_type(float)) / total_steps)
+
+        parts.append(optax.scale_by_schedule(factor))
     if layer_rates is not None:
         if network is None:
             remedy = "needs a network of layers to count its blocks"

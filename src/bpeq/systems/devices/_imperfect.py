@@ -11,9 +11,7 @@ from jaxtyping import Array
 
 from bpeq.core import trees
 from bpeq.settings import NonNegative, SettingError, Whole, checked
-from bpeq.systems.devices._levels import Levels
-from bpeq.systems.devices._noise import example_keys, folded, normal_like
-from bpeq.systems.devices._weights import device, within
+from bpeq.systems.devices._errors import Levels, device, example_keys, folded, normal_like, within
 from bpeq.types import Device, Key, Layer, LearningRule, Params, State, System, rows_first
 
 Bits = Annotated[int, Interval(ge=1, le=16)]
@@ -131,9 +129,8 @@ def imperfect(
         given["mismatch_per"] = "phase" if mismatch_per == "phase" else None
         for name, value in given.items():
             if value is not None:
-                remedy = (
-                    f"the rule {part.name!r} settles no states; allowed on a system, for any rule"
-                )
+                remedy = f"the rule {part.name!r} settles no states; allowed on a system, "
+                remedy += "for any rule"
                 raise SettingError("imperfect", name, value, remedy)
         return _rule(part, see, weights) if changed else part
     if not (changed or noise or states.change):

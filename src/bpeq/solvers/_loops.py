@@ -1,17 +1,112 @@
-"""A loop over a batch that drops the examples at rest and continues with those that still move."""
+"""What solvers share: numbered sweeps, what a loop carries, examples that are dropped."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.core import eval_jaxpr
 from jaxtyping import Array
 
-from bpeq.solvers._sweep import Sweep
+from bpeq.core import trees
+from bpeq.core.jaxprs import live
+from bpeq.core.tracing import carries_all
+from bpeq.settings import SettingError
 from bpeq.types import State
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """The step that rules give to a solver, instead of a plain function state -> state.
+
+    numbered(state, n) -> state: sweep n of one solve, n = 0, 1, ... A noisy device draws its noise
+        by this index.
+    some(rows) -> Sweep: the same sweep on those examples alone; None if it needs the whole batch.
+    noisy: whether the index matters. A solver of your own then must call `run_sweep`; otherwise
+        every sweep would have the same noise.
+    """
+
+    numbered: Callable[[State, Array | int], State]
+    some: Callable[[Array], Sweep] | None = None
+    noisy: bool = False
+
+    def __call__(self, state: State) -> State:
+        """Sweep 0, for solvers that call a plain function; an error if the index matters."""
+        if self.noisy:
+            remedy = "a solver must number its sweeps by bpeq.solvers.run_sweep(step, state, n)"
+            raise SettingError("imperfect", "noise", None, remedy)
+        return self.numbered(state, 0)
+
+
+def run_sweep(step: Callable[[State], State], state: State, n: Array | int) -> State:
+    """Sweep n of a solve.
+
+    Args:
+      step: a `Sweep`, or a plain function of the state, which ignores the index.
+      state: the state before the sweep.
+      n: the number of earlier sweeps in this solve, >= 0.
+
+    Returns:
+      The state after the sweep.
+
+    Example:
+      >>> run_sweep(lambda s: s + 1, 3, 0), run_sweep(Sweep(lambda s, n: s + n), 3, 5)
+      (4, 8)
+    """
+    return step.numbered(state, n) if isinstance(step, Sweep) else step(state)
+
+
+class Memory(NamedTuple):
+    """How to take the leaves that a sweep reads out of a state, and put them back.
+
+    read: whether the sweep reads a leaf, for each leaf of the state.
+    """
+
+    read: list[bool]
+
+    def pick(self, state: State) -> list[Array]:
+        """The leaves that the sweep reads."""
+        return trees.pick(state, self.read)
+
+    def fill(self, picked: list[Array], rest: State) -> State:
+        """A state with these leaves, and the others of `rest`."""
+        return trees.fill(rest, self.read, picked)
+
+    @property
+    def whole(self) -> bool:
+        """Whether the sweep reads all leaves."""
+        return all(self.read)
+
+
+def memory(step: Callable[[State], State], state: State) -> Memory:
+    """Find the leaves that `step` reads, from its traced program.
+
+    An alternating sweep overwrites its first group of blocks before it reads them. So of 784-512-10
+    it reads only the ten outputs: s′ depends on nothing else. If it reads no leaf, as with a single
+    layer, all leaves count as read, since a solver measures the residual of what it carries.
+
+    Args:
+      step: an undamped sweep.
+      state: a state in the shapes that it takes.
+
+    Returns:
+      A Memory.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> sweep = lambda s: (2 * s[1], 3 * s[1])
+      >>> state = (jnp.zeros(4), jnp.ones(2))
+      >>> [leaf.shape for leaf in memory(sweep, state).pick(state)]
+      [(2,)]
+    """
+    program = jax.make_jaxpr(lambda state: run_sweep(step, state, 0))(state).jaxpr
+    needed = live(program)[1]
+    everything = carries_all() or needed.isdisjoint(program.invars)
+    return Memory([everything or v in needed for v in program.invars])
+
 
 PARTS = (4, 16)
 """A quarter of the batch continues alone, then a sixteenth."""

@@ -1,14 +1,9 @@
-"""Elementwise nonlinearities σ, each with its slope σ′ written out and its potential A.
-
-Every factory gives a layer with y = σ(z), dz = δ ⊙ σ′(z), any shape, no parameters; it keeps σ′(z),
-one array of the shape of z. The potential A satisfies A′ = σ⁻¹, so that a unit with energy
-A(s) − s·input rests at s = σ(input).
-"""
+"""Layers without weights: nonlinearities, dropout and flatten."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -16,7 +11,9 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array
 
+from bpeq.core import sharding
 from bpeq.core.numerics import xlogy
+from bpeq.settings import Fraction, checked
 from bpeq.types import Activation, Key, Layer, Params, Shape
 
 
@@ -35,21 +32,19 @@ def activation_layer(name: str, activation: Activation) -> Layer:
       [8.0]
     """
 
-    def init(key: Key, shape: Shape) -> tuple[Params, Shape]:
-        return (), shape
-
     def forward(params: Params, z: Array, key: Key | None = None) -> tuple[Array, Any]:
         return activation.value(z), activation.slope(z)
 
     def backward(params: Params, feedback: Params, slope: Array, dy: Array) -> tuple[Params, Array]:
         return (), dy * slope  # δ = (wᵀ δ above) ⊙ σ′(z)
 
-    return Layer(name, init, forward, backward, activation=activation)
+    return Layer(name, _same_shape, forward, backward, activation=activation)
 
 
 def linear() -> Layer:
     """σ(z) = z; σ′ = 1; A(s) = s²/2."""
-    return _layer("linear", lambda z: z, jnp.ones_like, _half_square, holomorphic=True)
+    sigma = Activation(lambda z: z, jnp.ones_like, _half_square, holomorphic=True)
+    return activation_layer("linear", sigma)
 
 
 def relu() -> Layer:
@@ -58,7 +53,10 @@ def relu() -> Layer:
     def slope(z: Array) -> Array:
         return jnp.where(z > 0, jnp.ones_like(z), jnp.zeros_like(z))
 
-    return _layer("relu", lambda z: jnp.where(z <= 0, jnp.zeros_like(z), z), slope, _half_square)
+    def value(z: Array) -> Array:
+        return jnp.where(z <= 0, jnp.zeros_like(z), z)
+
+    return activation_layer("relu", Activation(value, slope, _half_square, holomorphic=False))
 
 
 def tanh() -> Layer:
@@ -71,12 +69,13 @@ def tanh() -> Layer:
     def potential(s: Array) -> Array:
         return 0.5 * (xlogy(1.0 + s, 1.0 + s) + xlogy(1.0 - s, 1.0 - s))
 
-    return _layer("tanh", jnp.tanh, slope, potential, holomorphic=True)
+    return activation_layer("tanh", Activation(jnp.tanh, slope, potential, holomorphic=True))
 
 
 def sigmoid() -> Layer:
     """σ(z) = 1/(1+e^−z); σ′ = σ(1−σ); A(s) = s log s + (1−s) log(1−s) on [0, 1]."""
-    return _layer("sigmoid", lax.logistic, _logistic_slope, _binary_entropy, holomorphic=True)
+    sigma = Activation(lax.logistic, _logistic_slope, _binary_entropy, holomorphic=True)
+    return activation_layer("sigmoid", sigma)
 
 
 def shifted_sigmoid() -> Layer:
@@ -86,13 +85,13 @@ def shifted_sigmoid() -> Layer:
 
     Source: Ernoult et al. 2019, Updates of equilibrium prop match gradients of BPTT.
     """
-    return _layer(
-        "shifted_sigmoid",
+    sigma = Activation(
         lambda z: lax.logistic(4.0 * z - 2.0),
         lambda z: 4.0 * _logistic_slope(4.0 * z - 2.0),
         lambda s: 0.25 * (_binary_entropy(s) + 2.0 * s),
         holomorphic=True,
     )
+    return activation_layer("shifted_sigmoid", sigma)
 
 
 def hard_sigmoid() -> Layer:
@@ -108,7 +107,8 @@ def hard_sigmoid() -> Layer:
     def value(z: Array) -> Array:
         return lax.clamp(jnp.zeros((), z.dtype), z, jnp.ones((), z.dtype))
 
-    return _layer("hard_sigmoid", value, slope, _half_square)
+    sigma = Activation(value, slope, _half_square, holomorphic=False)
+    return activation_layer("hard_sigmoid", sigma)
 
 
 def softplus() -> Layer:
@@ -121,7 +121,9 @@ def softplus() -> Layer:
         # SciPy's spence(u) is Li₂(1 − u).
         return _half_square(s) + jax.scipy.special.spence(-jnp.expm1(-s))
 
-    return _layer("softplus", value, lax.logistic, potential, holomorphic=True)
+    return activation_layer(
+        "softplus", Activation(value, lax.logistic, potential, holomorphic=True)
+    )
 
 
 def gelu() -> Layer:
@@ -138,17 +140,13 @@ def gelu() -> Layer:
     def slope(z: Array) -> Array:
         return cdf(z) + z * jnp.exp(-0.5 * z * z) / math.sqrt(2.0 * math.pi)
 
-    return _layer("gelu", lambda z: z * cdf(z), slope, None)
+    sigma = Activation(lambda z: z * cdf(z), slope, None, holomorphic=False)
+    return activation_layer("gelu", sigma)
 
 
-def _layer(
-    name: str,
-    value: Callable[[Array], Array],
-    slope: Callable[[Array], Array],
-    potential: Callable[[Array], Array] | None,
-    holomorphic: bool = False,
-) -> Layer:
-    return activation_layer(name, Activation(value, slope, potential, holomorphic))
+def _same_shape(key: Key, shape: Shape) -> tuple[Params, Shape]:
+    """The `init` of a layer without weights that keeps the shape."""
+    return (), shape
 
 
 def _half_square(s: Array) -> Array:
@@ -162,3 +160,67 @@ def _logistic_slope(z: Array) -> Array:
 
 def _binary_entropy(s: Array) -> Array:
     return xlogy(s, s) + xlogy(1.0 - s, 1.0 - s)
+
+
+@checked
+def dropout(rate: Fraction) -> Layer:
+    """y = m ⊙ x / (1 − rate), each m independently 0 with probability `rate`, else 1; dx likewise.
+
+    In evaluation (no key) it is the identity: what was left in was scaled up in training, so that
+    E[y] = x ("inverted" dropout).
+
+    Shapes: x, y any, `[batch, ...]`. No parameters. Keeps m as booleans in training, nothing in
+    evaluation or at rate 0.
+
+    Args:
+      rate: the share of units to silence, in [0, 1).
+
+    Raises:
+      ValueError: the rate is out of range.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> layer, x = dropout(0.5), jnp.ones((1, 1000))
+      >>> sorted(set(layer.forward((), x, jax.random.key(0))[0].ravel().tolist()))
+      [0.0, 2.0]
+
+    Source: Srivastava et al. 2014, Dropout: a simple way to prevent networks from overfitting.
+    """
+
+    def forward(params: Params, x: Array, key: Key | None = None) -> tuple[Array, Any]:
+        if key is None or rate == 0.0:
+            return x, None
+        mask = sharding.drawn(partial(jax.random.bernoulli, key, 1.0 - rate), x.shape)
+        return masked(mask, x), mask
+
+    def backward(params: Params, feedback: Params, mask: Any, dy: Array) -> tuple[Params, Array]:
+        return (), dy if mask is None else masked(mask, dy)
+
+    def masked(mask: Array, x: Array) -> Array:
+        return jnp.where(mask, x / (1.0 - rate), jnp.zeros((), x.dtype))
+
+    why = "draws a new mask at every pass, so that no energy stays the same; leave it out"
+    return Layer("dropout", _same_shape, forward, backward, no_energy=why)
+
+
+def flatten() -> Layer:
+    """y = x as `[batch, n]`, with n the product of the example's axes.
+
+    The pull-back is the reshape back. Keeps the input's shape only, as an empty array.
+
+    Example:
+      >>> import jax
+      >>> flatten().init(jax.random.key(0), (8, 8, 1))[1]
+      (64,)
+    """
+
+    def init(key: Key, shape: Shape) -> tuple[Params, Shape]:
+        return (), (math.prod(shape),)
+
+    def forward(params: Params, x: Array, key: Key | None = None) -> tuple[Array, Any]:
+        return x.reshape(x.shape[0], -1), jnp.empty((0, *x.shape[1:]), x.dtype)
+
+    def backward(params: Params, feedback: Params, like: Array, dy: Array) -> tuple[Params, Array]:
+        return (), dy.reshape(dy.shape[0], *like.shape[1:])
+
+    return Layer("flatten", init, forward, backward)
