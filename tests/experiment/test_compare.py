@@ -70,7 +70,7 @@ SECOND = BATCH * HIDDEN * OUT
 
 @pytest.fixture
 def no_pictures(monkeypatch) -> None:
-    monkeypatch.setattr("bpeq.report.write_comparison_report", lambda folder: folder)
+    monkeypatch.setattr("bpeq.report.write_report", lambda folder: folder)
 
 
 def read(folder: Path) -> dict[str, Any]:

@@ -53,7 +53,7 @@ batch_size = 4
 @pytest.fixture(autouse=True)
 def here(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("bpeq.report.write_run_report", lambda folder: folder / "report.html")
+    monkeypatch.setattr("bpeq.report.write_report", lambda folder: folder / "report.html")
 
 
 def rows(folder: str) -> list[dict[str, Any]]:

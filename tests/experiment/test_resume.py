@@ -71,7 +71,7 @@ SHORT = SIMPLE.replace("epochs = 4", "epochs = 2")
 @pytest.fixture(autouse=True)
 def here(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("bpeq.report.write_run_report", _page)
+    monkeypatch.setattr("bpeq.report.write_report", _page)
     noise = np.random.default_rng(0)
     labels = np.arange(60) % 3
     centres = np.array([[0.0, 1.0], [1.0, -1.0], [-1.0, -1.0]])
@@ -534,7 +534,7 @@ def test_a_study_goes_on_in_the_run_inside_it_and_runs_none_twice(call, monkeypa
 def test_a_comparison_goes_on_with_the_rows_that_it_has_not(call, monkeypatch):
     Path("c.toml").write_text(SIMPLE)
     argv = ["compare", "c.toml", "--rules=backprop", "--set", "training.epochs=2", "--out"]
-    monkeypatch.setattr("bpeq.report.write_comparison_report", _page)
+    monkeypatch.setattr("bpeq.report.write_report", _page)
     assert call(*argv, "never").code == 0
     stops_after(monkeypatch, 2 + 1)
     said = call(*argv, "out")

@@ -23,13 +23,11 @@ from bpeq.report import (
     numbers,
     run_table,
     tuning_table,
-    write_comparison_report,
     write_report,
-    write_run_report,
 )
+from bpeq.report.comparison_plots import dodge, tradeoffs
 from bpeq.report.comparison_tables import rules_of
 from bpeq.report.metrics import metric
-from bpeq.report.tradeoff import dodge, tradeoffs
 from bpeq.runs import results
 from bpeq.types import DataError
 
@@ -307,7 +305,7 @@ def test_comparison_page_says_what_the_json_says(written: Path) -> None:
 
 
 def test_dot_plot_has_a_dot_for_every_seed(tmp_path: Path) -> None:
-    page = Page(write_comparison_report(digits_comparison(tmp_path, seeds=7)))
+    page = Page(write_report(digits_comparison(tmp_path, seeds=7)))
     first = page.raw[page.raw.index("<svg") : page.raw.index("</svg>")]
     groups = re.findall(r'id="f0-PathCollection_\d+">(.*?)</g>\s*</g>', first, flags=re.DOTALL)
     assert [group.count("<use") for group in groups] == [7] * len(LEVELS)
@@ -338,11 +336,11 @@ def test_text_from_files_is_escaped(tmp_path: Path) -> None:
     rules = {evil.replace("/", ""): (digits()[0], False), "backprop": (digits()[0], False)}
     whole = comparison(rules, name=evil, config={"a": evil}, environment={evil: evil}, notes=[evil])
     whole["rules"]["backprop"]["note"] = f"{evil} $\\frac{{$"
-    page = Page(write_comparison_report(write_comparison(tmp_path, whole, {})))
+    page = Page(write_report(write_comparison(tmp_path, whole, {})))
     assert "script" not in {tag for tag, _ in page.tags}
     assert f"backprop: {evil} $\\frac{{$" in page.text
     assert page.text.count(evil) >= 6
-    run = Page(write_run_report(write_run(tmp_path / "run", *digits(), name=evil, rule=evil)))
+    run = Page(write_report(write_run(tmp_path / "run", *digits(), name=evil, rule=evil)))
     assert "script" not in {tag for tag, _ in run.tags}
     assert '[rule] name = "eqprop" # 0 < beta & <b>bold</b>' in run.text
 
@@ -361,7 +359,7 @@ def test_few_seeds_are_lines_and_many_a_band(tmp_path: Path) -> None:
     for seeds in (1, 5, 50):
         metrics, curves = digits(seeds)
         folder = write_run(tmp_path / str(seeds), metrics, {"train_loss": curves["train_loss"]})
-        pages[seeds] = Page(write_run_report(folder)).raw
+        pages[seeds] = Page(write_report(folder)).raw
     assert [pages[s].count("stroke-opacity: 0.35") for s in (1, 5, 50)] == [0, 5, 0]
     assert [pages[s].count("FillBetween") for s in (1, 5, 50)] == [0, 0, 1]
     assert "thin lines: each seed" in pages[5]
@@ -372,12 +370,12 @@ def test_loss_gets_a_log_axis_where_it_spans_decades(tmp_path: Path) -> None:
     for start, wanted in ((2.3, True), (0.02, False)):
         curves = {"train_loss": fall(start, [0.002, 0.003], 30)}
         metrics = {"train_loss": stat([0.002, 0.003])}
-        page = Page(write_run_report(write_run(tmp_path / str(start), metrics, curves)))
+        page = Page(write_report(write_run(tmp_path / str(start), metrics, curves)))
         assert ("train loss (log scale)" in page.text) is wanted
 
 
 def test_one_logged_point_is_drawn_as_points(tmp_path: Path) -> None:
-    page = Page(write_run_report(write_run(tmp_path, *digits(5, epochs=1))))
+    page = Page(write_report(write_run(tmp_path, *digits(5, epochs=1))))
     assert "One logged point. Large dot: mean of 5 seeds" in page.text
     assert share(pixels(tmp_path / "learning_curves.png"), "#0067a8") > 0
 
@@ -388,20 +386,18 @@ def test_diverged_seeds_are_named_and_not_averaged_away(tmp_path: Path) -> None:
         for row in curve[11:]:
             row[2] = math.nan
     metrics = {name: stat(curve[-1]) for name, curve in curves.items()}
-    page = Page(write_run_report(write_run(tmp_path / "run", metrics, curves)))
+    page = Page(write_report(write_run(tmp_path / "run", metrics, curves)))
     assert "test error NaN finite in 4 of 5 seeds, best 1.99" in page.text
     assert "Not finite in 1 of 5 seeds: test error, validation error, train error" in page.text
     assert "× marks where a seed stops being finite" in page.text
     whole = comparison({"eqprop": (metrics, False), "backprop": (digits()[0], False)})
-    page = Page(
-        write_comparison_report(write_comparison(tmp_path / "c", whole, {"eqprop": curves}))
-    )
+    page = Page(write_report(write_comparison(tmp_path / "c", whole, {"eqprop": curves})))
     assert "eqprop: the test error of 1 of 5 seeds is not finite." in page.text
     assert (tmp_path / "c" / "comparison.csv").read_text().splitlines()[1].split(",")[3] == "nan"
 
 
 def test_xor_leads_with_the_share_that_is_solved(tmp_path: Path) -> None:
-    page = Page(write_run_report(write_run(tmp_path / "run", *xor(50, 1))))
+    page = Page(write_report(write_run(tmp_path / "run", *xor(50, 1))))
     assert "seeds solved 98 % 49 of 50" in page.text
     made = {"backprop": xor(50, 1), "linear_readout": xor(50, 50)}
     whole = comparison({name: (made[name][0], "_" in name) for name in made})
@@ -414,7 +410,7 @@ def test_xor_leads_with_the_share_that_is_solved(tmp_path: Path) -> None:
 
 
 def test_regression_leads_with_the_rmse(tmp_path: Path) -> None:
-    page = Page(write_run_report(write_run(tmp_path / "run", *regression())))
+    page = Page(write_report(write_run(tmp_path / "run", *regression())))
     assert "test RMSE 54.3" in page.text
     assert "test RMSE, target unit 54.3 ± 1.1 53.1 55.2" in page.text
     assert "1.25 % of the examples' phases had not settled" in page.text
@@ -425,18 +421,18 @@ def test_regression_leads_with_the_rmse(tmp_path: Path) -> None:
 def test_a_rule_that_does_not_beat_a_null_is_named(tmp_path: Path) -> None:
     rules = {"backprop": 0.021, "eqprop": 0.03, "frozen_hidden": 0.027}
     whole = comparison({n: (digits(level=v)[0], n == "frozen_hidden") for n, v in rules.items()})
-    page = Page(write_comparison_report(write_comparison(tmp_path, whole, {})))
+    page = Page(write_report(write_comparison(tmp_path, whole, {})))
     note = "No better than the null control frozen_hidden (2.69 % test error): eqprop."
     assert note in page.text
 
 
 def test_rules_without_results_are_rows_all_the_same(tmp_path: Path) -> None:
     whole = comparison({"backprop": (digits()[0], False), "eqprop": ({}, False)}, paired=[])
-    page = Page(write_comparison_report(write_comparison(tmp_path, whole, {})))
+    page = Page(write_report(write_comparison(tmp_path, whole, {})))
     assert "eqprop has no test error: its run did not finish." in page.text
     assert re.search(r"eqprop\s+no result", "\n".join(show(comparison_table(whole))))
     whole = comparison({"backprop": ({}, False)})
-    page = Page(write_comparison_report(write_comparison(tmp_path / "none", whole, {})))
+    page = Page(write_report(write_comparison(tmp_path / "none", whole, {})))
     assert "No rule has any result" in page.text
     assert not (tmp_path / "none" / "comparison.png").exists()
 
@@ -464,7 +460,7 @@ def test_pairs_with_the_frozen_control_come_first_and_long_lists_are_cut(tmp_pat
     pairs = [{**PAIRED[0], "a": a, "b": b} for i, a in enumerate(names) for b in names[i + 1 :]]
     rules = {name: (digits()[0], name in names[6:]) for name in names}
     whole = comparison(rules, paired=pairs[::-1])
-    page = Page(write_comparison_report(write_comparison(tmp_path, whole, {})))
+    page = Page(write_report(write_comparison(tmp_path, whole, {})))
     shown = re.findall(r"(\w+) − (\w+) \+0\.13 −0\.20 to", page.text)
     assert len(shown) == 12
     assert sorted(shown[:6]) == [(f"rule{i}", "frozen_hidden") for i in range(6)]
@@ -478,7 +474,7 @@ def test_every_rule_is_set_against_the_frozen_control_however_many_they_are(tmp_
     names = [*(f"rule{i}" for i in range(20)), "frozen_hidden"]
     pairs = [{**PAIRED[0], "a": a, "b": b} for i, a in enumerate(names) for b in names[i + 1 :]]
     whole = comparison({n: (digits(1)[0], n == names[-1]) for n in names}, paired=pairs)
-    page = Page(write_comparison_report(write_comparison(tmp_path, whole, {})))
+    page = Page(write_report(write_comparison(tmp_path, whole, {})))
     shown = re.findall(r"(\w+) − (\w+) \+0\.13 −0\.20 to", page.text)
     assert sorted(shown) == sorted((name, "frozen_hidden") for name in names[:-1])
 
@@ -533,7 +529,7 @@ def compared_with_fidelity() -> dict[str, Any]:
 
 def test_fidelity_is_shown_before_and_after_training_in_total_and_by_layer(tmp_path: Path) -> None:
     folder = write_comparison(tmp_path, compared_with_fidelity(), {})
-    page = Page(write_comparison_report(folder))
+    page = Page(write_report(folder))
     assert "eqprop 0.154 0.455 0.98943 0.92566 93.8" in page.text
     assert "dense_1 0.171 0.494 0.98867 0.92421" in page.text
     assert "dense_2 0.148 0.437 0.99032 0.92871" in page.text
@@ -569,7 +565,7 @@ def test_weights_that_the_exact_gradient_leaves_alone_are_not_the_worst_layer() 
 def test_a_row_that_diverged_says_so(tmp_path: Path) -> None:
     whole = comparison({"backprop": (digits()[0], False), "eqprop": ({}, False)}, paired=[])
     whole["rules"]["eqprop"]["diverged"] = "c.toml: diverged in epoch 3"
-    page = Page(write_comparison_report(write_comparison(tmp_path, whole, {})))
+    page = Page(write_report(write_comparison(tmp_path, whole, {})))
     assert "eqprop diverged and has no result: c.toml: diverged in epoch 3." in page.text
     assert "eqprop diverged" in page.text
     assert "did not finish" not in page.text
@@ -579,7 +575,7 @@ def test_a_row_that_diverged_says_so(tmp_path: Path) -> None:
 def test_notes_of_rules_stand_in_table_and_page(tmp_path: Path) -> None:
     whole = comparison({"backprop": (digits()[0], False)})
     whole["rules"]["backprop"]["note"] = "is backprop"
-    page = Page(write_comparison_report(write_comparison(tmp_path, whole, {})))
+    page = Page(write_report(write_comparison(tmp_path, whole, {})))
     assert "backprop: is backprop" in page.text
     assert "backprop: is backprop" in show(comparison_table(whole))
 
@@ -604,7 +600,7 @@ def test_error_over_cost_has_each_rule_at_its_figures_and_controls_as_lines() ->
     made = {name: digits(level=level)[0] for name, level in LEVELS.items()}
     whole = comparison({name: (made[name], "_" in name) for name in LEVELS})
     whole["rules"]["eqprop"]["cost"]["macs"] = 5e6
-    found = rules_of(results.parse(results.Comparison, whole))
+    found = rules_of(results.Comparison.parse(whole))
     for panel, key, scale in zip(
         tradeoffs(found, metric("test_error")), ("macs", "seconds"), (1e-6, 1e3), strict=True
     ):
@@ -632,7 +628,7 @@ def crowd(many: int) -> Any:
     whole = comparison({**rules, "control": (digits(level=0.0202)[0], True)})
     for i, row in enumerate(whole["rules"].values()):
         row["cost"] = {"macs": 1e6 * (1 + 0.05 * (i % 3))}
-    (panel,) = tradeoffs(rules_of(results.parse(results.Comparison, whole)), metric("test_error"))
+    (panel,) = tradeoffs(rules_of(results.Comparison.parse(whole)), metric("test_error"))
     return panel, drawn(panel), whole
 
 
@@ -673,7 +669,7 @@ def test_dodge_moves_no_point_that_stands_alone() -> None:
 
 def test_a_rule_without_a_figure_is_named_below_the_picture(tmp_path: Path) -> None:
     whole = comparison({"backprop": (digits()[0], False), "eqprop": ({}, False)})
-    page = Page(write_comparison_report(write_comparison(tmp_path, whole, {})))
+    page = Page(write_report(write_comparison(tmp_path, whole, {})))
     assert "Not drawn, because a figure is missing: eqprop." in page.text
     assert pixels(tmp_path / "accuracy_cost.png").std() > 0.02
 
@@ -700,7 +696,7 @@ def test_the_chosen_settings_stand_in_table_and_page_with_every_trial(tmp_path: 
     row = re.split(r"\s{2,}", next(line for line in lines if line.startswith("eqprop")))
     assert row == ["eqprop", "learning_rate 0.0023, beta 0.41", "3.21", "5.00", "1"]
     assert "3 trials for every rule and null control" in " ".join(lines)
-    page = Page(write_comparison_report(write_comparison(tmp_path, tuned(), {})))
+    page = Page(write_report(write_comparison(tmp_path, tuned(), {})))
     assert "eqprop learning_rate 0.0023, beta 0.41 3.21 5.00 1" in page.text
     assert "learning_rate 0.09, beta 0.1: diverged in epoch 2" in page.text
     assert "learning_rate 0.0023, beta 0.41: 3.21 %" in page.text
@@ -710,19 +706,19 @@ def test_the_folder_of_a_dotted_rule_is_found(tmp_path: Path) -> None:
     metrics, curves = digits()
     whole = comparison({LONG: (metrics, False)})
     write_run(tmp_path / LONG.replace(":", "."), metrics, curves)
-    page = Page(write_comparison_report(write_comparison(tmp_path, whole, {})))
+    page = Page(write_report(write_comparison(tmp_path, whole, {})))
     assert [alt.partition(" from")[0] for alt in page.alts[3:]] == ["test error, %", "train loss"]
 
 
 def test_sweeps_share_a_panel_where_they_vary(tmp_path: Path) -> None:
     metrics, curves = digits(3)
     sweeps = {"sweeps": fall(90, [40] * 3, 30), "sweeps_free": fall(60, [30] * 3, 30)}
-    page = Page(write_run_report(write_run(tmp_path / "a", metrics, {**curves, **sweeps})))
+    page = Page(write_report(write_run(tmp_path / "a", metrics, {**curves, **sweeps})))
     assert page.alts[2].startswith("sweeps per gradient from epoch 1 to 30.")
     assert "all: " in page.alts[2]
     assert "free: " in page.alts[2]
     flat = {"sweeps": [[40.0] * 3] * 30, "sweeps_free": [[20.0] * 3] * 30}
-    page = Page(write_run_report(write_run(tmp_path / "b", metrics, {**curves, **flat})))
+    page = Page(write_report(write_run(tmp_path / "b", metrics, {**curves, **flat})))
     assert len(page.alts) == 2
 
 
@@ -761,13 +757,13 @@ def test_the_same_folder_gives_the_same_files(written: Path) -> None:
 
 
 def test_names_outside_latin_raise_no_warning(tmp_path: Path) -> None:
-    page = Page(write_run_report(write_run(tmp_path, *digits(), name="数字\nb")))
+    page = Page(write_report(write_run(tmp_path, *digits(), name="数字\nb")))
     assert "数字" in page.text
 
 
 def test_a_long_history_stays_a_small_page(tmp_path: Path) -> None:
     metrics, curves = digits(5, epochs=2000)
-    page = write_run_report(write_run(tmp_path, metrics, curves))
+    page = write_report(write_run(tmp_path, metrics, curves))
     assert page.stat().st_size < 600_000
 
 

@@ -16,9 +16,9 @@ import pytest
 from matplotlib.figure import Figure
 from rich.console import Console
 
-from bpeq.report import fidelity_table, write_fidelity_report, write_report, write_run_report
+from bpeq.report import fidelity_table, write_report
 from bpeq.report.fidelity_plots import grid_lines, grid_panels, layer_panel
-from bpeq.runs import results
+from bpeq.runs import fidelity_results
 from bpeq.types import DataError
 
 LAYERS = ("conv_1", "conv_2", "dense_3")
@@ -171,7 +171,7 @@ def share(picture: np.ndarray, colour: str) -> float:
 def reported(folder: Path, result: dict[str, Any]) -> Page:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "fidelity.json").write_text(json.dumps(result))
-    return Page(write_fidelity_report(folder))
+    return Page(write_report(folder))
 
 
 @pytest.fixture(scope="module")
@@ -274,7 +274,7 @@ def test_every_layer_has_its_dot_where_its_error_is() -> None:
     whole["rules"]["eqprop"]["layers"]["conv_2"]["relative_error"] = None
     whole["rules"]["backprop"]["layers"]["dense_3"]["relative_error"] = 0.0
     axes = Figure(layout="constrained").add_subplot()
-    layer_panel(results.parse(results.Fidelity, whole).measured).draw(axes)
+    layer_panel(fidelity_results.Fidelity.parse(whole).measured).draw(axes)
     names = [label.get_text() for label in axes.get_xticklabels()]
     assert names == [*LAYERS, "all"]
     dots = {
@@ -296,7 +296,7 @@ def test_every_layer_has_its_dot_where_its_error_is() -> None:
 
 def test_unsettled_points_are_hollow_and_the_beta_in_use_has_a_ring() -> None:
     axes = Figure(layout="constrained").add_subplot()
-    grid_panels(results.parse(results.Fidelity, FULL))[0].draw(axes)
+    grid_panels(fidelity_results.Fidelity.parse(FULL))[0].draw(axes)
     hollow = [x for line in axes.lines if line.get_markerfacecolor() == "#fffffe"
               for x in line.get_xdata()]  # fmt: skip
     assert hollow == [1.0] * 6  # three estimators in two precisions, at the largest β
@@ -405,7 +405,7 @@ def summary(**more: Any) -> dict[str, Any]:
 
 def test_run_report_sets_trained_beside_initial(tmp_path: Path) -> None:
     (tmp_path / "summary.json").write_text(json.dumps(summary()))
-    text = Page(write_run_report(tmp_path)).text
+    text = Page(write_report(tmp_path)).text
     assert "Gradient fidelity" in text
     head = "rule relative error, initial relative error, trained cosine, initial cosine, trained"
     assert head in text
@@ -421,14 +421,14 @@ def test_run_report_without_fidelity_has_no_such_section(tmp_path: Path) -> None
         folder = tmp_path / str(i)
         folder.mkdir()
         (folder / "summary.json").write_text(json.dumps({"name": "digits", "fidelity": held}))
-        assert "Gradient fidelity" not in Page(write_run_report(folder)).text
+        assert "Gradient fidelity" not in Page(write_report(folder)).text
     (tmp_path / "summary.json").write_text(json.dumps(summary(trained=None)))
-    assert "eqprop 0.0123 0.99992" in Page(write_run_report(tmp_path)).text
+    assert "eqprop 0.0123 0.99992" in Page(write_report(tmp_path)).text
 
 
 def test_an_absent_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"fidelity\.json: no such file"):
-        write_fidelity_report(tmp_path)
+        fidelity_results.Fidelity.read(tmp_path / "fidelity.json")
 
 
 def with_own() -> dict[str, Any]:
@@ -489,7 +489,7 @@ def test_own_objectives_that_are_not_finite_are_named() -> None:
     assert "the relative error of coupled_learning (own objective, conv_2)" in text
     whole["rules"]["coupled_learning"]["own_objective"].pop("cosine")
     with pytest.raises(DataError, match=r"rules.coupled_learning.own_objective.cosine: is missing"):
-        results.parse(results.Fidelity, whole)
+        fidelity_results.Fidelity.parse(whole)
 
 
 def test_run_report_sets_a_rules_own_objective_beside_the_costs_gradient(tmp_path: Path) -> None:
@@ -498,7 +498,7 @@ def test_run_report_sets_a_rules_own_objective_beside_the_costs_gradient(tmp_pat
         own = rule(0.5, error, 0.6, objective="E_clamped − E_free")
         whole["fidelity"][end]["own_objective"] = own
     (tmp_path / "summary.json").write_text(json.dumps(whole))
-    text = Page(write_run_report(tmp_path)).text
+    text = Page(write_report(tmp_path)).text
     assert "eqprop follows E_clamped − E_free." in text
     assert "eqprop 0.0123 0.0456 0.99992 0.99896" in text
     assert "of its own objective 0.00110 0.00220" in text
@@ -525,7 +525,7 @@ def test_grids_of_several_rules_are_lines_of_their_own_and_a_runaway_is_left_out
         point = closeness(error, rule="dual_propagation", beta=beta, converged=1.0, **same)
         whole["grid"].append(point)
     whole["bias_order"]["dual_propagation"] = 2.0
-    found = results.parse(results.Fidelity, whole)
+    found = fidelity_results.Fidelity.parse(whole)
     lines = {line.label: line for part in grid_lines(found, "beta").values() for line in part}
     assert set(lines) == {*(f"eqprop {name}" for name in ORDERS), "dual_propagation"}
     assert lines["dual_propagation"].drawn.tolist() == [True, True, False]

@@ -7,7 +7,7 @@ import re
 from html.parser import HTMLParser
 from pathlib import Path
 
-from bpeq.report import write_sweep_report
+from bpeq.report import write_report
 
 RUNS = [
     {"run": "a", "settings": {"rule.beta": 0.1}, "state": "finished",
@@ -44,7 +44,7 @@ class Table(HTMLParser):
 
 def test_each_figure_of_a_sweep_stands_in_its_column(tmp_path: Path) -> None:
     (tmp_path / "sweep.json").write_text(json.dumps({"name": "digits", "runs": RUNS}))
-    head, *rows = Table(write_sweep_report(tmp_path)).rows
+    head, *rows = Table(write_report(tmp_path)).rows
     assert head == ["run", "beta", "validation error, %", "test error, %", "state"]
     assert rows == [
         ["a", "0.1", "3.00 ± 0.00", "3.00 ± 1.41", "finished"],

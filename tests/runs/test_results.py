@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from bpeq.runs import results
+from bpeq.runs import fidelity_results, results
 from bpeq.types import DataError
 
 MEASURES = {"relative_error": 0.1, "cosine": 0.99}
@@ -48,13 +48,13 @@ def changed(tree: dict[str, Any], place: str, value: Any) -> str:
 
 
 def test_null_is_nan_and_a_key_that_may_be_absent_may_be_null() -> None:
-    row = results.parse(results.RuleFidelity, {**RULE, "cosine": None, "beta": None, "nudge": None})
+    row = fidelity_results.RuleFidelity.parse({**RULE, "cosine": None, "beta": None, "nudge": None})
     assert math.isnan(row.cosine)
     assert math.isnan(row.norm_ratio)
     assert (row.beta, row.nudge, row.layers["dense_1"].cosine) == (None, None, 0.99)
-    point = results.parse(results.GridRow, {**POINT, "converged": None})
+    point = fidelity_results.GridRow.parse({**POINT, "converged": None})
     assert math.isnan(point.converged)
-    assert results.parse(results.GridRow, POINT).converged == 1.0
+    assert fidelity_results.GridRow.parse(POINT).converged == 1.0
 
 
 @pytest.mark.parametrize(
@@ -68,7 +68,7 @@ def test_null_is_nan_and_a_key_that_may_be_absent_may_be_null() -> None:
     ],
 )
 def test_a_statistic_may_be_values_alone(given: Any, mean: float, std: float, lost: int) -> None:
-    summary = results.parse(results.Summary, {"metrics": {"test_error": given}})
+    summary = results.Summary.parse({"metrics": {"test_error": given}})
     statistic = summary.metrics["test_error"]
     assert (statistic.mean, statistic.std) == pytest.approx((mean, std), nan_ok=True)
     assert statistic.lost == lost
@@ -76,15 +76,15 @@ def test_a_statistic_may_be_values_alone(given: Any, mean: float, std: float, lo
 
 def test_a_rule_without_an_exact_reference_has_a_note_in_place_of_figures() -> None:
     rules = {"eqprop": RULE, "mine": {"note": "no exact reference"}}
-    fidelity = results.parse(results.Fidelity, {"rules": rules})
+    fidelity = fidelity_results.Fidelity.parse({"rules": rules})
     assert list(fidelity.measured) == ["eqprop"]
     assert fidelity.rules["mine"].note == "no exact reference"
-    ends = results.TrainingFidelity(initial=rules["mine"], trained=rules["eqprop"]).ends
+    ends = fidelity_results.TrainingFidelity(initial=rules["mine"], trained=rules["eqprop"]).ends
     assert list(ends) == ["trained"]
 
 
 def test_unknown_keys_are_kept() -> None:
-    summary = results.parse(results.Summary, {"diagnosis": {"cause": "beta"}})
+    summary = results.Summary.parse({"diagnosis": {"cause": "beta"}})
     assert summary.model_dump()["diagnosis"] == {"cause": "beta"}
 
 
@@ -139,7 +139,7 @@ def test_a_damaged_file_is_named_with_its_key(tmp_path: Path, text: str, message
     path = tmp_path / "fidelity.json"
     path.write_bytes(text.encode("utf-8", "surrogateescape"))
     with pytest.raises(DataError) as caught:
-        results.read(results.Fidelity, path)
+        fidelity_results.Fidelity.read(path)
     assert str(caught.value).startswith(f"{path}: ")
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -158,7 +158,7 @@ def test_a_damaged_file_is_named_with_its_key(tmp_path: Path, text: str, message
 def test_damaged_tuning_is_named(place: str, value: Any, message: str) -> None:
     tuning = json.loads(changed(TUNING, place, value))
     with pytest.raises(DataError) as caught:
-        results.parse(results.Comparison, {"rules": {"eqprop": {}}, "tuning": {"eqprop": tuning}})
+        results.Comparison.parse({"rules": {"eqprop": {}}, "tuning": {"eqprop": tuning}})
     assert message in str(caught.value)
 
 

@@ -80,7 +80,7 @@ batch_size = 20
 def here(tmp_path, monkeypatch):
     """Another folder for each test, and no pictures, which take half of a small run's time."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("bpeq.report.write_run_report", lambda folder: folder / "report.html")
+    monkeypatch.setattr("bpeq.report.write_report", lambda folder: folder / "report.html")
 
 
 def rows(folder: Path) -> list[dict[str, Any]]:

@@ -34,7 +34,7 @@ def compare(
     from bpeq.cli import signals
     from bpeq.cli.terminal import bar, console
     from bpeq.experiment import compare, train
-    from bpeq.report import comparison_table, tuning_table, write_comparison_report
+    from bpeq.report import comparison_table, tuning_table, write_report
 
     checked = _app.load(config, set_, seeds)
     names = _app.names(rules)
@@ -51,7 +51,7 @@ def compare(
     console.print(comparison_table(result))
     if tune is not None:
         console.print(tuning_table(result))
-    console.print(f"{write_comparison_report(folder)}", soft_wrap=True, highlight=False)
+    console.print(f"{write_report(folder)}", soft_wrap=True, highlight=False)
     compare.raise_diverged(result)
 
 

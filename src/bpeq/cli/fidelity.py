@@ -31,7 +31,7 @@ def fidelity(
     """Compare each rule's gradient, layer by layer, with the exact one of the same function."""
     from bpeq.cli.terminal import bar, console
     from bpeq.experiment import fidelity
-    from bpeq.report import fidelity_table, write_fidelity_report
+    from bpeq.report import fidelity_table, write_report
 
     checked = _app.load(config, set_, None)
     names = _app.names(rules) if rules is not None else [checked.rule.name]
@@ -39,4 +39,4 @@ def fidelity(
     with bar("measurements") as track:
         result = fidelity.measure_fidelity(checked, names, folder, trained, track("fidelity"))
     console.print(fidelity_table(result))
-    console.print(f"{write_fidelity_report(folder)}", soft_wrap=True, highlight=False)
+    console.print(f"{write_report(folder)}", soft_wrap=True, highlight=False)

@@ -39,7 +39,7 @@ def run(
     from bpeq.cli.terminal import bar, console
     from bpeq.experiment import distributed, train
     from bpeq.experiment.resume import has_started, is_finished, reload_config
-    from bpeq.report import run_table, write_run_report
+    from bpeq.report import run_table, write_report
     from bpeq.runs import manifest
 
     # Load the config, or that of the run to resume, and choose the folder.
@@ -83,7 +83,7 @@ def run(
     # The main process writes the report.
     if "metrics" in summary and distributed.is_main_process():
         console.print(run_table(summary))
-        page = write_run_report(folder)
+        page = write_report(folder)
         manifest.add_report(folder, page)
         console.print(f"{page}", soft_wrap=True, highlight=False)
     return 0

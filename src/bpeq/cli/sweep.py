@@ -33,7 +33,7 @@ def sweep(
     from bpeq.cli.terminal import bar, console
     from bpeq.config.errors import ConfigError
     from bpeq.experiment import sweep, sweep_runs, train, tune
-    from bpeq.report import sweep_table, write_sweep_report
+    from bpeq.report import sweep_table, write_report
     from bpeq.runs import run_folder
 
     # Read the config and the grid, and check every run before the first starts.
@@ -58,7 +58,7 @@ def sweep(
             result = sweep.results(checked, rows, grids, folder)
             run_folder.write_json(folder / "sweep.json", result)
             if last:
-                write_sweep_report(folder)
+                write_report(folder)
         return result
 
     # Run the grid, or search it.

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from bpeq.report.comparison import write_comparison_report
+from bpeq.report import page
+from bpeq.report.comparison import comparison_page, tuning_table
 from bpeq.report.comparison_tables import comparison_table
-from bpeq.report.fidelity import fidelity_table, write_fidelity_report
-from bpeq.report.run import run_table, write_run_report
-from bpeq.report.sweep import sweep_table, write_sweep_report
-from bpeq.report.tuning import tuning_table
+from bpeq.report.fidelity import fidelity_page, fidelity_table
+from bpeq.report.run import run_page, run_table
+from bpeq.report.sweep import sweep_page, sweep_table
 
 __all__ = [
     "comparison_table",
@@ -20,19 +20,25 @@ __all__ = [
     "run_table",
     "sweep_table",
     "tuning_table",
-    "write_comparison_report",
-    "write_fidelity_report",
     "write_report",
-    "write_run_report",
-    "write_sweep_report",
 ]
+
+_PAGES = {
+    "comparison.json": comparison_page,
+    "fidelity.json": fidelity_page,
+    "sweep.json": sweep_page,
+    "summary.json": run_page,
+    "metrics.jsonl": run_page,
+}
+"""The file that marks a folder, and the page of such a folder."""
 
 
 def write_report(folder: Path) -> Path:
     """Writes the report of a folder: of a comparison, a fidelity result, a sweep or a run.
 
     comparison.json marks a comparison, fidelity.json a fidelity result, and sweep.json a sweep.
-    summary.json or metrics.jsonl marks a run.
+    summary.json or metrics.jsonl marks a run. The pictures and tables of the report stand beside
+    report.html: see the function of each page.
 
     Args:
       folder: the folder with these files. The report is written into it.
@@ -48,14 +54,7 @@ def write_report(folder: Path) -> Path:
     folder = Path(folder)
     if not folder.is_dir():
         raise ValueError(f"{folder}: no such folder")
-    writers = {
-        "comparison.json": write_comparison_report,
-        "fidelity.json": write_fidelity_report,
-        "sweep.json": write_sweep_report,
-        "summary.json": write_run_report,
-        "metrics.jsonl": write_run_report,
-    }
-    for name, write in writers.items():
+    for name, page_of in _PAGES.items():
         if (folder / name).exists():
-            return write(folder)
-    raise ValueError(f"{folder}: no run and no comparison: holds none of {', '.join(writers)}")
+            return page.write(page_of(folder), folder / "report.html")
+    raise ValueError(f"{folder}: no run and no comparison: holds none of {', '.join(_PAGES)}")

@@ -1,42 +1,28 @@
-"""The report of a comparison folder: comparison.csv, two pictures and report.html."""
+"""The report of a comparison folder: comparison.csv, two pictures, the page, the tuning table."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from bpeq.report import curves
-from bpeq.report.comparison_tables import (
-    Rules,
-    base_of,
-    costs_table,
-    csv_table,
-    differences_table,
-    leading_metric,
-    notes_of,
-    results_table,
-    rules_of,
-)
-from bpeq.report.dots import colour_of, final_values, paired
+from bpeq.report import comparison_plots, comparison_tables, curves, pairs
+from bpeq.report.comparison_plots import colour_of
 from bpeq.report.fidelity_tables import training_table
-from bpeq.report.figures import png
-from bpeq.report.folders import config_text, environment_of, name_of, plural, title_of
-from bpeq.report.metrics import Metric, each_seed, metric, spread, with_unit
-from bpeq.report.page import Detail, Page, Section, Tile, folded, write
-from bpeq.report.pairs import FROZEN, Pair, omitted, pairs_of
-from bpeq.report.tables import Table, to_csv
-from bpeq.report.tradeoff import tradeoffs
-from bpeq.report.tuning import every_trial, tuning_section
-from bpeq.runs import run_folder
-from bpeq.runs.results import Comparison, History, read, read_history
+from bpeq.report.metrics import Metric, each_seed, mean_of, metric, spread, with_unit
+from bpeq.report.numbers import plural, setting
+from bpeq.report.page import Detail, Page, Section, Tile, origin, title_of
+from bpeq.report.pairs import Rules
+from bpeq.report.tables import Column, Group, Table, TableCell
+from bpeq.runs.results import Comparison, Difference, History, Trial, read_history
 from bpeq.types import DataError
 
 _MOST_TILES, _MOST_PAIRS = 4, 12
 
 
-def write_comparison_report(folder: Path) -> Path:
-    """Writes comparison.csv, two pictures and report.html into the folder of a comparison.
+def comparison_page(folder: Path) -> Page:
+    """The page of a comparison folder, comparison.csv and two pictures.
 
     It reads comparison.json, the metrics.jsonl of each rule's folder NAME/, config.toml and
     environment.json. comparison.csv has one row for each rule: rule, control, METRIC_mean and
@@ -49,62 +35,77 @@ def write_comparison_report(folder: Path) -> Path:
       folder: the folder of the comparison.
 
     Returns:
-      The path of report.html. If no rule has a result there are no pictures.
+      The page. If no rule has a result there are no pictures.
 
     Raises:
       DataError: a file is absent, truncated or corrupt. The message names the file, and the line of
         metrics.jsonl.
     """
     # 1. Read the files.
-    folder = Path(folder)
     path = folder / "comparison.json"
-    comparison = read(Comparison, path)
+    comparison = Comparison.read(path)
     if comparison.interrupted:
         raise DataError(f"{path}: was interrupted ({comparison.interrupted}); it has no report")
-    rules = rules_of(comparison)
+    rules = comparison_tables.rules_of(comparison)
     places = {name: _folder_of(folder, name) for name in rules}
-    histories = {
-        name: History() if place is None else read_history(place / "metrics.jsonl")
-        for name, place in places.items()
-    }
-    environment = environment_of(folder, comparison)
-    for place in places.values():
-        if not environment and place is not None:
-            environment = environment_of(place, Comparison(rules=comparison.rules))
-    m, pairs = leading_metric(rules), pairs_of(comparison, rules)
+    histories = {name: read_history(place / "metrics.jsonl") for name, place in places.items()}
+    m = comparison_tables.leading_metric(rules)
+    shown = _shown(pairs.pairs_of(comparison, rules))
     # 2. Draw the pictures.
     plotted = _plotted(rules, m)
-    finals = [] if plotted is None else [final_values(rules, plotted)]
-    results = [p for p in (*finals, paired(_shown(pairs))) if p is not None]
-    against_cost = [] if m is None else tradeoffs(rules, m)
+    finals = None if plotted is None else comparison_plots.final_values(rules, plotted)
+    differences = comparison_plots.paired(shown)
+    against_cost = [] if m is None else comparison_plots.tradeoffs(rules, m)
     controls = [name for name, row in rules.items() if row.control]
     learning = curves.rule_panels(histories, controls, _logged(histories, m))
-    title = name_of(folder, comparison)
-    subject = title_of(comparison, title)
-    run_folder.write_text(folder / "comparison.csv", to_csv(csv_table(rules)))
-    if results or learning:
-        png([*results[:1], *learning, *results[1:]], folder / "comparison.png", subject)
-    if against_cost:
-        png(against_cost, folder / "accuracy_cost.png", subject)
-    # 3. Write the page.
-    sections = [
-        Section("Results", _RESULTS, results, results_table(rules, m) if m else Table([], [])),
-        _differences(pairs),
-        Section("Notes", notes=notes_of(comparison, rules, pairs)),
-        Section("Accuracy against cost", figures=against_cost),
-        Section("Learning curves", figures=learning),
-        _fidelity(rules),
-        _costs(rules),
-        tuning_section(comparison),
-    ]
-    details = [
-        *([] if m is None else [_values(rules, m)]),
-        every_trial(comparison),
-        *folded(config_text(folder, comparison), environment, comparison.data),
-    ]
-    tiles = [] if m is None else _tiles(rules, m)
-    page = Page("comparison", title, _subtitle(comparison, rules), tiles, sections, details)
-    return write(page, folder / "report.html")
+    # 3. Make the page.
+    title = comparison.name or folder.resolve().name
+    table = comparison_tables.results_table(rules, m) if m else Table([], [])
+    seeds = {k: (m, row.metrics[m.name]) for k, row in rules.items() if m and m.name in row.metrics}
+    return Page(
+        "comparison",
+        title,
+        _subtitle(comparison, rules),
+        [] if m is None else _tiles(rules, m),
+        [
+            Section("Results", _RESULTS, [finals, differences], table),
+            _differences(shown, len(comparison.paired)),
+            Section("Notes", notes=comparison_tables.notes_of(comparison, rules)),
+            Section("Accuracy against cost", figures=against_cost),
+            Section("Learning curves", figures=learning),
+            _fidelity(rules),
+            _costs(rules),
+            Section("Tuning", _tuning_lead(comparison), table=_tuning_table(comparison)),
+        ],
+        [
+            Detail(f"Each seed's {m.axis}" if m else "", pairs=each_seed(seeds)),
+            Detail("Every trial of the tuning", pairs=_every_trial(comparison)),
+            *origin(folder, comparison, [*places.values()]),
+        ],
+        title_of(comparison, title),
+        {
+            "comparison.png": [finals, *learning, differences],
+            "accuracy_cost.png": against_cost,
+        },
+        {"comparison.csv": comparison_tables.csv_table(rules)},
+    )
+
+
+def tuning_table(comparison: dict[str, Any] | Comparison) -> Table:
+    """A table of each rule's chosen settings, with their validation error and the config's own.
+
+    Args:
+      comparison: the content of comparison.json.
+
+    Returns:
+      The table, for a terminal of 80 columns.
+
+    Raises:
+      DataError: an entry has the wrong type.
+    """
+    comparison = Comparison.parse(comparison)
+    title = f"{title_of(comparison, comparison.name)} · tuned"
+    return _tuning_table(comparison)._replace(title=title, caption=_tuning_lead(comparison))
 
 
 _RESULTS = (
@@ -113,10 +114,11 @@ _RESULTS = (
 )
 
 
-def _folder_of(folder: Path, name: str) -> Path | None:
-    """The run folder of a rule; None without one. A dot replaces the colon of a dotted path."""
+def _folder_of(folder: Path, name: str) -> Path:
+    """The run folder of a rule, which may not exist. A dot replaces the colon of a dotted path."""
     names = [inside for inside in (name, name.replace(":", ".")) if Path(inside).name == inside]
-    return next((folder / inside for inside in names if (folder / inside).is_dir()), None)
+    places = [folder / inside for inside in names]
+    return next((place for place in places if place.is_dir()), folder / "no such folder")
 
 
 def _subtitle(comparison: Comparison, rules: Rules) -> str:
@@ -132,7 +134,7 @@ def _tiles(rules: Rules, m: Metric) -> list[Tile]:
     """Tiles of the best rules, and a grey one of the best null control."""
 
     def rank(name: str) -> float:
-        mean = rules[name].metrics[m.name].mean
+        mean = mean_of(rules[name].metrics, m)
         return -m.better * mean if math.isfinite(mean) else math.inf
 
     ranked = sorted((name for name, row in rules.items() if m.name in row.metrics), key=rank)
@@ -172,19 +174,19 @@ def _logged(histories: Mapping[str, History], m: Metric | None) -> list[str]:
     return [name for name in dict.fromkeys((leading, "train_loss")) if name in logged]
 
 
-def _shown(pairs: Sequence[Pair]) -> Sequence[Pair]:
+def _shown(listed: Sequence[Difference]) -> Sequence[Difference]:
     """The first pairs, as many as a page holds, and all pairs with the frozen control."""
-    return pairs[: max(_MOST_PAIRS, sum(FROZEN in (p.first, p.second) for p in pairs))]
+    return listed[: max(_MOST_PAIRS, sum(pairs.FROZEN in (p.a, p.b) for p in listed))]
 
 
-def _differences(pairs: Sequence[Pair]) -> Section:
-    shown = _shown(pairs)
-    units = {f"{p.metric.label} in {p.unit}".removesuffix(" in ") for p in pairs}
+def _differences(shown: Sequence[Difference], of: int) -> Section:
+    measured = {metric(p.metric) for p in shown}
+    units = {f"{m.label} in {m.unit_of_difference}".removesuffix(" in ") for m in measured}
     lead = f"The mean difference of {' or '.join(sorted(units))}; each pair shares its seed."
     if len(shown) > 1:
         lead += " Each interval stands for itself: of twenty, one is expected to miss."
-    lead = f"{lead} {omitted(len(shown), len(pairs))}".strip()
-    return Section("Paired differences", lead, table=differences_table(shown))
+    lead = f"{lead} {pairs.omitted(len(shown), of)}".strip()
+    return Section("Paired differences", lead, table=comparison_tables.differences_table(shown))
 
 
 def _fidelity(rules: Rules) -> Section:
@@ -200,12 +202,44 @@ def _fidelity(rules: Rules) -> Section:
 
 
 def _costs(rules: Rules) -> Section:
-    lead = f"Of one gradient; × is relative to {base_of(rules)}."
+    lead = f"Of one gradient; × is relative to {comparison_tables.base_of(rules)}."
     if any(math.isfinite(row.seconds.get("train", math.nan)) for row in rules.values()):
         lead += " Training: all updates of all seeds side by side."
-    return Section("Cost", lead, table=costs_table(rules))
+    return Section("Cost", lead, table=comparison_tables.costs_table(rules))
 
 
-def _values(rules: Rules, m: Metric) -> Detail:
-    stats = {k: (m, row.metrics[m.name]) for k, row in rules.items() if m.name in row.metrics}
-    return Detail(f"Each seed's {m.axis}", pairs=each_seed(stats))
+def _tuning_table(comparison: Comparison) -> Table:
+    rows: list[list[Any]] = []
+    m = metric("validation_error")
+    for name, tuning in comparison.tuning.items():
+        m = metric(tuning.metric)
+        trials = (tuning.best, tuning.trials[0])
+        values = [m.show(t.value) if math.isfinite(t.value) else None for t in trials]
+        failed = sum(not math.isfinite(trial.value) for trial in tuning.trials)
+        rows.append([TableCell(name, style="bold"), _settings(tuning.best), *values, str(failed)])
+    columns = [Column("rule"), Column("chosen settings", align="left"), Column(m.label, m.unit)]
+    return Table([*columns, Column("as configured"), Column("failed trials")], [Group(rows)])
+
+
+def _every_trial(comparison: Comparison) -> list[tuple[str, str]]:
+    texts = []
+    for name, tuning in comparison.tuning.items():
+        m = metric(tuning.metric)
+        for i, trial in enumerate(tuning.trials):
+            text = trial.failed or f"{m.show(trial.value)}{m.after}"
+            texts.append((f"{name} {i}", f"{_settings(trial)}: {text}"))
+    return texts
+
+
+def _settings(trial: Trial) -> str:
+    """ "learning_rate 0.01, beta 0.2"."""
+    return ", ".join(f"{k.rpartition('.')[2]} {setting(v)}" for k, v in trial.settings.items())
+
+
+def _tuning_lead(comparison: Comparison) -> str:
+    counts = [len(tuning.trials) for tuning in comparison.tuning.values()]
+    trials = plural(min(counts), "trial") if counts else "no trials"
+    return (
+        f"{trials} for every rule and null control, chosen by the validation split alone; the "
+        "first trial is the config as it stands."
+    )

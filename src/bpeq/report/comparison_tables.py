@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from bpeq.report.dots import colour_of
+from bpeq.report import pairs
+from bpeq.report.comparison_plots import colour_of
 from bpeq.report.fidelity_tables import nearness
-from bpeq.report.folders import title_of
-from bpeq.report.metrics import Metric, best_worst, metric, ordered, primary
+from bpeq.report.metrics import Metric, best_worst, csv_cells, metric, ordered, primary
 from bpeq.report.numbers import duration, format_number, magnitude, memory
-from bpeq.report.pairs import Pair, against_controls, omitted, pairs_of
-from bpeq.report.tables import Column, Group, Table, TableCell, to_rich
-from bpeq.runs.results import Comparison, ComparisonRow, Statistic, parse
-
-if TYPE_CHECKING:
-    import rich.table
-
-Rules = Mapping[str, ComparisonRow]
+from bpeq.report.page import title_of
+from bpeq.report.pairs import Rules
+from bpeq.report.tables import Column, Group, Table, TableCell, of_records
+from bpeq.runs.results import Comparison, ComparisonRow, Difference, Statistic
 
 COSTS = {
     "sweeps": Column("sweeps"),
@@ -30,7 +26,7 @@ COSTS = {
 _MOST_PAIRS = 6  # the largest number of pairs in a caption
 
 
-def comparison_table(comparison: dict[str, Any] | Comparison) -> rich.table.Table:
+def comparison_table(comparison: dict[str, Any] | Comparison) -> Table:
     """A table of the rules of a comparison: the leading metric, fidelity, the cost of one gradient.
 
     Null controls stand below the rules, under their own heading. The caption holds the paired
@@ -46,10 +42,10 @@ def comparison_table(comparison: dict[str, Any] | Comparison) -> rich.table.Tabl
     Raises:
       DataError: a metric or a cost is not a number.
     """
-    comparison = parse(Comparison, comparison)
+    comparison = Comparison.parse(comparison)
     rules = rules_of(comparison)
     m = leading_metric(rules)
-    near = any(row.fidelity is not None and row.fidelity.ends for row in rules.values())
+    near = any(row.ends for row in rules.values())
     solved = any("solved" in row.metrics for row in rules.values())
     columns = [Column("rule")]
     columns += [m.column] if m is not None else []
@@ -65,20 +61,19 @@ def comparison_table(comparison: dict[str, Any] | Comparison) -> rich.table.Tabl
     def cells(name: str, row: ComparisonRow) -> list[Any]:
         line: list[Any] = [TableCell(name, style="bold")]
         if m is not None:
-            line.append(figure_of(row, m, "no result"))
+            line.append(_value(row, m, "no result"))
         if solved:
             line.append(row.metrics.get("solved", ""))
         elif not near:
             line.append(_extremes(row, m))
         if near:
-            ends = {} if row.fidelity is None else row.fidelity.ends
             absent = ("", "") if row.control else (None, None)
-            line += nearness(ends["trained"]) if "trained" in ends else absent
+            line += nearness(row.ends["trained"]) if "trained" in row.ends else absent
         return [*line, *(row.cost.get(key) for key in costs)]
 
     table = Table([*columns, *(COSTS[key] for key in costs)], _grouped(rules, cells))
-    table = table.without_empty_columns()
-    return to_rich(table._replace(title=title_of(comparison), caption=_caption(comparison, rules)))
+    title = title_of(comparison, comparison.name)
+    return table.without_empty_columns()._replace(title=title, caption=_caption(comparison, rules))
 
 
 def rules_of(comparison: Comparison) -> Rules:
@@ -107,13 +102,12 @@ def leading_metric(rules: Rules) -> Metric | None:
     return primary(name for name in dict.fromkeys(names) if names.count(name) == most)
 
 
-def notes_of(comparison: Comparison, rules: Rules, pairs: Sequence[Pair]) -> list[str]:
+def notes_of(comparison: Comparison, rules: Rules) -> list[str]:
     """The notes of a comparison: rules against null controls, missing results, notes of rows.
 
     Args:
       comparison: the comparison, whose own notes come last.
       rules: the rows by name.
-      pairs: the paired differences.
 
     Returns:
       The notes.
@@ -122,7 +116,7 @@ def notes_of(comparison: Comparison, rules: Rules, pairs: Sequence[Pair]) -> lis
     if m is None:
         notes = ["No rule has any result: none of the runs finished."]
     else:
-        notes = against_controls(pairs, rules, m)
+        notes = pairs.against_controls(pairs.pairs_of(comparison, rules), rules, m)
     for name, row in rules.items():
         stat = None if m is None else row.metrics.get(m.name)
         if row.diverged:
@@ -155,28 +149,28 @@ def results_table(rules: Rules, m: Metric) -> Table:
     shown = [m, *(other for other in others if other != m)][:5]
 
     def cells(name: str, row: ComparisonRow) -> list[Any]:
-        first = [TableCell(name, colour_of(rules, name)), figure_of(row, m, None)]
+        first = [TableCell(name, colour_of(rules, name)), _value(row, m, None)]
         return [*first, _extremes(row, m), *(row.metrics.get(other.name) for other in shown[1:])]
 
     columns = [Column("rule"), m.column, Column("best – worst"), *(o.column for o in shown[1:])]
     return Table(columns, _grouped(rules, cells, "Null controls: what any rule must beat"))
 
 
-def differences_table(pairs: Sequence[Pair]) -> Table:
+def differences_table(shown: Sequence[Difference]) -> Table:
     """A table with one row for each pair: the mean difference, its interval, the verdict.
 
     Args:
-      pairs: the paired differences.
+      shown: the paired differences.
 
     Returns:
       The table.
     """
-    level = f"{100 * pairs[0].level:g} % interval" if pairs else "interval"
+    level = f"{100 * shown[0].level:g} % interval" if shown else "interval"
     columns = [Column("difference"), Column("mean"), Column(level), Column("pairs", format=str)]
-    rows = [
-        [p.title, p.metric.difference(p.mean), p.interval or None, p.number, p.verdict]
-        for p in pairs
-    ]
+    rows = []
+    for p in shown:
+        mean, interval = metric(p.metric).difference(p.mean), pairs.interval(p) or None
+        rows.append([p.title, mean, interval, p.number, pairs.verdict(p)])
     return Table([*columns, Column("the first is", align="left")], [Group(rows)])
 
 
@@ -234,34 +228,23 @@ def csv_table(rules: Rules) -> Table:
       The table.
     """
     metrics = ordered(name for row in rules.values() for name in row.metrics)
-    costs = list(dict.fromkeys(name for row in rules.values() for name in row.cost))
-    known = {name: row.fidelity.ends if row.fidelity else {} for name, row in rules.items()}
-    ends = [end for end in ("initial", "trained") if any(end in k for k in known.values())]
-    near = [(end, part) for end in ends for part in ("relative_error", "cosine")]
-    head = ["rule", "control", "seeds", *(f"{k}_{p}" for k in metrics for p in ("mean", "std"))]
-    head += [*(f"cost_{name}" for name in costs), *(f"{end}_{part}" for end, part in near)]
-    lines = []
+    costs = dict.fromkeys(name for row in rules.values() for name in row.cost)
+    ends = [e for e in ("initial", "trained") if any(e in row.ends for row in rules.values())]
+    records = []
     for name, row in rules.items():
         seeds = max((len(stat.values) for stat in row.metrics.values()), default=0)
-        stats = [row.metrics.get(key) for key in metrics]
-        line = [name, row.control, seeds]
-        line += [getattr(stat, part, None) for stat in stats for part in ("mean", "std")]
-        line += [row.cost.get(key) for key in costs]
-        lines.append([*line, *(getattr(known[name].get(end), part, None) for end, part in near)])
-    return Table([*map(Column, head)], [Group(lines)])
+        record: dict[str, Any] = {"rule": name, "control": row.control, "seeds": seeds}
+        record |= csv_cells(metrics, row.metrics)
+        record |= {f"cost_{cost}": row.cost.get(cost) for cost in costs}
+        for end in ends:
+            for part in ("relative_error", "cosine"):
+                record[f"{end}_{part}"] = getattr(row.ends.get(end), part, None)
+        records.append(record)
+    return of_records(records)
 
 
-def figure_of(row: ComparisonRow, m: Metric, absent: str | None) -> Statistic | str | None:
-    """The statistic of a rule's metric.
-
-    Args:
-      row: the row of the rule.
-      m: the metric.
-      absent: the value for a rule without this metric that did not diverge.
-
-    Returns:
-      The statistic, "diverged", or `absent`.
-    """
+def _value(row: ComparisonRow, m: Metric, absent: str | None) -> Statistic | str | None:
+    """The statistic of a rule's metric, "diverged", or `absent`."""
     return row.metrics.get(m.name, "diverged" if row.diverged else absent)
 
 
@@ -284,12 +267,12 @@ def _caption(comparison: Comparison, rules: Rules) -> str:
     lines = []
     if any(row.cost for row in rules.values()):
         lines.append("Cost is of one gradient.")
-    if any(row.fidelity is not None and row.fidelity.ends for row in rules.values()):
+    if any(row.ends for row in rules.values()):
         lines.append(
             "grad. error: of the gradient, relative to the exact one of the rule's own function, "
             "with trained parameters; worst cosine: of the layer that is furthest off."
         )
-    pairs = pairs_of(comparison, rules)
-    lines += [pair.sentence for pair in pairs[:_MOST_PAIRS]]
-    lines += [omitted(_MOST_PAIRS, len(pairs)), *notes_of(comparison, rules, pairs)]
+    listed = pairs.pairs_of(comparison, rules)
+    lines += [pairs.sentence(pair) for pair in listed[:_MOST_PAIRS]]
+    lines += [pairs.omitted(_MOST_PAIRS, len(listed)), *notes_of(comparison, rules)]
     return "\n".join(filter(None, lines))

@@ -4,28 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from bpeq.report import colours
+from bpeq.report import colours, fidelity_plots, fidelity_tables
 from bpeq.report import fidelity_notes as words
-from bpeq.report.fidelity_plots import gdu_panel, grid_panels, layer_panel
-from bpeq.report.fidelity_tables import (
-    equilibrium_table,
-    measures_table,
-    nudge_table,
-    own_objectives_table,
-    references_table,
-    training_table,
-)
-from bpeq.report.figures import png
-from bpeq.report.folders import config_text, environment_of, name_of
 from bpeq.report.numbers import cosine, count, format_number, setting, share
-from bpeq.report.page import Detail, Page, Section, Tile, folded, write
-from bpeq.report.tables import to_rich
-from bpeq.runs.results import Fidelity, RuleFidelity, TrainingFidelity, parse, read
-
-if TYPE_CHECKING:
-    from rich.table import Table
+from bpeq.report.page import Detail, Page, Section, Tile, origin
+from bpeq.report.tables import Table
+from bpeq.runs.fidelity_results import Fidelity, RuleFidelity, TrainingFidelity
 
 _MOST_TILES = 5
 
@@ -45,7 +31,7 @@ def fidelity_table(result: dict[str, Any] | Fidelity) -> Table:
     Raises:
       DataError: a key is missing or its value has the wrong type.
     """
-    result = parse(Fidelity, result)
+    result = Fidelity.parse(result)
     rules = result.measured
     residuals = [r.reference_residual for r in rules.values()]
     residuals += [own.reference_residual for r in rules.values() if (own := r.own_objective)]
@@ -57,12 +43,12 @@ def fidelity_table(result: dict[str, Any] | Fidelity) -> Table:
     if known := [value for value in residuals if value]:
         lines.append(f"Exact gradients settled to a residual of {format_number(max(known))}.")
     caption = "\n".join(line for line in [*lines, *words.notes(result)] if line)
-    table = measures_table(result, {}, own=True)
-    return to_rich(table._replace(title=_title_of(result, result.name), caption=caption))
+    table = fidelity_tables.measures_table(result, {}, own=True)
+    return table._replace(title=_title_of(result, result.name), caption=caption)
 
 
-def write_fidelity_report(folder: Path) -> Path:
-    """Writes fidelity.png and report.html into the folder of a fidelity result.
+def fidelity_page(folder: Path) -> Page:
+    """The page of a fidelity folder, and fidelity.png.
 
     It reads fidelity.json, and config.toml and environment.json if they exist. The figures show the
     relative error by layer, and, if they were measured, over β, over the points of the holomorphic
@@ -72,44 +58,50 @@ def write_fidelity_report(folder: Path) -> Path:
       folder: the folder of the fidelity result.
 
     Returns:
-      The path of report.html. If no rule was measured there may be no fidelity.png.
+      The page. If no rule was measured there may be no fidelity.png.
 
     Raises:
       DataError: a file is absent, truncated or corrupt, or a key is missing or has the wrong type.
         The message names file and key.
     """
-    folder = Path(folder)
-    result = read(Fidelity, folder / "fidelity.json")
-    about = folded(config_text(folder, result), environment_of(folder, result))
-    rules, title = result.measured, name_of(folder, result)
+    result = Fidelity.read(folder / "fidelity.json")
+    rules, title = result.measured, result.name or folder.resolve().name
     looks = {name: colours.series(i) for i, name in enumerate(rules)}
-    layers, gdu = layer_panel(rules), gdu_panel(result.gdu)
-    grids = grid_panels(result)
-    if panels := [panel for panel in (layers, *grids, gdu) if panel is not None]:
-        png(panels, folder / "fidelity.png", _title_of(result, title))
-    sections = [
-        _closeness(result, looks)._replace(figures=[layers] if layers else []),
-        Section(
-            "Own objectives",
-            f"{words.objectives(rules)} Here are its distances to the exact gradient of what it "
-            "follows.",
-            table=own_objectives_table(result, looks),
-        ),
-        _grids(result)._replace(figures=grids),
-        _equilibrium(result),
-        Section(
-            "Nudge",
-            "How far the nudge moves each state (the mean over examples of the largest change), "
-            "and what the solver left unsettled. Where the two are close, the contrast is noise.",
-            table=nudge_table(result, looks),
-        ),
-        Section("EP's updates and BPTT's gradients", figures=[gdu] if gdu else []),
-        Section("References", table=references_table(result, looks)),
-        Section("Notes", notes=words.notes(result)),
-    ]
-    details = [Detail("Every point of the grids", pairs=_every_point(result)), *about]
-    page = Page("fidelity", title, _title_of(result, ""), _tiles(rules), sections, details)
-    return write(page, folder / "report.html")
+    layers, gdu = fidelity_plots.layer_panel(rules), fidelity_plots.gdu_panel(result.gdu)
+    grids = fidelity_plots.grid_panels(result)
+    return Page(
+        "fidelity",
+        title,
+        _title_of(result, ""),
+        _tiles(rules),
+        [
+            _closeness(result, looks)._replace(figures=[layers]),
+            Section(
+                "Own objectives",
+                f"{words.objectives(rules)} Here are its distances to the exact gradient of what "
+                "it follows.",
+                table=fidelity_tables.own_objectives_table(result, looks),
+            ),
+            _grids(result)._replace(figures=grids),
+            _equilibrium(result),
+            Section(
+                "Nudge",
+                "How far the nudge moves each state (the mean over examples of the largest "
+                "change), and what the solver left unsettled. Where the two are close, the "
+                "contrast is noise.",
+                table=fidelity_tables.nudge_table(result, looks),
+            ),
+            Section("EP's updates and BPTT's gradients", figures=[gdu]),
+            Section("References", table=fidelity_tables.references_table(result, looks)),
+            Section("Notes", notes=words.notes(result)),
+        ],
+        [
+            Detail("Every point of the grids", pairs=_every_point(result)),
+            *origin(folder, result),
+        ],
+        _title_of(result, title),
+        {"fidelity.png": [layers, *grids, gdu]},
+    )
 
 
 def training_section(fidelity: TrainingFidelity | None) -> Section:
@@ -138,7 +130,8 @@ def training_section(fidelity: TrainingFidelity | None) -> Section:
         f"relative error was {' and '.join(texts)}; 0 is exact, 1 as far off as no gradient at all."
     )
     follows = words.objectives({name: [*ends.values()][-1]})
-    return Section(title, f"{lead} {follows}".strip(), table=training_table({name: fidelity}, {}))
+    table = fidelity_tables.training_table({name: fidelity}, {})
+    return Section(title, f"{lead} {follows}".strip(), table=table)
 
 
 def _title_of(result: Fidelity, name: str) -> str:
@@ -168,7 +161,7 @@ def _closeness(result: Fidelity, looks: Mapping[str, str]) -> Section:
     )
     if any(r.own_objective is not None for r in result.measured.values()):
         lead += " A rule that follows another objective than the cost is set against that below."
-    table = measures_table(result, looks, own=False)
+    table = fidelity_tables.measures_table(result, looks, own=False)
     return Section("Closeness to the exact gradient", lead, table=table)
 
 
@@ -185,7 +178,7 @@ def _equilibrium(result: Fidelity) -> Section:
     lead = "" if at is None else f"The settled states{words.sample(at)}."
     if at is not None and at.output_curvature is not None:
         lead += " With squared error a negative nudge must stay below the outputs' curvature."
-    return Section("Equilibrium", lead, table=equilibrium_table(result))
+    return Section("Equilibrium", lead, table=fidelity_tables.equilibrium_table(result))
 
 
 def _every_point(result: Fidelity) -> list[tuple[str, str]]:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from bpeq.report.fidelity_plots import RUNAWAY
 from bpeq.report.numbers import count, format_number, setting, share
-from bpeq.runs.results import Equilibrium, Fidelity, RuleFidelity
+from bpeq.runs.fidelity_results import Equilibrium, Fidelity, RuleFidelity
 
 _AXES = {"beta": "β", "points": "N", "sweeps": "sweeps"}
 _THEORY = {"one-sided": 1, "centered": 2}
@@ -38,17 +38,10 @@ def objectives(rules: Mapping[str, RuleFidelity]) -> str:
     Returns:
       The text; empty if there is no such rule.
     """
-    follows = [
-        f"{name} follows {r.own_objective.objective}"
-        for name, r in rules.items()
-        if r.own_objective is not None
-    ]
-    if not follows:
-        return ""
-    return (
-        f"Another objective than the cost: {'; '.join(follows)}. Such a rule need not come near "
-        "the cost's gradient."
-    )
+    own = {name: r.own_objective for name, r in rules.items()}
+    follows = [f"{name} follows {o.objective}" for name, o in own.items() if o is not None]
+    text = _sentence("Another objective than the cost", follows, "; ")
+    return text and f"{text} Such a rule need not come near the cost's gradient."
 
 
 def orders(result: Fidelity) -> str:
@@ -65,8 +58,7 @@ def orders(result: Fidelity) -> str:
         for name, order in result.bias_order.items()
         if math.isfinite(order)
     ]
-    head = "Bias order, the power of β by which the error grows"
-    return f"{head}: {', '.join(known)}." if known else ""
+    return _sentence("Bias order, the power of β by which the error grows", known)
 
 
 def pole(result: Fidelity) -> str:
@@ -95,7 +87,7 @@ def precisions(rules: Mapping[str, RuleFidelity]) -> str:
     for name, r in rules.items():
         errors = [f"{format_number(m.relative_error)} in {p}" for p, m in r.precisions.items()]
         parts += [f"{name} {', '.join(errors)}"] if errors else []
-    return f"Relative error: {'; '.join(parts)}." if parts else ""
+    return _sentence("Relative error", parts, "; ")
 
 
 def gdu(result: Fidelity) -> str:
@@ -111,8 +103,7 @@ def gdu(result: Fidelity) -> str:
     for name, one in result.gdu.items():
         theory = f" (theory {_THEORY[name]})" if name in _THEORY else ""
         parts.append(f"{name} {format_number(one.slope, decimals=2)}{theory}")
-    head = "GDU, the slope over β of EP's updates less BPTT's, sweep by sweep"
-    return f"{head}: {', '.join(parts)}." if parts else ""
+    return _sentence("GDU, the slope over β of EP's updates less BPTT's, sweep by sweep", parts)
 
 
 def equilibrium(result: Fidelity) -> str:
@@ -144,7 +135,7 @@ def equilibrium(result: Fidelity) -> str:
     parts += [_jumps(at)] if at.along else []
     if at.settled is not None and at.settled < 1:
         parts.append(f"settled in {share(at.settled)} of the examples only")
-    return f"Equilibrium{sample(at)}: {'; '.join(parts)}." if parts else ""
+    return _sentence(f"Equilibrium{sample(at)}", parts, "; ")
 
 
 def sample(at: Equilibrium) -> str:
@@ -185,11 +176,15 @@ def notes(result: Fidelity) -> list[str]:
             for settled, what in solves
             if settled is not None and not settled >= 1
         ]
-    if away := _grid_places(result, lambda error: RUNAWAY < error < math.inf):
-        texts.append(f"Errors above {count(RUNAWAY)}, left out of the plots: {'; '.join(away)}.")
-    if lost := _not_finite(result):
-        texts.append(f"Not finite: {'; '.join(lost)}.")
-    return texts
+    away = _grid_places(result, lambda error: RUNAWAY < error < math.inf)
+    texts.append(_sentence(f"Errors above {count(RUNAWAY)}, left out of the plots", away, "; "))
+    texts.append(_sentence("Not finite", _not_finite(result), "; "))
+    return [text for text in texts if text]
+
+
+def _sentence(head: str, parts: Sequence[str], separator: str = ", ") -> str:
+    """The parts after a head and a colon; empty without parts."""
+    return f"{head}: {separator.join(parts)}." if parts else ""
 
 
 def _jumps(at: Equilibrium) -> str:
@@ -205,12 +200,8 @@ def _not_finite(result: Fidelity) -> list[str]:
     """Names the errors that are not finite, by rule, layer and line of a grid. Plots omit them."""
     texts = []
     for name, r in result.measured.items():
-        errors = {"all": r.relative_error}
-        errors |= {k: m.relative_error for k, m in r.layers.items()}
-        if (own := r.own_objective) is not None:
-            errors |= {f"own objective, {k}": m.relative_error for k, m in own.layers.items()}
-            errors["own objective"] = own.relative_error
-        odd = ", ".join(k for k, error in errors.items() if not math.isfinite(error))
+        lost = [part for part, m in r.parts.items() if not math.isfinite(m.relative_error)]
+        odd = ", ".join(", ".join(part) or "all" for part in lost)
         texts += [f"the relative error of {name} ({odd})"] if odd else []
     texts += _grid_places(result, lambda error: not math.isfinite(error))
     for name, one in result.gdu.items():

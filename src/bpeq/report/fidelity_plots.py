@@ -9,19 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bpeq.report import colours
+from bpeq.report import colours, figures
 from bpeq.report.error_lines import ErrorLine, Words, guide, line_panel
-from bpeq.report.figures import (
-    WIDTH,
-    Panel,
-    abbreviate,
-    is_logarithmic,
-    label_axes,
-    log_axis,
-    name_lines,
-)
+from bpeq.report.figures import Panel
 from bpeq.report.numbers import format_number, setting
-from bpeq.runs.results import Fidelity, Floats, Gdu, RuleFidelity
+from bpeq.runs.fidelity_results import Fidelity, Gdu, RuleFidelity
+from bpeq.runs.results import Floats
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -62,14 +55,14 @@ def layer_panel(rules: Mapping[str, RuleFidelity]) -> Panel | None:
     places = np.append(np.arange(len(layers)), len(layers) + max(0.5, 0.12 * len(layers)))
 
     def draw(axes: Axes) -> None:
-        log_axis(axes.yaxis, np.asarray([bottom, high]))
+        figures.log_axis(axes.yaxis, np.asarray([bottom, high]))
         axes.set_xlim(-0.5, places[-1] + 0.5)
         # Labels of layers, turned if they need more room.
         every = math.ceil(len(ticks) / _MOST_TICKS)
         kept = sorted({*range(0, len(layers), every), len(layers)})
-        room = WIDTH - 1.2 - 0.08 * max(map(len, rules))  # inches, beside the legend
+        room = figures.WIDTH - 1.2 - 0.08 * max(map(len, rules))  # inches, beside the legend
         turned = 0.09 * max(map(len, ticks)) * len(ticks) > room
-        labels = [abbreviate(ticks[i], 12 if turned else 30) for i in kept]
+        labels = [figures.abbreviate(ticks[i], 12 if turned else 30) for i in kept]
         axes.set_xticks(places[kept], labels, parse_math=False)
         axes.tick_params(axis="x", length=0)
         if turned:
@@ -90,8 +83,8 @@ def layer_panel(rules: Mapping[str, RuleFidelity]) -> Panel | None:
                     size = 8 if at == len(layers) else 5
                     axes.plot(x[at], y[at], mark, ms=size, mfc=face, mew=1.4, **style)
             names.append((name, line, float(y[-1])))
-        label_axes(axes, "", "relative error (log scale)")
-        name_lines(axes, names)
+        figures.label_axes(axes, "", "relative error (log scale)")
+        figures.name_lines(axes, names)
 
     caption = "Layers from input to output; larger dots: all parameters together."
     caption += " ▽ at the lower edge: exactly 0." if (errors == 0).any() else ""
@@ -103,17 +96,16 @@ def layer_panel(rules: Mapping[str, RuleFidelity]) -> Panel | None:
     return Panel(draw, f"Relative error by layer. {'; '.join(texts)}.", caption, 3.1)
 
 
-def grid_panels(result: Fidelity) -> list[Panel]:
+def grid_panels(result: Fidelity) -> list[Panel | None]:
     """Draws the error over β, over N and over sweeps.
 
     Args:
       result: the fidelity result.
 
     Returns:
-      The panels of the grids that were measured.
+      The three panels; None for a grid that was not measured.
     """
-    made = [_beta_panel(result), _points_panel(result), _sweeps_panel(result)]
-    return [panel for panel in made if panel is not None]
+    return [_beta_panel(result), _points_panel(result), _sweeps_panel(result)]
 
 
 def grid_lines(result: Fidelity, varied: str) -> dict[_Key, list[ErrorLine]]:
@@ -231,7 +223,7 @@ def _sweeps_panel(result: Fidelity) -> Panel | None:
     xs = np.concatenate([line.x for line in lines]) if lines else np.empty(0)
     caption = f"How the error falls with the number of sweeps, at {_betas(lines)}."
     words = Words("relative error", "sweeps", caption + _precisions(lines))
-    return line_panel(lines, words, is_logarithmic(xs))
+    return line_panel(lines, words, figures.is_logarithmic(xs))
 
 
 def _draw_bias(axes: Axes, result: Fidelity, name: str, colour: str) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from bpeq.report.numbers import cosine, format_number, percent, setting
 from bpeq.report.tables import Column, Group, Table, TableCell
-from bpeq.runs.results import Fidelity, Measures, RuleFidelity, TrainingFidelity
+from bpeq.runs.fidelity_results import Fidelity, Measures, RuleFidelity, TrainingFidelity
 
 _MEASURES = (
     Column("relative error"),
@@ -38,15 +38,14 @@ def measures_table(result: Fidelity, looks: Mapping[str, str], own: bool) -> Tab
     """
     rows: list[list[Any]] = []
     for name, r in result.measured.items():
-        ends = [r.converged if r.relaxes else None, r.sweeps if r.relaxes else None]
-        first = TableCell(name, looks.get(name, ""), style="bold")
-        rows.append([first, *_measures(r), *ends, r.beta, r.error_bar])
-        rows += _layer_rows(r.layers, 1, 4)
-        if own and r.own_objective is not None:
-            rows += _layer_rows({"own objective": r.own_objective}, 1, 4)
-            rows += _layer_rows(r.own_objective.layers, 2, 4)
-    columns = [Column("rule"), *_MEASURES, *_ENDS]
-    return Table(columns, [Group(rows)]).without_empty_columns()
+        settled = [r.converged, r.sweeps] if r.relaxes else [None, None]
+        for part, m in r.parts.items():
+            if part == ():
+                first = TableCell(name, looks.get(name, ""), style="bold")
+                rows.append([first, *_measures(m), *settled, r.beta, r.error_bar])
+            elif own or part[0] in r.layers:
+                rows.append([TableCell(part[-1], indent=len(part)), *_measures(m), *[""] * 4])
+    return Table([Column("rule"), *_MEASURES, *_ENDS], [Group(rows)]).without_empty_columns()
 
 
 def own_objectives_table(result: Fidelity, looks: Mapping[str, str]) -> Table:
@@ -62,8 +61,8 @@ def own_objectives_table(result: Fidelity, looks: Mapping[str, str]) -> Table:
     rows: list[list[Any]] = []
     for name, r in result.measured.items():
         if (own := r.own_objective) is not None:
-            first = TableCell(name, looks.get(name, ""), own.objective)
-            rows += [[first, *_measures(own)], *_layer_rows(own.layers, 1, 0)]
+            rows.append([TableCell(name, looks.get(name, ""), own.objective), *_measures(own)])
+            rows += [[TableCell(k, indent=1), *_measures(m)] for k, m in own.layers.items()]
     return Table([Column("rule"), *_MEASURES], [Group(rows)])
 
 
@@ -82,28 +81,18 @@ def training_table(rules: Mapping[str, TrainingFidelity], looks: Mapping[str, st
     columns += [Column(f"cosine, {end}", format=cosine) for end in ends]
     columns.append(Column("settled", "%", format=percent))
     rows: list[list[Any]] = []
-
-    def add(cell: TableCell, at: Mapping[str, Measures | None], settled: Any = "") -> None:
-        measures = [at.get(end) for end in ends]
-        errors = [None if m is None else m.relative_error for m in measures]
-        rows.append([cell, *errors, *(None if m is None else m.cosine for m in measures), settled])
-
     for name, training in rules.items():
-        known = training.ends
-        if not known:
-            continue
-        last = known.get("trained")
+        measured = {end: r.parts for end, r in training.ends.items()}
+        last = training.ends.get("trained")
         settled = last.converged if last is not None and last.relaxes else None
-        add(TableCell(name, looks.get(name, "")), known, settled)
-        own = {end: r.own_objective for end, r in known.items() if r.own_objective is not None}
-        for objective, at, indent in (("", known, 1), ("of its own objective", own, 2)):
-            if objective and own:
-                add(TableCell(objective, indent=1), own)
-            for layer in dict.fromkeys(k for m in at.values() for k in m.layers):
-                add(
-                    TableCell(layer, indent=indent),
-                    {end: m.layers.get(layer) for end, m in at.items()},
-                )
+        for part in dict.fromkeys(part for parts in measured.values() for part in parts):
+            title = part[-1] if part else name
+            title = "of its own objective" if title == "own objective" else title
+            first = TableCell(title, "" if part else looks.get(name, ""), indent=len(part))
+            measures = [measured.get(end, {}).get(part) for end in ends]
+            errors = [m and m.relative_error for m in measures]
+            cosines = [m and m.cosine for m in measures]
+            rows.append([first, *errors, *cosines, "" if part else settled])
     return Table(columns, [Group(rows)])
 
 
@@ -183,12 +172,6 @@ def equilibrium_table(result: Fidelity) -> Table:
 def _measures(m: Measures) -> list[float | None]:
     ratios = [m.norm_ratio, m.sign_agreement]
     return [m.relative_error, m.cosine, *(v if math.isfinite(v) else None for v in ratios)]
-
-
-def _layer_rows(layers: Mapping[str, Measures], indent: int, empty: int) -> list[list[Any]]:
-    return [
-        [TableCell(name, indent=indent), *_measures(m), *empty * [""]] for name, m in layers.items()
-    ]
 
 
 def nearness(rule: RuleFidelity) -> tuple[float, float]:

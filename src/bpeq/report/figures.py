@@ -22,7 +22,7 @@ import numpy as np
 from bpeq.report import colours
 from bpeq.report.numbers import setting
 from bpeq.runs import run_folder
-from bpeq.runs.history import Floats
+from bpeq.runs.results import Floats
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -154,12 +154,23 @@ def name_lines(axes: Axes, names: Sequence[tuple[str, Any, float]]) -> None:
       names: (label, handle, y of the line's end) of each line.
     """
     ranked = sorted(names, key=lambda entry: -entry[2])
-    legend = axes.figure.legend(
-        [handle for _, handle, _ in ranked], [abbreviate(label, 28) for label, _, _ in ranked],
-        loc="outside right upper", labelcolor="linecolor", fontsize=9, frameon=False,
-        handlelength=1.5, borderaxespad=0.2, labelspacing=0.25,
+    legend(
+        axes.figure, [handle for _, handle, _ in ranked],
+        [abbreviate(label, 28) for label, _, _ in ranked], loc="outside right upper",
+        labelcolor="linecolor", handlelength=1.5, borderaxespad=0.2, labelspacing=0.25,
     )  # fmt: skip
-    for text in legend.get_texts():
+
+
+def legend(figure: Any, handles: Sequence[Any], labels: Sequence[str], **style: Any) -> None:
+    """Adds a legend beside the axes, in small type and without a frame.
+
+    Args:
+      figure: the figure.
+      handles: the lines or marks.
+      labels: their labels.
+      style: settings of matplotlib's legend.
+    """
+    for text in figure.legend(handles, labels, fontsize=9, frameon=False, **style).get_texts():
         text.set_parse_math(False)
 
 

@@ -48,6 +48,11 @@ class Metric(NamedTuple):
         return " %" if self.unit == "%" else ""
 
     @property
+    def unit_of_difference(self) -> str:
+        """The unit of a difference: percentage points if the metric is a share."""
+        return "percentage points" if self.unit == "%" else self.unit
+
+    @property
     def column(self) -> Column:
         """The column of a table that holds a `Statistic` of this metric."""
         unit = "" if self.family == "solved" else self.unit
@@ -183,6 +188,35 @@ def spread(m: Metric, stat: Statistic) -> str:
     if m.unit != "%":
         return plus_minus(stat.mean, stat.std if several else 0.0)
     return m.show(stat.mean) + (f" ± {m.show(stat.std)}" if several else "")
+
+
+def mean_of(metrics: Mapping[str, Statistic], m: Metric) -> float:
+    """The mean of a metric over seeds.
+
+    Args:
+      metrics: the statistics by name.
+      m: the metric.
+
+    Returns:
+      The mean; NaN if the metric is absent.
+    """
+    return metrics[m.name].mean if m.name in metrics else math.nan
+
+
+def csv_cells(names: Iterable[str], metrics: Mapping[str, Statistic]) -> dict[str, float | None]:
+    """The columns METRIC_mean and METRIC_std of a CSV file.
+
+    Args:
+      names: the metrics.
+      metrics: the statistics by name.
+
+    Returns:
+      Column -> value; None if the metric is absent.
+    """
+    ends = ("mean", "std")
+    return {
+        f"{name}_{end}": getattr(metrics.get(name), end, None) for name in names for end in ends
+    }
 
 
 def with_unit(m: Metric, stat: Statistic) -> str:

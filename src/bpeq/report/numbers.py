@@ -176,6 +176,19 @@ def duration(seconds: float) -> str:
     return f"{minutes} min {rest} s" if minutes < 120 else f"{minutes // 60} h {minutes % 60} min"
 
 
+def plural(number: int, noun: str) -> str:
+    """A number with its noun, such as "1 seed" or "5 seeds".
+
+    Args:
+      number: the number.
+      noun: the singular of the noun.
+
+    Returns:
+      The text.
+    """
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
 def _scaled(value: float, base: float, units: tuple[str, ...]) -> str:
     if not math.isfinite(value):
         return format_number(value)

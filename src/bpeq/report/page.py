@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import base64
+import itertools
+import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from bpeq.report import colours
-from bpeq.report.figures import Panel, svg
-from bpeq.report.tables import Table, TableCell
+from bpeq.report.figures import Panel, png, svg
+from bpeq.report.numbers import plural
+from bpeq.report.tables import Table, as_cell, to_csv
 from bpeq.runs import run_folder
+from bpeq.runs.json_models import Holder, Result, read_text
 from bpeq.types import DataError
 
 
@@ -34,36 +38,24 @@ class Tile(NamedTuple):
     quiet: bool = False
 
 
-class Picture(NamedTuple):
-    """A PNG inside the page.
-
-    Args:
-      source: the content as a data URI.
-      name: the name of the picture.
-    """
-
-    source: str
-    name: str
-
-
 class Section(NamedTuple):
     """A part of the page. Only the title is required.
 
     Args:
       title: the heading.
       lead: a sentence below the heading.
-      figures: the panels to draw.
+      figures: the panels to draw. None is left out.
       table: a table; None: no table.
       notes: sentences in a list.
-      pictures: PNG pictures.
+      pictures: PNG files.
     """
 
     title: str
     lead: str = ""
-    figures: Sequence[Panel] = ()
+    figures: Sequence[Panel | None] = ()
     table: Table | None = None
     notes: Sequence[str] = ()
-    pictures: Sequence[Picture] = ()
+    pictures: Sequence[Path] = ()
 
     @property
     def is_empty(self) -> bool:
@@ -97,6 +89,10 @@ class Page(NamedTuple):
       tiles: headline numbers.
       sections: the parts of the page.
       details: the folded parts.
+      subject: the title of the PNG files.
+      panels: the panels of each PNG file that is written beside the page. None is left out,
+        and so is a file without panels.
+      tables: the table of each CSV file that is written beside the page.
     """
 
     kind: str
@@ -105,12 +101,15 @@ class Page(NamedTuple):
     tiles: Sequence[Tile]
     sections: Sequence[Section]
     details: Sequence[Detail]
+    subject: str = ""
+    panels: Mapping[str, Sequence[Panel | None]] = {}
+    tables: Mapping[str, Table] = {}
 
 
 def write(page: Page, path: Path) -> Path:
-    """Renders a page to one HTML file with inline CSS and SVG. It has no script and loads nothing.
+    """Renders a page to one HTML file with inline CSS and SVG, and writes its PNG and CSV files.
 
-    All text is escaped.
+    The page has no script and loads nothing. All text is escaped.
 
     Args:
       page: the page.
@@ -120,7 +119,7 @@ def write(page: Page, path: Path) -> Path:
       `path`.
 
     Raises:
-      DataError: the disk is full or the folder cannot be written.
+      DataError: a picture cannot be read, the disk is full, or the folder cannot be written.
     """
     import jinja2
     from markupsafe import Markup
@@ -128,42 +127,32 @@ def write(page: Page, path: Path) -> Path:
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters.update(variable=colours.variable, breaks=breaks, cell=_as_cell)
+    environment.filters.update(
+        variable=colours.variable, breaks=breaks, cell=as_cell, source=_source
+    )
     here = resources.files("bpeq.report")
-    drawn = iter(range(1000))
+    numbers = itertools.count()
 
     def figure(panel: Panel) -> Markup:
-        return Markup(svg(panel, f"f{next(drawn)}"))  # this code makes the SVG and escapes its text
+        return Markup(
+            svg(panel, f"f{next(numbers)}")
+        )  # this code makes the SVG and escapes its text
 
     style = colours.stylesheet() + here.joinpath("page.css").read_text(encoding="utf-8")
     template = environment.from_string(here.joinpath("page.html.j2").read_text(encoding="utf-8"))
+    sections = [s._replace(figures=[*filter(None, s.figures)]) for s in page.sections]
     page = page._replace(
-        sections=[section for section in page.sections if not section.is_empty],
+        sections=[section for section in sections if not section.is_empty],
         details=[part for part in page.details if part.text or part.pairs],
     )
     text = template.render(page=page, style=Markup(style), figure=figure)
+    for name, table in page.tables.items():
+        run_folder.write_text(path.with_name(name), to_csv(table))
+    for name, panels in page.panels.items():
+        if drawn := [*filter(None, panels)]:
+            png(drawn, path.with_name(name), page.subject)
     run_folder.write_text(path, text)
     return path
-
-
-def picture(path: Path) -> Picture:
-    """Reads a PNG file for a page.
-
-    Args:
-      path: the file.
-
-    Returns:
-      The picture.
-
-    Raises:
-      DataError: the file cannot be read.
-    """
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror}") from error
-    encoded = base64.b64encode(content).decode()
-    return Picture(f"data:image/png;base64,{encoded}", path.stem.replace("_", " "))
 
 
 def breaks(text: str) -> str:
@@ -199,23 +188,55 @@ def flat(value: Any, prefix: str = "") -> list[tuple[str, str]]:
     return [(prefix, str(value))]
 
 
-def folded(config: str, environment: dict[str, Any], data: Any = None) -> list[Detail]:
+def origin(folder: Path, result: Holder, others: Sequence[Path] = ()) -> list[Detail]:
     """The folded parts of every report: configuration, data, environment.
 
+    The configuration is config.toml, else the result's own. The environment is environment.json,
+    else the result's own, else environment.json in one of the other folders.
+
     Args:
-      config: the text of the configuration.
-      environment: the environment.
-      data: the description of the data; None: no such part.
+      folder: the folder of the result.
+      result: the result.
+      others: other folders.
 
     Returns:
       The parts.
+
+    Raises:
+      DataError: a file cannot be read.
     """
+    config = json.dumps(result.config, indent=2, ensure_ascii=False) if result.config else ""
+    if (folder / "config.toml").exists():
+        config = read_text(folder / "config.toml").strip()
+    environment, places = result.environment, [folder, *([] if result.environment else others)]
+    paths = [path for place in places if (path := place / "environment.json").exists()]
+    if paths:
+        environment = Result.read(paths[0]).model_dump()
     return [
         Detail("Configuration, resolved", text=config),
-        Detail("Data", pairs=flat(data) if data else ()),
+        Detail("Data", pairs=flat(result.data) if result.data else ()),
         Detail("Environment", pairs=flat(environment)),
     ]
 
 
-def _as_cell(value: Any) -> TableCell:
-    return value if isinstance(value, TableCell) else TableCell(value)
+def title_of(result: Holder, name: str) -> str:
+    """The title of a result, such as "digits · eqprop · 5 seeds".
+
+    Args:
+      result: the result. Unknown parts are left out.
+      name: the first part of the title.
+
+    Returns:
+      The title.
+    """
+    seeds = plural(result.seeds, "seed") if isinstance(result.seeds, int) else result.seeds
+    return " · ".join(str(part) for part in (name, result.rule, seeds) if part)
+
+
+def _source(path: Path) -> str:
+    """The content of a PNG file as a data URI."""
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}") from error
+    return f"data:image/png;base64,{base64.b64encode(content).decode()}"

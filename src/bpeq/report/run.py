@@ -1,31 +1,26 @@
-"""The report of one run folder, learning_curves.png and report.html, and its terminal table."""
+"""The report of one run folder, with learning_curves.png, and its terminal table."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from bpeq.report import curves
 from bpeq.report.fidelity import training_section
-from bpeq.report.figures import png
-from bpeq.report.folders import config_text, environment_of, name_of, plural, title_of
 from bpeq.report.metrics import Metric, best_worst, each_seed, metric, ordered, primary, spread
-from bpeq.report.numbers import count, duration, format_number
-from bpeq.report.page import Detail, Page, Section, Tile, folded, picture, write
-from bpeq.report.tables import Column, Group, Table, to_rich
-from bpeq.runs.results import History, Statistic, Summary, parse, read, read_history
-
-if TYPE_CHECKING:
-    import rich.table
+from bpeq.report.numbers import count, duration, format_number, plural
+from bpeq.report.page import Detail, Page, Section, Tile, origin, title_of
+from bpeq.report.tables import Column, Group, Table
+from bpeq.runs.results import History, Statistic, Summary, read_history
 
 Metrics = Mapping[str, Statistic]
 
 
-def run_table(summary: dict[str, Any] | Summary) -> rich.table.Table:
+def run_table(summary: dict[str, Any] | Summary) -> Table:
     """A table of the metrics of one run: mean ± std over seeds, best and worst seed; timings below.
 
     Args:
@@ -38,14 +33,14 @@ def run_table(summary: dict[str, Any] | Summary) -> rich.table.Table:
     Raises:
       DataError: a metric or a timing is not a number.
     """
-    summary = parse(Summary, summary)
+    summary = Summary.parse(summary)
     timings = [f"{name} {text}" for name, text in _timings(summary).items()]
-    table = _table(_ordered(summary.metrics))
-    return to_rich(table._replace(title=title_of(summary), caption=" · ".join(timings)))
+    table, title = _table(_ordered(summary.metrics)), title_of(summary, summary.name)
+    return table._replace(title=title, caption=" · ".join(timings))
 
 
-def write_run_report(folder: Path) -> Path:
-    """Writes learning_curves.png and report.html into a run folder.
+def run_page(folder: Path) -> Page:
+    """The page of a run folder, and learning_curves.png.
 
     It reads summary.json, metrics.jsonl, config.toml and environment.json, if they exist. A run
     without summary.json did not finish. Its report says so and shows the last logged values.
@@ -55,41 +50,38 @@ def write_run_report(folder: Path) -> Path:
       folder: the run folder.
 
     Returns:
-      The path of report.html.
+      The page.
 
     Raises:
       DataError: a file is truncated or corrupt. The message names the file, and the line of
         metrics.jsonl.
     """
-    folder = Path(folder)
     path = folder / "summary.json"
     finished = path.exists()
-    summary = read(Summary, path) if finished else Summary()
+    summary = Summary.read(path) if finished else Summary()
     history = read_history(folder / "metrics.jsonl")
     metrics = _ordered(summary.metrics) if finished else _last_logged(history)
-    panels = curves.run_panels(history)
-    title = name_of(folder, summary)
-    pictures = [picture(folder / Path(name).name) for name in summary.pictures]
+    panels, title = curves.run_panels(history), summary.name or folder.resolve().name
     several = max((len(stat.values) for stat in metrics.values()), default=0)
     lead = f"Mean ± standard deviation over {several} seeds." if several > 1 else ""
-    sections = [
-        Section("Pictures", pictures=pictures),
-        Section("Learning curves", figures=panels),
-        Section("Results", lead, table=_table(metrics)),
-        training_section(summary.fidelity),
-        _network(summary),
-        Section("Notes", notes=_notes(summary, finished, metrics, history)),
-    ]
     named = {metric(name).axis: (metric(name), stat) for name, stat in metrics.items()}
-    details = [
-        Detail("Each seed", pairs=each_seed(named)),
-        *folded(config_text(folder, summary), environment_of(folder, summary), summary.data),
-    ]
-    tiles = _tiles(summary, finished, metrics)
-    page = Page("run", title, _subtitle(summary, metrics, history), tiles, sections, details)
-    if panels:  # any wrong file has raised its error before this line
-        png(panels[:4], folder / "learning_curves.png", title_of(summary, title))
-    return write(page, folder / "report.html")
+    return Page(
+        "run",
+        title,
+        _subtitle(summary, metrics, history),
+        _tiles(summary, finished, metrics),
+        [
+            Section("Pictures", pictures=[folder / Path(name).name for name in summary.pictures]),
+            Section("Learning curves", figures=panels),
+            Section("Results", lead, table=_table(metrics)),
+            training_section(summary.fidelity),
+            _network(summary),
+            Section("Notes", notes=_notes(summary, finished, metrics, history)),
+        ],
+        [Detail("Each seed", pairs=each_seed(named)), *origin(folder, summary)],
+        title_of(summary, title),
+        {"learning_curves.png": panels[:4]},
+    )
 
 
 def _ordered(metrics: Metrics) -> Metrics:

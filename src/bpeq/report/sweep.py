@@ -9,23 +9,19 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bpeq.report import colours
-from bpeq.report.figures import Panel, abbreviate, label_axes, log_axis, name_lines, png
-from bpeq.report.folders import config_text, name_of, title_of
-from bpeq.report.metrics import Metric, metric, ordered, primary
-from bpeq.report.page import Page, Section, Tile, folded, write
-from bpeq.report.tables import Column, Group, Table, to_csv, to_rich
-from bpeq.runs import run_folder
-from bpeq.runs.results import Sweep, SweepRow, parse, read
+from bpeq.report import colours, figures
+from bpeq.report.metrics import Metric, csv_cells, mean_of, metric, ordered, primary
+from bpeq.report.page import Page, Section, Tile, origin, title_of
+from bpeq.report.tables import Column, Group, Table, of_records
+from bpeq.runs.results import Sweep, SweepRow
 
 if TYPE_CHECKING:
-    import rich.table
     from matplotlib.axes import Axes
 
 _MOST_LINES = 8
 
 
-def sweep_table(sweep: dict[str, Any] | Sweep) -> rich.table.Table:
+def sweep_table(sweep: dict[str, Any] | Sweep) -> Table:
     """A table with one row for each run: its settings, the leading metric, its state.
 
     The metric is shown for validation and test data. The caption names the best run by validation,
@@ -40,39 +36,41 @@ def sweep_table(sweep: dict[str, Any] | Sweep) -> rich.table.Table:
     Raises:
       DataError: an entry has the wrong type.
     """
-    sweep = parse(Sweep, sweep)
-    title = f"{title_of(sweep)} · sweep"
-    return to_rich(_table(sweep.runs)._replace(title=title, caption=_lead(sweep.runs)))
+    sweep = Sweep.parse(sweep)
+    title = f"{title_of(sweep, sweep.name)} · sweep"
+    return _table(sweep.runs)._replace(title=title, caption=_lead(sweep.runs))
 
 
-def write_sweep_report(folder: Path) -> Path:
-    """Writes sweep.csv, sweep.png and report.html into the folder of a sweep.
+def sweep_page(folder: Path) -> Page:
+    """The page of a sweep, sweep.csv and sweep.png.
 
     Args:
       folder: the folder of the sweep.
 
     Returns:
-      The path of report.html.
+      The page.
 
     Raises:
       DataError: sweep.json is truncated or corrupt.
     """
-    folder = Path(folder)
-    sweep = read(Sweep, folder / "sweep.json")
-    rows = sweep.runs
-    run_folder.write_text(folder / "sweep.csv", to_csv(_csv_table(rows)))
-    leading = primary(_names(rows))
+    sweep = Sweep.read(folder / "sweep.json")
+    rows, leading = sweep.runs, primary(_names(sweep.runs))
     panel = _panel(rows, leading) if leading else None
-    if panel:
-        png([panel], folder / "sweep.png", title_of(sweep))
-    sections = [
-        Section("Over the grid", figures=[panel] if panel else []),
-        Section("Runs", _lead(rows), table=_table(rows)),
-        Section("Failed", notes=[f"{row.run}: {row.failed}" for row in rows if row.failed]),
-    ]
-    subtitle, details = title_of(sweep, ""), folded(config_text(folder, sweep), {})
-    page = Page("sweep", name_of(folder, sweep), subtitle, _tiles(rows), sections, details)
-    return write(page, folder / "report.html")
+    return Page(
+        "sweep",
+        sweep.name or folder.resolve().name,
+        title_of(sweep, ""),
+        _tiles(rows),
+        [
+            Section("Over the grid", figures=[panel]),
+            Section("Runs", _lead(rows), table=_table(rows)),
+            Section("Failed", notes=[f"{row.run}: {row.failed}" for row in rows if row.failed]),
+        ],
+        origin(folder, sweep),
+        title_of(sweep, sweep.name),
+        {"sweep.png": [panel]},
+        {"sweep.csv": _csv_table(rows)},
+    )
 
 
 def best_run(rows: Sequence[SweepRow]) -> SweepRow | None:
@@ -85,10 +83,13 @@ def best_run(rows: Sequence[SweepRow]) -> SweepRow | None:
       The run; None without a validation metric.
     """
     m = primary([name for name in _names(rows) if name.startswith("validation_")])
-    judged = [row for row in rows if m and math.isfinite(_mean(row, m))]
+    judged = [row for row in rows if m and math.isfinite(mean_of(row.metrics, m))]
     if m is None or not judged:
         return None
-    return min(judged, key=lambda row: -_mean(row, m) if m.better > 0 else _mean(row, m))
+    return min(
+        judged,
+        key=lambda row: -mean_of(row.metrics, m) if m.better > 0 else mean_of(row.metrics, m),
+    )
 
 
 def _table(rows: Sequence[SweepRow]) -> Table:
@@ -98,21 +99,22 @@ def _table(rows: Sequence[SweepRow]) -> Table:
     cells = []
     for row in rows:
         settings = [row.settings.get(key) for key in keys]
-        figures = [row.metrics.get(m.name, "") for m in shown]
-        cells.append([row.run, *settings, *figures, row.state])
+        statistics = [row.metrics.get(m.name, "") for m in shown]
+        cells.append([row.run, *settings, *statistics, row.state])
     return Table(columns, [Group(cells)])
 
 
 def _csv_table(rows: Sequence[SweepRow]) -> Table:
     """The table of sweep.csv: run, state, settings, METRIC_mean, METRIC_std; empty if missing."""
     keys, names = _keys(rows), _names(rows)
-    head = ["run", "state", *keys, *(f"{n}_{part}" for n in names for part in ("mean", "std"))]
-    cells = []
-    for row in rows:
-        stats = [row.metrics.get(name) for name in names]
-        figures = [getattr(s, part, None) for s in stats for part in ("mean", "std")]
-        cells.append([row.run, row.state, *(row.settings.get(key) for key in keys), *figures])
-    return Table([*map(Column, head)], [Group(cells)])
+    return of_records(
+        [
+            {"run": row.run, "state": row.state}
+            | {key: row.settings.get(key) for key in keys}
+            | csv_cells(names, row.metrics)
+            for row in rows
+        ]
+    )
 
 
 def _names(rows: Sequence[SweepRow]) -> list[str]:
@@ -121,10 +123,6 @@ def _names(rows: Sequence[SweepRow]) -> list[str]:
 
 def _keys(rows: Sequence[SweepRow]) -> list[str]:
     return list(dict.fromkeys(key for row in rows for key in row.settings))
-
-
-def _mean(row: SweepRow, m: Metric) -> float:
-    return row.metrics[m.name].mean if m.name in row.metrics else math.nan
 
 
 def _shown(rows: Sequence[SweepRow]) -> list[Metric]:
@@ -151,16 +149,16 @@ def _tiles(rows: Sequence[SweepRow]) -> list[Tile]:
     tiles = [Tile("finished", f"{finished}", f"of {len(rows)} runs")]
     if (best := best_run(rows)) is not None:
         for m in _shown(rows):
-            figure = m.show(_mean(best, m)) + m.after
+            figure = m.show(mean_of(best.metrics, m)) + m.after
             tiles.append(Tile(m.label, figure, "of the best by validation", quiet=len(tiles) > 1))
     return tiles
 
 
-def _panel(rows: Sequence[SweepRow], m: Metric) -> Panel | None:
+def _panel(rows: Sequence[SweepRow], m: Metric) -> figures.Panel | None:
     """Draws the metric over the first numeric setting, one line for each choice of the others."""
     keys = _keys(rows)
     over = next((k for k in keys if _is_numeric(rows, k)), keys[0] if keys else None)
-    drawn = [row for row in rows if over in row.settings and math.isfinite(_mean(row, m))]
+    drawn = [row for row in rows if over in row.settings and math.isfinite(mean_of(row.metrics, m))]
     if over is None or not drawn:
         return None
     numeric = _is_numeric(rows, over)
@@ -171,7 +169,7 @@ def _panel(rows: Sequence[SweepRow], m: Metric) -> Panel | None:
         label = ", ".join(f"{_short(k)} {v}" for k, v in row.settings.items() if k != over)
         x = float(row.settings[over]) if numeric else places.index(str(row.settings[over]))
         std = row.metrics[m.name].std
-        point = (x, m.scale * _mean(row, m), m.scale * std if math.isfinite(std) else 0.0)
+        point = (x, m.scale * mean_of(row.metrics, m), m.scale * std if math.isfinite(std) else 0.0)
         lines.setdefault(label, []).append(point)
     shown = [*lines.items()][:_MOST_LINES]
 
@@ -184,17 +182,17 @@ def _panel(rows: Sequence[SweepRow], m: Metric) -> Panel | None:
             names.append((label, bars[0], float(y[-1])))
         xs = np.asarray([point[0] for _, points in shown for point in points])
         if numeric and xs.min() > 0 and xs.max() >= 10 * xs.min():
-            log_axis(axes.xaxis, xs)
+            figures.log_axis(axes.xaxis, xs)
         if not numeric:
-            axes.set_xticks(range(len(places)), [abbreviate(p, 14) for p in places])
-        label_axes(axes, over, m.axis)
+            axes.set_xticks(range(len(places)), [figures.abbreviate(p, 14) for p in places])
+        figures.label_axes(axes, over, m.axis)
         if len(shown) > 1:
-            name_lines(axes, names)
+            figures.name_lines(axes, names)
 
     caption = "Bars: standard deviation over seeds."
     if len(lines) > len(shown):
         caption += f" The first {len(shown)} of {len(lines)} combinations; sweep.csv has all."
-    return Panel(draw, f"{m.label} over {over}", caption)
+    return figures.Panel(draw, f"{m.label} over {over}", caption)
 
 
 def _short(key: str) -> str:

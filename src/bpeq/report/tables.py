@@ -6,7 +6,7 @@ import csv
 import io
 import re
 import textwrap
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from bpeq.report.numbers import ABSENT, format_number
@@ -47,7 +47,7 @@ class Column(NamedTuple):
         Returns:
           The text.
         """
-        value = cell.value if isinstance(cell, TableCell) else cell
+        value = as_cell(cell).value
         if value is None:
             return ABSENT
         return value if isinstance(value, str) else self.format(value)
@@ -69,6 +69,18 @@ class TableCell(NamedTuple):
     detail: str = ""
     indent: int = 0
     style: str = ""
+
+
+def as_cell(value: Any) -> TableCell:
+    """A value as a cell without a style.
+
+    Args:
+      value: a value or a TableCell, which is returned unchanged.
+
+    Returns:
+      The cell.
+    """
+    return value if isinstance(value, TableCell) else TableCell(value)
 
 
 class Group(NamedTuple):
@@ -120,64 +132,83 @@ class Table(NamedTuple):
         ]
         return self._replace(columns=[self.columns[i] for i in kept], groups=groups)
 
+    def texts(self) -> list[list[str]]:
+        """Formats all cells.
 
-def to_rich(table: Table) -> rich.table.Table:
-    """Converts a table for a terminal, at most 80 columns wide if its names can be broken.
+        Returns:
+          The labels of the columns, then the texts of each row.
+        """
+        rows = [zip(self.columns, row, strict=True) for row in self.rows]
+        texts = [[column.text(cell) for column, cell in row] for row in rows]
+        return [[column.label for column in self.columns], *texts]
 
-    Square brackets in names and notes stay text, not markup.
+    def __rich__(self) -> rich.table.Table:
+        """Converts a table for a terminal, at most 80 columns wide if its names can be broken.
+
+        Square brackets in names and notes stay text, not markup.
+
+        Returns:
+          The table of rich.
+        """
+        from rich.box import SIMPLE_HEAD
+        from rich.table import Table as RichTable
+        from rich.text import Text
+
+        written = RichTable(
+            title=Text(self.title, "bold"),
+            caption=Text(f"\n{self.caption}", "dim") if self.caption else None,
+            title_justify="left",
+            caption_justify="left",
+            box=SIMPLE_HEAD,
+            show_edge=False,
+            pad_edge=False,
+            padding=(0, 1, 0, 0),
+        )
+        # Make the columns, and add up the widths of all except the first.
+        others = 0
+        for i, column in enumerate(self.columns):
+            right = i > 0 and column.align == "right"
+            header = textwrap.wrap(column.label, 8, break_long_words=False)
+            written.add_column(
+                Text("\n".join(header)),
+                justify="right" if right else "left",
+                no_wrap=right,
+                overflow="fold",
+                min_width=_LEAST_NAME if i == 0 and len(self.columns) > 2 else None,
+            )
+            if right:
+                texts = [*header, *(column.text(row[i]) for row in self.rows)]
+                others += 2 + max(map(len, texts), default=0)
+        # Write the rows. Names are folded to the width that is left.
+        width = max(_LEAST_NAME, _WIDTH - others)
+        for group in self.groups:
+            if group.label and group.rows:
+                written.add_section()
+                written.add_row(Text(group.label, "italic dim"))
+            for row in group.rows:
+                first = as_cell(row[0])
+                inset = "  " * first.indent
+                name = fold_name(self.columns[0].text(first), width - len(inset))
+                quiet = "dim" if group.label or first.indent else ""
+                cells = [Text(inset + name.replace("\n", f"\n{inset}"), quiet or first.style)]
+                for column, cell in zip(self.columns[1:], row[1:], strict=True):
+                    cells.append(Text(column.text(cell), as_cell(cell).style or quiet))
+                written.add_row(*cells)
+        return written
+
+
+def of_records(records: Sequence[Mapping[str, Any]]) -> Table:
+    """A table with one row for each record, whose columns are all keys of the records.
 
     Args:
-      table: the table.
+      records: the values by column.
 
     Returns:
-      The table of rich.
+      The table.
     """
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table as RichTable
-    from rich.text import Text
-
-    written = RichTable(
-        title=Text(table.title, "bold"),
-        caption=Text(f"\n{table.caption}", "dim") if table.caption else None,
-        title_justify="left",
-        caption_justify="left",
-        box=SIMPLE_HEAD,
-        show_edge=False,
-        pad_edge=False,
-        padding=(0, 1, 0, 0),
-    )
-    # Make the columns, and add up the widths of all except the first.
-    others = 0
-    for i, column in enumerate(table.columns):
-        right = i > 0 and column.align == "right"
-        header = textwrap.wrap(column.label, 8, break_long_words=False)
-        written.add_column(
-            Text("\n".join(header)),
-            justify="right" if right else "left",
-            no_wrap=right,
-            overflow="fold",
-            min_width=_LEAST_NAME if i == 0 and len(table.columns) > 2 else None,
-        )
-        if right:
-            texts = [*header, *(column.text(row[i]) for row in table.rows)]
-            others += 2 + max(map(len, texts), default=0)
-    # Write the rows. Names are folded to the width that is left.
-    width = max(_LEAST_NAME, _WIDTH - others)
-    for group in table.groups:
-        if group.label and group.rows:
-            written.add_section()
-            written.add_row(Text(group.label, "italic dim"))
-        for row in group.rows:
-            first = row[0] if isinstance(row[0], TableCell) else TableCell(row[0])
-            inset = "  " * first.indent
-            name = fold_name(table.columns[0].text(first), width - len(inset))
-            quiet = "dim" if group.label or first.indent else ""
-            cells = [Text(inset + name.replace("\n", f"\n{inset}"), quiet or first.style)]
-            for column, cell in zip(table.columns[1:], row[1:], strict=True):
-                style = cell.style if isinstance(cell, TableCell) else ""
-                cells.append(Text(column.text(cell), style or quiet))
-            written.add_row(*cells)
-    return written
+    keys = list(dict.fromkeys(key for record in records for key in record))
+    rows = [[record.get(key) for key in keys] for record in records]
+    return Table([*map(Column, keys)], [Group(rows)])
 
 
 def to_markdown(table: Table) -> str:
@@ -189,10 +220,11 @@ def to_markdown(table: Table) -> str:
     Returns:
       The text.
     """
-    lines = [[column.label for column in table.columns], ["---"] * len(table.columns)]
-    lines += [
-        [column.text(cell).replace("|", "\\|") for column, cell in _pairs(table, row)]
-        for row in table.rows
+    head, *rows = table.texts()
+    lines = [
+        head,
+        ["---"] * len(head),
+        *([text.replace("|", "\\|") for text in row] for row in rows),
     ]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
@@ -210,7 +242,7 @@ def to_csv(table: Table) -> str:
     writer = csv.writer(text)
     writer.writerow([column.header for column in table.columns])
     for row in table.rows:
-        values = [cell.value if isinstance(cell, TableCell) else cell for cell in row]
+        values = [as_cell(cell).value for cell in row]
         writer.writerow([str(v).lower() if isinstance(v, bool) else v for v in values])
     return text.getvalue()
 
@@ -235,9 +267,7 @@ def to_latex(table: Table) -> str:
       \end{tabular}
     """
     sides = "l" + "".join(column.align[0] for column in table.columns[1:])
-    head = [column.label for column in table.columns]
-    rows = [[column.text(cell) for column, cell in _pairs(table, row)] for row in table.rows]
-    lines = [" & ".join(map(_escape_latex, line)) + r" \\" for line in [head, *rows]]
+    lines = [" & ".join(map(_escape_latex, line)) + r" \\" for line in table.texts()]
     lines = [rf"\begin{{tabular}}{{{sides}}}", r"\toprule", lines[0], r"\midrule", *lines[1:]]
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"])
 
@@ -258,10 +288,6 @@ def fold_name(name: str, width: int) -> str:
             lines.append("")
         lines[-1] += part
     return "\n".join(lines)
-
-
-def _pairs(table: Table, row: Sequence[Any]) -> Iterator[tuple[Column, Any]]:
-    return zip(table.columns, row, strict=True)
 
 
 def _escape_latex(text: str) -> str:

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from safetensors.numpy import load, save
 
 from bpeq.runs import host_arrays, run_folder
 from bpeq.runs.metrics_log import MetricsLog, Values, as_read
@@ -19,6 +20,8 @@ from bpeq.types import Caution, DataError
 FOLDER, FORMAT = "checkpoints", 2
 _CHECKSUM = b'"sha256":"'
 """The text before a file's checksum, in its header."""
+_PLACE = ("done", "row", "log", "start")
+"""The fields of a checkpoint that its manifest holds."""
 
 
 class Checkpoint(NamedTuple):
@@ -56,8 +59,6 @@ def write(path: Path, arrays: dict[str, np.ndarray], manifest: dict[str, Any]) -
     Raises:
       DataError: the disk is full or cannot be written.
     """
-    from safetensors.numpy import save
-
     kinds = {name: [array.dtype.name, list(array.shape)] for name, array in arrays.items()}
     text = json.dumps(run_folder.to_json({**manifest, "name": path.name, "arrays": kinds}))
     packed = {name: host_arrays.pack(array) for name, array in arrays.items()}
@@ -78,8 +79,6 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     Raises:
       DamagedCheckpoint: a bit has changed, or the file cannot be read.
     """
-    from safetensors.numpy import load
-
     try:
         content = path.read_bytes()
     except OSError as error:
@@ -140,15 +139,12 @@ class Checkpoints:
         path = self.path(checkpoint.done)
         if checkpoint.done == self.saved:
             return path
-        arrays = self.keys | host_arrays.named("carry", checkpoint.carry)
+        arrays = self.keys | host_arrays.named(checkpoint.carry, "carry")
         arrays |= {f"values.{name}": value for name, value in checkpoint.values.items()}
         manifest = {
             "format": FORMAT,
-            "done": checkpoint.done,
+            **{key: getattr(checkpoint, key) for key in _PLACE},
             "identity": self.identity,
-            "row": checkpoint.row,
-            "log": checkpoint.log,
-            "start": checkpoint.start,
             "seconds": seconds,
             "environment": run_folder.environment(),
         }
@@ -238,7 +234,7 @@ class Checkpoints:
             if manifest["identity"].get(key) != ours:
                 raise DataError(f"{path}: is of another run: its {key} is not this one's")
         leaves = {name: array for name, array in arrays.items() if not name.startswith("values.")}
-        specs = host_arrays.named("carry", host_arrays.specs(carry))
+        specs = host_arrays.named(host_arrays.specs(carry), "carry")
         run_folder.check_arrays(path, leaves, self.keys | specs)
         if any(not np.array_equal(arrays[name], key) for name, key in self.keys.items()):
             raise DataError(f"{path}: is of a run with other random keys")
@@ -257,14 +253,11 @@ class Checkpoints:
 
 def _restore(manifest: dict[str, Any], arrays: dict[str, np.ndarray], carry: Any) -> Checkpoint:
     """Puts a checkpoint together from its manifest and arrays."""
-    leaves = [arrays[name] for name in host_arrays.named("carry", host_arrays.specs(carry))]
+    leaves = [arrays[name] for name in host_arrays.named(host_arrays.specs(carry), "carry")]
     return Checkpoint(
-        manifest["done"],
-        jax.tree.unflatten(jax.tree.structure(carry), leaves),
-        {n.removeprefix("values."): a for n, a in arrays.items() if n.startswith("values.")},
-        manifest["row"],
-        manifest["log"],
-        manifest["start"],
+        carry=jax.tree.unflatten(jax.tree.structure(carry), leaves),
+        values={n.removeprefix("values."): a for n, a in arrays.items() if n.startswith("values.")},
+        **{key: manifest[key] for key in _PLACE},
     )
 
 

@@ -79,6 +79,19 @@ class RuleFidelity(Measures):
         """Whether the rule relaxes, and so takes sweeps."""
         return self.sweeps != 0
 
+    @property
+    def parts(self) -> dict[tuple[str, ...], Measures]:
+        """The measures of the whole gradient, (), and of each layer, (LAYER,).
+
+        Those against the rule's own objective follow: ("own objective",) and its layers.
+        """
+        parts: dict[tuple[str, ...], Measures] = {(): self}
+        parts |= {(layer,): m for layer, m in self.layers.items()}
+        if (own := self.own_objective) is not None:
+            parts |= {("own objective",): own}
+            parts |= {("own objective", layer): m for layer, m in own.layers.items()}
+        return parts
+
 
 class TrainingFidelity(Result):
     """The fidelity of a rule at its initial and at its trained parameters."""
@@ -156,17 +169,24 @@ class Jump(Result):
     share: Number
 
 
-class Jumps(Result):
-    """The shares of examples that jump, along the grid of β."""
+class OverBetas(Result):
+    """Lists of numbers over β, all of the same length."""
 
     betas: Items[Number] = []
-    shares: Items[Number] = []
 
     @model_validator(mode="after")
     def _same_length(self) -> Self:
-        if len(self.betas) != len(self.shares):
-            raise ValueError(f"shares: must hold a number a beta, {len(self.betas)}")
+        for name in type(self).model_fields:
+            values = getattr(self, name)
+            if isinstance(values, list) and len(values) != len(self.betas):
+                raise ValueError(f"{name}: must hold a number a beta, {len(self.betas)}")
         return self
+
+
+class Jumps(OverBetas):
+    """The shares of examples that jump, along the grid of β."""
+
+    shares: Items[Number] = []
 
 
 class Equilibrium(Result):
@@ -189,18 +209,11 @@ class Equilibrium(Result):
         return sorted(zip(jumps.betas, jumps.shares, strict=True))
 
 
-class Gdu(Result):
+class Gdu(OverBetas):
     """EP's updates against BPTT's gradients: their mismatch over β, and its slope."""
 
     slope: Number = math.nan
-    betas: Items[Number] = []
     mismatch: Items[Number] = []
-
-    @model_validator(mode="after")
-    def _same_length(self) -> Self:
-        if len(self.betas) != len(self.mismatch):
-            raise ValueError(f"mismatch: must hold a number a beta, {len(self.betas)}")
-        return self
 
 
 class Fidelity(Holder):

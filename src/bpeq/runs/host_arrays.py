@@ -88,12 +88,12 @@ def specs(tree: Any) -> Any:
     return jax.eval_shape(lambda tree: jax.tree.map(data, tree), tree)
 
 
-def named(place: str, tree: Any) -> dict[str, Any]:
+def named(tree: Any, place: str = "") -> dict[str, Any]:
     """Names the leaves of a tree by their paths, such as `carry.params.0.w`.
 
     Args:
-      place: the first part of each name.
       tree: a tree.
+      place: the first part of each name; empty: none.
 
     Returns:
       Name -> leaf.
@@ -102,7 +102,7 @@ def named(place: str, tree: Any) -> dict[str, Any]:
     if len(set(paths)) < len(paths):  # dict keys may contain dots
         paths = [f"{i}:{path}" for i, path in enumerate(paths)]
     named = zip(paths, leaves, strict=True)
-    return {f"{place}.{path}".rstrip("."): leaf for path, leaf in named}
+    return {f"{place}.{path}".strip("."): leaf for path, leaf in named}
 
 
 def pack(array: Any) -> np.ndarray:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Self, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 
@@ -70,6 +70,44 @@ class Result(BaseModel):
 
     model_config = ConfigDict(extra="allow", protected_namespaces=())
 
+    @classmethod
+    def parse(cls, value: Any, where: str = "") -> Self:
+        """Converts a value of JSON to a typed result.
+
+        Args:
+          value: the parsed JSON, or a result, which is returned unchanged.
+          where: the file, and its line if it has several. Error messages begin with it; empty:
+            nothing.
+
+        Returns:
+          The result.
+
+        Raises:
+          DataError: a key is missing or a value has the wrong type. The message names the key.
+        """
+        before = f"{where}: " if where else ""
+        if not isinstance(value, dict | cls):
+            raise DataError(f"{before}must be a JSON object, not {shorten(value)}")
+        try:
+            return cls.model_validate(value)
+        except ValidationError as error:
+            raise DataError(before + _explain(error)) from error
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """Reads one result file.
+
+        Args:
+          path: the file.
+
+        Returns:
+          The result.
+
+        Raises:
+          DataError: the file is absent or damaged. The message names file and key.
+        """
+        return cls.parse(read_object(read_text(path), f"{path}"), f"{path}")
+
 
 class Holder(Result):
     """The keys that every result file has."""
@@ -81,48 +119,6 @@ class Holder(Result):
     environment: Objects[Any] = {}
     data: Any = None
     notes: Items[Text] = []
-
-
-Model = TypeVar("Model", bound=Result)
-
-
-def parse(model: type[Model], value: Any, where: str = "") -> Model:
-    """Converts a value of JSON to a typed result.
-
-    Args:
-      model: the class of the result.
-      value: the parsed JSON, or a result, which is returned unchanged.
-      where: the file, and its line if it has several. Error messages begin with it; empty: nothing.
-
-    Returns:
-      The result.
-
-    Raises:
-      DataError: a key is missing or a value has the wrong type. The message names the key.
-    """
-    before = f"{where}: " if where else ""
-    if not isinstance(value, dict | model):
-        raise DataError(f"{before}must be a JSON object, not {shorten(value)}")
-    try:
-        return model.model_validate(value)
-    except ValidationError as error:
-        raise DataError(before + _explain(error)) from error
-
-
-def read(model: type[Model], path: Path) -> Model:
-    """Reads one result file.
-
-    Args:
-      model: the class of the result.
-      path: the file.
-
-    Returns:
-      The result.
-
-    Raises:
-      DataError: the file is absent or damaged. The message names file and key.
-    """
-    return parse(model, read_object(read_text(path), f"{path}"), f"{path}")
 
 
 def read_text(path: Path) -> str:

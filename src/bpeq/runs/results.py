@@ -1,78 +1,40 @@
 # ruff: noqa: RUF012 (pydantic copies the defaults of its fields)
-"""Typed models of the result files: summary, comparison, fidelity, sweep, metrics.
+"""Typed models of the result files: summary, comparison, sweep, and metrics over training.
 
-All result files are read through these models. JSON has no NaN and no infinities; null stands for a
-number that is not finite. Unknown keys are kept. A wrong file causes a `DataError` of one line,
-which names the file and the key.
+Reports read all result files through these models and those of `fidelity_results`. JSON has no NaN
+and no infinities; null stands for a number that is not finite. Unknown keys are kept. A wrong file
+causes a `DataError` of one line, which names the file and the key.
 
-Only this module and the modules that it imports use pydantic, not the rest of `bpeq.runs`.
+Only these modules use pydantic, not the rest of `bpeq.runs`.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Annotated, Any, Self
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple, Self
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import BeforeValidator, ValidationInfo, field_validator, model_validator
 
-from bpeq.runs.fidelity_results import (
-    Equilibrium,
-    Fidelity,
-    Fit,
-    Gdu,
-    GridRow,
-    Measures,
-    Objective,
-    RuleFidelity,
-    TrainingFidelity,
-)
-from bpeq.runs.history import Floats, History, MetricsRow, Series, read_history
+from bpeq.runs.fidelity_results import RuleFidelity, TrainingFidelity
 from bpeq.runs.json_models import (
     Holder,
     Items,
+    MaybeNumber,
     Number,
     Objects,
     Result,
     Text,
     Values,
-    parse,
-    read,
+    read_object,
     read_text,
     to_number,
 )
 
-__all__ = [
-    "Comparison",
-    "ComparisonRow",
-    "Difference",
-    "Equilibrium",
-    "Fidelity",
-    "Fit",
-    "Floats",
-    "Gdu",
-    "GridRow",
-    "History",
-    "Holder",
-    "LayerSize",
-    "Measures",
-    "MetricsRow",
-    "Objective",
-    "Result",
-    "RuleFidelity",
-    "Series",
-    "Statistic",
-    "Summary",
-    "Sweep",
-    "SweepRow",
-    "TrainingFidelity",
-    "Trial",
-    "Tuning",
-    "parse",
-    "read",
-    "read_history",
-    "read_text",
-]
+Floats = NDArray[np.float64]
 
 
 class Statistic(Result):
@@ -140,6 +102,11 @@ class ComparisonRow(Result):
     fidelity: TrainingFidelity | None = None
     diverged: Text = ""
 
+    @property
+    def ends(self) -> dict[str, RuleFidelity]:
+        """The fidelity "initial" and "trained", of those that were measured."""
+        return {} if self.fidelity is None else self.fidelity.ends
+
 
 class Difference(Result):
     """a − b of one metric, seed by seed: the mean, and its interval at `level` for `n` pairs."""
@@ -152,6 +119,26 @@ class Difference(Result):
     high: Number = math.nan
     level: Number = 0.95
     n: Number = 0.0
+
+    @property
+    def title(self) -> str:
+        """The two names, such as "eqprop − backprop"."""
+        return f"{self.a} − {self.b}"
+
+    @property
+    def number(self) -> int:
+        """The number of pairs; 0 if unknown."""
+        return int(self.n) if math.isfinite(self.n) else 0
+
+    @property
+    def is_judged(self) -> bool:
+        """Whether the interval is finite."""
+        return math.isfinite(self.low + self.high)
+
+    @property
+    def is_resolved(self) -> bool:
+        """Whether the interval is finite and excludes zero."""
+        return self.is_judged and (self.low > 0 or self.high < 0)
 
 
 class Trial(Result):
@@ -236,3 +223,78 @@ class Sweep(Holder):
     """The content of sweep.json."""
 
     runs: Items[SweepRow] = []
+
+
+class MetricsRow(Result):
+    """One line of metrics.jsonl: `values` maps a metric to `[seeds]`; other keys are means."""
+
+    __pydantic_extra__: dict[str, Values]
+    epoch: MaybeNumber = None
+    step: MaybeNumber = None
+    values: Objects[Values] = {}
+
+
+class Series(NamedTuple):
+    """One metric over training.
+
+    Args:
+      x: `[k]`, epochs or steps.
+      values: `[k, seeds]`, NaN if absent.
+    """
+
+    x: Floats
+    values: Floats
+
+
+class History(NamedTuple):
+    """The content of metrics.jsonl.
+
+    Args:
+      axis: the meaning of x: "epoch", "step" or "record".
+      series: metric -> its values over training.
+    """
+
+    axis: str = "epoch"
+    series: Mapping[str, Series] = {}
+
+
+def read_history(path: Path) -> History:
+    """Reads metrics.jsonl as arrays.
+
+    If two lines have the same epoch, the later one counts. Timings are left out. A metric without
+    an entry in `values` counts as one seed.
+
+    Args:
+      path: the file.
+
+    Returns:
+      All metrics; empty if there is no such file.
+
+    Raises:
+      DataError: a line is not a JSON object, or a number is wrong. The message names file and line.
+    """
+    if not path.exists():
+        return History()
+    rows = []
+    for i, line in enumerate(read_text(path).split("\n"), start=1):
+        if line.strip():
+            where = f"{path}:{i}"
+            rows.append(MetricsRow.parse(read_object(line, where), where))
+    axis = next((a for a in ("epoch", "step") if all(a in r.model_fields_set for r in rows)), "")
+    # metric -> x -> the values of its seeds
+    table: dict[str, dict[float, list[float]]] = {}
+    for i, row in enumerate(rows):
+        x = to_number(getattr(row, axis)) if axis else i + 1.0
+        for name, seeds in {**(row.model_extra or {}), **row.values}.items():
+            if "seconds" not in name:
+                table.setdefault(name, {})[x] = seeds
+    return History(axis or "record", {name: _series(points) for name, points in table.items()})
+
+
+def _series(points: dict[float, list[float]]) -> Series:
+    """One metric as arrays, in rising order of x."""
+    xs = sorted(points)
+    values = np.full((len(xs), max(len(points[x]) for x in xs)), np.nan)
+    for row, x in zip(values, xs, strict=True):
+        row[: len(points[x])] = points[x]
+    return Series(np.asarray(xs, dtype=np.float64), values)

@@ -14,8 +14,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
 
+from bpeq.runs import host_arrays
 from bpeq.types import DataError
 
 LOCK, HOLDER, PROBE = ".lock", ".holder", ".writable"
@@ -180,17 +184,17 @@ def read_json(path: Path, *parts: str) -> dict[str, Any]:
       DataError: the file is absent, is not JSON, or holds something else.
     """
     try:
-        found = json.loads(path.read_bytes())
+        content = json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError) as error:
         raise DataError(
             f"{path}: cannot read: {getattr(error, 'strerror', '') or error}"
         ) from error
-    if not isinstance(found, dict):
+    if not isinstance(content, dict):
         raise DataError(f"{path}: is damaged: it is no JSON object")
     for part in parts:
-        if not isinstance(found.get(part), dict):
+        if not isinstance(content.get(part), dict):
             raise DataError(f"{path}: is damaged: it has no {part}")
-    return found
+    return content
 
 
 def to_json(value: Any) -> Any:
@@ -223,10 +227,8 @@ def save_arrays(path: Path, tree: Any) -> None:
     Raises:
       DataError: the disk is full or the folder cannot be written.
     """
-    from safetensors.numpy import save
-
-    arrays = {name: np.ascontiguousarray(leaf) for name, leaf in _named(tree).items()}
-    write_bytes(path, save(arrays))
+    named = host_arrays.named(tree).items()
+    write_bytes(path, save({name: np.ascontiguousarray(leaf) for name, leaf in named}))
 
 
 def read_arrays(path: Path) -> dict[str, np.ndarray]:
@@ -241,9 +243,6 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
     Raises:
       DataError: the file is absent or corrupt.
     """
-    from safetensors import SafetensorError
-    from safetensors.numpy import load
-
     try:
         return load(path.read_bytes())
     except (OSError, SafetensorError) as error:
@@ -263,9 +262,7 @@ def load_arrays(path: Path, template: Any) -> Any:
     Raises:
       DataError: the file is absent or corrupt, or belongs to another network.
     """
-    import jax
-
-    arrays, wanted = read_arrays(path), _named(template)
+    arrays, wanted = read_arrays(path), host_arrays.named(template)
     check_arrays(path, arrays, wanted)
     return jax.tree.unflatten(jax.tree.structure(template), [arrays[name] for name in wanted])
 
@@ -299,8 +296,6 @@ def environment() -> dict[str, Any]:
     Returns:
       The content of environment.json.
     """
-    import jax
-
     return {
         "python": sys.version.split()[0],
         "platform": platform.platform(),
@@ -324,14 +319,16 @@ def differences(then: dict[str, Any], now: dict[str, Any]) -> str:
     Returns:
       The differences in words; empty if there are none.
     """
-    found = []
+    changes = []
     for key in now:
         old, new = then.get(key), now[key]
         if isinstance(new, dict) and isinstance(old, dict):
-            found += [f"{k} {old.get(k)} then, {v} now" for k, v in new.items() if old.get(k) != v]
+            changes += [
+                f"{k} {old.get(k)} then, {v} now" for k, v in new.items() if old.get(k) != v
+            ]
         elif old != new:
-            found.append(f"{key} {old!r} then, {new!r} now")
-    return ", ".join(found)
+            changes.append(f"{key} {old!r} then, {new!r} now")
+    return ", ".join(changes)
 
 
 def fsync_directory(folder: Path) -> None:
@@ -347,12 +344,3 @@ def fsync_directory(folder: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
-
-
-def _named(tree: Any) -> dict[str, Any]:
-    """The leaves of a tree by their paths."""
-    import jax
-
-    from bpeq.core import trees
-
-    return dict(zip(trees.names(tree), jax.tree.leaves(tree), strict=True))
