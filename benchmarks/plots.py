@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from bpeq.report import colours
-from bpeq.report.error_lines import ErrorLine, Words, line_panel
+from bpeq.report.error_lines import ErrorLine, line_panel
 from bpeq.report.figures import Panel, log_axis
 from bpeq.report.numbers import format_number
 
@@ -67,4 +67,4 @@ def lines(
         ys = scale * np.asarray([r[y] for r in own], float)
         look = (np.ones(len(xs)), colours.series(i), colours.dash(i))
         drawn.append(ErrorLine(name, xs, ys, *look))
-    return line_panel(drawn, Words(quantity, axis, caption), log_x=True)
+    return line_panel(drawn, quantity, axis, caption)

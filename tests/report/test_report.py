@@ -26,7 +26,6 @@ from bpeq.report import (
     write_report,
 )
 from bpeq.report.comparison_plots import dodge, tradeoffs
-from bpeq.report.comparison_tables import rules_of
 from bpeq.report.metrics import metric
 from bpeq.runs import results
 from bpeq.types import DataError
@@ -600,7 +599,7 @@ def test_error_over_cost_has_each_rule_at_its_figures_and_controls_as_lines() ->
     made = {name: digits(level=level)[0] for name, level in LEVELS.items()}
     whole = comparison({name: (made[name], "_" in name) for name in LEVELS})
     whole["rules"]["eqprop"]["cost"]["macs"] = 5e6
-    found = rules_of(results.Comparison.parse(whole))
+    found = results.Comparison.parse(whole).rules
     for panel, key, scale in zip(
         tradeoffs(found, metric("test_error")), ("macs", "seconds"), (1e-6, 1e3), strict=True
     ):
@@ -628,7 +627,7 @@ def crowd(many: int) -> Any:
     whole = comparison({**rules, "control": (digits(level=0.0202)[0], True)})
     for i, row in enumerate(whole["rules"].values()):
         row["cost"] = {"macs": 1e6 * (1 + 0.05 * (i % 3))}
-    (panel,) = tradeoffs(rules_of(results.Comparison.parse(whole)), metric("test_error"))
+    (panel,) = tradeoffs(results.Comparison.parse(whole).rules, metric("test_error"))
     return panel, drawn(panel), whole
 
 

@@ -8,15 +8,16 @@ INK, MUTED, LINE, PAPER, CONTROL = "#1d2733", "#5a6675", "#e2e6eb", "#fffffe", "
 SERIES = ("#0067a8", "#c75000", "#00785a", "#a8508c", "#946a00", "#4b4fb5")
 """The colours of lines and dots, with a contrast of at least 4:1. Later ones repeat, dashed."""
 
-_DARK = {
-    INK: "#e6eaef",
-    MUTED: "#9aa6b4",
-    LINE: "#2d3641",
-    PAPER: "#12171d",
-    CONTROL: "#8a95a1",
-}
 _DARK_SERIES = ("#5fb2ec", "#f2935a", "#3fc39e", "#dc8fc4", "#d9ad45", "#9ea2f5")
-_NAMES = {INK: "ink", MUTED: "muted", LINE: "line", PAPER: "paper", CONTROL: "control"}
+_VARIABLES = {
+    INK: ("ink", "#e6eaef"),
+    MUTED: ("muted", "#9aa6b4"),
+    LINE: ("line", "#2d3641"),
+    PAPER: ("paper", "#12171d"),
+    CONTROL: ("control", "#8a95a1"),
+}
+_VARIABLES |= {SERIES[i]: (f"s{i}", dark) for i, dark in enumerate(_DARK_SERIES)}
+"""The CSS variable of each colour, and its value in dark mode."""
 
 
 def series(index: int) -> str:
@@ -52,7 +53,7 @@ def variable(colour: str) -> str:
     Returns:
       The CSS text.
     """
-    return f"var(--{_NAMES.get(colour) or f's{SERIES.index(colour)}'})"
+    return f"var(--{_VARIABLES[colour][0]})"
 
 
 def known() -> tuple[str, ...]:
@@ -61,7 +62,7 @@ def known() -> tuple[str, ...]:
     Returns:
       The colours.
     """
-    return (*_NAMES, *SERIES)
+    return tuple(_VARIABLES)
 
 
 def stylesheet() -> str:
@@ -70,16 +71,6 @@ def stylesheet() -> str:
     Returns:
       The CSS text.
     """
-    light = {variable(c)[4:-1]: c for c in known()}
-    dark = {
-        variable(c)[4:-1]: v
-        for c, v in {**_DARK, **dict(zip(SERIES, _DARK_SERIES, strict=True))}.items()
-    }
-    return (
-        f":root{{{_block(light)}}}\n"
-        f"@media (prefers-color-scheme: dark){{:root{{{_block(dark)}}}}}\n"
-    )
-
-
-def _block(variables: dict[str, str]) -> str:
-    return ";".join(f"{name}:{value}" for name, value in variables.items())
+    light = ";".join(f"--{name}:{colour}" for colour, (name, _) in _VARIABLES.items())
+    dark = ";".join(f"--{name}:{colour}" for name, colour in _VARIABLES.values())
+    return f":root{{{light}}}\n@media (prefers-color-scheme: dark){{:root{{{dark}}}}}\n"

@@ -46,7 +46,7 @@ def comparison_page(folder: Path) -> Page:
     comparison = Comparison.read(path)
     if comparison.interrupted:
         raise DataError(f"{path}: was interrupted ({comparison.interrupted}); it has no report")
-    rules = comparison_tables.rules_of(comparison)
+    rules = comparison.rules
     places = {name: _folder_of(folder, name) for name in rules}
     histories = {name: read_history(place / "metrics.jsonl") for name, place in places.items()}
     m = comparison_tables.leading_metric(rules)

@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from bpeq.report import colours, figures
-from bpeq.report.figures import Panel
 from bpeq.report.metrics import Metric, mean_of, metric, spread, with_unit
 from bpeq.report.numbers import format_number
 from bpeq.report.pairs import Rules, reason
 from bpeq.runs.results import ComparisonRow, Difference
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
 
 _ROW = 0.44  # inches of a row: its name above, its dots below
 _COSTS = {
@@ -40,7 +36,7 @@ def colour_of(rules: Rules, name: str) -> str:
     return colours.CONTROL if rules[name].control else colours.series([*rules].index(name))
 
 
-def final_values(rules: Rules, m: Metric) -> Panel | None:
+def final_values(rules: Rules, m: Metric) -> figures.Panel | None:
     """Draws every seed's final value, one row for each rule, with a bar at the mean.
 
     Null controls are grey, with dotted lines through the other rows.
@@ -59,7 +55,7 @@ def final_values(rules: Rules, m: Metric) -> Panel | None:
         return None
     log = figures.is_logarithmic(everything)
 
-    def draw(axes: Axes) -> None:
+    def draw(axes: figures.Axes) -> None:
         if log:
             figures.log_axis(axes.xaxis, everything)
         _set_frame(axes, len(shown), f"final {m.axis}" + (" (log scale)" if log else ""))
@@ -79,10 +75,10 @@ def final_values(rules: Rules, m: Metric) -> Panel | None:
     caption = "Each dot is one seed, the bar is the mean."
     if any(row.control for row in shown.values()):
         caption += " Grey, with dotted lines: the null controls."
-    return Panel(draw, f"Final {m.axis}: {alt}.", caption, _ROW * len(shown) + 0.65)
+    return figures.Panel(draw, f"Final {m.axis}: {alt}.", caption, _ROW * len(shown) + 0.65)
 
 
-def paired(pairs: Sequence[Difference]) -> Panel | None:
+def paired(pairs: Sequence[Difference]) -> figures.Panel | None:
     """Draws paired differences with their intervals, one row for each pair.
 
     Args:
@@ -97,27 +93,27 @@ def paired(pairs: Sequence[Difference]) -> Panel | None:
     m = metric(shown[0].metric)
     label = f"difference in {m.label}{f', {m.unit_of_difference}' if m.unit else ''}"
 
-    def draw(axes: Axes) -> None:
+    def draw(axes: figures.Axes) -> None:
         _set_frame(axes, len(shown), label)
         axes.axvline(0, color=colours.INK, lw=1)
         for y, p in enumerate(shown):
             colour = colours.INK if p.is_resolved else colours.MUTED
             face = colour if p.is_resolved else colours.PAPER
-            _label(axes, y, p.a, f" − {p.b}", colours.INK, m.difference(p.mean))
+            _label(axes, y, p.a, f" − {p.b}", colours.INK, m.show(p.mean, signed=True))
             if p.is_judged:
                 span = [m.scale * p.low, m.scale * p.high]
                 axes.plot(span, [y + 0.22] * 2, color=colour, lw=2, solid_capstyle="butt")
             axes.plot(m.scale * p.mean, y + 0.22, "o", color=colour, mfc=face, ms=6)
 
-    alt = "; ".join(f"{p.title} {m.difference(p.mean)}, {reason(p)}" for p in shown)
+    alt = "; ".join(f"{p.title} {m.show(p.mean, signed=True)}, {reason(p)}" for p in shown)
     caption = (
         f"Dot: mean over pairs of the same seed; line: its {100 * shown[0].level:g} % interval. "
         "Hollow: the interval contains 0."
     )
-    return Panel(draw, f"{label.capitalize()}: {alt}.", caption, _ROW * len(shown) + 0.65)
+    return figures.Panel(draw, f"{label.capitalize()}: {alt}.", caption, _ROW * len(shown) + 0.65)
 
 
-def _set_frame(axes: Axes, rows: int, label: str) -> None:
+def _set_frame(axes: figures.Axes, rows: int, label: str) -> None:
     axes.set_ylim(rows - 0.45, -0.5)
     axes.set_yticks([])
     axes.spines["left"].set_visible(False)
@@ -127,7 +123,7 @@ def _set_frame(axes: Axes, rows: int, label: str) -> None:
     figures.label_axes(axes, "", label)
 
 
-def _label(axes: Axes, y: float, name: str, rest: str, colour: str, value: str) -> None:
+def _label(axes: figures.Axes, y: float, name: str, rest: str, colour: str, value: str) -> None:
     """Writes the name of a row and the text after it above its dots, and its value at the right."""
     rest = figures.abbreviate(rest, max(20, 40 - len(name)))
     text = figures.abbreviate(name, 40 - len(rest)) + rest
@@ -171,7 +167,7 @@ class ScatterPoint(NamedTuple):
     marker: str
 
 
-def tradeoffs(rules: Rules, m: Metric) -> list[Panel]:
+def tradeoffs(rules: Rules, m: Metric) -> list[figures.Panel]:
     """Draws the error over multiply-accumulates and over seconds.
 
     Args:
@@ -208,7 +204,7 @@ def dodge(places: Sequence[tuple[float, float]], apart: float) -> list[float]:
     return [shifts[i] for i in range(len(places))]
 
 
-def _tradeoff(rules: Rules, m: Metric, key: str) -> Panel | None:
+def _tradeoff(rules: Rules, m: Metric, key: str) -> figures.Panel | None:
     label, scale = _COSTS[key]
     points, lost = _points(rules, m, key, scale)
     if not points:
@@ -218,7 +214,7 @@ def _tradeoff(rules: Rules, m: Metric, key: str) -> Panel | None:
     around = [p.y + sign * p.std for p in points for sign in (-1, 1)]
     ys = np.asarray([*around, *bars.values()])
 
-    def draw(axes: Axes) -> None:
+    def draw(axes: figures.Axes) -> None:
         costs = np.asarray([p.x for p in points])
         edge = (costs.max() / costs.min()) ** 0.12
         figures.log_axis(axes.xaxis, np.asarray([costs.min() / edge, costs.max() * edge]))
@@ -248,10 +244,10 @@ def _tradeoff(rules: Rules, m: Metric, key: str) -> Panel | None:
     values = {name: with_unit(m, rules[name].metrics[m.name]) for name in places}
     texts = "; ".join(f"{name} {values[name]}{place}" for name, place in places.items())
     alt = f"{m.axis} over {label}: {texts}."
-    return Panel(draw, f"{alt[0].upper()}{alt[1:]}", caption, 3.6 + 0.09 * len(points))
+    return figures.Panel(draw, f"{alt[0].upper()}{alt[1:]}", caption, 3.6 + 0.09 * len(points))
 
 
-def _draw_points(axes: Axes, points: Sequence[ScatterPoint]) -> None:
+def _draw_points(axes: figures.Axes, points: Sequence[ScatterPoint]) -> None:
     """Draws numbered markers, moved apart if they overlap, and their legend below the axes."""
     from matplotlib.lines import Line2D
     from matplotlib.transforms import ScaledTranslation

@@ -43,49 +43,30 @@ def comparison_table(comparison: dict[str, Any] | Comparison) -> Table:
       DataError: a metric or a cost is not a number.
     """
     comparison = Comparison.parse(comparison)
-    rules = rules_of(comparison)
+    rules = comparison.rules
     m = leading_metric(rules)
     near = any(row.ends for row in rules.values())
     solved = any("solved" in row.metrics for row in rules.values())
-    columns = [Column("rule")]
-    columns += [m.column] if m is not None else []
-    if solved:
-        columns.append(metric("solved").column._replace(header="solved"))
-    elif not near:
-        columns.append(Column("best\u00a0–\u00a0worst"))
-    if near:
-        columns.append(Column("grad. error", format=partial(format_number, digits=2)))
-        columns.append(Column("worst cosine", format=partial(format_number, decimals=4)))
-    costs = [key for key in COSTS if any(key in row.cost for row in rules.values())]
+    columns = [Column("rule"), Column("") if m is None else m.column]
+    columns += [metric("solved").column._replace(header="solved")]
+    columns += [Column("best\u00a0–\u00a0worst")]
+    columns += [Column("grad. error", format=partial(format_number, digits=2))]
+    columns += [Column("worst cosine", format=partial(format_number, decimals=4))]
 
     def cells(name: str, row: ComparisonRow) -> list[Any]:
-        line: list[Any] = [TableCell(name, style="bold")]
-        if m is not None:
-            line.append(_value(row, m, "no result"))
-        if solved:
-            line.append(row.metrics.get("solved", ""))
-        elif not near:
-            line.append(_extremes(row, m))
-        if near:
-            absent = ("", "") if row.control else (None, None)
-            line += nearness(row.ends["trained"]) if "trained" in row.ends else absent
-        return [*line, *(row.cost.get(key) for key in costs)]
+        absent = ("", "") if row.control or not near else (None, None)
+        return [
+            TableCell(name, style="bold"),
+            "" if m is None else _value(row, m, "no result"),
+            row.metrics.get("solved", ""),
+            "" if solved or near else _extremes(row, m),
+            *(nearness(row.ends["trained"]) if "trained" in row.ends else absent),
+            *(row.cost.get(key) for key in COSTS),
+        ]
 
-    table = Table([*columns, *(COSTS[key] for key in costs)], _grouped(rules, cells))
+    table = Table([*columns, *COSTS.values()], _grouped(rules, cells))
     title = title_of(comparison, comparison.name)
     return table.without_empty_columns()._replace(title=title, caption=_caption(comparison, rules))
-
-
-def rules_of(comparison: Comparison) -> Rules:
-    """The rules in the order of the file, then the null controls.
-
-    Args:
-      comparison: the comparison.
-
-    Returns:
-      Name -> row.
-    """
-    return dict(sorted(comparison.rules.items(), key=lambda pair: pair[1].control))
 
 
 def leading_metric(rules: Rules) -> Metric | None:
@@ -169,7 +150,7 @@ def differences_table(shown: Sequence[Difference]) -> Table:
     columns = [Column("difference"), Column("mean"), Column(level), Column("pairs", format=str)]
     rows = []
     for p in shown:
-        mean, interval = metric(p.metric).difference(p.mean), pairs.interval(p) or None
+        mean, interval = metric(p.metric).show(p.mean, signed=True), pairs.interval(p) or None
         rows.append([p.title, mean, interval, p.number, pairs.verdict(p)])
     return Table([*columns, Column("the first is", align="left")], [Group(rows)])
 
@@ -195,7 +176,7 @@ def costs_table(rules: Rules) -> Table:
             times = f"×{format_number(ratio, 2)}" if abs(ratio - 1) > 0.05 else ""
             line.append(TableCell(value, detail=times))
         seconds = row.seconds.get("train", math.nan)
-        return [*line, seconds if math.isfinite(seconds) else None] if names else []
+        return [*line, seconds if math.isfinite(seconds) else None]
 
     columns = [COSTS.get(name, Column(name)) for name in names]
     columns = [Column("rule"), *columns, Column("training", format=duration)]

@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from bpeq.report import colours
-from bpeq.report.figures import Panel, is_logarithmic, label_axes, log_axis, name_lines, whole_axis
+from bpeq.report import colours, figures
 from bpeq.report.metrics import SPLITS, Metric, metric, ordered, primary
 from bpeq.report.numbers import format_number
 from bpeq.runs.results import Floats, History, Series
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
 
 FEW_SEEDS = 10  # a single curve shows up to this number of seeds as lines, more as a band
 ERROR_DECADES = 1.0  # for errors, a log axis from here on: readers look at the last points
@@ -45,13 +41,16 @@ class Curve(NamedTuple):
     @property
     def mean(self) -> Floats:
         """`[k]`, the mean over the finite seeds; NaN without one."""
-        kept = np.isfinite(self.values)
-        total = np.where(kept, self.values, 0.0).sum(axis=1)
-        number = kept.sum(axis=1)
-        return np.where(number > 0, total / np.maximum(number, 1), np.nan)
+        return np.ma.masked_invalid(self.values).mean(axis=1).filled(np.nan)
+
+    @property
+    def ends(self) -> tuple[float, float]:
+        """The first and the last finite mean."""
+        kept = self.mean[np.isfinite(self.mean)]
+        return float(kept[0]), float(kept[-1])
 
 
-def run_panels(history: History) -> list[Panel]:
+def run_panels(history: History) -> list[figures.Panel | None]:
     """Makes a panel for each family of metrics, with its test, validation and train curves.
 
     Numbers of sweeps that never change are left out.
@@ -60,7 +59,7 @@ def run_panels(history: History) -> list[Panel]:
       history: the metrics over training.
 
     Returns:
-      The panels.
+      The panels; None for one without a finite value.
     """
     families: dict[str, list[str]] = {}
     for name in ordered(history.series):
@@ -83,12 +82,12 @@ def run_panels(history: History) -> list[Panel]:
         if family == "sweeps" and all(np.ptp(c.values) == 0 for c in curves):
             continue
         panels.append(_panel(shown, curves, history.axis))
-    return [panel for panel in panels if panel is not None]
+    return panels
 
 
 def rule_panels(
     histories: Mapping[str, History], controls: Sequence[str], names: Sequence[str]
-) -> list[Panel]:
+) -> list[figures.Panel | None]:
     """Makes a panel for each metric, with a curve for each rule. Null controls are grey and dashed.
 
     Args:
@@ -98,7 +97,7 @@ def rule_panels(
       names: the metrics to draw.
 
     Returns:
-      The panels.
+      The panels; None for one without a finite value.
     """
     panels = []
     for name in names:
@@ -113,7 +112,7 @@ def rule_panels(
                 curve = curve._replace(colour=colours.CONTROL, dash=dash)
             curves.append(curve)
         panels.append(_panel(shown, curves, axis))
-    return [panel for panel in panels if panel is not None]
+    return panels
 
 
 def thin(x: Floats, y: Floats, most: int = MOST_POINTS) -> tuple[Floats, Floats]:
@@ -146,7 +145,7 @@ def _curve(label: str, series: Series, shown: Metric, index: int) -> Curve:
     return Curve(label, series.x, values, colours.series(index), colours.dash(index))
 
 
-def _panel(shown: Metric, curves: list[Curve], axis: str) -> Panel | None:
+def _panel(shown: Metric, curves: list[Curve], axis: str) -> figures.Panel | None:
     curves = [c for c in curves if np.isfinite(c.values).any()]
     if not curves:
         return None
@@ -154,21 +153,23 @@ def _panel(shown: Metric, curves: list[Curve], axis: str) -> Panel | None:
     every_seed = len(curves) == 1 and 1 < seeds <= FEW_SEEDS
     points = np.concatenate([c.values.ravel() for c in curves])
     decades = ERROR_DECADES if shown.family == "error" else LOG_DECADES
-    log = shown.family not in _LINEAR and is_logarithmic(points, decades)
+    log = shown.family not in _LINEAR and figures.is_logarithmic(points, decades)
 
-    def draw(axes: Axes) -> None:
+    def draw(axes: figures.Axes) -> None:
         handles = [_draw_curve(axes, c, every_seed, len(curves) <= _MOST_BANDS) for c in curves]
-        label_axes(axes, axis, shown.axis + (" (log scale)" if log else ""))
+        figures.label_axes(axes, axis, shown.axis + (" (log scale)" if log else ""))
         _set_limits(axes, curves, log, shown)
         if len(curves) > 1 or curves[0].label != shown.family:
-            ends = [(c.label, line, _last(c)) for c, line in zip(curves, handles, strict=True)]
-            name_lines(axes, ends)
+            ends = [(c.label, line, c.ends[1]) for c, line in zip(curves, handles, strict=True)]
+            figures.name_lines(axes, ends)
 
     height = max(2.9, 1.0 + 0.185 * len(curves))
-    return Panel(draw, _alt(shown, curves, axis), _caption(shown, curves, every_seed), height)
+    return figures.Panel(
+        draw, _alt(shown, curves, axis), _caption(shown, curves, every_seed), height
+    )
 
 
-def _draw_curve(axes: Axes, curve: Curve, every_seed: bool, band: bool) -> Any:
+def _draw_curve(axes: figures.Axes, curve: Curve, every_seed: bool, band: bool) -> Any:
     """Draws seeds as lines, dots or a band, their mean, and a cross where a seed is lost."""
     single, colour = len(curve.x) == 1, curve.colour
     marker = "o" if len(curve.x) <= _MARKED else ""
@@ -192,32 +193,25 @@ def _draw_curve(axes: Axes, curve: Curve, every_seed: bool, band: bool) -> Any:
     return line
 
 
-def _set_limits(axes: Axes, curves: list[Curve], log: bool, shown: Metric) -> None:
+def _set_limits(axes: figures.Axes, curves: list[Curve], log: bool, shown: Metric) -> None:
     """Sets the limits of y: 0 is included for shares, and for other values if they are near 0."""
     points = np.concatenate([c.values[np.isfinite(c.values)] for c in curves])
     low, high = float(points.min()), float(points.max())
     if log:
-        log_axis(axes.yaxis, points)
+        figures.log_axis(axes.yaxis, points)
     elif low >= 0 and (shown.unit == "%" or low < 0.3 * high):
         ceiling = 100.0 if shown.unit == "%" and shown.better > 0 and high > 50 else high
         axes.set_ylim(0, 1.05 * ceiling or 1.0)
     xs = np.concatenate([c.x for c in curves])
-    whole_axis(axes.xaxis)
+    figures.whole_axis(axes.xaxis)
     if xs.min() < xs.max():
         axes.set_xlim(float(xs.min()), float(xs.max()))
     else:
         axes.set_xticks([float(xs.min())], [f"{xs.min():g}"])
 
 
-def _last(curve: Curve) -> float:
-    return float(curve.mean[np.isfinite(curve.mean)][-1])
-
-
 def _alt(shown: Metric, curves: list[Curve], axis: str) -> str:
-    parts = []
-    for c in curves:
-        kept = c.mean[np.isfinite(c.mean)]
-        parts.append(f"{c.label}: {format_number(kept[0])} to {format_number(kept[-1])}")
+    parts = [f"{c.label}: {' to '.join(map(format_number, c.ends))}" for c in curves]
     first, last = min(c.x[0] for c in curves), max(c.x[-1] for c in curves)
     return (
         f"{shown.axis} from {axis} {first:g} to {last:g}. Means, first to last: {'; '.join(parts)}."

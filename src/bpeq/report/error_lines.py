@@ -5,17 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from bpeq.report import colours
-from bpeq.report.figures import Panel, label_axes, log_axis, name_lines, whole_axis
+from bpeq.report import colours, figures
 from bpeq.report.numbers import format_number, setting
 from bpeq.runs.results import Floats
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
 
 _TALL = 3.4  # inches
 
@@ -50,36 +46,27 @@ class ErrorLine(NamedTuple):
         return np.isfinite(x) & (x > 0) & np.isfinite(y) & (y > 0)
 
 
-class Words(NamedTuple):
-    """The texts of a panel of lines.
-
-    Args:
-      quantity: the label of the y axis.
-      axis: the label of the x axis.
-      caption: the caption.
-      alt: the end of the alt text; may be empty.
-    """
-
-    quantity: str
-    axis: str
-    caption: str
-    alt: str = ""
-
-
 def line_panel(
     lines: Sequence[ErrorLine],
-    words: Words,
-    log_x: bool,
-    more: Callable[[Axes], None] | None = None,
+    quantity: str,
+    axis: str,
+    caption: str,
+    alt: str = "",
+    *,
+    log_x: bool = True,
+    more: Callable[[figures.Axes], None] | None = None,
     extra: Sequence[tuple[float, float]] = (),
     slopes: Mapping[str, str] = MappingProxyType({}),
-) -> Panel | None:
+) -> figures.Panel | None:
     """Makes a panel of lines over a log y axis.
 
     Args:
       lines: the lines. Lines with the same label share one entry of the legend.
-      words: the texts of the panel.
-      log_x: whether the x axis is logarithmic too.
+      quantity: the label of the y axis.
+      axis: the label of the x axis.
+      caption: the caption.
+      alt: the end of the alt text; may be empty.
+      log_x: whether the x axis is logarithmic too, as by default.
       more: draws into the axes below the lines, after the limits are set; None: nothing.
       extra: points (x, y) that must lie within the axes.
       slopes: label -> text after the label in the legend.
@@ -94,14 +81,14 @@ def line_panel(
     points += [(x, y) for x, y in extra if 0 < x < math.inf and 0 < y < math.inf]
     xs, ys = np.asarray(points, np.float64).T
 
-    def draw(axes: Axes) -> None:
-        log_axis(axes.yaxis, ys)
+    def draw(axes: figures.Axes) -> None:
+        figures.log_axis(axes.yaxis, ys)
         if log_x:
-            log_axis(axes.xaxis, xs)
+            figures.log_axis(axes.xaxis, xs)
         else:
             edge = 0.04 * float(np.ptp(xs)) or 1.0
             axes.set_xlim(float(xs.min()) - edge, float(xs.max()) + edge)
-            whole_axis(axes.xaxis)
+            figures.whole_axis(axes.xaxis)
         if more is not None:
             more(axes)
         names: dict[str, tuple[str, Any, float]] = {}
@@ -113,19 +100,18 @@ def line_panel(
                 axes.plot(line.x[part], y[part], "o", color=line.colour, mfc=fill, ms=4, mew=1)
             text = "\n".join(filter(None, [line.label, slopes.get(line.label)]))
             names.setdefault(line.label, (text, handle, float(line.y[line.drawn][-1])))
-        label_axes(axes, words.axis, f"{words.quantity} (log scale)")
-        name_lines(axes, [*names.values()])
+        figures.label_axes(axes, axis, f"{quantity} (log scale)")
+        figures.name_lines(axes, [*names.values()])
 
-    caption = words.caption
     if any((line.settled[line.drawn] < 1).any() for line in lines):
         caption += " Hollow: not all phases settled."
     first, last = setting(float(xs.min())), setting(float(xs.max()))
-    head = f"{words.quantity.capitalize()} over {words.axis} from {first} to {last}"
-    told = "; ".join(map(_describe, lines))
-    return Panel(draw, f"{head}. {told}. {words.alt}".strip(), caption, _TALL)
+    head = f"{quantity.capitalize()} over {axis} from {first} to {last}"
+    text = f"{head}. {'; '.join(map(_describe, lines))}. {alt}"
+    return figures.Panel(draw, text.strip(), caption, _TALL)
 
 
-def guide(axes: Axes, curve: Callable[[Floats], Floats], last: float, text: str) -> None:
+def guide(axes: figures.Axes, curve: Callable[[Floats], Floats], last: float, text: str) -> None:
     """Draws a dotted guide line, with a text at its middle.
 
     Args:

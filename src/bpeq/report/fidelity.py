@@ -113,9 +113,7 @@ def training_section(fidelity: TrainingFidelity | None) -> Section:
     Returns:
       The section; empty if there is no fidelity.
     """
-    title = "Gradient fidelity"
-    if fidelity is None:
-        return Section(title)
+    title, fidelity = "Gradient fidelity", fidelity or TrainingFidelity()
     ends, name = fidelity.ends, fidelity.rule or "the rule"
     notes = [r.note for r in (fidelity.initial, fidelity.trained) if r is not None and r.note]
     if not ends:

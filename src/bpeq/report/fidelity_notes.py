@@ -118,12 +118,12 @@ def equilibrium(result: Fidelity) -> str:
     at = result.equilibrium
     if at is None:
         return ""
-    parts = []
     curvatures = (("smallest curvature", at.curvature), ("of the outputs", at.output_curvature))
-    for label, c in curvatures:
-        if c is not None:
-            median = format_number(c.median)
-            parts.append(f"{label} {format_number(c.smallest)} (median {median})")
+    parts = [
+        f"{label} {format_number(c.smallest)} (median {format_number(c.median)})"
+        for label, c in curvatures
+        if c is not None
+    ]
     if at.asymmetry is not None:
         parts.append(f"asymmetry {format_number(at.asymmetry)}")
     if at.saturated:

@@ -5,19 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from bpeq.report import colours, figures
-from bpeq.report.error_lines import ErrorLine, Words, guide, line_panel
-from bpeq.report.figures import Panel
+from bpeq.report.error_lines import ErrorLine, guide, line_panel
 from bpeq.report.numbers import format_number, setting
 from bpeq.runs.fidelity_results import Fidelity, Gdu, RuleFidelity
 from bpeq.runs.results import Floats
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
 
 RUNAWAY = 1e4  # above this relative error a nudged phase has diverged
 _MOST_TICKS = 24
@@ -25,7 +21,7 @@ _MOST_TICKS = 24
 _Key = tuple[str, str, float]  # rule, estimator, β: constant along a line
 
 
-def layer_panel(rules: Mapping[str, RuleFidelity]) -> Panel | None:
+def layer_panel(rules: Mapping[str, RuleFidelity]) -> figures.Panel | None:
     """Draws the relative error by layer, from input to output, then of all parameters together.
 
     An error of exactly 0 is at the lower edge. An error that is not finite is at the upper edge.
@@ -39,22 +35,20 @@ def layer_panel(rules: Mapping[str, RuleFidelity]) -> Panel | None:
     if not rules:
         return None
     # The errors of every rule at every layer, and the limits of the axes.
+    rows = {
+        name: {k: m.relative_error for k, m in r.layers.items()} | {"all": r.relative_error}
+        for name, r in rules.items()
+    }
     layers = list(dict.fromkeys(name for r in rules.values() for name in r.layers))
     ticks = [*layers, "all"]
     # [rules, layers + 1]; −1 if the rule has no such layer
-    errors = np.asarray(
-        [
-            [r.layers[name].relative_error if name in r.layers else -1.0 for name in layers]
-            + [r.relative_error]
-            for r in rules.values()
-        ]
-    )
+    errors = np.asarray([[row.get(tick, -1.0) for tick in ticks] for row in rows.values()])
     shown = errors[np.isfinite(errors) & (errors > 0)]
     low, high = (float(shown.min()), float(shown.max())) if len(shown) else (1e-3, 1.0)
     bottom = low / 4 if (errors == 0).any() else low
     places = np.append(np.arange(len(layers)), len(layers) + max(0.5, 0.12 * len(layers)))
 
-    def draw(axes: Axes) -> None:
+    def draw(axes: figures.Axes) -> None:
         figures.log_axis(axes.yaxis, np.asarray([bottom, high]))
         axes.set_xlim(-0.5, places[-1] + 0.5)
         # Labels of layers, turned if they need more room.
@@ -89,14 +83,12 @@ def layer_panel(rules: Mapping[str, RuleFidelity]) -> Panel | None:
     caption = "Layers from input to output; larger dots: all parameters together."
     caption += " ▽ at the lower edge: exactly 0." if (errors == 0).any() else ""
     caption += " × at the upper edge: not finite." if not np.isfinite(errors).all() else ""
-    texts = []
-    for name, r in rules.items():
-        rows = {k: m.relative_error for k, m in r.layers.items()} | {"all": r.relative_error}
-        texts.append(f"{name}: " + ", ".join(f"{k} {format_number(v)}" for k, v in rows.items()))
-    return Panel(draw, f"Relative error by layer. {'; '.join(texts)}.", caption, 3.1)
+    texts = [", ".join(f"{k} {format_number(v)}" for k, v in row.items()) for row in rows.values()]
+    alt = "; ".join(f"{name}: {text}" for name, text in zip(rows, texts, strict=True))
+    return figures.Panel(draw, f"Relative error by layer. {alt}.", caption, 3.1)
 
 
-def grid_panels(result: Fidelity) -> list[Panel | None]:
+def grid_panels(result: Fidelity) -> list[figures.Panel | None]:
     """Draws the error over β, over N and over sweeps.
 
     Args:
@@ -137,7 +129,7 @@ def grid_lines(result: Fidelity, varied: str) -> dict[_Key, list[ErrorLine]]:
     return lines
 
 
-def gdu_panel(gdu: Mapping[str, Gdu]) -> Panel | None:
+def gdu_panel(gdu: Mapping[str, Gdu]) -> figures.Panel | None:
     """Draws the mismatch of EP's updates and BPTT's gradients over β, with slopes of 1 and 2.
 
     Args:
@@ -152,7 +144,7 @@ def gdu_panel(gdu: Mapping[str, Gdu]) -> Panel | None:
         x, y = np.asarray(one.betas)[order], np.asarray(one.mismatch)[order]
         lines.append(ErrorLine(name, x, y, np.ones(len(x)), colours.series(place)))
 
-    def guides(axes: Axes) -> None:
+    def guides(axes: figures.Axes) -> None:
         for order in (1, 2):  # below the line that should have this slope
             along = [a for a in lines if (1 if a.label == "one-sided" else 2) == order]
             for line in [a for a in along if a.drawn.any()][:1]:
@@ -165,10 +157,10 @@ def gdu_panel(gdu: Mapping[str, Gdu]) -> Panel | None:
         "EP's update in every nudged sweep against BPTT's gradient in that time step. Fitted "
         f"slopes: {slopes}. Dotted: the slopes of theory."
     )
-    return line_panel(lines, Words("mismatch", "β", caption), log_x=True, more=guides)
+    return line_panel(lines, "mismatch", "β", caption, more=guides)
 
 
-def _beta_panel(result: Fidelity) -> Panel | None:
+def _beta_panel(result: Fidelity) -> figures.Panel | None:
     by_key = grid_lines(result, "beta")
     lines = [line for part in by_key.values() for line in part]
     names = {rule for rule, _, _ in by_key}
@@ -177,7 +169,7 @@ def _beta_panel(result: Fidelity) -> Panel | None:
     # The name of a fit is its estimator or rule. The first line of this name was fitted.
     fitted = {(key[1] or key[0]): part[0] for key, part in reversed(by_key.items())}
 
-    def more(axes: Axes) -> None:
+    def more(axes: figures.Axes) -> None:
         for name in result.bias_order:
             if name in fitted:
                 _draw_bias(axes, result, name, fitted[name].colour)
@@ -187,21 +179,21 @@ def _beta_panel(result: Fidelity) -> Panel | None:
     if any(fit.intercept is not None for name, fit in result.fit.items() if name in orders):
         caption += " Broad lines: the fitted bias; its slope is its order."
     caption += " Ring: the β in use." if in_use else ""
-    texts = {name: format_number(order, decimals=2) for name, order in orders.items()}
-    alt = "; ".join(f"{name} {text}" for name, text in texts.items())
-    words = Words(
-        "relative error", "β", caption + _precisions(lines), alt and f"Fitted orders: {alt}."
-    )
+    fits = {name: format_number(order, decimals=2) for name, order in orders.items()}
+    alt = "; ".join(f"{name} {text}" for name, text in fits.items())
+    alt = alt and f"Fitted orders: {alt}."
+    caption += _precisions(lines)
     extra = [(r.beta or 0.0, r.relative_error) for r in in_use.values()]
-    slopes = {fitted[k].label: f"slope {text}" for k, text in texts.items() if k in fitted}
-    return line_panel(lines, words, log_x=True, more=more, extra=extra, slopes=slopes)
+    slopes = {fitted[k].label: f"slope {text}" for k, text in fits.items() if k in fitted}
+    texts = (lines, "relative error", "β", caption, alt)
+    return line_panel(*texts, more=more, extra=extra, slopes=slopes)
 
 
-def _points_panel(result: Fidelity) -> Panel | None:
+def _points_panel(result: Fidelity) -> figures.Panel | None:
     lines = [line for part in grid_lines(result, "points").values() for line in part]
     radius = result.radius if result.radius is not None and math.isfinite(result.radius) else None
 
-    def more(axes: Axes) -> None:
+    def more(axes: figures.Axes) -> None:
         line = next((a for a in lines if a.drawn.any()), None)
         if line is None or radius is None or not 0 < line.beta < radius:
             return
@@ -214,19 +206,19 @@ def _points_panel(result: Fidelity) -> Panel | None:
     caption = f"N nudges on a circle of radius {_betas(lines)}."
     if radius is not None:
         caption += f" Dotted: the fall for the fitted pole at |β| = {format_number(radius)}."
-    words = Words("relative error", "points N", caption + _precisions(lines))
-    return line_panel(lines, words, log_x=False, more=more)
+    caption += _precisions(lines)
+    return line_panel(lines, "relative error", "points N", caption, log_x=False, more=more)
 
 
-def _sweeps_panel(result: Fidelity) -> Panel | None:
+def _sweeps_panel(result: Fidelity) -> figures.Panel | None:
     lines = [line for part in grid_lines(result, "sweeps").values() for line in part]
     xs = np.concatenate([line.x for line in lines]) if lines else np.empty(0)
     caption = f"How the error falls with the number of sweeps, at {_betas(lines)}."
-    words = Words("relative error", "sweeps", caption + _precisions(lines))
-    return line_panel(lines, words, figures.is_logarithmic(xs))
+    caption, log_x = caption + _precisions(lines), figures.is_logarithmic(xs)
+    return line_panel(lines, "relative error", "sweeps", caption, log_x=log_x)
 
 
-def _draw_bias(axes: Axes, result: Fidelity, name: str, colour: str) -> None:
+def _draw_bias(axes: figures.Axes, result: Fidelity, name: str, colour: str) -> None:
     """Draws the fitted bias: a broad line over the fitted range, a dotted line below it."""
     fit, order = result.fit.get(name), result.bias_order[name]
     betas = [beta for beta in fit.betas if _is_positive(beta)] if fit else []
@@ -244,7 +236,7 @@ def _draw_bias(axes: Axes, result: Fidelity, name: str, colour: str) -> None:
     axes.plot(x[1:], y[1:], color=colour, lw=8, alpha=0.2, zorder=1, solid_capstyle="butt")
 
 
-def _draw_beta_in_use(axes: Axes, rules: Mapping[str, RuleFidelity]) -> None:
+def _draw_beta_in_use(axes: figures.Axes, rules: Mapping[str, RuleFidelity]) -> None:
     """Draws a ring around each rule's error at its own β, and a vertical line at this β."""
     for r in rules.values():
         axes.plot(r.beta or 0.0, r.relative_error, "o", mfc="none", color=colours.INK, ms=10)

@@ -25,7 +25,7 @@ from bpeq.runs import run_folder
 from bpeq.runs.results import Floats
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
+    from matplotlib.axes import Axes as Axes  # for all modules that draw
 
 WIDTH = 4.9  # inches: two panels in a row fill the page, one fills a phone
 TEXT = 10.0  # points
@@ -50,16 +50,13 @@ class Panel(NamedTuple):
     height: float = 2.9
 
 
-def png(panels: Sequence[Panel], path: Path, title: str) -> Path:
+def png(panels: Sequence[Panel], path: Path, title: str) -> None:
     """Writes panels to one PNG, two in a row, each above its caption.
 
     Args:
       panels: the panels, at least one.
       path: the file.
       title: the title of the picture.
-
-    Returns:
-      `path`.
 
     Raises:
       DataError: the disk is full or the folder cannot be written.
@@ -92,7 +89,6 @@ def png(panels: Sequence[Panel], path: Path, title: str) -> Path:
         buffer = io.BytesIO()
         canvas.print_png(buffer, metadata={"Software": "bpeq"})  # savefig would draw it twice
     run_folder.write_bytes(path, buffer.getvalue())
-    return path
 
 
 def svg(panel: Panel, key: str) -> str:

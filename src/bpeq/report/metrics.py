@@ -58,30 +58,18 @@ class Metric(NamedTuple):
         unit = "" if self.family == "solved" else self.unit
         return Column(self.label, unit, format=partial(spread, self))
 
-    def show(self, value: float) -> str:
+    def show(self, value: float, *, signed: bool = False) -> str:
         """Formats a value in the metric's unit, without the unit.
 
         Args:
-          value: the value in a file.
-
-        Returns:
-          The text.
-        """
-        if self.unit == "%":
-            return format_number(100 * value, decimals=2)
-        return format_number(value)
-
-    def difference(self, value: float) -> str:
-        """Formats a difference of two values with its sign. For shares it is in percentage points.
-
-        Args:
-          value: the difference of the values in a file.
+          value: the value in a file, or a difference of such values.
+          signed: whether a positive number has a sign, as a difference has.
 
         Returns:
           The text.
         """
         decimals = 2 if self.unit == "%" else None
-        return format_number(self.scale * value, decimals=decimals, signed=True)
+        return format_number(self.scale * value, decimals=decimals, signed=signed)
 
 
 # family: label, unit, scale, better; in the order in which tables list them

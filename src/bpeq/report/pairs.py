@@ -23,7 +23,7 @@ def interval(pair: Difference) -> str:
     Returns:
       The text; empty without an interval.
     """
-    low, high = (metric(pair.metric).difference(end) for end in (pair.low, pair.high))
+    low, high = (metric(pair.metric).show(end, signed=True) for end in (pair.low, pair.high))
     return f"{low} to {high}" if pair.is_judged else ""
 
 
@@ -75,7 +75,7 @@ def sentence(pair: Difference) -> str:
     m = metric(pair.metric)
     unit = f" {m.unit_of_difference}".rstrip().replace(" percentage", "")
     between = f", {100 * pair.level:g} % interval {interval(pair)}" if pair.is_judged else ""
-    size = f"{m.difference(pair.mean)}{unit}{between}, n\u00a0=\u00a0{pair.number}"
+    size = f"{m.show(pair.mean, signed=True)}{unit}{between}, n\u00a0=\u00a0{pair.number}"
     return f"{pair.title}, {m.label}: {size}; {reason(pair)}."
 
 

@@ -80,7 +80,7 @@ def run_page(folder: Path) -> Page:
         ],
         [Detail("Each seed", pairs=each_seed(named)), *origin(folder, summary)],
         title_of(summary, title),
-        {"learning_curves.png": panels[:4]},
+        {"learning_curves.png": [*filter(None, panels)][:4]},
     )
 
 

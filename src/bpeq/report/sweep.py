@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -14,9 +14,6 @@ from bpeq.report.metrics import Metric, csv_cells, mean_of, metric, ordered, pri
 from bpeq.report.page import Page, Section, Tile, origin, title_of
 from bpeq.report.tables import Column, Group, Table, of_records
 from bpeq.runs.results import Sweep, SweepRow
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
 
 _MOST_LINES = 8
 
@@ -173,7 +170,7 @@ def _panel(rows: Sequence[SweepRow], m: Metric) -> figures.Panel | None:
         lines.setdefault(label, []).append(point)
     shown = [*lines.items()][:_MOST_LINES]
 
-    def draw(axes: Axes) -> None:
+    def draw(axes: figures.Axes) -> None:
         names = []
         for i, (label, points) in enumerate(shown):
             x, y, std = np.asarray(sorted(points)).T

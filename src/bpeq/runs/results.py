@@ -184,7 +184,7 @@ class Tuning(Result):
 
 
 class Comparison(Holder):
-    """The content of comparison.json."""
+    """The content of comparison.json. `rules` are in the order of the file, null controls last."""
 
     interrupted: Any = None  # before `rules`, whose check reads it
     rules: Objects[ComparisonRow]
@@ -201,12 +201,12 @@ class Comparison(Holder):
 
     @field_validator("rules")
     @classmethod
-    def _has_rules(
+    def _sort_rules(
         cls, rules: dict[str, ComparisonRow], info: ValidationInfo
     ) -> dict[str, ComparisonRow]:
         if not rules and not info.data.get("interrupted"):
             raise ValueError("must hold at least one rule")
-        return rules
+        return dict(sorted(rules.items(), key=lambda pair: pair[1].control))
 
 
 class SweepRow(Result):
