@@ -50,7 +50,7 @@ def comparison_page(folder: Path) -> Page:
     places = {name: _folder_of(folder, name) for name in rules}
     histories = {name: read_history(place / "metrics.jsonl") for name, place in places.items()}
     m = comparison_tables.leading_metric(rules)
-    shown = _shown(pairs.pairs_of(comparison, rules))
+    shown = _shown(pairs.pairs_of(comparison))
     # 2. Draw the pictures.
     plotted = _plotted(rules, m)
     finals = None if plotted is None else comparison_plots.final_values(rules, plotted)
@@ -65,12 +65,12 @@ def comparison_page(folder: Path) -> Page:
     return Page(
         "comparison",
         title,
-        _subtitle(comparison, rules),
+        _subtitle(comparison),
         [] if m is None else _tiles(rules, m),
         [
             Section("Results", _RESULTS, [finals, differences], table),
             _differences(shown, len(comparison.paired)),
-            Section("Notes", notes=comparison_tables.notes_of(comparison, rules)),
+            Section("Notes", notes=comparison_tables.notes_of(comparison)),
             Section("Accuracy against cost", figures=against_cost),
             Section("Learning curves", figures=learning),
             _fidelity(rules),
@@ -121,9 +121,9 @@ def _folder_of(folder: Path, name: str) -> Path:
     return next((place for place in places if place.is_dir()), folder / "no such folder")
 
 
-def _subtitle(comparison: Comparison, rules: Rules) -> str:
-    controls = sum(row.control for row in rules.values())
-    parts = [plural(len(rules) - controls, "rule")]
+def _subtitle(comparison: Comparison) -> str:
+    controls = sum(row.control for row in comparison.rules.values())
+    parts = [plural(len(comparison.rules) - controls, "rule")]
     parts += [plural(controls, "null control")] if controls else []
     if isinstance(comparison.seeds, int):
         parts.append(plural(comparison.seeds, "seed") + " each" * (comparison.seeds > 1))

@@ -66,7 +66,7 @@ def comparison_table(comparison: dict[str, Any] | Comparison) -> Table:
 
     table = Table([*columns, *COSTS.values()], _grouped(rules, cells))
     title = title_of(comparison, comparison.name)
-    return table.without_empty_columns()._replace(title=title, caption=_caption(comparison, rules))
+    return table.without_empty_columns()._replace(title=title, caption=_caption(comparison))
 
 
 def leading_metric(rules: Rules) -> Metric | None:
@@ -83,21 +83,21 @@ def leading_metric(rules: Rules) -> Metric | None:
     return primary(name for name in dict.fromkeys(names) if names.count(name) == most)
 
 
-def notes_of(comparison: Comparison, rules: Rules) -> list[str]:
+def notes_of(comparison: Comparison) -> list[str]:
     """The notes of a comparison: rules against null controls, missing results, notes of rows.
 
     Args:
       comparison: the comparison, whose own notes come last.
-      rules: the rows by name.
 
     Returns:
       The notes.
     """
+    rules = comparison.rules
     m = leading_metric(rules)
     if m is None:
         notes = ["No rule has any result: none of the runs finished."]
     else:
-        notes = pairs.against_controls(pairs.pairs_of(comparison, rules), rules, m)
+        notes = pairs.against_controls(pairs.pairs_of(comparison), rules, m)
     for name, row in rules.items():
         stat = None if m is None else row.metrics.get(m.name)
         if row.diverged:
@@ -244,16 +244,16 @@ def _grouped(
     return [Group(parts[0]), Group(parts[1], label)]
 
 
-def _caption(comparison: Comparison, rules: Rules) -> str:
-    lines = []
-    if any(row.cost for row in rules.values()):
+def _caption(comparison: Comparison) -> str:
+    lines, rows = [], comparison.rules.values()
+    if any(row.cost for row in rows):
         lines.append("Cost is of one gradient.")
-    if any(row.ends for row in rules.values()):
+    if any(row.ends for row in rows):
         lines.append(
             "grad. error: of the gradient, relative to the exact one of the rule's own function, "
             "with trained parameters; worst cosine: of the layer that is furthest off."
         )
-    listed = pairs.pairs_of(comparison, rules)
+    listed = pairs.pairs_of(comparison)
     lines += [pairs.sentence(pair) for pair in listed[:_MOST_PAIRS]]
-    lines += [pairs.omitted(_MOST_PAIRS, len(listed)), *notes_of(comparison, rules)]
+    lines += [pairs.omitted(_MOST_PAIRS, len(listed)), *notes_of(comparison)]
     return "\n".join(filter(None, lines))

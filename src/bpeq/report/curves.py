@@ -14,7 +14,6 @@ from bpeq.runs.results import Floats, History, Series
 
 FEW_SEEDS = 10  # a single curve shows up to this number of seeds as lines, more as a band
 ERROR_DECADES = 1.0  # for errors, a log axis from here on: readers look at the last points
-LOG_DECADES = 1.5
 MOST_POINTS = 600  # the largest number of points of a line
 _MOST_BANDS = 5  # bands of more curves hide each other
 _MARKED = 5  # the largest number of logged points with a dot each
@@ -152,7 +151,7 @@ def _panel(shown: Metric, curves: list[Curve], axis: str) -> figures.Panel | Non
     seeds = max(c.values.shape[1] for c in curves)
     every_seed = len(curves) == 1 and 1 < seeds <= FEW_SEEDS
     points = np.concatenate([c.values.ravel() for c in curves])
-    decades = ERROR_DECADES if shown.family == "error" else LOG_DECADES
+    decades = ERROR_DECADES if shown.family == "error" else figures.LOG_DECADES
     log = shown.family not in _LINEAR and figures.is_logarithmic(points, decades)
 
     def draw(axes: figures.Axes) -> None:

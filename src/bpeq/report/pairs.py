@@ -79,18 +79,18 @@ def sentence(pair: Difference) -> str:
     return f"{pair.title}, {m.label}: {size}; {reason(pair)}."
 
 
-def pairs_of(comparison: Comparison, rules: Rules) -> list[Difference]:
+def pairs_of(comparison: Comparison) -> list[Difference]:
     """Sorts paired differences: rules against the frozen control, rules against rules, others.
 
     Within each kind, pairs with the first rule come first.
 
     Args:
       comparison: the comparison.
-      rules: the rows by name.
 
     Returns:
       The pairs.
     """
+    rules = comparison.rules
     controls = {name for name, row in rules.items() if row.control}
 
     def rank(pair: Difference) -> tuple[bool, int, bool]:
