@@ -9,14 +9,14 @@ SERIES = ("#0067a8", "#c75000", "#00785a", "#a8508c", "#946a00", "#4b4fb5")
 """The colours of lines and dots, with a contrast of at least 4:1. Later ones repeat, dashed."""
 
 _DARK_SERIES = ("#5fb2ec", "#f2935a", "#3fc39e", "#dc8fc4", "#d9ad45", "#9ea2f5")
-_VARIABLES = {
+VARIABLES = {
     INK: ("ink", "#e6eaef"),
     MUTED: ("muted", "#9aa6b4"),
     LINE: ("line", "#2d3641"),
     PAPER: ("paper", "#12171d"),
     CONTROL: ("control", "#8a95a1"),
 }
-_VARIABLES |= {SERIES[i]: (f"s{i}", dark) for i, dark in enumerate(_DARK_SERIES)}
+VARIABLES |= {SERIES[i]: (f"s{i}", dark) for i, dark in enumerate(_DARK_SERIES)}
 """The CSS variable of each colour, and its value in dark mode."""
 
 
@@ -48,21 +48,12 @@ def variable(colour: str) -> str:
     """The CSS variable of a colour, such as "var(--ink)".
 
     Args:
-      colour: a colour of `known`.
+      colour: a key of `VARIABLES`.
 
     Returns:
       The CSS text.
     """
-    return f"var(--{_VARIABLES[colour][0]})"
-
-
-def known() -> tuple[str, ...]:
-    """Every colour that has a CSS variable.
-
-    Returns:
-      The colours.
-    """
-    return tuple(_VARIABLES)
+    return f"var(--{VARIABLES[colour][0]})"
 
 
 def stylesheet() -> str:
@@ -71,6 +62,6 @@ def stylesheet() -> str:
     Returns:
       The CSS text.
     """
-    light = ";".join(f"--{name}:{colour}" for colour, (name, _) in _VARIABLES.items())
-    dark = ";".join(f"--{name}:{colour}" for name, colour in _VARIABLES.values())
+    light = ";".join(f"--{name}:{colour}" for colour, (name, _) in VARIABLES.items())
+    dark = ";".join(f"--{name}:{colour}" for name, colour in VARIABLES.values())
     return f":root{{{light}}}\n@media (prefers-color-scheme: dark){{:root{{{dark}}}}}\n"

@@ -262,7 +262,7 @@ def _inline(text: str, panel: Panel, key: str) -> str:
     text = text.replace("xlink:href", "href")
     text = re.sub(r'\bid="', f'id="{key}-', text)
     text = text.replace('href="#', f'href="#{key}-').replace("url(#", f"url(#{key}-")
-    for colour in colours.known():
+    for colour in colours.VARIABLES:
         text = text.replace(colour, colours.variable(colour))
     label = escape(panel.alt, quote=True)
     return f'<svg {view[0]} role="img" aria-label="{label}">{text.strip()}'

@@ -8,42 +8,32 @@ from typing import Any, Self
 
 from pydantic import field_validator, model_validator
 
-from bpeq.runs.json_models import (
-    Holder,
-    Items,
-    MaybeNumber,
-    Number,
-    Objects,
-    Result,
-    Text,
-    shorten,
-    to_number,
-)
+from bpeq.runs import json_models as models
 
 
-class Measures(Result):
+class Measures(models.Result):
     """The difference between a gradient and the exact one; NaN if not finite or unknown."""
 
-    relative_error: Number
-    cosine: Number
-    norm_ratio: Number = math.nan
-    sign_agreement: Number = math.nan
+    relative_error: models.Number
+    cosine: models.Number
+    norm_ratio: models.Number = math.nan
+    sign_agreement: models.Number = math.nan
 
 
 class Objective(Measures):
     """The difference between a gradient and the exact gradient of the rule's own objective."""
 
-    objective: Text = "its own objective"
-    layers: Objects[Measures] = {}
-    reference_settled: MaybeNumber = None
-    reference_residual: MaybeNumber = None
+    objective: models.Text = "its own objective"
+    layers: models.Objects[Measures] = {}
+    reference_settled: models.MaybeNumber = None
+    reference_residual: models.MaybeNumber = None
 
 
-class Nudge(Result):
+class Nudge(models.Result):
     """How far the nudge moves each state, and the residual of its solver."""
 
-    amplitude: Objects[Number] = {}
-    residual: MaybeNumber = None
+    amplitude: models.Objects[models.Number] = {}
+    residual: models.MaybeNumber = None
 
 
 class RuleFidelity(Measures):
@@ -52,18 +42,18 @@ class RuleFidelity(Measures):
     measured: False if the rule has no exact reference. `note` then gives the reason.
     """
 
-    layers: Objects[Measures] = {}
-    converged: Number
-    sweeps: Number
-    beta: MaybeNumber = None
-    error_bar: MaybeNumber = None
-    reference: Text = ""
-    reference_settled: MaybeNumber = None
-    reference_residual: MaybeNumber = None
+    layers: models.Objects[Measures] = {}
+    converged: models.Number
+    sweeps: models.Number
+    beta: models.MaybeNumber = None
+    error_bar: models.MaybeNumber = None
+    reference: models.Text = ""
+    reference_settled: models.MaybeNumber = None
+    reference_residual: models.MaybeNumber = None
     nudge: Nudge | None = None
-    note: Text = ""
+    note: models.Text = ""
     own_objective: Objective | None = None
-    precisions: Objects[Measures] = {}
+    precisions: models.Objects[Measures] = {}
     measured: bool = True
 
     @model_validator(mode="before")
@@ -93,11 +83,11 @@ class RuleFidelity(Measures):
         return parts
 
 
-class TrainingFidelity(Result):
+class TrainingFidelity(models.Result):
     """The fidelity of a rule at its initial and at its trained parameters."""
 
-    rule: Text = ""
-    examples: MaybeNumber = None
+    rule: models.Text = ""
+    examples: models.MaybeNumber = None
     initial: RuleFidelity | None = None
     trained: RuleFidelity | None = None
 
@@ -108,24 +98,24 @@ class TrainingFidelity(Result):
         return {end: row for end, row in both.items() if row is not None and row.measured}
 
 
-class GridRow(Result):
+class GridRow(models.Result):
     """One estimate of a grid: its settings, its relative error, the share of settled phases.
 
     estimator: the nudging of eqprop, empty for other rules. against: the objective whose gradient
     is the reference, empty if it is the cost.
     """
 
-    varied: Text
-    rule: Text = ""
-    estimator: Text = ""
-    precision: Text = ""
-    beta: MaybeNumber = None
-    points: MaybeNumber = None
-    sweeps: MaybeNumber = None
-    relative_error: Number
-    cosine: Number = math.nan
-    converged: Number = 1.0
-    against: Text = ""
+    varied: models.Text
+    rule: models.Text = ""
+    estimator: models.Text = ""
+    precision: models.Text = ""
+    beta: models.MaybeNumber = None
+    points: models.MaybeNumber = None
+    sweeps: models.MaybeNumber = None
+    relative_error: models.Number
+    cosine: models.Number = math.nan
+    converged: models.Number = 1.0
+    against: models.Text = ""
 
     @model_validator(mode="before")
     @classmethod
@@ -134,12 +124,14 @@ class GridRow(Result):
             varied = value.get("varied")
             if varied not in ("beta", "points", "sweeps"):
                 raise ValueError(
-                    f"varied: must be one of beta, points, sweeps, not {shorten(varied)}"
+                    f"varied: must be one of beta, points, sweeps, not {models.shorten(varied)}"
                 )
             if varied not in value:
                 raise ValueError(f"{varied}: is missing")
-            if not to_number(value[varied]) > 0:
-                raise ValueError(f"{varied}: must be a number > 0, not {shorten(value[varied])}")
+            if not models.to_number(value[varied]) > 0:
+                raise ValueError(
+                    f"{varied}: must be a number > 0, not {models.shorten(value[varied])}"
+                )
         return value
 
     @property
@@ -148,31 +140,31 @@ class GridRow(Result):
         return float(getattr(self, self.varied))
 
 
-class Fit(Result):
+class Fit(models.Result):
     """log10 error = intercept + order · log10 β, fitted over `betas`."""
 
-    betas: Items[Number] = []
-    intercept: MaybeNumber = None
+    betas: models.Items[models.Number] = []
+    intercept: models.MaybeNumber = None
 
 
-class Curvature(Result):
+class Curvature(models.Result):
     """The smallest curvature over all examples, and the median."""
 
-    smallest: Number
-    median: Number
+    smallest: models.Number
+    median: models.Number
 
 
-class Jump(Result):
+class Jump(models.Result):
     """The share of examples that jump to another branch at β."""
 
-    beta: Number
-    share: Number
+    beta: models.Number
+    share: models.Number
 
 
-class OverBetas(Result):
+class OverBetas(models.Result):
     """Lists of numbers over β, all of the same length."""
 
-    betas: Items[Number] = []
+    betas: models.Items[models.Number] = []
 
     @model_validator(mode="after")
     def _same_length(self) -> Self:
@@ -186,21 +178,21 @@ class OverBetas(Result):
 class Jumps(OverBetas):
     """The shares of examples that jump, along the grid of β."""
 
-    shares: Items[Number] = []
+    shares: models.Items[models.Number] = []
 
 
-class Equilibrium(Result):
+class Equilibrium(models.Result):
     """Measurements of the settled states; None for those that were not made."""
 
     curvature: Curvature | None = None
     output_curvature: Curvature | None = None
-    asymmetry: MaybeNumber = None
-    saturated: Objects[Number] = {}
+    asymmetry: models.MaybeNumber = None
+    saturated: models.Objects[models.Number] = {}
     jumped: Jump | None = None
     jumped_along: Jumps | None = None
-    units: MaybeNumber = None
-    examples: MaybeNumber = None
-    settled: MaybeNumber = None
+    units: models.MaybeNumber = None
+    examples: models.MaybeNumber = None
+    settled: models.MaybeNumber = None
 
     @property
     def along(self) -> list[tuple[float, float]]:
@@ -212,23 +204,23 @@ class Equilibrium(Result):
 class Gdu(OverBetas):
     """EP's updates against BPTT's gradients: their mismatch over β, and its slope."""
 
-    slope: Number = math.nan
-    mismatch: Items[Number] = []
+    slope: models.Number = math.nan
+    mismatch: models.Items[models.Number] = []
 
 
-class Fidelity(Holder):
+class Fidelity(models.Holder):
     """The content of fidelity.json."""
 
-    params: Text = ""
-    precision: Text = ""
-    examples: MaybeNumber = None
-    rules: Objects[RuleFidelity]
-    grid: Items[GridRow] = []
-    bias_order: Objects[Number] = {}
-    fit: Objects[Fit] = {}
-    radius: MaybeNumber = None
+    params: models.Text = ""
+    precision: models.Text = ""
+    examples: models.MaybeNumber = None
+    rules: models.Objects[RuleFidelity]
+    grid: models.Items[GridRow] = []
+    bias_order: models.Objects[models.Number] = {}
+    fit: models.Objects[Fit] = {}
+    radius: models.MaybeNumber = None
     equilibrium: Equilibrium | None = None
-    gdu: Objects[Gdu] = {}
+    gdu: models.Objects[Gdu] = {}
 
     @field_validator("rules")
     @classmethod

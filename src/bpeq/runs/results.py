@@ -19,33 +19,21 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BeforeValidator, ValidationInfo, field_validator, model_validator
 
+from bpeq.runs import json_models as models
 from bpeq.runs.fidelity_results import RuleFidelity, TrainingFidelity
-from bpeq.runs.json_models import (
-    Holder,
-    Items,
-    MaybeNumber,
-    Number,
-    Objects,
-    Result,
-    Text,
-    Values,
-    read_object,
-    read_text,
-    to_number,
-)
 
 Floats = NDArray[np.float64]
 
 
-class Statistic(Result):
+class Statistic(models.Result):
     """A metric over seeds. `values` `[seeds]` may hold NaN for seeds that diverged.
 
     A file may hold only the values. `mean` and `std` are then computed from them.
     """
 
-    values: Values = []
-    mean: Number = math.nan
-    std: Number = math.nan
+    values: models.Values = []
+    mean: models.Number = math.nan
+    std: models.Number = math.nan
 
     @model_validator(mode="before")
     @classmethod
@@ -74,33 +62,33 @@ class Statistic(Result):
         return len(self.values) - len(self.finite)
 
 
-class LayerSize(Result):
+class LayerSize(models.Result):
     """A layer of a network and its number of parameters."""
 
-    name: Text = ""
-    parameters: Number = 0.0
+    name: models.Text = ""
+    parameters: models.Number = 0.0
 
 
-class Summary(Holder):
+class Summary(models.Holder):
     """The content of summary.json."""
 
-    metrics: Objects[Statistic] = {}
-    seconds: Objects[Number] = {}
-    layers: Items[LayerSize] = []
-    pictures: Items[Text] = []
+    metrics: models.Objects[Statistic] = {}
+    seconds: models.Objects[models.Number] = {}
+    layers: models.Items[LayerSize] = []
+    pictures: models.Items[models.Text] = []
     fidelity: TrainingFidelity | None = None
 
 
-class ComparisonRow(Result):
+class ComparisonRow(models.Result):
     """One rule of a comparison: its metrics, the cost of one gradient, how its training ended."""
 
-    metrics: Objects[Statistic] = {}
-    cost: Objects[Number] = {}
+    metrics: models.Objects[Statistic] = {}
+    cost: models.Objects[models.Number] = {}
     control: Annotated[bool, BeforeValidator(bool)] = False
-    note: Text = ""
-    seconds: Objects[Number] = {}
+    note: models.Text = ""
+    seconds: models.Objects[models.Number] = {}
     fidelity: TrainingFidelity | None = None
-    diverged: Text = ""
+    diverged: models.Text = ""
 
     @property
     def ends(self) -> dict[str, RuleFidelity]:
@@ -108,17 +96,17 @@ class ComparisonRow(Result):
         return {} if self.fidelity is None else self.fidelity.ends
 
 
-class Difference(Result):
+class Difference(models.Result):
     """a − b of one metric, seed by seed: the mean, and its interval at `level` for `n` pairs."""
 
-    a: Text = "?"
-    b: Text = "?"
-    metric: Text = "difference"
-    mean: Number = math.nan
-    low: Number = math.nan
-    high: Number = math.nan
-    level: Number = 0.95
-    n: Number = 0.0
+    a: models.Text = "?"
+    b: models.Text = "?"
+    metric: models.Text = "difference"
+    mean: models.Number = math.nan
+    low: models.Number = math.nan
+    high: models.Number = math.nan
+    level: models.Number = 0.95
+    n: models.Number = 0.0
 
     @property
     def title(self) -> str:
@@ -141,21 +129,21 @@ class Difference(Result):
         return self.is_judged and (self.low > 0 or self.high < 0)
 
 
-class Trial(Result):
+class Trial(models.Result):
     """The settings of a trial by their keys in the config. `value` is its metric, or NaN."""
 
-    settings: Objects[Number] = {}
-    failed: Text = ""
-    value: Number = math.nan
+    settings: models.Objects[models.Number] = {}
+    failed: models.Text = ""
+    value: models.Number = math.nan
 
 
-class Tuning(Result):
+class Tuning(models.Result):
     """The trials of one rule. The first has the config's settings; `chosen` is the best one.
 
     `chosen` is None where the tuning was interrupted.
     """
 
-    metric: Text = "?"
+    metric: models.Text = "?"
     trials: list[Trial]
     chosen: int | None = 0
 
@@ -164,7 +152,7 @@ class Tuning(Result):
     def _read_metric(cls, trials: list[Trial], info: ValidationInfo) -> list[Trial]:
         for i, trial in enumerate(trials):
             try:
-                trial.value = to_number((trial.model_extra or {}).get(info.data["metric"]))
+                trial.value = models.to_number((trial.model_extra or {}).get(info.data["metric"]))
             except ValueError as error:
                 raise ValueError(f"{i}.{info.data['metric']}: {error}") from None
         return trials
@@ -183,13 +171,13 @@ class Tuning(Result):
         return self.trials[self.chosen]
 
 
-class Comparison(Holder):
+class Comparison(models.Holder):
     """The content of comparison.json. `rules` are in the order of the file, null controls last."""
 
     interrupted: Any = None  # before `rules`, whose check reads it
-    rules: Objects[ComparisonRow]
-    paired: Items[Difference] = []
-    tuning: Objects[Tuning] = {}
+    rules: models.Objects[ComparisonRow]
+    paired: models.Items[Difference] = []
+    tuning: models.Objects[Tuning] = {}
 
     @field_validator("tuning")
     @classmethod
@@ -209,29 +197,29 @@ class Comparison(Holder):
         return dict(sorted(rules.items(), key=lambda pair: pair[1].control))
 
 
-class SweepRow(Result):
+class SweepRow(models.Result):
     """One run of a sweep: its folder, its settings, its state, its metrics, why it failed."""
 
-    run: Text = ""
-    settings: Objects[Any] = {}
-    state: Text = ""
-    metrics: Objects[Statistic] = {}
-    failed: Text = ""
+    run: models.Text = ""
+    settings: models.Objects[Any] = {}
+    state: models.Text = ""
+    metrics: models.Objects[Statistic] = {}
+    failed: models.Text = ""
 
 
-class Sweep(Holder):
+class Sweep(models.Holder):
     """The content of sweep.json."""
 
-    runs: Items[SweepRow] = []
+    runs: models.Items[SweepRow] = []
 
 
-class MetricsRow(Result):
+class MetricsRow(models.Result):
     """One line of metrics.jsonl: `values` maps a metric to `[seeds]`; other keys are means."""
 
-    __pydantic_extra__: dict[str, Values]
-    epoch: MaybeNumber = None
-    step: MaybeNumber = None
-    values: Objects[Values] = {}
+    __pydantic_extra__: dict[str, models.Values]
+    epoch: models.MaybeNumber = None
+    step: models.MaybeNumber = None
+    values: models.Objects[models.Values] = {}
 
 
 class Series(NamedTuple):
@@ -276,15 +264,15 @@ def read_history(path: Path) -> History:
     if not path.exists():
         return History()
     rows = []
-    for i, line in enumerate(read_text(path).split("\n"), start=1):
+    for i, line in enumerate(models.read_text(path).split("\n"), start=1):
         if line.strip():
             where = f"{path}:{i}"
-            rows.append(MetricsRow.parse(read_object(line, where), where))
+            rows.append(MetricsRow.parse(models.read_object(line, where), where))
     axis = next((a for a in ("epoch", "step") if all(a in r.model_fields_set for r in rows)), "")
     # metric -> x -> the values of its seeds
     table: dict[str, dict[float, list[float]]] = {}
     for i, row in enumerate(rows):
-        x = to_number(getattr(row, axis)) if axis else i + 1.0
+        x = models.to_number(getattr(row, axis)) if axis else i + 1.0
         for name, seeds in {**(row.model_extra or {}), **row.values}.items():
             if "seconds" not in name:
                 table.setdefault(name, {})[x] = seeds
