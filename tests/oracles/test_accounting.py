@@ -13,8 +13,12 @@ import pytest
 
 from bpeq import costs, rules, solvers, systems
 from bpeq.analysis import gradient_fidelity
-from bpeq.analysis.gradient_cost import compiled_gradient, measure_gradients, seconds_of
-from bpeq.analysis.mac_count import count_macs
+from bpeq.analysis.gradient_cost import (
+    compiled_gradient,
+    count_macs,
+    measure_gradients,
+    seconds_of,
+)
 from bpeq.layers import chain, dense, tanh
 from bpeq.types import Batch, Estimate, LearningRule
 

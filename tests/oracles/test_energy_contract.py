@@ -11,11 +11,11 @@ import pytest
 
 from bpeq import layers
 from bpeq.analysis.energy_contract import check_energy
-from bpeq.analysis.energy_contract._batch_independence import batch_independence_finding
 from bpeq.analysis.energy_contract._context import Context
 from bpeq.analysis.energy_contract._corners import corner_finding
 from bpeq.analysis.energy_contract._derivatives import symmetry_finding
-from bpeq.analysis.energy_contract.piecewise import piecewise_operations
+from bpeq.analysis.energy_contract._equilibria import batch_independence_finding
+from bpeq.analysis.energy_contract._holomorphy import piecewise_operations
 from bpeq.analysis.gradient_fidelity import gradient_fidelity
 from bpeq.costs import softmax_cross_entropy, squared_error
 from bpeq.layers import chain, conv, dense, flatten, max_pool

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from jax import lax
 
-from bpeq.analysis.mac_count import count_macs
+from bpeq.analysis.gradient_cost import count_macs
 from bpeq.layers import apply, conv
 from bpeq.layers._conv import DIMENSIONS, convolve_rows
 

@@ -9,7 +9,8 @@ import pytest
 from jax.flatten_util import ravel_pytree
 
 from bpeq import costs, layers, rules, systems
-from bpeq.analysis.locality import Locality, WeightRow, audit_locality, markdown, overall
+from bpeq.analysis.locality import audit_locality
+from bpeq.analysis.locality.rows import Locality, WeightRow, markdown, overall
 from bpeq.layers import chain, conv, dense, flatten, hard_sigmoid, max_pool, tanh
 from bpeq.solvers import fixed_point, fixed_steps
 from bpeq.types import Batch, Estimate, LearningRule

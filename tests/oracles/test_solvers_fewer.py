@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from bpeq import costs, layers, rules, systems
-from bpeq.analysis.mac_count import count_macs
+from bpeq.analysis.gradient_cost import count_macs
 from bpeq.core import trees
 from bpeq.layers import chain, dense
 from bpeq.rules._phases import free_phase, nudged_phases

@@ -56,7 +56,7 @@ def audit(
     set_: Set = None,
 ) -> None:
     """List what each weight's update needs: states, phases, transposed weights, error passes."""
-    from bpeq.analysis import locality
+    from bpeq.analysis.locality import rows
     from bpeq.cli.terminal import audit_tables, console
     from bpeq.experiment.audit import audit_rules
 
@@ -64,7 +64,7 @@ def audit(
         _app.load(config, set_, None), None if rules is None else _app.names(rules)
     )
     if markdown:
-        console.print(locality.markdown(found), markup=False, highlight=False, soft_wrap=True)
+        console.print(rows.markdown(found), markup=False, highlight=False, soft_wrap=True)
     else:
         console.print(*audit_tables(found))
     for name, note in notes.items():

@@ -13,7 +13,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from rich.table import Column, Table
 
 from bpeq.analysis.energy_contract import EnergyContract
-from bpeq.analysis.locality import COLUMNS, Locality, cells, notes, overall
+from bpeq.analysis.locality.rows import COLUMNS, Locality, cells, notes, overall
 from bpeq.experiment.verify import Finding
 from bpeq.layers import CheckRow
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import Any, Generic, NamedTuple, TypeVar
 
@@ -24,7 +25,7 @@ class Program(NamedTuple):
     consts: Sequence[Any]
 
 
-class Walker(Generic[V]):
+class Walker(ABC, Generic[V]):
     """Visit a program's equations in order, and keep one value of type V for each variable.
 
     A subclass defines the value of a literal, and the values of an equation's results. It calls
@@ -41,6 +42,7 @@ class Walker(Generic[V]):
       [3]
     """
 
+    @abstractmethod
     def literal(self, literal: Any) -> V:
         """The value of a literal.
 
@@ -50,8 +52,8 @@ class Walker(Generic[V]):
         Returns:
           Its value.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def equation(self, equation: Any, values: list[V]) -> Sequence[V]:
         """The values of an equation's results.
 
@@ -62,7 +64,6 @@ class Walker(Generic[V]):
         Returns:
           One for each result.
         """
-        raise NotImplementedError
 
     def run(self, jaxpr: Any, consts: Sequence[V], args: Sequence[V]) -> list[V]:
         """The values of a program's results.
@@ -86,6 +87,31 @@ class Walker(Generic[V]):
         return [read(var) for var in jaxpr.outvars]
 
 
+class Interpreter(Walker[Any]):
+    """Run a program on arrays, one equation after the other. A subclass handles some of them.
+
+    Example (the primitives that a program runs):
+      >>> import jax, jax.numpy as jnp
+      >>> class Named(Interpreter):
+      ...     def equation(self, equation, values):
+      ...         print(equation.primitive.name)
+      ...         return super().equation(equation, values)
+      >>> program = jax.make_jaxpr(lambda x: 2 * jnp.sin(x))(0.0)
+      >>> float(Named().run(program.jaxpr, program.consts, [jnp.zeros(())])[0])
+      sin
+      mul
+      0.0
+    """
+
+    def literal(self, literal: Any) -> Any:
+        return literal.val
+
+    def equation(self, equation: Any, values: list[Any]) -> Sequence[Any]:
+        params = equation.primitive.get_bind_params(equation.params)
+        results = equation.primitive.bind(*values, **params)
+        return results if equation.primitive.multiple_results else [results]
+
+
 def inner_programs(equation: Any) -> list[Program]:
     """The programs inside an equation: of a call, a loop or a branch; empty for any other.
 
@@ -98,6 +124,24 @@ def inner_programs(equation: Any) -> list[Program]:
     names = ("jaxpr", "call_jaxpr", "fun_jaxpr", "cond_jaxpr", "body_jaxpr")
     inner = [equation.params[name] for name in names if name in equation.params]
     return [opened(each) for each in [*inner, *equation.params.get("branches", ())]]
+
+
+def split_operands(equation: Any, values: Sequence[V]) -> tuple[Sequence[V], ...]:
+    """Splits the operands of a loop by their purpose.
+
+    Args:
+      equation: a while loop or a scan.
+      values: one for each operand.
+
+    Returns:
+      (constants of the condition, constants of the body, carry, arrays whose slices a round
+      reads). A scan has no condition, and a while loop reads no slices.
+    """
+    params, loops = equation.params, equation.primitive.name == "while"
+    first = params["cond_nconsts"] if loops else 0
+    second = first + params["body_nconsts" if loops else "num_consts"]
+    end = len(values) if loops else second + params["num_carry"]
+    return values[:first], values[first:second], values[second:end], values[end:]
 
 
 def opened(inner: Any) -> Program:

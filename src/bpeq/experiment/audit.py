@@ -7,7 +7,8 @@ from typing import NamedTuple
 
 import jax
 
-from bpeq.analysis.locality import Locality, audit_locality
+from bpeq.analysis.locality import audit_locality
+from bpeq.analysis.locality.rows import Locality
 from bpeq.config.errors import ConfigError
 from bpeq.config.loading import Config
 from bpeq.config.problem import build, seed_keys

@@ -1,4 +1,4 @@
-"""The context of all checks: a system, and the weights, inputs and states of the checks."""
+"""The context of all checks: a system at some weights, inputs and states, and what it requires."""
 
 from __future__ import annotations
 
@@ -95,6 +95,33 @@ class Context:
     def _jitted(self, fn: Callable[[Params, Any, State], Any]) -> Callable[[State], Any]:
         return jax.jit(lambda state: fn(self.params, self.clamped, state))
 
+    def draw(self, key: jax.Array, spread: float = 0.1, from_start: bool = False) -> State:
+        """Draws a random state near `interior`, or a random start of a phase near `start`.
+
+        It adds normal noise. It halves the noise until energy and force (or a sweep from a start)
+        are finite.
+
+        Args:
+          key: draws the noise.
+          spread: the first standard deviation of the noise.
+          from_start: whether to draw a start of a phase.
+
+        Returns:
+          The state.
+        """
+        around = self.start if from_start else self.interior
+        noise, state = normal_like(around, key), around
+        for halvings in range(MOST_HALVINGS):
+            state = trees.add(around, trees.scale(spread * 0.5**halvings, noise))
+            if self.project is not None:
+                state = self.project(state)
+            values = [self.sweep(state) if from_start else self.force(state)]
+            if self.energy is not None and not from_start:
+                values.append(self.energy(state))
+            if is_finite(values):
+                break
+        return state
+
     def program(self, params: Params, x: Array, state: State) -> Any:
         """The function that holomorphic EP computes at complex states.
 
@@ -117,37 +144,6 @@ class Context:
             weights = jnp.ones((1,), jax.tree.leaves(state)[0].dtype)
             results.append(system.denergy(params, clamped, phases, weights)[0])
         return [leaf for leaf in jax.tree.leaves(results) if is_inexact(leaf)]
-
-
-def draw_state(
-    context: Context, key: jax.Array, spread: float = 0.1, from_start: bool = False
-) -> State:
-    """Draws a random state near `interior`, or a random start of a phase near the system's own.
-
-    It adds normal noise. It halves the noise until energy and force (or a sweep from a start) are
-    finite.
-
-    Args:
-      context: the system and its states.
-      key: draws the noise.
-      spread: the first standard deviation of the noise.
-      from_start: whether to draw a start of a phase.
-
-    Returns:
-      The state.
-    """
-    around = context.start if from_start else context.interior
-    noise, state = normal_like(around, key), around
-    for halvings in range(MOST_HALVINGS):
-        state = trees.add(around, trees.scale(spread * 0.5**halvings, noise))
-        if context.project is not None:
-            state = context.project(state)
-        values = [context.sweep(state) if from_start else context.force(state)]
-        if context.energy is not None and not from_start:
-            values.append(context.energy(state))
-        if is_finite(values):
-            break
-    return state
 
 
 def normal_like(tree: Any, key: jax.Array) -> Any:
@@ -211,3 +207,75 @@ def flat_rows(state: State) -> Array:
     """
     leaves = [leaf.reshape(leaf.shape[0], -1) for leaf in jax.tree.leaves(state)]
     return jnp.concatenate(leaves, axis=1)
+
+
+def refuse_misfits(system: System, params: Params, x: Array) -> None:
+    """Checks that the functions of a system fit each other, by shapes and dtypes only.
+
+    Args:
+      system: the system.
+      params: its weights.
+      x: inputs `[batch, ...]`.
+
+    Raises:
+      ValueError: a function does not accept the result of another; a state or an output does not
+        consist of real floating-point numbers; or an energy is not one such number for each
+        example.
+    """
+
+    def shape_of(name: str, fn: Callable[..., Any], *args: Any) -> Any:
+        try:
+            return jax.eval_shape(fn, *args)
+        except (TypeError, ValueError, IndexError) as error:
+            message = str(error).strip().split("\n")[0]
+            if message.startswith(f"{system.name}: "):
+                raise
+            where = f"x {_example(x)}" + "".join(f" and state {_example(s)}" for s in args[2:])
+            raise ValueError(f"check_energy: {name} fails at {where}: {message}") from error
+
+    def refuse(name: str, values: Any, remedy: str, shape: Any = None) -> None:
+        floating = all(jnp.issubdtype(v.dtype, jnp.floating) for v in jax.tree.leaves(values))
+        if not floating or (shape is not None and values.shape != shape):
+            raise ValueError(f"check_energy: {name} gives {_example(values)}: {remedy}")
+
+    clamped = shape_of("clamp", system.clamp, params, x)
+    state = shape_of("init_state", system.init_state, params, clamped)
+    refuse("init_state", state, "a state must be of real floating numbers")
+    if system.energy is not None:
+        energy = shape_of("energy", system.energy, params, clamped, state)
+        remedy = "it must give one real floating number for each example"
+        refuse("energy", energy, remedy, x.shape[:1])
+    output = shape_of(
+        "readout", lambda p, c, s: system.readout.forward(p, s)[0], params, clamped, state
+    )
+    refuse("readout", output, "an output must be of real floating numbers")
+
+
+def not_finite(context: Context, key: jax.Array) -> Finding | None:
+    """Checks that energy and force are finite at a random state near the equilibria.
+
+    Args:
+      context: the system and its states.
+      key: draws the random state.
+
+    Returns:
+      A finding if they are not finite, else None.
+    """
+
+    def values(state: Any) -> dict[str, Any]:
+        energy = {} if context.energy is None else {"energy": context.energy(state)}
+        return {**energy, "force": context.force(state)}
+
+    if is_finite(values(context.draw(key))):
+        return None
+    infinite = [name for name, v in values(context.start).items() if not is_finite(v)]
+    where = "where a free phase starts" if infinite else "near the equilibria"
+    what = infinite[0] if infinite else "energy or force"
+    words = f"the {what} is not finite {where}; no other check was made"
+    return Finding("gradient", False, np.nan, words)
+
+
+def _example(tree: Any) -> str:
+    """The dtypes and shapes of one example's leaves."""
+    drop = lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype)  # noqa: E731
+    return trees.describe_tree(jax.tree.map(drop, tree))

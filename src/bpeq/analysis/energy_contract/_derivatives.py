@@ -9,13 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bpeq.analysis.energy_contract._context import (
-    Context,
-    Finding,
-    draw_state,
-    is_inexact,
-    normal_like,
-)
+from bpeq.analysis.energy_contract._context import Context, Finding, is_inexact, normal_like
 from bpeq.core import trees
 from bpeq.types import State
 
@@ -83,7 +77,7 @@ def symmetry_finding(context: Context, key: jax.Array, dense: float | None) -> F
     pairs = []
     for i in range(POINTS):
         u, v = (normal_like(context.interior, k) for k in jax.random.split(_fold(key, i)))
-        at = draw_state(context, _fold(key, 100 + i))
+        at = context.draw(_fold(key, 100 + i))
         try:
             pairs.append(products(at, u, v))
         except TypeError:  # a custom_vjp has no forward mode
@@ -107,14 +101,14 @@ def _state_errors(context: Context, key: jax.Array) -> Iterator[_Error]:
         return
     measure = _measure(lambda state: jnp.sum(energy(state)))
     for i in range(POINTS):
-        at = draw_state(context, _fold(key, i))
+        at = context.draw(_fold(key, i))
         slope = trees.scale(-1.0, context.force(at))
         yield from _leaf_errors(("the force", "at state"), measure, at, slope, _fold(key, 50 + i))
 
 
 def _weight_errors(context: Context, key: jax.Array) -> Iterator[_Error]:
     system, params, x, clamped = context.system, context.params, context.x, context.clamped
-    at = draw_state(context, _fold(key, 200))
+    at = context.draw(_fold(key, 200))
     v = normal_like(at, _fold(key, 201))
     push = _measure(lambda p: trees.dot(v, system.force(p, system.clamp(p, x), at)))
     slope = jax.jit(system.dforce)(params, clamped, at, v)[0]

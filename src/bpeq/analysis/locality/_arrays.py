@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 from bpeq.analysis.locality._contents import Content, Label, either
 from bpeq.analysis.locality._places import Places
 
 Dims = tuple[frozenset[Label], ...]
-Owners = frozenset[tuple[int, str]]
-"""Leaves, each with the function that was applied to it; empty without one."""
+Owner = tuple[int, str]
+"""A leaf, with the function that was applied to it; empty without one."""
+Owners = frozenset[Owner]
 BATCH: Label = (-1, 0)
 NO_LABELS: frozenset[Label] = frozenset()
 NO_OWNERS: Owners = frozenset()
@@ -60,6 +61,17 @@ class Value(NamedTuple):
     def again(self) -> Value:
         """The value as the rounds of a loop see it, without known entries."""
         return self.whole._replace(spread=frozenset(), places=None)
+
+    def mapped(self, change: Callable[[Content], Content]) -> Value:
+        """The same value with a change of the content of each piece.
+
+        Args:
+          change: the change.
+
+        Returns:
+          The value.
+        """
+        return self._replace(contents=tuple(map(change, self.contents)))
 
     @property
     def per_example(self) -> bool:

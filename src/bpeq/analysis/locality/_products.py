@@ -5,21 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from bpeq.analysis.locality._arrays import (
-    ADDED,
-    BATCH,
-    NO_LABELS,
-    NO_OWNERS,
-    Dims,
-    Value,
-    axes_of,
-    beside,
-    labels,
-    tangled,
-    without_units,
-)
+from bpeq.analysis.locality import _arrays
+from bpeq.analysis.locality._arrays import BATCH, NO_LABELS, NO_OWNERS, Dims, Owner, Value, axes_of
 from bpeq.analysis.locality._contents import Atom, Content, Kind, Label, bent, times, unpooled
-from bpeq.analysis.locality._entrywise import entries, meeting
+from bpeq.analysis.locality._entries import entries, meeting
 from bpeq.analysis.locality._places import ENTRYWISE
 from bpeq.analysis.locality._weights import Weights, named
 
@@ -193,7 +182,7 @@ def combined(weights: Weights, eqn: Any, values: Sequence[Value], result: Value)
         return result
     for i, value in enumerate(values):
         for leaf, through in named(value.weights - result.weights):
-            if tangled(leaf, value.dims):
+            if _arrays.tangled(leaf, value.dims):
                 continue
             if name in ("mul", "div"):
                 result = _scaled(weights, eqn, values, i, (leaf, through), result)
@@ -202,17 +191,12 @@ def combined(weights: Weights, eqn: Any, values: Sequence[Value], result: Value)
             if len(here) < 2 and (len(here) == weights.ranks[leaf] or (adds and not here)):
                 weights.met.add(leaf)  # a bias, or a function of one
             elif adds and len(here) < 2:  # a row: a later product may use the rest
-                result = result._replace(summand=result.summand | {(leaf, ADDED)})
+                result = result._replace(summand=result.summand | {(leaf, _arrays.ADDED)})
     return result
 
 
 def _scaled(
-    weights: Weights,
-    eqn: Any,
-    values: Sequence[Value],
-    i: int,
-    owner: tuple[int, str],
-    result: Value,
+    weights: Weights, eqn: Any, values: Sequence[Value], i: int, owner: Owner, result: Value
 ) -> Value:
     """The product `result` of values, where a weight is part of the i-th value."""
     leaf, through = owner
@@ -224,7 +208,7 @@ def _scaled(
     if len(here) == rank < 2:  # a gain
         if not any(v.weights for v, _ in others) and eqn.primitive.name == "mul":
             units = weights.units.of(others[0][0].dims)
-            weights.note(leaf, frozenset(), units, units, through, others[0][0])
+            weights.note(leaf, frozenset(), (units, units), through, others[0][0])
         weights.met.add(leaf)
         return result
     if len(here) == rank or not all(
@@ -259,15 +243,15 @@ def across(weights: Weights, result: Value, values: Sequence[Value], axis: int) 
     return result._replace(dims=(*result.dims[:axis], laid, *result.dims[axis + 1 :]))
 
 
-def reduction(weights: Weights, eqn: Any, value: Value, axes: Sequence[int]) -> Value:
+def reduction(weights: Weights, eqn: Any, value: Value) -> Value:
     """The value of a sum, maximum or similar. For a matrix times activity it is a contraction.
 
     Args:
       weights, eqn: the uses of weights so far, to which this one is added; the equation.
       value: the operand.
-      axes: the axes.
     """
-    shape, adds = eqn.invars[0].aval.shape, eqn.primitive.name == "reduce_sum"
+    shape, axes = eqn.invars[0].aval.shape, eqn.params["axes"]
+    adds = eqn.primitive.name == "reduce_sum"
     whole = {leaf for leaf, _ in value.weights if _all_of(weights, shape, value, leaf, axes)}
     weights.met |= whole  # a number that uses all entries has no direction
     value = value._replace(weights=frozenset(p for p in value.weights if p[0] not in whole))
@@ -289,8 +273,8 @@ def _all_of(
     """Whether all entries of a leaf are reduced, without activity of single examples."""
     sizes = {k: shape[axis] for axis in axes for owner, k in value.dims[axis] if owner == leaf}
     full = [sizes.get(k) == n for k, n in enumerate(weights.shapes[leaf])]
-    alone = not tangled(leaf, value.dims) and (not value.content.known or value.content.pooled)
-    return alone and all(full)
+    alone = not value.content.known or value.content.pooled
+    return alone and all(full) and not _arrays.tangled(leaf, value.dims)
 
 
 def pooled(eqn: Any, result: Value, gone: frozenset[Label]) -> Value:
@@ -303,8 +287,8 @@ def pooled(eqn: Any, result: Value, gone: frozenset[Label]) -> Value:
     """
     if not any(content.known for content in result.contents):
         return result.whole
-    number = without_units(eqn.outvars[0].aval.shape, result.dims)
-    number = number or bool(labels((gone,)) and not labels(result.dims))
+    number = _arrays.without_units(eqn.outvars[0].aval.shape, result.dims)
+    number = number or bool(_arrays.labels((gone,)) and not _arrays.labels(result.dims))
 
     def one(content: Content) -> Content:
         content = content._replace(pooled=content.known and (content.pooled or BATCH in gone))
@@ -315,7 +299,7 @@ def pooled(eqn: Any, result: Value, gone: frozenset[Label]) -> Value:
         # the terms say whether errors are in it
         return content._replace(terms=frozenset({frozenset({atom})}), errors=False)
 
-    return result._replace(contents=tuple(map(one, result.contents)))
+    return result.mapped(one)
 
 
 def _product(
@@ -337,7 +321,7 @@ def _product(
     same = left.sizes == right.sizes and (left.axis, right.axis) in summed
     if left.sizes and right.sizes and not same:
         values, pieces = [left.whole, right.whole], ()
-    rows = beside(values, len(pieces) or 1)
+    rows = _arrays.beside(values, len(pieces) or 1)
     axis = places[0] if left.sizes else places[1]
     result = Value(tuple(times(*row) for row in rows), dims, pieces, axis=axis or 0)
     return result.whole if axis is None else result

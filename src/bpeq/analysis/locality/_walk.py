@@ -9,45 +9,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bpeq.analysis.locality._arrays import (
-    NO_LABELS,
-    NO_OWNERS,
-    Units,
-    Value,
-    axes_of,
-    tangled,
-    united,
-    without_units,
-)
-from bpeq.analysis.locality._contents import (
-    MOVES,
-    NOTHING,
-    Atom,
-    Content,
-    Kind,
-    Label,
-    chosen,
-    join,
-)
-from bpeq.analysis.locality._entrywise import entries, follows
+from bpeq.analysis.locality import _arrays, _contents, _products
+from bpeq.analysis.locality._arrays import NO_LABELS, NO_OWNERS, Units, Value, axes_of, tangled
+from bpeq.analysis.locality._contents import MOVES, NOTHING, Atom, Content, Kind, Label, chosen
+from bpeq.analysis.locality._entries import entries, follows
 from bpeq.analysis.locality._places import Places, located, moved_places
-from bpeq.analysis.locality._products import (
-    across,
-    combined,
-    convolution,
-    dot,
-    looked_up,
-    reduction,
-)
 from bpeq.analysis.locality._weights import Weights
-from bpeq.core.jaxprs import (
-    Program,
-    Walker,
-    inner_programs,
-    opened,
-    source_line,
-    without_dead_code,
-)
+from bpeq.core import jaxprs
+from bpeq.core.jaxprs import Program, Walker, source_line
 
 ROUNDS = 100
 
@@ -64,7 +33,7 @@ class Walk(Walker[Value]):
         self.weights = Weights(shapes, self.units)
         self.drives: set[Label] = set()
         self.unseen: set[str] = set()
-        self._bodies: dict[int, tuple[Any, Program]] = {}  # with its original, whose id it goes by
+        self._bodies: dict[int, tuple[Program, Program]] = {}  # with the original, for its id
 
     def literal(self, literal: Any) -> Value:
         """The value of a literal in the program.
@@ -110,34 +79,34 @@ class Walk(Walker[Value]):
         if result.places is not None and any(tangled(leaf, result.dims) for leaf, _ in owners):
             # The axes of such weights can only be found from the places of their entries.
             several = located(result.places, self.weights.shapes)
-            dims = united(list(several.values()), len(result.dims))
+            dims = _arrays.united(list(several.values()), len(result.dims))
             kept = frozenset(pair for pair in result.weights if pair[0] in several)
             result = result._replace(dims=dims, weights=kept)
         came = NO_OWNERS.union(*(value.weights | value.summand for value in values))
         stay = {leaf for leaf, _ in owners | result.summand}
         lost = ({leaf for leaf, _ in came} - stay - self.weights.met) | self.weights.tangled
         if lost and result.content.known:
-            result = self.weights.passed(result)
+            result = self.weights.passed(result, None, (-3, 0))
         new = {(leaf, _described(eqn)) for leaf in lost}
         return result._replace(lost=result.lost.union(new, *(value.lost for value in values)))
 
     def _inside(self, eqn: Any, values: list[Value]) -> list[Value] | None:
         """The results of a primitive that holds programs; None for other primitives."""
-        name, params = eqn.primitive.name, eqn.params
-        if name == "while":
-            first = params["cond_nconsts"]
-            second = first + params["body_nconsts"]
-            return self._loop(params["body_jaxpr"], values[first:second], values[second:])[0]
-        if name == "scan":
-            return self._scan(params, values)
+        name, inner = eqn.primitive.name, jaxprs.inner_programs(eqn)
+        if name in ("while", "scan"):
+            _, consts, carry, arrays = jaxprs.split_operands(eqn, values)
+            slices = [array.again._replace(dims=array.dims[1:]) for array in arrays]
+            carry, outputs = self._loop(inner[-1], consts, carry, slices)
+            rounds = [each.again._replace(dims=(NO_LABELS, *each.dims)) for each in outputs]
+            return [*carry, *(_products.across(self.weights, y, [y, y], 0) for y in rounds)]
         if name == "cond":
-            return self._branches(inner_programs(eqn), values)
+            return self._branches(inner, values)
         if name == "custom_linear_solve":
-            sizes = params["const_lengths"]
+            sizes = eqn.params["const_lengths"]
             skip = sizes.matvec + sizes.vecmat
             args = [*values[skip : skip + sizes.solve], *values[sum(sizes) :]]
-            return self._call(opened(params["jaxprs"].solve), args)
-        if inner := inner_programs(eqn):
+            return self._call(jaxprs.opened(eqn.params["jaxprs"].solve), args)
+        if inner:
             return self._call(inner[0], values)
         return values if name in ("device_put", "optimization_barrier") else None
 
@@ -146,19 +115,19 @@ class Walk(Walker[Value]):
         if not values:
             return [constant(var.aval.shape) for var in eqn.outvars]
         if name == "dot_general":
-            return [dot(weights, eqn, *values)]
+            return [_products.dot(weights, eqn, *values)]
         if name == "conv_general_dilated":
-            return [convolution(weights, eqn, *values)]
+            return [_products.convolution(weights, eqn, *values)]
         if name.startswith(("reduce_", "arg")) and "axes" in eqn.params:
-            return [reduction(weights, eqn, value, eqn.params["axes"]) for value in values]
+            return [_products.reduction(weights, eqn, value) for value in values]
         index = values[1].content if name == "gather" else NOTHING
         if values[0].weights and not values[0].content.known and (index.known or index.random):
-            return [looked_up(weights, eqn, *values)]
+            return [_products.looked_up(weights, eqn, *values)]
         result = entries(eqn, values, self.units)
         if name in ("stack", "concatenate"):
             axis = eqn.params["axis" if name == "stack" else "dimension"]
-            result = across(weights, result, values, axis)
-        result = combined(weights, eqn, values, result)
+            result = _products.across(weights, result, values, axis)
+        result = _products.combined(weights, eqn, values, result)
         if not follows(eqn) and any(v.content.known or v.weights for v in values):
             self.unseen.add(name)
         if len(eqn.outvars) == len(values) > 1:  # such as a sort of several arrays by the first
@@ -177,21 +146,14 @@ class Walk(Walker[Value]):
             for v in result
         ]
 
-    def _scan(self, params: Any, values: list[Value]) -> list[Value]:
-        start = params["num_consts"]
-        first = start + params["num_carry"]
-        slices = [v.again._replace(dims=v.dims[1:]) for v in values[first:]]
-        carry, ys = self._loop(params["jaxpr"], values[:start], values[start:first], slices)
-        rounds = [y.again._replace(dims=(NO_LABELS, *y.dims)) for y in ys]
-        return [*carry, *(across(self.weights, y, [y, y], 0) for y in rounds)]
-
     def _loop(
-        self, body: Any, consts: list[Value], carry: list[Value], slices: Sequence[Value] = ()
+        self, body: Program, consts: Sequence[Value], carry: Sequence[Value], slices: list[Value]
     ) -> tuple[list[Value], list[Value]]:
         """(carry, the outputs of a round). A loop relaxes if all its rounds do the same."""
-        if id(body) not in self._bodies:
-            self._bodies[id(body)] = body, Program(without_dead_code(body.jaxpr), body.consts)
-        program = self._bodies[id(body)][1]
+        if id(body.jaxpr) not in self._bodies:
+            smaller = body._replace(jaxpr=jaxprs.without_dead_code(body.jaxpr))
+            self._bodies[id(body.jaxpr)] = body, smaller
+        program = self._bodies[id(body.jaxpr)][1]
         shapes = [var.aval for var in program.jaxpr.outvars[: len(carry)]]
         relaxes = not any(v.content.known or v.weights for v in slices)
         around, at = self.weights.loops, self.weights.at
@@ -225,7 +187,7 @@ class Walk(Walker[Value]):
         Numbers that the rounds share, such as a solver's convergence test, are dropped here.
         """
         content = value.content
-        if not value.per_example or value.weights or without_units(aval.shape, value.dims):
+        if not value.per_example or value.weights or _arrays.without_units(aval.shape, value.dims):
             return value
         if content.kind == Kind.ERROR:
             terms = (frozenset(a for a in term if a.what != "number") for term in content.terms)
@@ -240,7 +202,7 @@ class Walk(Walker[Value]):
         dims = tuple(x | y for x, y in zip(a.dims, b.dims, strict=True))
         for x, y in zip(*(self.units.apart(v.dims) for v in (a, b)), strict=True):
             self.units.unite(x | y)
-        result = Value((join(a.content, b.content),), dims, summand=a.summand | b.summand)
+        result = Value((_contents.join(a.content, b.content),), dims, summand=a.summand | b.summand)
         weights, lost = a.weights | b.weights, a.lost | b.lost
         if result.per_example:
             wide = {leaf for leaf, _ in weights if len(axes_of(leaf, dims)) > 1}
@@ -290,4 +252,4 @@ def _replaced(value: Value, **changes: Any) -> Value:
 
 
 def _settled(value: Value) -> Value:
-    return value._replace(contents=tuple(c._replace(settled=c.known) for c in value.contents))
+    return value.mapped(lambda content: content._replace(settled=content.known))

@@ -8,6 +8,9 @@ from typing import NamedTuple
 from bpeq.analysis.locality._arrays import ADDED, Dims, Owners, Units, Value, axes_of
 from bpeq.analysis.locality._contents import FAR, Atom, Content, Kind, Label
 
+Ends = tuple[Label | None, Label | None]
+"""The units before a weight and the units after it."""
+
 
 class Use(NamedTuple):
     """One use of a weight.
@@ -38,6 +41,7 @@ class Use(NamedTuple):
 class Weights:
     """All uses of all weights, as last seen at each place of the program.
 
+    uses:    the uses by their places.
     at:      the enclosing equations, the innermost last.
     loops:   the enclosing relaxations, the innermost last.
     moving:  the relaxations that move activity, in their order.
@@ -58,7 +62,7 @@ class Weights:
         self._nameless: dict[tuple[int, ...], int] = {}
         self.loops: tuple[tuple[int, ...], ...] = ()
         self.moving: dict[tuple[int, ...], None] = {}
-        self._uses: dict[tuple[object, ...], Use] = {}
+        self.uses: dict[tuple[object, ...], Use] = {}
 
     def nameless(self, matrix: Value) -> Value:
         """Turns a matrix of the program into a weight. At one place it is always the same weight.
@@ -76,11 +80,6 @@ class Weights:
         leaf = self._nameless[self.at]
         dims = tuple(dim | {(leaf, axis)} for axis, dim in enumerate(matrix.dims))
         return matrix._replace(dims=dims, weights=frozenset({(leaf, "")}))
-
-    @property
-    def uses(self) -> list[Use]:
-        """All uses."""
-        return list(self._uses.values())
 
     def phase(self, content: Content) -> str:
         """The phase of an array, with the names of `audit_locality`.
@@ -134,45 +133,22 @@ class Weights:
                 continue
             ends = {(leaf, axis) for axis in left or rest}
             within = self.units.find(max(ends, default=(leaf, -1)))
-            self.note(leaf, frozenset(gone or rest), came, within, through, other)
+            self.note(leaf, frozenset(gone or rest), (came, within), through, other)
         self.tangled |= lost
         kept = tuple(frozenset(label for label in dim if label[0] not in lost) for dim in dims)
-        sent = Value(
-            tuple(self._passed(content, came, within) for content in other.contents),
-            kept,
-            other.sizes,
-            axis=axis or 0,
-        )
+        contents = self.passed(other, came, within).contents
+        sent = Value(contents, kept, other.sizes, axis=axis or 0)
         return sent.whole if axis is None else sent
 
-    def passed(self, value: Value) -> Value:
-        """The value after it passed through weights in an unknown way.
-
-        Args:
-          value: the value before.
-
-        Returns:
-          The value.
-        """
-        contents = tuple(self._passed(content, None, (-3, 0)) for content in value.contents)
-        return value._replace(contents=contents)
-
     def note(
-        self,
-        leaf: int,
-        contracted: frozenset[int],
-        came: Label | None,
-        within: Label | None,
-        through: str,
-        other: Value,
+        self, leaf: int, contracted: frozenset[int], ends: Ends, through: str, other: Value
     ) -> None:
         """Records a use of a weight by `other`, one for each of its pieces.
 
         Args:
           leaf: as in `Use`.
           contracted: as in `Use`.
-          came: as in `Use`.
-          within: as in `Use`.
+          ends: `came` and `within`, as in `Use`.
           through: as in `Use`.
           other: the array that passes through the weight.
         """
@@ -181,21 +157,35 @@ class Weights:
         for i, content in enumerate(other.contents):
             if content.known or content.random:
                 carried = (content.kind, content.far, self.phase(content))
-                use = Use(leaf, contracted, *carried, came, within, through, loop)
-                self._uses[(*self.at, leaf, contracted, i)] = use
+                use = Use(leaf, contracted, *carried, *ends, through, loop)
+                self.uses[(*self.at, leaf, contracted, i)] = use
 
-    def _passed(self, content: Content, came: Label | None, within: Label) -> Content:
-        if not content.known:
-            return content
-        errs = content.kind == Kind.ERROR
-        after = content._replace(
-            carried=content.carried or errs or content.kind == Kind.TARGET,
-            far=min(content.far + 1, FAR),
-            pooled=False,
-            errors=content.errors or errs,
-        )
-        atom = Atom("state", within, self.phase(after), came if errs else None)
-        return after._replace(terms=frozenset({frozenset({atom})}))
+    def passed(self, value: Value, came: Label | None, within: Label) -> Value:
+        """The value after it passed through weights.
+
+        Args:
+          value: the value before.
+          came: the units before the weights; None: unknown.
+          within: the units after the weights.
+
+        Returns:
+          The value.
+        """
+
+        def one(content: Content) -> Content:
+            if not content.known:
+                return content
+            errs = content.kind == Kind.ERROR
+            after = content._replace(
+                carried=content.carried or errs or content.kind == Kind.TARGET,
+                far=min(content.far + 1, FAR),
+                pooled=False,
+                errors=content.errors or errs,
+            )
+            atom = Atom("state", within, self.phase(after), came if errs else None)
+            return after._replace(terms=frozenset({frozenset({atom})}))
+
+        return value.mapped(one)
 
 
 def named(owners: Owners) -> list[tuple[int, str]]:

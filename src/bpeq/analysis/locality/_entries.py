@@ -1,46 +1,24 @@
-"""The values of primitives that are not contractions: sums, choices, concatenations."""
+"""The values of primitives that are not contractions: moves, sums, choices, concatenations."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from bpeq.analysis.locality._arrays import (
-    NO_LABELS,
-    NO_OWNERS,
-    Dims,
-    Units,
-    Value,
-    beside,
-    labels,
-)
-from bpeq.analysis.locality._axes import (
-    followed,
-    gathered,
-    moved,
-    moves,
-    picked,
-    scattered,
-    stacked,
-)
-from bpeq.analysis.locality._contents import (
-    Atom,
-    Content,
-    Kind,
-    add,
-    bent,
-    chosen,
-    either,
-    mixed,
-    times,
-)
+from bpeq.analysis.locality import _arrays, _contents
+from bpeq.analysis.locality._arrays import BATCH, NO_LABELS, NO_OWNERS, Dims, Units, Value
+from bpeq.analysis.locality._contents import Atom, Content, Kind, Label, bent, chosen, either, times
 from bpeq.analysis.locality._places import ENTRYWISE
 
-Fold = Callable[[Sequence[Content]], Content]
 _APART = ("pad", "select_and_scatter_add", "reduce_window_max", "reduce_window_sum")
 _KNOWN = (*_APART, "stack", "concatenate", "dynamic_update_slice", "scatter", "scatter-add")
 _ALONG = ("cumsum", "cumprod", "cummax", "cummin", "cumlogsumexp", "sort")
 _NAMED = ("sign", "round", "abs")  # functions of a weight that a row names
+_UNMOVED = """
+    slice dynamic_slice rev split tile copy convert_element_type reduce_precision stop_gradient
+    real imag conj neg
+"""
+_MARK = frozenset({BATCH})
 
 
 def entries(eqn: Any, values: Sequence[Value], units: Units) -> Value:
@@ -57,17 +35,17 @@ def entries(eqn: Any, values: Sequence[Value], units: Units) -> Value:
     name, rank = eqn.primitive.name, len(eqn.outvars[0].aval.shape)
     if name in ("stack", "concatenate"):
         return _laid(eqn, values, units)
-    first = moved(eqn, values[0].dims)
-    if first is not None and len(values) == 1:
+    if name in _MOVED and len(values) == 1:
         value, axis = values[0], 0
         if value.sizes:
-            place = followed(eqn, value.axis, sum(value.sizes))
+            place = _followed(eqn, value.axis, sum(value.sizes))
             value, axis = (value.whole, 0) if place is None else (value, place)
-        return value._replace(dims=first, axis=axis, spread=_repeated(eqn, [value]))
+        dims = _MOVED[name](eqn, value.dims)
+        return value._replace(dims=dims, axis=axis, spread=_repeated(eqn, [value]))
     operands, several = zip(*_operands(eqn, values), strict=True)
     dims = units.unite_axes(operands, several, rank)
     sizes, axis, rows = _aligned(eqn, values)
-    fold = _FOLDS.get(name, mixed)
+    fold = _FOLDS.get(name, _contents.mixed)
     result = Value(tuple(fold(row) for row in rows), dims, sizes, axis=axis)
     owners = NO_OWNERS.union(*(value.weights for value in values))
     if owners and not result.per_example and _keeps_entries(name, values, rank):
@@ -89,10 +67,9 @@ def follows(eqn: Any) -> bool:
     Returns:
       True if so.
     """
-    if eqn.primitive.name in _KNOWN or moves(eqn):
-        return True
     shapes = [var.aval.shape for var in eqn.invars]
-    return all(_fits(shape, out.aval.shape) for shape in shapes for out in eqn.outvars)
+    fits = all(_fits(shape, out.aval.shape) for shape in shapes for out in eqn.outvars)
+    return fits or eqn.primitive.name in _KNOWN or eqn.primitive.name in _MOVED
 
 
 def meeting(result: Value, values: Sequence[Value], units: Units) -> Value:
@@ -112,13 +89,11 @@ def meeting(result: Value, values: Sequence[Value], units: Units) -> Value:
         Atom("batch", units.of(value.dims))
         for value in values
         if value.content.pooled and not value.per_example and not value.weights
-        if labels(value.dims)
+        if _arrays.labels(value.dims)
     )
-    contents = (
-        content._replace(terms=frozenset(t | statistics for t in content.terms), pooled=False)
-        for content in result.contents
+    return result.mapped(
+        lambda c: c._replace(terms=frozenset(t | statistics for t in c.terms), pooled=False)
     )
-    return result._replace(contents=tuple(contents))
 
 
 def _keeps_entries(name: str, values: Sequence[Value], rank: int) -> bool:
@@ -133,10 +108,7 @@ def _operands(eqn: Any, values: Sequence[Value]) -> list[tuple[Value, Dims]]:
     """The operands, with their dims in the result."""
     name, pairs = eqn.primitive.name, [(value, value.dims) for value in values]
     if name == "gather":
-        index = gathered(eqn, values[1].dims)
-        if values[0].weights or values[0].summand:
-            index = picked(eqn, values[0].dims, index)
-        return [(values[0], moved(eqn, values[0].dims) or ()), (values[1], index)]
+        return [(values[0], _gather(eqn, values[0].dims)), (values[1], _picked(eqn, *values))]
     if name.startswith("scatter"):
         return [pairs[0], (values[2], _scattered(eqn, values[2]))]
     if name == "dynamic_slice":
@@ -144,16 +116,29 @@ def _operands(eqn: Any, values: Sequence[Value]) -> list[tuple[Value, Dims]]:
     return pairs[1:] if name == "select_and_scatter_add" else pairs
 
 
+def _followed(eqn: Any, axis: int, pieces: int) -> int | None:
+    """The axis of the result that holds the same pieces; None if they may be cut or merged.
+
+    If the first axis is merged with axes behind it, or split, its pieces stay in order.
+    """
+    name, before, after = eqn.primitive.name, eqn.invars[0].aval.shape, eqn.outvars[0].aval.shape
+    if name == "reshape":
+        return 0 if axis == 0 and after and after[0] % pieces == 0 else None
+    marked = [_MARK if place == axis else NO_LABELS for place in range(len(before))]
+    places = [place for place, dim in enumerate(_MOVED[name](eqn, tuple(marked))) if dim]
+    whole = name not in ("unstack", "rev", "tile") and places
+    return places[0] if whole and before[axis] == after[places[0]] else None
+
+
 def _repeated(eqn: Any, values: Sequence[Value]) -> frozenset[int]:
     """The axes of a result along which all entries are equal."""
     name, after, before = eqn.primitive.name, eqn.outvars[0].aval.shape, eqn.invars[0].aval.shape
     every, spread = frozenset(range(len(after))), values[0].spread
-    if name == "broadcast_in_dim":
-        places = enumerate(eqn.params["broadcast_dimensions"])
-        return every - {p for a, p in places if before[a] == after[p] and a not in spread}
-    if name == "transpose":
-        return frozenset(i for i, a in enumerate(eqn.params["permutation"]) if a in spread)
-    if moves(eqn) and len(spread) == len(before):
+    if name in ("broadcast_in_dim", "transpose"):
+        marked = [NO_LABELS if axis in spread else _MARK for axis in range(len(before))]
+        moved = _MOVED[name](eqn, tuple(marked))
+        return frozenset(axis for axis in every if not moved[axis])
+    if name in _MOVED and len(spread) == len(before):
         return every
     if name not in ENTRYWISE:
         return frozenset()
@@ -163,17 +148,31 @@ def _repeated(eqn: Any, values: Sequence[Value]) -> frozenset[int]:
     return every
 
 
+def _picked(eqn: Any, table: Value, index: Value) -> Dims:
+    """The dims of a look-up that come from its indices. In weights they pick from axes."""
+    numbers, over = eqn.params["dimension_numbers"], NO_LABELS
+    if table.weights or table.summand:
+        axes = {*numbers.start_index_map, *numbers.operand_batching_dims}
+        over = over.union(*(table.dims[axis] for axis in axes))
+    dims, rank = iter(index.dims[:-1]), len(eqn.outvars[0].aval.shape)
+    return tuple(
+        NO_LABELS if axis in numbers.offset_dims else next(dims, NO_LABELS) | over
+        for axis in range(rank)
+    )
+
+
 def _scattered(eqn: Any, updates: Value) -> Dims:
     """The dims of a scatter. If weights are scattered, they include the units of the indices."""
-    dims = scattered(eqn, updates.dims)
-    if not updates.weights:
-        return dims
     numbers = eqn.params["dimension_numbers"]
-    indexed = {*numbers.scatter_dims_to_operand_dims, *numbers.operand_batching_dims}
-    over = NO_LABELS.union(
-        *(d for axis, d in enumerate(updates.dims) if axis not in numbers.update_window_dims)
-    )
-    return tuple(dim | over if axis in indexed else dim for axis, dim in enumerate(dims))
+    batching = numbers.operand_batching_dims
+    gone = {*numbers.inserted_window_dims, *batching}
+    window, rank = iter(numbers.update_window_dims), len(eqn.outvars[0].aval.shape)
+    dims = [NO_LABELS if axis in gone else updates.dims[next(window)] for axis in range(rank)]
+    if updates.weights:
+        rest = {*range(len(updates.dims))} - {*numbers.update_window_dims}
+        for axis in {*numbers.scatter_dims_to_operand_dims, *batching}:
+            dims[axis] = dims[axis].union(*(updates.dims[other] for other in rest))
+    return tuple(dims)
 
 
 def _aligned(
@@ -187,7 +186,7 @@ def _aligned(
     if len(places) == 1 and (entrywise or name in _APART):
         ((sizes, axis),) = places
         if all(size[axis] == shape[axis] for value, size in operands if value.sizes):
-            return sizes, axis, beside(values, len(sizes))
+            return sizes, axis, _arrays.beside(values, len(sizes))
     return (), 0, [tuple(value.content for value in values)]
 
 
@@ -201,8 +200,9 @@ def _fits(shape: Sequence[int], out: Sequence[int]) -> bool:
 def _laid(eqn: Any, values: Sequence[Value], units: Units) -> Value:
     """Concatenates pieces. On axis 0, which holds phases, they stay separate."""
     stack = eqn.primitive.name == "stack"
-    axis = eqn.params["axis"] if stack else eqn.params["dimension"]
-    several = [stacked(eqn, value.dims) if stack else value.dims for value in values]
+    axis = eqn.params["axis" if stack else "dimension"]
+    new = (NO_LABELS,) * stack
+    several = [(*value.dims[:axis], *new, *value.dims[axis:]) for value in values]
     dims = units.unite_axes(values, several, len(eqn.outvars[0].aval.shape), axis)
     result = _pieces(eqn, values, dims, axis, stack)
     result = result._replace(summand=NO_OWNERS.union(*(value.summand for value in values)))
@@ -215,7 +215,7 @@ def _pieces(eqn: Any, values: Sequence[Value], dims: Dims, axis: int, stack: boo
     pieces = {(value.sizes, value.axis) for value in values}
     ((sizes, along),) = pieces if len(pieces) == 1 else {((), 0)}
     if sizes and (stack or along != axis):  # beside each other: each piece has its like there
-        rows = beside(values, len(sizes))
+        rows = _arrays.beside(values, len(sizes))
         along += stack and axis <= along
         return Value(tuple(either(row) for row in rows), dims, sizes, axis=along)
     contents = tuple(value.content for value in values)
@@ -241,7 +241,73 @@ def _with_output_errors(result: Value, units: Units) -> Value:
         terms = (frozenset(a for a in term if not inside(a)) | {error} for term in content.terms)
         return content._replace(terms=frozenset(terms))
 
-    return result._replace(contents=tuple(map(one, result.contents)))
+    return result.mapped(one)
+
+
+def _broadcast(eqn: Any, dims: Dims) -> Dims:
+    shape, after = eqn.invars[0].aval.shape, eqn.outvars[0].aval.shape
+    out = [NO_LABELS] * len(after)
+    for axis, place in enumerate(eqn.params["broadcast_dimensions"]):
+        if shape[axis] == after[place]:
+            out[place] = dims[axis]
+    return tuple(out)
+
+
+def _squeeze(eqn: Any, dims: Dims) -> Dims:
+    gone = eqn.params["dimensions"]
+    return tuple(dim for axis, dim in enumerate(dims) if axis not in gone)
+
+
+def _reshape(eqn: Any, dims: Dims) -> Dims:
+    """The dims after a reshape. Merged or split axes share what they index."""
+    before, after = eqn.invars[0].aval.shape, eqn.outvars[0].aval.shape
+    if 0 in before:
+        return (NO_LABELS,) * len(after)
+    out: list[frozenset[Label]] = []
+    i = j = 0
+    while i < len(before) or j < len(after):
+        left = [i] if i < len(before) else []
+        right = [j] if j < len(after) else []
+        if left and right and before[i] == after[j]:
+            i, j = i + 1, j + 1
+        elif left and before[i] == 1:
+            i, right = i + 1, []
+        elif right and after[j] == 1:
+            j, left = j + 1, []
+        else:
+            sizes = [before[i], after[j]]
+            i, j = i + 1, j + 1
+            while sizes[0] != sizes[1]:
+                if sizes[0] < sizes[1]:
+                    sizes[0] *= before[i]
+                    left, i = [*left, i], i + 1
+                else:
+                    sizes[1] *= after[j]
+                    right, j = [*right, j], j + 1
+        out += [NO_LABELS.union(*(dims[axis] for axis in left))] * len(right)
+    return tuple(out)
+
+
+def _gather(eqn: Any, dims: Dims) -> Dims:
+    numbers = eqn.params["dimension_numbers"]
+    gone = {*numbers.collapsed_slice_dims, *numbers.operand_batching_dims}
+    kept = [dim for axis, dim in enumerate(dims) if axis not in gone]
+    out = [NO_LABELS] * len(eqn.outvars[0].aval.shape)
+    for place, dim in zip(numbers.offset_dims, kept, strict=True):
+        out[place] = dim
+    return tuple(out)
+
+
+_MOVED: dict[str, Callable[[Any, Dims], Dims]] = {
+    "transpose": lambda eqn, dims: tuple(dims[axis] for axis in eqn.params["permutation"]),
+    "broadcast_in_dim": _broadcast,
+    "squeeze": _squeeze,
+    "reshape": _reshape,
+    "gather": _gather,
+    "unstack": lambda eqn, dims: dims[: eqn.params["axis"]] + dims[eqn.params["axis"] + 1 :],
+    **dict.fromkeys(_UNMOVED.split(), lambda eqn, dims: dims),
+}
+"""The dims of a result that rearranges its first operand."""
 
 
 def _choice(row: Sequence[Content]) -> Content:
@@ -249,8 +315,8 @@ def _choice(row: Sequence[Content]) -> Content:
     return total if total.kind == Kind.ZERO else bent(total)
 
 
-_FOLDS: dict[str, Fold] = {
-    **dict.fromkeys(["add", "sub", "add_any", "complex"], lambda row: add(*row)),
+_FOLDS: dict[str, Callable[[Sequence[Content]], Content]] = {
+    **dict.fromkeys(["add", "sub", "add_any", "complex"], lambda row: _contents.add(*row)),
     **dict.fromkeys(["max", "min", "clamp"], _choice),
     **dict.fromkeys(["mul", "select_and_scatter_add"], lambda row: times(*row)),
     **dict.fromkeys(["dynamic_slice", "cumsum"], lambda row: row[0]),
@@ -260,5 +326,6 @@ _FOLDS: dict[str, Fold] = {
     "gather": lambda row: chosen(row[1], row[0]),
     "dynamic_update_slice": lambda row: either(row[:2]),
     "scatter": lambda row: either([row[0], chosen(row[1], row[2])]),
-    "scatter-add": lambda row: add(row[0], chosen(row[1], row[2])),
+    "scatter-add": lambda row: _contents.add(row[0], chosen(row[1], row[2])),
 }
+"""The content of a result from the contents of its operands."""
