@@ -246,7 +246,8 @@ class _RunCounter(Interpreter):
         return self._counts
 
     def run(self, jaxpr: Any, consts: Sequence[Any], args: Sequence[Any]) -> list[Any]:
-        self._counts = self._counts.at[self._entries[id(jaxpr)]].add(1)
+        if id(jaxpr) in self._entries:
+            self._counts = self._counts.at[self._entries[id(jaxpr)]].add(1)
         return super().run(jaxpr, consts, args)
 
     def equation(self, eqn: Any, values: list[Any]) -> Sequence[Any]:

@@ -90,6 +90,8 @@ class Walker(ABC, Generic[V]):
 class Interpreter(Walker[Any]):
     """Run a program on arrays, one equation after the other. A subclass handles some of them.
 
+    It enters calls, so that a subclass sees their equations. It does not enter loops and branches.
+
     Example (the primitives that a program runs):
       >>> import jax, jax.numpy as jnp
       >>> class Named(Interpreter):
@@ -107,8 +109,10 @@ class Interpreter(Walker[Any]):
         return literal.val
 
     def equation(self, equation: Any, values: list[Any]) -> Sequence[Any]:
-        params = equation.primitive.get_bind_params(equation.params)
-        results = equation.primitive.bind(*values, **params)
+        inner = inner_programs(equation)
+        if inner and equation.primitive.name not in ("scan", "while", "cond"):
+            return self.run(*inner[0], values)
+        results = equation.primitive.bind(*values, **equation.params)
         return results if equation.primitive.multiple_results else [results]
 
 

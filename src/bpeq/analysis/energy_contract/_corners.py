@@ -14,14 +14,13 @@ from jaxtyping import Array
 from bpeq.analysis.energy_contract._context import Context, Finding, flat_rows, idle_weights
 from bpeq.analysis.energy_contract._holomorphy import IGNORED, Operation, piecewise_operations
 from bpeq.core import trees
-from bpeq.core.jaxprs import Interpreter, all_equations, inner_programs, source_line
+from bpeq.core.jaxprs import Interpreter, all_equations, source_line
 from bpeq.types import State
 
 MOST_CORNERS = 64
 AHEAD = 1e-7  # the distance from a corner to the points on both sides
 SPREADS = (0.3, 1.0, 1.0, 3.0)  # standard deviations of the ends of the searched lines
 POINTS = 17  # points of a line, between which a sign can change
-_CONTROL = ("scan", "while", "cond")
 _COMPARISONS = ("max", "min", "lt", "le", "gt", "ge")
 
 Corner = tuple[str, float, float]
@@ -72,17 +71,17 @@ def _turning_finding(context: Context, key: jax.Array) -> Finding:
     )
     if not pieces:
         return Finding("corners", True, np.nan, "no corner found: one-sided derivatives agree")
-    met = find_crossings(context, pieces, key)
-    jumping = {piece: crossing.share for piece, crossing in met.items() if crossing.jumps}
+    crossings = find_crossings(context, pieces, key)
+    jumping = {piece: crossing.share for piece, crossing in crossings.items() if crossing.jumps}
     words = []
     for piece, share in jumping.items():
         slope = "; no state hits the place itself"
         if not np.isnan(share):
             slope = f": autodiff takes {_fraction(share)} of the jump"
         words.append(f"the force jumps where {piece} turns{slope}")
-    if missed := [piece for piece in pieces if piece not in met]:
+    if missed := [piece for piece in pieces if piece not in crossings]:
         words.append(f"the program has {_listed(missed)}: no corner among the numbers tried")
-    if smooth := [piece for piece in met if piece not in jumping]:
+    if smooth := [piece for piece in crossings if piece not in jumping]:
         words.append(f"the force goes on where {_listed(smooth)} turns")
     if not jumping and not missed:
         return Finding("corners", True, np.nan, "; ".join(words))
@@ -235,15 +234,15 @@ def find_crossings(
                 break
         return Crossing(bool(jump.any()), share)
 
-    met: dict[Operation, Crossing] = {}
+    crossings: dict[Operation, Crossing] = {}
     for i, spread in enumerate(SPREADS):
         end = context.draw(jax.random.fold_in(key, i), spread)
         values = along(end)
         for operation in (each for each in operations if each in values):
-            if operation not in met or not met[operation].jumps:
+            if operation not in crossings or not crossings[operation].jumps:
                 crossing = first_crossing(operation, end, np.asarray(values[operation]))
-                met.update({} if crossing is None else {operation: crossing})
-    return met
+                crossings.update({} if crossing is None else {operation: crossing})
+    return crossings
 
 
 def jumps(left: np.ndarray, right: np.ndarray) -> np.ndarray:
@@ -307,23 +306,22 @@ class _Switches(Interpreter):
 
     def equation(self, eqn: Any, values: list[Any]) -> Sequence[Any]:
         outer, self._line = self._line, source_line(eqn, IGNORED) or self._line
-        name = eqn.primitive.name
-        inner = [] if name in _CONTROL else inner_programs(eqn)
-        if not inner:
-            for argument in _switching(name, values):
-                operation = Operation(name, self._line)
-                self.arguments.setdefault(operation, []).append(jnp.ravel(argument))
-        results = self.run(*inner[0], values) if inner else super().equation(eqn, values)
+        operation = Operation(eqn.primitive.name, self._line)
+        for argument in _switching(operation.name, values):
+            self.arguments.setdefault(operation, []).append(jnp.ravel(argument))
+        results = super().equation(eqn, values)
         self._line = outer
         return results
 
 
 def _switching(name: str, values: list[Any]) -> list[Any]:
     """The arguments that are zero where a piecewise operation of real numbers changes its piece."""
+    if name not in ("abs", "sign", "clamp", *_COMPARISONS):
+        return []
     if not all(jnp.issubdtype(jnp.result_type(value), jnp.floating) for value in values):
         return []
     if name in ("abs", "sign"):
         return values
     if name in _COMPARISONS:
         return [values[0] - values[1]]
-    return [values[1] - values[0], values[1] - values[2]] if name == "clamp" else []
+    return [values[1] - values[0], values[1] - values[2]]

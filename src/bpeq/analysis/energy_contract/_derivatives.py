@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.random import fold_in
 
 from bpeq.analysis.energy_contract._context import Context, Finding, is_inexact, normal_like
 from bpeq.core import trees
@@ -76,8 +77,8 @@ def symmetry_finding(context: Context, key: jax.Array, dense: float | None) -> F
 
     pairs = []
     for i in range(POINTS):
-        u, v = (normal_like(context.interior, k) for k in jax.random.split(_fold(key, i)))
-        at = context.draw(_fold(key, 100 + i))
+        u, v = (normal_like(context.interior, k) for k in jax.random.split(fold_in(key, i)))
+        at = context.draw(fold_in(key, 100 + i))
         try:
             pairs.append(products(at, u, v))
         except TypeError:  # a custom_vjp has no forward mode
@@ -101,25 +102,25 @@ def _state_errors(context: Context, key: jax.Array) -> Iterator[_Error]:
         return
     measure = _measure(lambda state: jnp.sum(energy(state)))
     for i in range(POINTS):
-        at = context.draw(_fold(key, i))
+        at = context.draw(fold_in(key, i))
         slope = trees.scale(-1.0, context.force(at))
-        yield from _leaf_errors(("the force", "at state"), measure, at, slope, _fold(key, 50 + i))
+        yield from _leaf_errors(("the force", "at state"), measure, at, slope, fold_in(key, 50 + i))
 
 
 def _weight_errors(context: Context, key: jax.Array) -> Iterator[_Error]:
     system, params, x, clamped = context.system, context.params, context.x, context.clamped
-    at = context.draw(_fold(key, 200))
-    v = normal_like(at, _fold(key, 201))
+    at = context.draw(fold_in(key, 200))
+    v = normal_like(at, fold_in(key, 201))
     push = _measure(lambda p: trees.dot(v, system.force(p, system.clamp(p, x), at)))
     slope = jax.jit(system.dforce)(params, clamped, at, v)[0]
-    yield from _leaf_errors(("∂force/∂θ", "of"), push, params, slope, _fold(key, 202))
+    yield from _leaf_errors(("∂force/∂θ", "of"), push, params, slope, fold_in(key, 202))
     if system.energy is not None and system.denergy is not None:
         energy = system.energy
         phases = jax.tree.map(lambda s: s[None], at)
         weights = jnp.ones((1,), jax.tree.leaves(at)[0].dtype)
         total = _measure(lambda p: jnp.sum(energy(p, system.clamp(p, x), at)))
         slope = jax.jit(system.denergy)(params, clamped, phases, weights)[0]
-        yield from _leaf_errors(("∂E/∂θ", "of"), total, params, slope, _fold(key, 202))
+        yield from _leaf_errors(("∂E/∂θ", "of"), total, params, slope, fold_in(key, 202))
 
 
 _Measure = Callable[[Any, Any], tuple[Any, Any]]
@@ -157,7 +158,7 @@ def _leaf_errors(
     for i, name in enumerate(trees.names(at)):
         if not floating[i]:
             continue
-        line = normal_like(leaves[i], _fold(key, i))
+        line = normal_like(leaves[i], fold_in(key, i))
         lines = [np.zeros(leaf.shape, leaf.dtype) for leaf in leaves]
         lines[i] = line / np.linalg.norm(line)
         ours = float(np.sum(slopes[i] * lines[i]))
@@ -169,7 +170,3 @@ def _leaf_errors(
             where = " ".join([*what, name]) if name else what[0]
             errors.append(_Error(where, abs(ours - theirs) / size, TOLERANCE + noise / size))
         yield min(errors, key=lambda error: error.ratio)
-
-
-def _fold(key: jax.Array, number: int) -> jax.Array:
-    return jax.random.fold_in(key, number)

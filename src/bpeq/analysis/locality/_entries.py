@@ -201,28 +201,25 @@ def _laid(eqn: Any, values: Sequence[Value], units: Units) -> Value:
     """Concatenates pieces. On axis 0, which holds phases, they stay separate."""
     stack = eqn.primitive.name == "stack"
     axis = eqn.params["axis" if stack else "dimension"]
-    new = (NO_LABELS,) * stack
+    new = (NO_LABELS,) if stack else ()
     several = [(*value.dims[:axis], *new, *value.dims[axis:]) for value in values]
     dims = units.unite_axes(values, several, len(eqn.outvars[0].aval.shape), axis)
-    result = _pieces(eqn, values, dims, axis, stack)
-    result = result._replace(summand=NO_OWNERS.union(*(value.summand for value in values)))
+    contents = tuple(value.content for value in values)
+    sizes, along = values[0].sizes, values[0].axis
+    alike = all((value.sizes, value.axis) == (sizes, along) for value in values)
+    if alike and sizes and (stack or along != axis):
+        # Beside each other: each piece has its like there.
+        contents = tuple(map(either, _arrays.beside(values, len(sizes))))
+        along += stack and axis <= along
+    elif axis == 0 and len(values) > 1:
+        sizes, along = tuple(1 if stack else int(var.aval.shape[0]) for var in eqn.invars), 0
+    else:
+        contents, sizes, along = (either(contents),), (), 0
+    summand = NO_OWNERS.union(*(value.summand for value in values))
+    result = Value(contents, dims, sizes, summand=summand, axis=along)
     if result.per_example:
         return result
     return result._replace(weights=NO_OWNERS.union(*(value.weights for value in values)))
-
-
-def _pieces(eqn: Any, values: Sequence[Value], dims: Dims, axis: int, stack: bool) -> Value:
-    pieces = {(value.sizes, value.axis) for value in values}
-    ((sizes, along),) = pieces if len(pieces) == 1 else {((), 0)}
-    if sizes and (stack or along != axis):  # beside each other: each piece has its like there
-        rows = _arrays.beside(values, len(sizes))
-        along += stack and axis <= along
-        return Value(tuple(either(row) for row in rows), dims, sizes, axis=along)
-    contents = tuple(value.content for value in values)
-    if axis == 0 and len(values) > 1:
-        sizes = tuple(1 if stack else int(var.aval.shape[0]) for var in eqn.invars)
-        return Value(contents, dims, sizes)
-    return Value((either(contents),), dims)
 
 
 def _with_output_errors(result: Value, units: Units) -> Value:

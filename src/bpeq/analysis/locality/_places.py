@@ -78,8 +78,8 @@ def moved_places(eqn: Any, operands: Sequence[Places | None], out: int) -> Place
                 else array
                 for array, place in zip(arrays, known, strict=True)
             ]
-        made = eqn.primitive.bind(*arrays, **eqn.params)
-        return made[out] if eqn.primitive.multiple_results else made
+        results = eqn.primitive.bind(*arrays, **eqn.params)
+        return results[out] if eqn.primitive.multiple_results else results
 
     return Places(compute, coded > 0)
 
