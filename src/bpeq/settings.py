@@ -47,6 +47,8 @@ R = TypeVar("R")
 class DataError(ValueError):
     """Data or files are at fault: absent, truncated, corrupt, out of range. Exit code 3."""
 
+    exit_code = 3
+
 
 class SettingError(ValueError):
     """A setting has a value that is not allowed.

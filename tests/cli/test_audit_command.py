@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import pytest
@@ -65,7 +66,10 @@ def test_one_command_makes_the_table_of_all_rules(call, config):
 def test_the_terminal_shows_a_table_a_rule(call, config):
     said = call("audit", config, "--rules", "backprop,eqprop")
     assert said.code == 0
-    titles = [line.strip() for line in said.out.splitlines() if line.startswith("  ")]
+    lines = [line.strip() for line in said.out.splitlines()]
+    titles = [
+        line for line, below in itertools.pairwise(lines) if below.startswith(("rule ", "weight "))
+    ]
     assert titles == ["what the updates take", "backprop", "eqprop"]
 
 

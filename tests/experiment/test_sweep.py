@@ -20,7 +20,7 @@ from filelock import FileLock
 
 from bpeq.config.loading import ConfigError, load_config
 from bpeq.experiment import sweep as sweeping
-from bpeq.experiment import sweep_runs, tune
+from bpeq.experiment import sweep_grid, tune
 from bpeq.runs import lock, run_folder
 from bpeq.types import DataError
 
@@ -59,7 +59,7 @@ def ends(folder: Path) -> collections.Counter:
     ],
 )
 def test_commas_inside_of_brackets_and_quotes_are_the_values(text, values):
-    assert list(sweep_runs.read_grids([text]).values()) == [values]
+    assert list(sweep_grid.read_grids([text]).values()) == [values]
 
 
 def test_a_failure_loses_that_run_only_and_the_same_command_runs_nothing_twice(
@@ -99,8 +99,8 @@ def test_a_failure_loses_that_run_only_and_the_same_command_runs_nothing_twice(
 
 
 def test_what_another_worker_has_is_left_to_it_until_it_has_gone(config, tmp_path):
-    grid = sweep_runs.read_grids(["optimizer.learning_rate=0.1,0.2"])
-    found = sweep_runs.grid_runs(config, [], grid)
+    grid = sweep_grid.read_grids(["optimizer.learning_rate=0.1,0.2"])
+    found = sweep_grid.grid_runs(load_config(config), grid)
     folder = tmp_path / "sweep"
     sweeping.open_folder(folder)
     said = []
@@ -150,7 +150,7 @@ def test_workers_write_what_a_sweep_shows_one_after_the_other(tmp_path):
 
 
 def test_a_run_that_a_process_outside_of_the_sweep_writes_is_waited_for(config, tmp_path):
-    found = sweep_runs.grid_runs(config, [], sweep_runs.read_grids(["seed=1"]))
+    found = sweep_grid.grid_runs(load_config(config), sweep_grid.read_grids(["seed=1"]))
     folder, said = tmp_path / "sweep", []
     sweeping.open_folder(folder)
     outside = lock.lock_folder(folder / found[0].name)
@@ -167,7 +167,7 @@ def test_a_run_that_a_process_outside_of_the_sweep_writes_is_waited_for(config, 
 
 
 def test_a_damaged_run_is_lost_and_a_disk_at_fault_stops_all(config, tmp_path, monkeypatch):
-    found = sweep_runs.grid_runs(config, [], sweep_runs.read_grids(["seed=1,2"]))
+    found = sweep_grid.grid_runs(load_config(config), sweep_grid.read_grids(["seed=1,2"]))
     folder = tmp_path / "sweep"
     sweeping.open_folder(folder)
     (folder / found[0].name).mkdir()
@@ -183,7 +183,7 @@ def test_a_damaged_run_is_lost_and_a_disk_at_fault_stops_all(config, tmp_path, m
         raise DataError("metrics.jsonl: cannot write") from OSError(28, "No space left on device")
 
     monkeypatch.setattr("bpeq.experiment.train.run", full)
-    more = sweep_runs.grid_runs(config, [], sweep_runs.read_grids(["seed=3"]))
+    more = sweep_grid.grid_runs(load_config(config), sweep_grid.read_grids(["seed=3"]))
     with pytest.raises(DataError, match="cannot write"):
         sweeping.run_all(more, folder)
     assert sweeping.failure(folder, more[0]) is None
@@ -237,13 +237,13 @@ def test_what_is_wrong_with_a_grid_is_one_line_and_nothing_is_written(
     ],
 )
 def test_a_range_is_two_numbers_of_one_kind(texts, space):
-    assert sweep_runs.read_range("key", texts) == space
+    assert sweep_grid.read_range("key", texts) == space
 
 
 @pytest.mark.parametrize("text", ["2..1", "0..1:log", "a..b", "1..1"])
 def test_a_range_that_means_nothing_is_refused(text):
     with pytest.raises(ConfigError, match=r"must be LOW\.\.HIGH with LOW < HIGH"):
-        sweep_runs.read_range("rule.beta", [text])
+        sweep_grid.read_range("rule.beta", [text])
 
 
 def test_a_search_runs_its_trials_and_the_same_command_runs_no_more(call, config, tmp_path):
@@ -273,7 +273,7 @@ def test_a_search_runs_its_trials_and_the_same_command_runs_no_more(call, config
 
 def test_workers_of_a_search_draw_each_a_trial_of_its_own(config, tmp_path, monkeypatch):
     """The second begins while the first has its first trial, of which nobody knows the end."""
-    checked, grid = load_config(config), sweep_runs.read_grids(["optimizer.learning_rate=0.1..1.0"])
+    checked, grid = load_config(config), sweep_grid.read_grids(["optimizer.learning_rate=0.1..1.0"])
     drawn: list[float] = []
 
     def run_all(runs, folder, *how):

@@ -1,7 +1,8 @@
-"""What the commands share: the typer app, common options, and functions that read them."""
+"""What the commands share: the typer app, options, functions that read them, and `say`."""
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, cast
 
@@ -9,7 +10,6 @@ import typer
 
 if TYPE_CHECKING:
     from bpeq.config.loading import Config
-    from bpeq.experiment.runner import Interrupted
 
 app = typer.Typer(
     help="Train networks by backpropagation, equilibrium propagation and their kin, from configs.",
@@ -29,20 +29,27 @@ Set = Annotated[
 ]
 Out = Annotated[Path | None, typer.Option("--out", help="the run folder; runs/NAME if not given")]
 Resume = Annotated[
-    bool, typer.Option("--resume", help="go on with what --out holds; of a run CONFIG may be it")
+    bool,
+    typer.Option("--resume", help="continue what --out holds; CONFIG may be the folder of a run"),
 ]
 Seeds = Annotated[int | None, typer.Option("--seeds", help="initialisations trained side by side")]
-Processes = Annotated[
-    int | None, typer.Option("--processes", help="processes on this machine that share each batch")
-]
-Coordinator = Annotated[
-    str | None, typer.Option("--coordinator", help="HOST:PORT of process 0, or auto: a cluster's")
-]
-ProcessId = Annotated[int | None, typer.Option("--process-id", help="which process this is")]
-ProcessCount = Annotated[int | None, typer.Option("--process-count", help="of how many")]
 
 
-def names(rules: str) -> list[str]:
+def say(message: str, code: int) -> int:
+    """Prints one line on stderr, after `bpeq: `.
+
+    Args:
+      message: the text. Line breaks become spaces.
+      code: an exit code.
+
+    Returns:
+      `code`.
+    """
+    print("bpeq: " + " ".join(message.split()), file=sys.stderr)
+    return code
+
+
+def rule_names(rules: str) -> list[str]:
     """Splits the value of `--rules`.
 
     Args:
@@ -62,13 +69,16 @@ def names(rules: str) -> list[str]:
     return names
 
 
-def load(path: Path, overrides: list[str] | None, seeds: int | None) -> Config:
+def load(
+    path: Path, overrides: list[str] | None, seeds: int | None = None, resume: bool = False
+) -> Config:
     """Loads the config of a command.
 
     Args:
       path: the config file.
       overrides: `key=value` texts of `--set`; None: no overrides.
       seeds: the number of seeds of `--seeds`; None: the config's own.
+      resume: `path` may be the folder of a run, for the config of that run.
 
     Returns:
       The checked config.
@@ -78,16 +88,17 @@ def load(path: Path, overrides: list[str] | None, seeds: int | None) -> Config:
     """
     from bpeq.config.errors import ConfigError
     from bpeq.config.loading import load_config
+    from bpeq.experiment.saved_run import reload_config
 
-    extra = [] if seeds is None else [f"seeds={seeds}"]
-    config = load_config(path, [*(overrides or []), *extra])
+    texts = [*(overrides or []), *([] if seeds is None else [f"seeds={seeds}"])]
+    config = (reload_config if resume and path.is_dir() else load_config)(path, texts)
     if not config.name.strip("."):
         remedy = "its name must be more than dots: it names the run's folder"
         raise ConfigError(str(path), remedy=remedy)
     return config
 
 
-def folder(out: Path | None, name: str, resume: bool = False) -> Path:
+def result_folder(out: Path | None, name: str, resume: bool = False) -> Path:
     """Chooses the folder for the results of a command.
 
     Args:
@@ -102,16 +113,3 @@ def folder(out: Path | None, name: str, resume: bool = False) -> Path:
 
     place = run_folder.newest_taken if resume else run_folder.next_free
     return place(Path("runs"), name) if out is None else out
-
-
-def add_command(stopped: Interrupted, command: str) -> Interrupted:
-    """Adds to an interruption the command that resumes the run.
-
-    Args:
-      stopped: the interruption.
-      command: the command to print.
-
-    Returns:
-      The interruption with the longer message.
-    """
-    return type(stopped)(stopped.signal, f"{stopped}; go on with: {command}")

@@ -5,14 +5,13 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
-import traceback
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from bpeq.cli import signals, supervisor
-from bpeq.cli.exit_codes import BAD_INPUT, BUG, DONE, exit_code, say
 
+DONE, BUG, BAD_INPUT = 0, 1, 2
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 
 
@@ -35,8 +34,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     keep_memory()
     if supervisor.supervised():
         supervisor.settle_in()
-    from bpeq.cli import check, compare, fidelity, run, show, sweep  # noqa: F401  join the app
-    from bpeq.cli.app import CommandError, app
+    from bpeq.cli import check, train  # noqa: F401  their commands join the app
+    from bpeq.cli.app import CommandError, app, say
 
     arguments = list(sys.argv[1:] if argv is None else argv) or ["--help"]
     try:
@@ -47,8 +46,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except CommandError as error:
         return say(getattr(error, "format_message", error.__str__)(), BAD_INPUT)
     except Exception as error:
-        if (said := _environment(error)) is not None:
-            return say(said, BAD_INPUT)
+        if (reason := _import_failure()) is not None:
+            return say(reason, BAD_INPUT)
+        from bpeq.config.errors import exit_code
+
         if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
             remedy = "use a smaller network or batch, or fewer seeds"
             return say(f"out of memory: {str(error).splitlines()[0]}; {remedy}", BAD_INPUT)
@@ -96,14 +97,15 @@ def keep_memory() -> None:
         library.mallopt(M_TRIM_THRESHOLD, large)
 
 
-def _environment(error: Exception) -> str | None:
-    """The message if the import of JAX failed because of an environment variable; else None."""
-    places = traceback.extract_tb(error.__traceback__)
-    if "jax" in sys.modules or not any("/jax/" in place.filename for place in places):
-        return None
-    found = {k: v for k, v in os.environ.items() if k.startswith("JAX_")}
-    named = [f"{k} = {v}" for k, v in found.items() if k.lower() in str(error).lower()]
-    return f"{', '.join(named) or 'jax cannot be imported'}: {error}"
+def _import_failure() -> str | None:
+    """Imports JAX; if this fails, returns the message with the environment variable at fault."""
+    try:
+        import jax  # noqa: F401
+    except Exception as error:
+        known = {k: v for k, v in os.environ.items() if k.startswith("JAX_")}
+        named = [f"{k} = {v}" for k, v in known.items() if k.lower() in str(error).lower()]
+        return f"{', '.join(named) or 'jax cannot be imported'}: {error}"
+    return None
 
 
 def _one_line(others: Callable[..., Any]) -> Callable[..., Any]:
@@ -112,6 +114,7 @@ def _one_line(others: Callable[..., Any]) -> Callable[..., Any]:
     A killed run may leave an incomplete program in the cache. JAX compiles it again, so its warning
     is dropped.
     """
+    from bpeq.cli.app import say
     from bpeq.types import Caution
 
     seen: set[str] = set()

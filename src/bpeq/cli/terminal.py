@@ -2,33 +2,31 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.table import Column, Table
 
-from bpeq.analysis.energy_contract import EnergyContract
-from bpeq.analysis.locality.rows import COLUMNS, Locality, cells, notes, overall
-from bpeq.experiment.verify import Finding
-from bpeq.layers import CheckRow
+from bpeq.experiment.runner import Interrupted
+from bpeq.report.tables import Column, Group, Table, TableCell, to_rich
 
 console = Console()
 
-
 Track = Callable[[str], Callable[[int, int, dict[str, Any]], None]]
+EQUAL = TableCell("equal", style="green")
+"""The verdict on a file whose repeat has the same bits."""
 
 
 @contextmanager
-def bar(unit: str = "epochs") -> Iterator[Track]:
+def bar(unit: str, advice: str = "") -> Iterator[Track]:
     """Shows progress bars on stderr until the block ends.
 
     Args:
       unit: the noun for a turn, such as "epochs".
+      advice: how to continue after an interruption, which the message then ends with; empty: the
+        message stays as it is.
 
     Returns:
       A context manager that gives `track`. `track(name)` adds a bar and returns its callback. The
@@ -51,88 +49,54 @@ def bar(unit: str = "epochs") -> Iterator[Track]:
             if not tasks:  # at the first call, so that a refused run shows no bar
                 progress.start()
                 tasks.append(progress.add_task(name, total=total, said="compiling"))
-            said = row.get("said", _headline(row) or "compiling")
-            progress.update(tasks[0], completed=done, total=total, said=said)
+            words = row.get("said", _headline(row) or "compiling")
+            progress.update(tasks[0], completed=done, total=total, said=words)
 
         return move
 
     try:
         yield track
+    except Interrupted as stopped:
+        message = "; ".join(filter(None, (str(stopped), advice)))
+        raise Interrupted(stopped.signal, message) from stopped
     finally:
         if progress.live.is_started:
             progress.stop()
 
 
-def check_table(rows: list[CheckRow]) -> Table:
-    """A table with one row for each layer: its largest gradient error, the tolerance, the verdict.
+def print_text(text: object) -> None:
+    """Prints a text as it is, without colours and line breaks.
 
     Args:
-      rows: the rows of `check_problem`.
-
-    Returns:
-      The table.
+      text: the text.
     """
-    table = Table("layer", "error", "tolerance", "", title="hand-written backward against autodiff")
-    for row in rows:
-        verdict = "[green]ok[/green]" if row.passed else "[bold red]FAILS[/bold red]"
-        table.add_row(row.name, f"{row.error:.1e}", f"{row.tolerance:.0e}", verdict)
-    return table
+    console.print(str(text), markup=False, highlight=False, soft_wrap=True)
 
 
-def contract_table(contract: EnergyContract) -> Table:
-    """A table with one row for each finding: its verdict or "note", its figure, its explanation.
+def print_table(title: str, headers: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+    """Prints a table of texts.
 
     Args:
-      contract: the findings of `check_system`.
-
-    Returns:
-      The table.
+      title: the text above the table.
+      headers: the headers of the columns.
+      rows: the cells of each row, texts or TableCells.
     """
-    verdicts = {True: "[green]ok[/green]", False: "[bold red]FAILS[/bold red]", None: "note"}
-    table = Table(
-        "finding", "", "figure", "", title="the energy's contract, at the initial weights"
-    )
-    for finding in contract:
-        figure = "" if math.isnan(finding.figure) else f"{finding.figure:.2g}"
-        table.add_row(finding.name, verdicts[finding.passed], figure, escape(finding.words))
-    return table
+    columns = [Column(header, align="left") for header in headers]
+    console.print(to_rich(Table(columns, [Group(rows)], title)))
 
 
-def audit_tables(found: list[Locality]) -> list[Table | str]:
-    """A table of rules, then a table of weights for each rule, then notes on operations left out.
+def verdict(passed: bool | None) -> TableCell:
+    """The verdict of a check as a cell of a table.
 
     Args:
-      found: one Locality for each rule.
+      passed: whether the check passed; None: it is a note.
 
     Returns:
-      Tables and notes, in the order to print.
+      "ok", "FAILS" or "note", in a colour.
     """
-    short = [column.split()[0] for column in COLUMNS]
-    rules = Table(Column("rule", no_wrap=True), *short, title="what the updates take")
-    tables: list[Table | str] = [rules]
-    for each in found:
-        rules.add_row(each.rule, *cells(overall(each.rows)))
-        weights = Table(Column("weight", no_wrap=True), *short, title=each.rule)
-        for row in each.rows:
-            weights.add_row(row.weight, *cells(row))
-        tables.append(weights)
-    return [*tables, *notes(found)]
-
-
-def verified_table(findings: list[Finding]) -> Table:
-    """A table with one row for each file: what was compared, and the first difference.
-
-    Args:
-      findings: the findings of `verify`.
-
-    Returns:
-      The table.
-    """
-    table = Table("file", "compared", "", title="a repeat of the run, bit by bit")
-    for each in findings:
-        verdict = escape(each.difference) or "[green]equal[/green]"
-        table.add_row(escape(each.file), each.compared, verdict)
-    return table
+    if passed is None:
+        return TableCell("note")
+    return TableCell("ok", style="green") if passed else TableCell("FAILS", style="bold red")
 
 
 def _headline(row: dict[str, Any]) -> str:

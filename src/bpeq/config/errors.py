@@ -1,12 +1,16 @@
-"""ConfigError, the one error of a wrong config or option: place, setting, value, remedy."""
+"""ConfigError, the one error of a wrong config or option; and the exit code of each error."""
 
 from __future__ import annotations
 
+import errno
 import traceback
 from pathlib import Path
 from typing import Any
 
 from bpeq.settings import SettingError
+
+_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG}
+_DISK |= {errno.EIO, errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP}
 
 
 class ConfigError(SettingError):
@@ -25,6 +29,8 @@ class ConfigError(SettingError):
       --tune = 0: must be a whole number >= 1
     """
 
+    exit_code = 2
+
     def __init__(self, place: str, setting: str = "", value: Any = None, remedy: str = "") -> None:
         super().__init__(place, setting, value, remedy)
 
@@ -38,6 +44,22 @@ class ConfigError(SettingError):
         subject = between.join(filter(None, (self.place, self.setting)))
         value = "" if self.value is None else f" = {_shown(self.value)}"
         return f"{subject}{value}: {self.remedy}" if self.remedy else subject
+
+
+def exit_code(error: Exception) -> int:
+    """The exit code of an error. bpeq's own errors declare it in their `exit_code`.
+
+    Args:
+      error: the error that ended a command or a run.
+
+    Returns:
+      2, 3, 4 or 128 + signal; 1 for an unexpected error.
+    """
+    if isinstance(error, FileExistsError):
+        return 2
+    if isinstance(error, OSError) and error.errno in _DISK:
+        return 3
+    return getattr(error, "exit_code", 1)
 
 
 def describe_error(error: BaseException, files: frozenset[str] = frozenset()) -> str:

@@ -9,62 +9,15 @@ study needs from here and from `bpeq.config` is public here:
   a config names, and the random keys of its seeds.
 * `Runner`: runs a loop into the run folder, with rows, checkpoints and an early stop.
 * `run`, `run_comparison`, `load_run`: they start whole runs inside a study and read finished runs.
-
-Each name is imported when it is first used.
 """
 
-from __future__ import annotations
+from bpeq import config
+from bpeq.config import *  # noqa: F403  (all that `bpeq.config` lists)
+from bpeq.experiment.compare import run_comparison
+from bpeq.experiment.runner import Diverged, Interrupted, Progress, Runner
+from bpeq.experiment.saved_run import LoadedRun, load_run
+from bpeq.experiment.train import run, statistics
 
-import importlib
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from bpeq.config.errors import ConfigError
-    from bpeq.config.loading import Config, load_config
-    from bpeq.config.networks import Network, build_networks, build_optimizer, learner
-    from bpeq.config.problem import Problem, build, build_data, seed_keys
-    from bpeq.experiment.compare import run_comparison
-    from bpeq.experiment.runner import Diverged, Interrupted, Progress, Runner
-    from bpeq.experiment.saved_run import LoadedRun, load_run
-    from bpeq.experiment.train import run, statistics
-
-_HOMES = {
-    "config.errors": ("ConfigError",),
-    "config.loading": ("Config", "load_config"),
-    "config.networks": ("Network", "build_networks", "build_optimizer", "learner"),
-    "config.problem": ("Problem", "build", "build_data", "seed_keys"),
-    "experiment.compare": ("run_comparison",),
-    "experiment.runner": ("Diverged", "Interrupted", "Progress", "Runner"),
-    "experiment.saved_run": ("LoadedRun", "load_run"),
-    "experiment.train": ("run", "statistics"),
-}
-_MODULES = {name: module for module, names in _HOMES.items() for name in names}
-
-__all__ = [
-    "Config",
-    "ConfigError",
-    "Diverged",
-    "Interrupted",
-    "LoadedRun",
-    "Network",
-    "Problem",
-    "Progress",
-    "Runner",
-    "build",
-    "build_data",
-    "build_networks",
-    "build_optimizer",
-    "learner",
-    "load_config",
-    "load_run",
-    "run",
-    "run_comparison",
-    "seed_keys",
-    "statistics",
-]
-
-
-def __getattr__(name: str) -> Any:
-    if name in _MODULES:
-        return getattr(importlib.import_module(f"bpeq.{_MODULES[name]}"), name)
-    raise AttributeError(f"module 'bpeq.experiment' has no attribute {name!r}")
+__all__ = ["Diverged", "Interrupted", "LoadedRun", "Progress", "Runner"]
+__all__ += ["load_run", "run", "run_comparison", "statistics"]
+__all__ += config.__all__

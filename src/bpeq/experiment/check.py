@@ -1,20 +1,23 @@
-"""Checks the network of a config against automatic differentiation, on the data of the config."""
+"""Checks and audits the parts of a config at initial weights. Nothing is trained."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 
 from bpeq.analysis.energy_contract import EnergyContract, check_energy
+from bpeq.analysis.locality import Locality, audit_locality
+from bpeq.config.errors import ConfigError
 from bpeq.config.loading import Config
 from bpeq.config.networks import build_networks
 from bpeq.config.problem import Problem, build, seed_keys
+from bpeq.config.registry import KINDS
 from bpeq.core import trees
-from bpeq.experiment.rule_fidelity import first_examples
+from bpeq.experiment.rule_fidelity import first_examples, initial_point
 from bpeq.layers import CheckRow, check_network, gradient_error, tolerance
-from bpeq.types import Key
+from bpeq.types import Layer, Params
 
 LOOKED_AT = 4  # the number of examples at which the energy contract is checked
 
@@ -38,37 +41,34 @@ def check_problem(config: Config, batch: int = 8) -> list[CheckRow]:
       ConfigError: the parts do not fit each other (see `problem.build`).
       DataError: the data are at fault.
     """
-    several = build_networks(config)
-    problem = None if several and config.network is None else build(config)
-    rows = []
+    networks = build_networks(config)
+    problem = None if networks and config.network is None else build(config)
+    rows: list[CheckRow] = []
+
+    def check(layer: Layer, params: Params, x: jax.Array, name: str = "") -> list[CheckRow]:
+        params = trees.cast(params, dtype)
+        walked = check_network(layer, params, x, key=jax.random.fold_in(key, 1))
+        return [row._replace(name=f"{name}{row.name}") for row in walked]
+
     with jax.enable_x64(True):
+        key = jax.random.key(config.seed)
         for dtype in (jnp.float64, jnp.float32):
-            key = jax.random.key(config.seed)
-            found = []
-            for name, network in several.items():
+            checked = []
+            for name, network in networks.items():
                 x = network.examples(jax.random.fold_in(key, 2), batch)
                 x = x if network.tokens is not None else x.astype(dtype)
-                own = trees.cast(network.init(key), dtype)
-                walked = check_network(network.layer, own, x, key=jax.random.fold_in(key, 1))
-                found += [row._replace(name=f"{name}: {row.name}") for row in walked]
+                checked += check(network.layer, network.init(key), x, f"{name}: ")
             if problem is not None:
-                found += _check_one(problem, key, dtype, batch)
+                x = jnp.asarray(problem.data.x[problem.rows[0][:batch]], dtype)
+                if problem.network is not None:  # a system may have other parameters
+                    params, _ = problem.network.init(key, x.shape[1:])
+                    checked += check(problem.network, params, x)
+                if problem.system is not None and problem.system.energy is not None:
+                    params = trees.cast(problem.init(key), dtype)
+                    checked.append(_check_energy(problem, params, x))
             bits = jnp.finfo(dtype).bits
-            rows += [row._replace(name=f"{row.name} (float{bits})") for row in found]
+            rows += [row._replace(name=f"{row.name} (float{bits})") for row in checked]
     return rows
-
-
-def _check_one(problem: Problem, key: Key, dtype: Any, batch: int) -> list[CheckRow]:
-    """The rows of [network] on the data of the config."""
-    found, params = [], trees.cast(problem.init(key), dtype)
-    x = jnp.asarray(problem.data.x[problem.rows[0][:batch]], dtype)
-    if problem.network is not None:
-        own, _ = problem.network.init(key, x.shape[1:])  # a system may have other parameters
-        own = trees.cast(own, dtype)
-        found += check_network(problem.network, own, x, key=jax.random.fold_in(key, 1))
-    if problem.system is not None and problem.system.energy is not None:
-        found.append(_check_energy(problem, params, x))
-    return found
 
 
 def check_system(config: Config) -> EnergyContract:
@@ -105,6 +105,44 @@ def check_system(config: Config) -> EnergyContract:
             beta=rule["beta"] if isinstance(rule.get("beta"), float) else 0.1,
             holomorphic=rule.get("nudging") in ("holomorphic", "online"),
         )
+
+
+def audit_rules(
+    config: Config, rules: Sequence[str] | None = None
+) -> tuple[list[Locality], dict[str, str]]:
+    """Audits the locality of every rule on the config's network and system.
+
+    Args:
+      config: the config.
+      rules: names or dotted paths. Each rule has its own settings in the config. None: all
+        registered rules that fit the config.
+
+    Returns:
+      One Locality for each audited rule; and for each rule that does not fit the config, the
+      reason.
+
+    Raises:
+      ConfigError: a rule of `rules` cannot be built.
+      DataError: the data are at fault.
+    """
+    audits, excluded, data = [], {}, None
+    for name in KINDS["rules"] if rules is None else rules:
+        try:
+            changed = config.with_rule(name)
+            problem = build(changed, data)
+        except ConfigError as error:
+            if rules is not None:
+                raise
+            excluded[name] = str(error)
+            continue
+        data = problem.data
+        with jax.enable_x64(changed.double):
+            params, state, batch, key = initial_point(changed, problem)
+            batch = jax.tree.map(lambda leaf: leaf[:2], batch)
+            how = {"key": key, "state": state, "network": problem.network}
+            audit = audit_locality(problem.rule, params, batch, **how)
+        audits.append(audit._replace(rule=name))
+    return audits, excluded
 
 
 def _check_energy(problem: Problem, params: object, x: jax.Array) -> CheckRow:

@@ -13,11 +13,12 @@ import numpy as np
 
 from bpeq.analysis.compare_rules import function_of, functions_note, remark
 from bpeq.analysis.gradient_cost import CompiledGradient, compiled_gradient, measure_gradients
-from bpeq.config.loading import Config
-from bpeq.config.problem import Problem, build, build_data, seed_keys
+from bpeq.config.loading import Config, ConfigError
+from bpeq.config.problem import Problem, build, build_data
 from bpeq.experiment import train, tune
 from bpeq.experiment.distributed import device_mesh
-from bpeq.experiment.rule_fidelity import before_and_after, first_examples
+from bpeq.experiment.rule_fidelity import before_and_after, first_examples, initial_point
+from bpeq.experiment.runner import silent
 from bpeq.experiment.saved_run import saved_params
 from bpeq.layers import cut
 from bpeq.runs import lock, run_folder
@@ -65,6 +66,8 @@ def run_comparison(
         without costs, and the message under `interrupted`. Without a finished row or trial there is
         no comparison.json.
     """
+    if trials is not None and trials < 1:
+        raise ConfigError("--tune", "", trials, "must be a whole number >= 1")
     data = build_data(config)
     configs = {name: config.with_rule(name) for name in rules}
     configs |= _controls(config.for_controls())
@@ -76,87 +79,85 @@ def run_comparison(
             tune.validation_metric(each, problems[name], "--tune")
     if resume and (folder / "config.toml").exists():
         raise FileExistsError(f"the folder {folder} already holds a run; name a new one")
-    with lock.lock_folder(folder, resume):
-        return _compared(config, configs, problems, folder, progress, stop, trials, resume)
-
-
-def _compared(
-    config: Config, configs: dict[str, Config], problems: dict[str, Problem], *how: Any
-) -> dict[str, Any]:
-    """Does the work of `run_comparison` after all parts are built and the folder is locked."""
-    folder, progress, stop, trials, resume = how
     rows: dict[str, Any] = {}
     tuned: dict[str, Any] = {}
     gradients: dict[str, CompiledGradient] = {}
     stopped: train.Interrupted | None = None
-    # Tune and train every row in turn.
-    try:
-        for name, each in configs.items():
-            inside = name.replace(":", ".")
-            if trials is not None:
-                report = progress(f"{name}, tuning") if progress else None
-                tuned[name] = {}
-                args = (trials, folder / "tuning" / inside, report, stop, tuned[name], resume)
-                configs[name], _ = tune.tune(each, problems[name], *args)
-                problems[name] = build(configs[name], problems[name].data)
-            report = progress(name) if progress else None
-            row = (configs[name], problems[name], folder / inside, report, stop, resume)
-            rows[name], gradients[name] = _row(name, *row)
-    except train.Interrupted as error:
-        stopped = error
-        if not rows and not any(found["trials"] for found in tuned.values()):
-            raise
-    else:
-        # Time the gradients of all rows together, after the training.
-        with jax.enable_x64(config.double):
-            for name, cost in measure_gradients(gradients).items():
-                rows[name]["cost"] = cost._asdict()
-    comparison = {
-        "name": config.name,
-        "config": config.as_dict(),
-        "seeds": config.seeds,
-        "rules": rows,
-        "paired": paired(rows),
-        **({"tuning": tuned} if trials is not None else {}),
-        "notes": _notes(config, configs, problems),
-        "environment": run_folder.environment(),
-        **({"interrupted": str(stopped)} if stopped else {}),
-    }
-    run_folder.write_json(folder / "comparison.json", comparison)
-    if stopped:
-        raise stopped
-    return comparison
+    track = progress or (lambda name: silent)
+    with lock.lock_folder(folder, resume):
+        # Tune and train every row in turn.
+        try:
+            for name, each in configs.items():
+                inside = name.replace(":", ".")
+                if trials is not None:
+                    report = track(f"{name}, tuning")
+                    tuned[name] = {}
+                    args = (trials, folder / "tuning" / inside, report, stop, tuned[name], resume)
+                    configs[name], _ = tune.tune(each, problems[name], *args)
+                    problems[name] = build(configs[name], problems[name].data)
+                report = track(name)
+                row = (configs[name], problems[name], folder / inside, report, stop, resume)
+                rows[name], gradients[name] = _row(name, *row)
+        except train.Interrupted as error:
+            stopped = error
+            if not rows and not any(record["trials"] for record in tuned.values()):
+                raise
+        else:
+            # Time the gradients of all rows together, after the training.
+            with jax.enable_x64(config.double):
+                for name, cost in measure_gradients(gradients).items():
+                    rows[name]["cost"] = cost._asdict()
+        comparison = {
+            "name": config.name,
+            "config": config.as_dict(),
+            "seeds": config.seeds,
+            "rules": rows,
+            "paired": paired(rows),
+            **({"tuning": tuned} if trials is not None else {}),
+            "notes": _notes(config, configs, problems),
+            "environment": run_folder.environment(),
+            **({"interrupted": str(stopped)} if stopped else {}),
+        }
+        run_folder.write_json(folder / "comparison.json", comparison)
+        if stopped:
+            raise stopped
+        return comparison
 
 
 def _row(
-    name: str, config: Config, problem: Problem, folder: Path, progress: Any, *how: Any
+    name: str,
+    config: Config,
+    problem: Problem,
+    folder: Path,
+    progress: train.Progress,
+    stop: Callable[[], int | None],
+    resume: bool,
 ) -> tuple[dict[str, Any], CompiledGradient]:
     """Trains one rule or control; returns its row and the compiled gradient for the cost.
 
     The gradient is that of the first seed's first batch, at the weights after training.
     """
     control, epochs = name in CONTROLS, config.training.epochs
-    row: dict[str, Any] = {"metrics": {}, "control": control}
-    row["note"] = _control_note(name, config) if control else remark(problem.rule)
+    note = CONTROLS[name].format(config.cost.name) if control else remark(problem.rule)
+    row: dict[str, Any] = {"metrics": {}, "control": control, "note": note}
     summary: dict[str, Any] = {}
-    stop, resume = how
     try:
         summary = train.run(config, folder, progress, stop, problem, resume)
         row |= {"metrics": summary["metrics"], "seconds": summary["seconds"]}
-        said = {name: statistic["mean"] for name, statistic in summary["metrics"].items()}
+        last = {name: statistic["mean"] for name, statistic in summary["metrics"].items()}
     except train.Diverged as error:
         row["diverged"] = str(error)
-        said = {"said": "diverged"}
-    if progress is not None:
-        progress(epochs, epochs, {"said": "measuring"})
+        last = {"said": "diverged"}
+    progress(epochs, epochs, {"said": "measuring"})
     with jax.enable_x64(config.double):
         trained = saved_params(folder, problem, config.seeds)
         if not control:
-            known = summary.get("fidelity")
-            row["fidelity"] = known or before_and_after(config, problem, trained)
-        gradient = _gradient(config, problem, trained)
-    if progress is not None:
-        progress(epochs, epochs, said)
+            row["fidelity"] = summary.get("fidelity") or before_and_after(config, problem, trained)
+        point = initial_point(config, problem)
+        params = jax.tree.map(lambda leaf: leaf[0], trained)
+        batch = first_examples(config, problem, config.training.batch_size)
+        gradient = compiled_gradient(problem.rule, params, batch, point.state, point.key)
+    progress(epochs, epochs, last)
     return row, gradient
 
 
@@ -187,8 +188,8 @@ def paired(rows: dict[str, Any], level: float = 0.95) -> list[dict[str, Any]]:
 
     Returns:
       One entry for each pair: `a`, `b`, `metric`, `mean`, `low`, `high`, `level` and `n`, the
-        number of
-      seeds. `low` and `high` are None for one seed. A pair without a common metric has no entry.
+      number of seeds. `low` and `high` are None for one seed. A pair without a common metric has
+      no entry.
 
     Example:
       >>> rows = {n: {"metrics": {"test_error": {"values": v}}} for n, v in
@@ -198,22 +199,23 @@ def paired(rows: dict[str, Any], level: float = 0.95) -> list[dict[str, Any]]:
     """
     from scipy import stats
 
-    found = []
+    pairs = []
     for a, b in itertools.combinations(rows, 2):
-        known = [set(rows[name]["metrics"]) for name in (a, b)]
-        metric = next((m for m in ("test_error", "test_rmse") if all(m in k for k in known)), None)
-        if metric is None:
+        metrics = [rows[name]["metrics"] for name in (a, b)]
+        shared = (m for m in ("test_error", "test_rmse") if all(m in each for each in metrics))
+        if (metric := next(shared, None)) is None:
             continue
-        values = [np.array(rows[name]["metrics"][metric]["values"]) for name in (a, b)]
+        values = [np.array(each[metric]["values"]) for each in metrics]
         gap, n = values[0] - values[1], len(values[0])
-        mean, low, high = float(gap.mean()), None, None
+        pair = {"a": a, "b": b, "metric": metric, "mean": float(gap.mean()), "low": None}
+        pair |= {"high": None, "level": level, "n": n}
         if n > 1:
             with warnings.catch_warnings():  # scipy warns of equal differences
                 warnings.simplefilter("ignore", RuntimeWarning)
-                low, high = map(float, stats.ttest_1samp(gap, 0.0).confidence_interval(level))
-        found.append({"a": a, "b": b, "metric": metric, "mean": mean, "low": low, "high": high})
-        found[-1] |= {"level": level, "n": n}
-    return found
+                interval = stats.ttest_1samp(gap, 0.0).confidence_interval(level)
+            pair |= {"low": float(interval.low), "high": float(interval.high)}
+        pairs.append(pair)
+    return pairs
 
 
 def _controls(config: Config) -> dict[str, Config]:
@@ -242,19 +244,6 @@ def _controls(config: Config) -> dict[str, Config]:
         frozen = [0.0] * (len(rates) - 1) + [rates[-1]]
         controls["frozen_hidden"] = config.changed(optimizer={"layer_rates": frozen})
     return controls
-
-
-def _gradient(config: Config, problem: Problem, trained: Any) -> CompiledGradient:
-    """Compiles the gradient of the first seed's first batch at the trained weights."""
-    weights_key, rule_key, _ = seed_keys(config.seed, 1)[0]
-    _, state = problem.rule.init(rule_key, problem.init(weights_key))
-    params = jax.tree.map(lambda leaf: leaf[0], trained)
-    batch = first_examples(config, problem, config.training.batch_size)
-    return compiled_gradient(problem.rule, params, batch, state, rule_key)
-
-
-def _control_note(name: str, config: Config) -> str:
-    return CONTROLS[name].format(config.cost.name)
 
 
 def _notes(config: Config, configs: dict[str, Config], problems: dict[str, Problem]) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,12 +16,12 @@ from bpeq.analysis.equilibrium import curvature, jumped
 from bpeq.analysis.gdu import gdu_mismatch
 from bpeq.config.loading import Config
 from bpeq.config.problem import build
-from bpeq.experiment.fidelity_grids import RuleUnderTest, grid_jobs
+from bpeq.experiment.fidelity_grids import Job, RuleUnderTest, grid_jobs
 from bpeq.experiment.rule_fidelity import estimate_row, fidelity_row, initial_point, state_names
+from bpeq.experiment.runner import Progress, silent
 from bpeq.experiment.saved_run import weights_like
 from bpeq.runs import run_folder
 
-Progress = Callable[[int, int, dict[str, Any]], None]
 CURVED = 8
 """The number of examples for which the curvature is computed."""
 GDU: Any = {
@@ -36,7 +36,7 @@ def measure_fidelity(
     rules: Sequence[str],
     folder: Path,
     trained: Path | None = None,
-    progress: Progress | None = None,
+    progress: Progress = silent,
 ) -> dict[str, Any]:
     """Compares rules with the exact gradient of their own function, and writes fidelity.json.
 
@@ -45,8 +45,8 @@ def measure_fidelity(
       rules: names or dotted paths. Each rule takes its own [rules.NAME] settings.
       folder: a new folder for fidelity.json.
       trained: a run folder, whose first seed gives the weights; None: the initial weights.
-      progress: called with the number of finished measurements, their total number, and a label;
-        None: progress is not reported.
+      progress: called with the number of finished measurements, their total number, and a label.
+        The default shows nothing.
 
     Returns:
       The content of fidelity.json.
@@ -57,25 +57,24 @@ def measure_fidelity(
       FileExistsError: the folder is not empty. Nothing was measured.
     """
     tested = [_rule_under_test(config.with_rule(name), trained) for name in rules]
-    grids, notes = grid_jobs(tested)
-    result: dict[str, Any] = {"rules": {}, "grid": [], "notes": notes}
-    jobs: list[tuple[str, Callable[[], None]]] = []
-    for rule in tested:
-        jobs.append((rule.name, partial(_measure_rule, result, rule)))
-    for label, rows in grids:
-        jobs.append((label, lambda rows=rows: result["grid"].extend(rows())))  # type: ignore[misc]
+    result: dict[str, Any] = {"rules": {}, "grid": [], "notes": []}
+    jobs: list[Job] = [(rule.name, partial(_measure_rule, result, rule)) for rule in tested]
+    jobs += grid_jobs(tested, result)
     settled = [rule for rule in tested if rule.problem.system is not None]
     if settled:
         # The equilibria are those of the system under any rule. A rule with nudgings also has a β.
         rule = next((rule for rule in settled if rule.info.nudgings), settled[0])
         jobs.append(("equilibrium", partial(_measure_equilibrium, result, rule)))
         if rule.config.fidelity.gdu:
-            _check_gdu(rule)
+            system = rule.problem.system
+            assert system is not None
+            if system.energy is None or system.denergy is None:
+                remedy = f"asks what eqprop does, which needs an energy; {system.name!r} has none"
+                raise rule.config.error("fidelity.gdu", True, remedy)
             jobs.append(("GDU", partial(_measure_gdu, result, rule)))
     run_folder.create_folder(folder)
     for i, (label, job) in enumerate([*jobs, ("", lambda: None)]):
-        if progress is not None:
-            progress(i, len(jobs), {"said": label})
+        progress(i, len(jobs), {"said": label})
         job()
     result = {
         "name": config.name,
@@ -109,7 +108,7 @@ def _measure_rule(result: dict[str, Any], rule: RuleUnderTest) -> None:
         row = fidelity_row(rule.problem, point)
     if rule.config.fidelity.precisions and "relative_error" in row:
         row["precisions"] = {own: {key: part for key, part in row.items() if key != "nudge"}}
-        for precision in (name for name in rule.precisions if name != own):
+        for precision in (p for p in rule.config.fidelity.precisions if p != own):
             with rule.point.cast(precision) as point:
                 row["precisions"][precision] = estimate_row(rule.problem, point)
     result["rules"][rule.name] = row
@@ -145,15 +144,6 @@ def _measure_equilibrium(result: dict[str, Any], rule: RuleUnderTest) -> None:
         if betas:
             entry["jumped_along"] = {"betas": betas, "shares": shares[1:]}
     result["equilibrium"] = entry
-
-
-def _check_gdu(rule: RuleUnderTest) -> None:
-    """Raises ConfigError if the system has no energy."""
-    system = rule.problem.system
-    assert system is not None
-    if system.energy is None or system.denergy is None:
-        remedy = f"asks what eqprop does, which needs an energy; {system.name!r} has none"
-        raise rule.config.error("fidelity.gdu", True, remedy)
 
 
 def _measure_gdu(result: dict[str, Any], rule: RuleUnderTest) -> None:

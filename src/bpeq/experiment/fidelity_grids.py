@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -45,12 +46,6 @@ class RuleUnderTest(NamedTuple):
         return self.problem.rule.info
 
     @property
-    def precisions(self) -> list[str]:
-        """The precisions of the grids; the config's own if [fidelity] names none."""
-        asked: Sequence[str] | None = self.config.fidelity.precisions
-        return list(asked or [self.config.precision])
-
-    @property
     def own_beta(self) -> float | None:
         """The β of the config.
 
@@ -66,37 +61,33 @@ class Variant(NamedTuple):
     """A rule under one setting of a grid.
 
     Args:
-      estimator: the nudging, such as "holomorphic-4"; empty if the rule keeps its own.
       rule: the rule with this setting.
       betas: the values of β to try; [None] for a rule without β.
-      sweeps: the number of sweeps of every phase; None if the phases keep their solvers.
+      setting: the entries of its rows that name the setting: `estimator`, the nudging, such as
+        "holomorphic-4" (empty if the rule keeps its own); `points`, N of a holomorphic one; and
+        `phase_sweeps`, the sweeps of every phase. None: the rule keeps its own.
     """
 
-    estimator: str
     rule: LearningRule
     betas: Sequence[float | None]
-    sweeps: int | None
-
-    @property
-    def points(self) -> int | None:
-        """N of a holomorphic estimator; None for other estimators."""
-        number = self.estimator.rpartition("-")[2]
-        return int(number) if number.isdecimal() else None
+    setting: dict[str, Any]
 
 
-Job = tuple[str, Callable[[], list[dict[str, Any]]]]
-"""A label, and a function that measures the rows of a grid."""
+Job = tuple[str, Callable[[], None]]
+"""A label, and a function that measures something and adds it to the result."""
 
 
-def grid_jobs(rules: Sequence[RuleUnderTest]) -> tuple[list[Job], list[str]]:
+def grid_jobs(rules: Sequence[RuleUnderTest], result: dict[str, Any]) -> list[Job]:
     """Prepares the grids that [fidelity] lists.
 
     Args:
       rules: one config under several rules.
+      result: the content of fidelity.json. Its `grid` gets the rows when the jobs run. Its `notes`
+        get the names of the rules that a grid leaves out, because they lack the setting that the
+        grid varies.
 
     Returns:
-      The measurements, and notes. A note names the rules that a grid leaves out, because they lack
-      the setting that the grid varies.
+      The measurements.
 
     Raises:
       ConfigError: the system does not allow a nudging.
@@ -106,37 +97,39 @@ def grid_jobs(rules: Sequence[RuleUnderTest]) -> tuple[list[Job], list[str]]:
     @functools.cache
     def exact(name: str, precision: str) -> Estimate:
         """The exact gradient of the rule's own objective, or of its function without one."""
-        info = by_name[name].info
+        rule = by_name[name].problem.rule
         with by_name[name].point.cast(precision) as (params, _, batch, key):
-            aim = info.objective or info.reference
-            rule = by_name[name].problem.rule
+            aim = rule.info.objective or rule.info.reference
             return exact_gradient(rule, params, batch, key=key, reference=aim)
 
     jobs: list[Job] = []
-    notes = []
-    for grid in (grid for grid in GRIDS if getattr(rules[0].config.fidelity, grid)):
+    asked, own = rules[0].config.fidelity, rules[0].config.precision
+    for grid in (grid for grid in GRIDS if getattr(asked, grid)):
         variants = {rule.name: list(_variants(rule, grid)) for rule in rules}
-        without = ", ".join(name for name, found in variants.items() if not found)
+        without = ", ".join(name for name, each in variants.items() if not each)
         if without:
-            notes.append(f"Without {GRIDS[grid]}, not in the grid over it: {without}.")
-        for precision in rules[0].precisions:
-            for rule in (rule for rule in rules if variants[rule.name]):
-                measure = functools.partial(
-                    _grid_rows, rule, grid, variants[rule.name], precision, exact
-                )
-                jobs.append((f"{grid}, {rule.name}, {precision}", measure))
-    return jobs, notes
+            note = f"Without {GRIDS[grid]}, not in the grid over it: {without}."
+            result["notes"].append(note)
+        included = [rule for rule in rules if variants[rule.name]]
+        for precision, rule in itertools.product(asked.precisions or (own,), included):
+            args = (result["grid"], rule, grid, variants[rule.name], precision, exact)
+            label = f"{grid}, {rule.name}, {precision}"
+            jobs.append((label, functools.partial(_add_rows, *args)))
+    return jobs
 
 
-def _grid_rows(
+def _add_rows(
+    rows: list[dict[str, Any]],
     rule: RuleUnderTest,
     grid: str,
     variants: Sequence[Variant],
     precision: str,
     exact: Callable[[str, str], Estimate],
-) -> list[dict[str, Any]]:
-    """Measures one row for every variant and β: the estimate against the exact gradient."""
-    rows = []
+) -> None:
+    """Adds one row for every variant and β: the estimate against the exact gradient."""
+    varied = {"precision": precision, "varied": "beta" if grid == "betas" else grid}
+    if rule.info.objective is not None:
+        varied["against"] = rule.info.objective.name
     with rule.point.cast(precision) as (params, state, batch, key):
         for variant in variants:
             estimate = jax.jit(variant.rule.estimate)
@@ -145,45 +138,47 @@ def _grid_rows(
                     state = {**state, rule.info.beta: jnp.asarray(beta, jnp.result_type(float))}
                 gradients, _ = estimate(params, batch, state, key)
                 fidelity = judge(gradients, exact(rule.name, precision), rule.problem.network)
-                row = {
-                    **fidelity_entry(fidelity),
-                    "rule": rule.name,
-                    "estimator": variant.estimator,
-                    "beta": beta,
-                    "points": variant.points,
-                    "phase_sweeps": variant.sweeps,
-                    "precision": precision,
-                    "varied": "beta" if grid == "betas" else grid,
-                }
-                if rule.info.objective is not None:
-                    row["against"] = rule.info.objective.name
-                rows.append(row)
-    return rows
+                setting = {"rule": rule.name, **variant.setting, "beta": beta}
+                rows.append({**fidelity_entry(fidelity), **setting, **varied})
 
 
 def _variants(rule: RuleUnderTest, grid: str) -> Iterator[Variant]:
     """Yields the rule under every setting of a grid, or nothing if the rule lacks the setting."""
-    info, asked = rule.info, rule.config.fidelity
+    info, asked, data = rule.info, rule.config.fidelity, rule.problem.data
     missing = {"betas": not info.beta, "points": not info.nudgings, "sweeps": False}[grid]
     if info.reference is None or missing:
         return
-    names: Sequence[str] = [""]
+    # The values of all settings: those of the grid, else the rule's own.
+    betas: list[float | None] = [rule.own_beta]
+    names = list(asked.nudgings or info.nudgings) if info.nudgings else [""]
     if grid == "points":
         names = [f"holomorphic-{n}" for n in asked.points or ()]
-    elif info.nudgings:
-        names = asked.nudgings or info.nudgings
-    betas = [rule.own_beta]
-    if grid == "betas":
+    elif grid == "betas":
         betas = [beta for beta in asked.betas or () if beta <= info.beta_max]
-    for name in names:
-        for sweeps in asked.sweeps or () if grid == "sweeps" else [None]:
-            config = rule.config if sweeps is None else _with_sweeps(rule, sweeps)
-            if config is None:
-                return
-            variant = Variant(name, rule.problem.rule, betas, sweeps)
-            if name or sweeps is not None:
-                variant = variant._replace(rule=_rebuilt(rule, config, variant))
-            yield variant
+    counts = asked.sweeps or () if grid == "sweeps" else [None]
+    # Build the rule under every combination of a nudging and a count of sweeps.
+    for name, sweeps in itertools.product(names, counts):
+        config = rule.config if sweeps is None else _with_sweeps(rule, sweeps)
+        if config is None:
+            return
+        built = rule.problem.rule
+        word, _, number = name.rpartition("-")
+        points = int(number) if number.isdecimal() else None
+        try:
+            if name:
+                nudging = (
+                    {"nudging": name} if points is None else {"nudging": word, "points": points}
+                )
+                config = config.changed(rule={**nudging, info.beta: rule.own_beta})
+            if config is not rule.config:
+                built = build(config, data).rule
+        except ConfigError as error:
+            if not name:
+                raise
+            reason = str(error.__cause__ or error)
+            raise rule.config.error("fidelity.nudgings", name, reason) from error
+        setting = {"estimator": name, "points": points, "phase_sweeps": sweeps}
+        yield Variant(built, betas, setting)
 
 
 def _with_sweeps(rule: RuleUnderTest, sweeps: int) -> Config | None:
@@ -192,18 +187,3 @@ def _with_sweeps(rule: RuleUnderTest, sweeps: int) -> Config | None:
     solvers = {n: {"name": "fixed_steps", "steps": sweeps} for n in phases if n != "evaluation"}
     counts = rule.info.sweep_settings(sweeps) if rule.info.sweep_settings else {}
     return rule.config.changed(solvers=solvers, rule=counts) if solvers or counts else None
-
-
-def _rebuilt(rule: RuleUnderTest, config: Config, variant: Variant) -> LearningRule:
-    """Builds the rule of a changed config, with the nudging of a variant."""
-    name, data = variant.estimator, rule.problem.data
-    if not name:
-        return build(config, data).rule
-    nudging: dict[str, Any] = {"nudging": name}
-    if variant.points:
-        nudging = {"nudging": name.rpartition("-")[0], "points": variant.points}
-    try:
-        return build(config.changed(rule={**nudging, rule.info.beta: rule.own_beta}), data).rule
-    except ConfigError as error:
-        reason = str(error.__cause__ or error)
-        raise rule.config.error("fidelity.nudgings", name, reason) from error

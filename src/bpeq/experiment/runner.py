@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from bpeq.core import trees
-from bpeq.experiment.clock import Clock
 from bpeq.runs import host_arrays, run_folder
 from bpeq.runs.checkpoints import FOLDER, Checkpoint, Checkpoints
 from bpeq.runs.metrics_log import MetricsLog, Values, as_read
@@ -23,8 +23,20 @@ Progress = Callable[[int, int, dict[str, Any]], None]
 """Called with (turns done, total turns, the row logged last)."""
 
 
+def silent(done: int, total: int, row: dict[str, Any]) -> None:
+    """The progress callback that shows nothing.
+
+    Args:
+      done: the number of turns done.
+      total: the number of all turns.
+      row: the row logged last.
+    """
+
+
 class Diverged(ArithmeticError):
     """A loss, a weight or a state is not finite. The exit code is 4. The last good one is saved."""
+
+    exit_code = 4
 
 
 class Interrupted(Exception):
@@ -37,7 +49,67 @@ class Interrupted(Exception):
 
     def __init__(self, signal: int, message: str) -> None:
         super().__init__(message)
-        self.signal = signal
+        self.signal, self.exit_code = signal, 128 + signal
+
+
+class Clock:
+    """Adds up seconds by name. They include the seconds before an interruption.
+
+    `started` is the start of the run, by `time.perf_counter`. `spent` holds the seconds by name.
+    """
+
+    def __init__(self) -> None:
+        self.spent = {"compile": 0.0, "train": 0.0, "evaluate": 0.0}
+        self.started = time.perf_counter()
+        self._earlier = dict[str, float]()
+
+    @contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        """Adds the time of a block to a name.
+
+        Args:
+          name: the name, such as "compile"; a new name starts at 0.
+        """
+        before = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.spent[name] = self.spent.get(name, 0.0) + time.perf_counter() - before
+
+    def seconds(self) -> dict[str, float]:
+        """The seconds of the whole run.
+
+        Returns:
+          Seconds by name, and `total`.
+        """
+        elapsed = time.perf_counter() - self.started
+        return {**self.spent, "total": elapsed + self._earlier.get("total", 0.0)}
+
+    def share(self, name: str) -> float:
+        """The share of this process's time that a name has taken.
+
+        Args:
+          name: the name, such as "checkpoint".
+
+        Returns:
+          The share, 0 to 1.
+        """
+        spent = self.spent.get(name, 0.0) - self._earlier.get(name, 0.0)
+        return spent / (time.perf_counter() - self.started)
+
+    def add_earlier(self, earlier: dict[str, float]) -> None:
+        """Adds the seconds of the interrupted process.
+
+        Every loop of a resumed run reports the seconds of all earlier loops again. So each call
+        replaces the values of the call before.
+
+        Args:
+          earlier: what `seconds` returned in the interrupted process.
+        """
+        for name in earlier.keys() - {"total"}:
+            more = earlier[name] - self._earlier.get(name, 0.0)
+            self.spent[name] = self.spent.get(name, 0.0) + more
+        self._earlier = dict(earlier)
 
 
 class Runner:
@@ -70,9 +142,10 @@ class Runner:
         share: float = 1.0,
     ) -> None:
         self.folder, self.subject, self.clock = folder, subject, Clock()
-        self.progress, self.stop, self.resume, self.share = progress, stop, resume, share
+        self.progress, self.stop = progress or silent, stop
+        self.resume, self.share = resume, share
         self._identity, self._log = identity or {}, MetricsLog(folder / "metrics.jsonl")
-        self._loops, self._saving = 0, 0.0
+        self._loops = 0
 
     def repeat(
         self,
@@ -180,9 +253,10 @@ class Runner:
             last = Checkpoint(done, host, values, row(done), self._log.position(), last.start)
             self._show(done, total, rows[-1], name)
             signal, ended = self.stop(), done == total
-            spare = self._saving <= self.share * self.clock.elapsed
-            if signal is not None or ended or spare:
-                self._save(checkpoints, last)
+            if signal is not None or ended or self.clock.share("checkpoint") <= self.share:
+                with self.clock("checkpoint"):
+                    self._log.sync()
+                    checkpoints.save(last, self.clock.seconds())
             if signal is not None and not ended:
                 run_folder.save_arrays(path, kept)
                 message = f"stopped after {unit} {done} of {total}; saved {self.folder}"
@@ -212,18 +286,8 @@ class Runner:
             warnings.warn(message, Caution, stacklevel=3)
         return Checkpoint(0, start, {}, {}, self._log.position(), self._log.size), []
 
-    def _save(self, checkpoints: Checkpoints, checkpoint: Checkpoint) -> None:
-        """Saves a checkpoint and adds the time that this takes."""
-        before = time.perf_counter()
-        with self.clock("checkpoint"):
-            self._log.sync()
-            checkpoints.save(checkpoint, self.clock.seconds())
-        self._saving += time.perf_counter() - before
-
     def _show(self, done: int, total: int, row: dict[str, Any], name: str) -> None:
         """Calls `progress`, with the first metrics of a named loop in words."""
-        if self.progress is None:
-            return
         if name:  # the progress bar does not know the metrics of a study's loops
             own = {k.removeprefix(f"{name}_"): row[k] for k in row if k.startswith(f"{name}_")}
             metrics = [f"{metric} {value:.4g}" for metric, value in own.items()]

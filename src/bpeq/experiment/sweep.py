@@ -17,17 +17,17 @@ from typing import Any
 
 import jax
 
-from bpeq.config.loading import Config, ConfigError
-from bpeq.experiment import resume, train
-from bpeq.experiment.sweep_runs import Grid, SweepRun
-from bpeq.runs import lock, manifest, run_folder
+from bpeq.config.errors import exit_code
+from bpeq.config.loading import Config
+from bpeq.experiment import saved_run, train
+from bpeq.experiment.runner import Progress, silent
+from bpeq.experiment.sweep_grid import Grid, SweepRun
+from bpeq.runs import lock, run_folder
 from bpeq.types import DataError
 
 CLAIMS, LOG = ".claims", "sweep.log"
 _WAIT = 0.5
 """Seconds between two attempts to take runs that other workers hold."""
-
-Progress = Callable[[int, int, dict[str, Any]], None]
 
 
 def open_folder(folder: Path) -> None:
@@ -56,7 +56,7 @@ def open_folder(folder: Path) -> None:
 def run_all(
     runs: Sequence[SweepRun],
     folder: Path,
-    progress: Progress | None = None,
+    progress: Progress = silent,
     stop: Callable[[], int | None] = lambda: None,
 ) -> None:
     """Runs all runs that no other worker takes, and waits until every run has ended.
@@ -67,8 +67,8 @@ def run_all(
     Args:
       runs: all runs of the sweep.
       folder: the folder of the sweep.
-      progress: called with the number of ended runs, the number of all runs, and a label; None:
-        progress is not reported.
+      progress: called with the number of ended runs, the number of all runs, and a label. The
+        default shows nothing.
       stop: returns the number of a signal that asks to stop, else None. The default never stops.
 
     Raises:
@@ -78,8 +78,7 @@ def run_all(
     open_folder(folder)
 
     def show(pending: int, label: str) -> None:
-        if progress is not None:
-            progress(len(runs) - pending, len(runs), {"said": label})
+        progress(len(runs) - pending, len(runs), {"said": label})
 
     pending = [run for run in runs if not has_ended(folder, run)]
     while pending:
@@ -114,10 +113,7 @@ def has_ended(folder: Path, run: SweepRun) -> bool:
     Returns:
       True if the run folder has summary.json and manifest.json, or if a failure record exists.
     """
-    place = folder / run.name
-    return (resume.is_finished(place) and manifest.has_manifest(place)) or failure(
-        folder, run
-    ) is not None
+    return saved_run.is_finished(folder / run.name) or failure(folder, run) is not None
 
 
 def failure(folder: Path, run: SweepRun) -> dict[str, Any] | None:
@@ -133,7 +129,7 @@ def failure(folder: Path, run: SweepRun) -> dict[str, Any] | None:
     Raises:
       DataError: the record is damaged.
     """
-    path = folder / f"{run.name}.failed.json"
+    path = _record(folder, run)
     if not path.exists():
         return None
     record = run_folder.read_json(path)
@@ -160,20 +156,14 @@ def results(config: Config, runs: Sequence[SweepRun], grid: Grid, folder: Path) 
     rows = []
     for run in runs:
         row: dict[str, Any] = {"run": run.name, "settings": run.settings, "state": "waiting"}
-        record = failure(folder, run)
-        if record is not None:
+        if (record := failure(folder, run)) is not None:
             row |= {"state": "failed", "failed": record["said"], "code": record["code"]}
         elif has_ended(folder, run):
-            summary = resume.read_summary(folder / run.name)
+            summary = saved_run.read_summary(folder / run.name)
             row |= {"state": "finished"} | {key: summary[key] for key in ("metrics", "seconds")}
         rows.append(row)
-    return {
-        "name": config.name,
-        "rule": config.rule.name,
-        "seeds": config.seeds,
-        "grid": grid,
-        "runs": rows,
-    }
+    about = {"name": config.name, "rule": config.rule.name, "seeds": config.seeds}
+    return {**about, "grid": grid, "runs": rows}
 
 
 @contextmanager
@@ -207,10 +197,9 @@ def _run(run: SweepRun, folder: Path, progress: Progress, stop: Callable[[], int
         if disk or isinstance(error, train.Interrupted):  # these end the whole sweep
             _log(folder, run, "stopped", message)
             raise
-        code = _exit_code(error)
+        code = exit_code(error)
         message = message if code > 1 else f"{type(error).__name__}: {message}"
-        record = {"code": code, "said": message}
-        run_folder.write_json(folder / f"{run.name}.failed.json", record)
+        run_folder.write_json(_record(folder, run), {"code": code, "said": message})
         _log(folder, run, "failed", message)
     else:
         _log(folder, run, "finished")
@@ -218,13 +207,8 @@ def _run(run: SweepRun, folder: Path, progress: Progress, stop: Callable[[], int
     return True
 
 
-def _exit_code(error: Exception) -> int:
-    """The exit code that `bpeq run` would have for an error."""
-    if isinstance(error, DataError):
-        return 3
-    if isinstance(error, train.Diverged):
-        return 4
-    return 2 if isinstance(error, ConfigError | FileExistsError) else 1
+def _record(folder: Path, run: SweepRun) -> Path:
+    return folder / f"{run.name}.failed.json"
 
 
 def _log(folder: Path, run: SweepRun, event: str, said: str = "") -> None:

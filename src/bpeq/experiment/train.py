@@ -16,26 +16,24 @@ from jax.sharding import Mesh
 
 from bpeq.analysis.gradient_fidelity import grouped
 from bpeq.config.checks import check_devices
+from bpeq.config.errors import ConfigError, describe_error
 from bpeq.config.loading import Config
 from bpeq.config.problem import Problem, build, seed_keys
+from bpeq.config.registry import load_study
 from bpeq.core import trees
+from bpeq.experiment import saved_run
 from bpeq.experiment.distributed import any_process, assert_same_config, device_mesh
-from bpeq.experiment.resume import (
-    has_started,
-    identity,
-    is_finished,
-    read_summary,
-    start_folder,
-)
 from bpeq.experiment.rule_fidelity import before_and_after
 from bpeq.experiment.runner import Diverged, Interrupted, Progress, Runner
-from bpeq.experiment.study import study_work
 from bpeq.runs import lock, manifest, run_folder
 from bpeq.training import evaluation, loops
 from bpeq.training.data_parallel import across
-from bpeq.types import Caution, Params
+from bpeq.types import Caution, DataError
 
 __all__ = ["Diverged", "Interrupted", "Progress", "run", "statistics"]
+
+_KNOWN = ConfigError | DataError | Diverged | Interrupted | MemoryError | FileExistsError
+"""Errors of a study whose message is already for the user."""
 
 
 def run(
@@ -75,41 +73,42 @@ def run(
       FileExistsError: the folder holds something else. Nothing was trained.
     """
     began = time.perf_counter()
-    resume = resume and has_started(config, folder)
-    if resume and is_finished(folder) and manifest.has_manifest(folder):
-        return read_summary(folder)
+    resume = resume and saved_run.has_started(config, folder)
+    if resume and saved_run.is_finished(folder):
+        return saved_run.read_summary(folder)
     # Build the parts, or load the study, before the folder is touched.
     if config.experiment is not None:
         check_devices(config)
-        work, checksum = study_work(config), ""
+        study = load_study(config.experiment, config.folder)
+        work, checksum = partial(_run_study, config, config.without_study(), study), ""
     else:
         problem = build(config) if problem is None else problem
-        work = partial(_training, config, problem, device_mesh(config))
+        work = partial(_train, config, problem, device_mesh(config))
         checksum = problem.data.checksum
         assert_same_config(config, checksum)
     with lock.lock_folder(folder, resume), jax.enable_x64(config.double):
-        if resume and is_finished(folder):
+        if resume and (folder / "summary.json").exists():  # it was killed before the manifest
             manifest.write_manifest(folder)
-            return read_summary(folder)
+            return saved_run.read_summary(folder)
         # Train, then write the summary and the manifest, which mark the run as finished.
-        environment = start_folder(config, folder, resume, checksum)
+        environment = saved_run.start_folder(config, folder, resume, checksum)
         runner = Runner(
             folder,
             str(config.path),
             progress,
             any_process(stop),
-            identity=identity(config),
+            identity=saved_run.identity(config),
             resume=resume,
             share=config.run.checkpoint_share,
         )
         runner.clock.started = began
-        found = work(runner)
-        found["metrics"] = {k: statistics(v) for k, v in found["metrics"].items()}
+        result = work(runner)
+        result["metrics"] = {k: statistics(v) for k, v in result["metrics"].items()}
         summary = {
             "name": config.name,
             "config": config.as_dict(),
             "seeds": config.seeds,
-            **found,
+            **result,
             "seconds": runner.clock.seconds(),
             "environment": environment,
         }
@@ -118,29 +117,12 @@ def run(
     return summary
 
 
-def _training(
-    config: Config, problem: Problem, mesh: Mesh | None, runner: Runner
-) -> dict[str, Any]:
-    """Trains a config's problem and saves the parameters; returns its part of the summary."""
-    params, metrics, last = _train(config, problem, mesh, runner)
-    run_folder.save_arrays(runner.folder / "params.safetensors", params)
-    found = {
-        "rule": config.rule.name,
-        "metrics": metrics,
-        "updates": last["step"],
-        "last": last,
-        "layers": _layer_sizes(problem, params),
-        "data": _about(problem),
-    }
-    if config.fidelity_or_none is not None:
-        found["fidelity"] = before_and_after(config, problem, params)
-    return found
+def _train(config: Config, problem: Problem, mesh: Mesh | None, runner: Runner) -> dict[str, Any]:
+    """Trains all seeds of a config's problem, and saves the parameters.
 
-
-def _train(
-    config: Config, problem: Problem, mesh: Mesh | None, runner: Runner
-) -> tuple[Params, dict[str, np.ndarray], dict[str, Any]]:
-    """Trains all seeds. Returns parameters and metrics, seeds on axis 0, and the last row."""
+    Returns:
+      Its part of the summary. Metrics have one value for each seed.
+    """
     # The data, and the initial weights of every seed.
     settings, seeds = config.training, config.seeds
     dtype = jnp.result_type(float)
@@ -160,30 +142,30 @@ def _train(
     per_epoch = rows.shape[1] // size
 
     def measure(carry: loops.Carry) -> dict[str, Any]:
-        found: dict[str, Any] = {}
+        metrics: dict[str, Any] = {}
         for split, chosen in (("validation", problem.validation), ("test", problem.test)):
             if chosen.shape[1]:
-                found |= _named(split, evaluate(carry.params, x, y, put(jnp.asarray(chosen))))
-        return found
+                metrics |= _named(split, evaluate(carry.params, x, y, put(jnp.asarray(chosen))))
+        return metrics
 
     def remedy(values: dict[str, Any]) -> str:
         rate = config.optimizer.settings["learning_rate"]
-        said = f"a smaller optimizer.learning_rate than {rate}"
+        advice = f"a smaller optimizer.learning_rate than {rate}"
         if "unsettled" in values:  # a phase or an adjoint may diverge under any weights
-            said += ", or solvers under which every phase settles"
-        return said
+            advice += ", or solvers under which every phase settles"
+        return advice
 
     def unsettled(trained: dict[str, np.ndarray], when: str) -> str:
         share = np.max(np.mean(trained.get("unsettled", [0.0]), axis=0))
-        said = f"{100 * share:.3g} % of its phases did not settle"
-        if share > 0 and settings.unsettled == "warn" and not told:
-            told.append(when)
-            warnings.warn(f"{config.path}: {when}: {said}", Caution, stacklevel=2)
+        message = f"{100 * share:.3g} % of its phases did not settle"
+        if share > 0 and settings.unsettled == "warn" and not warned:
+            warned.append(when)
+            warnings.warn(f"{config.path}: {when}: {message}", Caution, stacklevel=2)
         stops = share > 0 and settings.unsettled == "stop"
-        return f"{said} (training.unsettled = 'stop')" if stops else ""
+        return f"{message} (training.unsettled = 'stop')" if stops else ""
 
     # All epochs, with a row and an evaluation after every `evaluate_every`.
-    told: list[str] = []
+    warned: list[str] = []
     epochs = loops.epoch_scan(loops.supervised(rule, optimizer), size)
     carry, values, logged = runner.repeat(
         loops.over_seeds(epochs, problem.network, placing),
@@ -201,9 +183,30 @@ def _train(
     # The training error is evaluated once, at the end.
     with runner.clock("evaluate"):
         values |= jax.device_get(_named("train", evaluate(carry.params, x, y, rows)))
-    reported = {k: v for k, v in values.items() if k.startswith(("train", "val", "test", "solved"))}
-    params = jax.device_get(carry.params)
-    return params, reported, {k: v for k, v in logged[-1].items() if k != "values"}
+    kept = ("train", "val", "test", "solved")
+    params, last = jax.device_get(carry.params), logged[-1]
+    run_folder.save_arrays(runner.folder / "params.safetensors", params)
+    one, data = jax.tree.map(lambda leaf: leaf[0], params), problem.data
+    layers = grouped(one, problem.network).items()
+    result = {
+        "rule": config.rule.name,
+        "metrics": {name: value for name, value in values.items() if name.startswith(kept)},
+        "updates": last["step"],
+        "last": {name: value for name, value in last.items() if name != "values"},
+        "layers": [{"name": name, "parameters": trees.size(part)} for name, part in layers],
+        "data": {
+            "name": data.name,
+            "task": data.task,
+            "train": problem.rows.shape[1],
+            "validation": problem.validation.shape[1],
+            "test": problem.test.shape[1],
+            "splits": len(data.train),
+            "checksum": data.checksum,
+        },
+    }
+    if config.fidelity_or_none is not None:
+        result["fidelity"] = before_and_after(config, problem, params)
+    return result
 
 
 def statistics(values: np.ndarray) -> dict[str, Any]:
@@ -226,22 +229,41 @@ def _named(split: str, metrics: dict[str, Any]) -> dict[str, Any]:
     return {f"{split}_{k}": v for k, v in metrics.items() if k != "solved"} | shared
 
 
-def _layer_sizes(problem: Problem, params: Params) -> list[dict[str, Any]]:
-    """Counts the parameters of one seed in each layer."""
-    one = jax.tree.map(lambda leaf: leaf[0], params)
-    rows = grouped(one, problem.network)
-    return [{"name": name, "parameters": trees.size(part)} for name, part in rows.items()]
+def _run_study(
+    config: Config, plain: Config, study: Callable[..., Any], runner: Runner
+) -> dict[str, Any]:
+    """Calls `run(config, runner, **settings)` of a study file.
 
+    The study returns metrics, each a number or `[seeds]`. The report shows the PNG files that the
+    study leaves in the folder. If the study fails before its first step, the folder is removed.
 
-def _about(problem: Problem) -> dict[str, Any]:
-    """Describes the data of a run for its summary."""
-    data = problem.data
-    return {
-        "name": data.name,
-        "task": data.task,
-        "train": problem.rows.shape[1],
-        "validation": problem.validation.shape[1],
-        "test": problem.test.shape[1],
-        "splits": len(data.train),
-        "checksum": data.checksum,
-    }
+    Args:
+      config: the config, for error messages.
+      plain: the config without the study, which the study gets.
+      study: the function `run` of the study file.
+      runner: the runner of the study's loops.
+
+    Returns:
+      The study's part of the summary: `metrics`, each `[seeds]`, and `pictures`.
+    """
+    try:
+        metrics = study(plain, runner, **config.study)
+        if not isinstance(metrics, dict):
+            raise TypeError(f"run returned {type(metrics).__name__}, not metrics by their names")
+        metrics = {k: np.atleast_1d(np.asarray(v, np.float64)) for k, v in metrics.items()}
+        for name, values in metrics.items():
+            if values.ndim > 1 or not values.size:
+                raise TypeError(f"metric {name} has shape {values.shape}, not a number or [seeds]")
+    except (Exception, SystemExit) as error:
+        disk = isinstance(error, OSError) and not isinstance(error, FileNotFoundError)
+        known = isinstance(error, _KNOWN) or disk or "RESOURCE_EXHAUSTED" in str(error)
+        if not known or isinstance(error, ConfigError | DataError):
+            run_folder.remove_if_unstarted(runner.folder)
+        if known:
+            raise
+        # Any other error is one of the study's own code: name its file and line.
+        files = frozenset(map(str, Path(study.__code__.co_filename).parent.glob("*.py")))
+        remedy = f"fails: {describe_error(error, files)}"
+        raise config.error("experiment", config.experiment, remedy) from error
+    pictures = sorted(path.name for path in runner.folder.glob("*.png"))
+    return {"metrics": metrics, "pictures": pictures}

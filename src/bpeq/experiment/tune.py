@@ -18,7 +18,8 @@ from bpeq.config.problem import Problem, build
 from bpeq.config.schema import fields
 from bpeq.experiment import sweep, train
 from bpeq.experiment.distributed import device_mesh
-from bpeq.experiment.sweep_runs import Grid, SweepRun, read_range, sweep_run
+from bpeq.experiment.runner import Progress, silent
+from bpeq.experiment.sweep_grid import Grid, SweepRun, read_range, sweep_run
 from bpeq.runs import manifest, run_folder
 from bpeq.settings import complaint
 
@@ -56,7 +57,7 @@ def tune(
     problem: Problem,
     trials: int,
     folder: Path,
-    progress: train.Progress | None = None,
+    progress: Progress = silent,
     stop: Callable[[], int | None] = lambda: None,
     record: dict[str, Any] | None = None,
     resume: bool = False,
@@ -74,8 +75,8 @@ def tune(
       trials: the number of trials, at least 1.
       folder: gets one run folder for each trial, named by its number. The weights of a trial are
         deleted when it has ended.
-      progress: called after each row, with the turns of all trials together; None: progress is not
-        reported.
+      progress: called after each row, with the turns of all trials together. The default shows
+        nothing.
       stop: returns the number of a signal that asks to stop, else None. The default never stops.
       record: a dict that is filled while trials end, so that the caller keeps them after an
         interruption; None: a new dict.
@@ -98,9 +99,8 @@ def tune(
     for i, settings in enumerate(trial_settings(config, trials)):
 
         def report(turn: int, turns: int, row: dict[str, Any], i: int = i) -> None:
-            if progress is not None:
-                label = f"trial {i + 1} of {trials}"
-                progress(i * turns + turn, trials * turns, {"said": label})
+            label = f"trial {i + 1} of {trials}"
+            progress(i * turns + turn, trials * turns, {"said": label})
 
         trial = with_settings(config, settings)
         outcome = _run_trial(trial, problem, folder / str(i), report, stop, resume)
@@ -223,7 +223,7 @@ def search(
     trials: int,
     folder: Path,
     metric: str,
-    progress: sweep.Progress | None = None,
+    progress: Progress = silent,
     stop: Callable[[], int | None] = lambda: None,
 ) -> None:
     """Runs trials in a sweep's folder until all workers together have finished `trials` of them.
@@ -239,7 +239,7 @@ def search(
       trials: the number of trials, at least 1.
       folder: the folder of the sweep.
       metric: the metric of summary.json to minimise.
-      progress: called as in `sweep.run_all`; None: progress is not reported.
+      progress: called as in `sweep.run_all`. The default shows nothing.
       stop: returns the number of a signal that asks to stop, else None. The default never stops.
 
     Raises:
@@ -253,8 +253,7 @@ def search(
     while (done := len(_ended(study))) < trials:
 
         def report(_done: int, _all: int, row: dict[str, Any], done: int = done) -> None:
-            if progress is not None:
-                progress(done, trials, row)
+            progress(done, trials, row)
 
         trial = study.ask()
         # Without the trial's number in the seed, workers that start together draw equal settings.
@@ -288,7 +287,7 @@ def _run_trial(
     config: Config,
     problem: Problem,
     folder: Path,
-    progress: train.Progress,
+    progress: Progress,
     stop: Callable[[], int | None],
     resume: bool,
 ) -> dict[str, Any]:
@@ -332,7 +331,7 @@ def _run_of(config: Config, trial: Any) -> SweepRun:
     """The run of a trial. Its numbers have four digits, which are easy to read."""
     params = trial.params.items()
     chosen = {key: f"{v:.4g}" if isinstance(v, float) else str(v) for key, v in params}
-    return sweep_run(config.path, config.overrides, chosen)
+    return sweep_run(config, chosen)
 
 
 def _suggest(trial: Any, key: str, texts: Sequence[str]) -> None:

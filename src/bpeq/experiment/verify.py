@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from bpeq.config.errors import ConfigError
-from bpeq.experiment import resume, train
+from bpeq.experiment import saved_run, train
 from bpeq.experiment.runner import Interrupted, Progress
 from bpeq.runs import manifest, run_folder
 from bpeq.runs.checkpoints import FOLDER
@@ -61,67 +61,49 @@ def verify(
       DataError: a file was changed or is missing.
       Interrupted: `stop` returned a signal. The run folder is unchanged.
     """
-    if not folder.is_dir() or not (manifest.has_manifest(folder) or resume.is_finished(folder)):
+    summary = folder / "summary.json"
+    if not manifest.has_manifest(folder) and not summary.exists():
         begun = (folder / "config.toml").exists()
         how = f"its run is not finished: bpeq run {folder} --resume" if begun else "holds no run"
         raise ConfigError(str(folder), remedy=how)
     if not manifest.has_manifest(folder):
         raise DataError(f"{folder / manifest.NAME}: is missing: nothing vouches for the files")
     if faults := manifest.changed_files(folder):
-        said = ", ".join(f"{name} {why}" for name, why in faults.items())
-        raise DataError(f"{folder}: is not as its run left it: {said}")
+        words = ", ".join(f"{name} {why}" for name, why in faults.items())
+        raise DataError(f"{folder}: is not as its run left it: {words}")
     if files_only:
         return []
-    _check_readable(folder)
-    _tell_environment(folder)
+    # Read everything first, so that a damaged file is an error before the repeat.
+    contents = _contents(folder)
+    then = run_folder.read_json(folder / "environment.json")
+    if changes := run_folder.differences(then, run_folder.environment()):
+        message = f"{folder}: was run elsewhere, bits may differ: {changes}"
+        warnings.warn(message, Caution, stacklevel=2)
     with tempfile.TemporaryDirectory(prefix="bpeq-verify-") as place:
         again = Path(place) / "again"
         try:
-            train.run(resume.reload_config(folder), again, progress, stop)
+            train.run(saved_run.reload_config(folder), again, progress, stop)
         except Interrupted as error:
-            said = f"{folder}: was not verified: the repeat was stopped; the folder is as it was"
-            raise Interrupted(error.signal, said) from error
-        return list(_compare(folder, again))
+            message = f"{folder}: was not verified: the repeat was stopped; the folder is as it was"
+            raise Interrupted(error.signal, message) from error
+        repeated = _contents(again)
+    return [
+        Finding(name, *_compare(name, contents.get(name), theirs))
+        for name, theirs in repeated.items()
+    ]
 
 
-def _check_readable(folder: Path) -> None:
-    """Reads all files of the comparison, so that a damaged file is an error before the repeat."""
-    resume.read_summary(folder)
-    for path in folder.rglob("metrics.jsonl"):
-        _read_rows(path)
-    for path in (p for p in folder.rglob("*.safetensors") if p.parent.name != FOLDER):
-        run_folder.read_arrays(path)
-
-
-def _tell_environment(folder: Path) -> None:
-    """Warns if this environment differs from that of the run."""
-    said = run_folder.differences(
-        run_folder.read_json(folder / "environment.json"), run_folder.environment()
-    )
-    if said:
-        warnings.warn(
-            f"{folder}: was run elsewhere, bits may differ: {said}", Caution, stacklevel=3
-        )
-
-
-def _compare(folder: Path, again: Path) -> Iterator[Finding]:
-    for name, compare in (("metrics.jsonl", _rows), ("*.safetensors", _params)):
-        for path in sorted(p for p in again.rglob(name) if p.parent.name != FOLDER):
-            inside = path.relative_to(again)
-            yield Finding(str(inside), *compare(folder / inside, path))
-    ours, theirs = (resume.read_summary(each)["metrics"] for each in (folder, again))
-    ours, theirs = ({k: v for k, v in m.items() if "seconds" not in k} for m in (ours, theirs))
-    yield Finding("summary.json", f"{len(ours)} metrics", _first(ours, theirs))
-
-
-def _rows(path: Path, again: Path) -> tuple[str, str]:
-    ours, theirs = (_read_rows(each) for each in (path, again))
-    compared = f"{len(ours)} rows"
-    for number, pair in enumerate(zip(ours, theirs, strict=False), start=1):
-        if said := _first(*pair):
-            return compared, f"row {number}: {said}"
-    more = "" if len(ours) == len(theirs) else f"{len(theirs)} rows in the repeat"
-    return compared, more
+def _contents(folder: Path) -> dict[str, Any]:
+    """Reads what a repeat must give again, by file: rows, arrays and metrics, without seconds."""
+    contents: dict[str, Any] = {}
+    for path in sorted(p for p in folder.rglob("*") if p.parent.name != FOLDER):
+        name = path.relative_to(folder).as_posix()
+        if path.name == "metrics.jsonl":
+            contents[name] = [_without_seconds(row) for row in _read_rows(path)]
+        elif path.suffix == ".safetensors":
+            contents[name] = run_folder.read_arrays(path)
+    contents["summary.json"] = _without_seconds(saved_run.read_summary(folder)["metrics"])
+    return contents
 
 
 def _read_rows(path: Path) -> list[dict[str, Any]]:
@@ -129,29 +111,41 @@ def _read_rows(path: Path) -> list[dict[str, Any]]:
         rows = [json.loads(line) for line in path.read_text().splitlines()]
     except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"{path}: cannot read: {error}") from error
-    flat = (resume.flatten(row) for row in rows)
-    return [{k: v for k, v in row.items() if "seconds" not in k} for row in flat]
+    return [saved_run.flatten(row) for row in rows]
 
 
-def _params(path: Path, again: Path) -> tuple[str, str]:
-    ours, theirs = (run_folder.read_arrays(each) for each in (path, again))
+def _without_seconds(values: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in values.items() if "seconds" not in key}
+
+
+def _compare(name: str, ours: Any, theirs: Any) -> tuple[str, str]:
+    """What was compared, in words, and the first difference; empty if there is none."""
+    if ours is None:
+        return "", "is missing in the run"
+    if name.endswith("metrics.jsonl"):
+        pairs = enumerate(zip(ours, theirs, strict=False), start=1)
+        faults = [f"row {number}: {fault}" for number, pair in pairs if (fault := _differ(*pair))]
+        if len(ours) != len(theirs):
+            faults.append(f"{len(theirs)} rows in the repeat")
+        return f"{len(ours)} rows", next(iter(faults), "")
+    if name == "summary.json":
+        return f"{len(ours)} metrics", _differ(ours, theirs)
     compared = f"{len(ours)} leaves"
     if set(ours) != set(theirs):
         return compared, f"other leaves: {', '.join(sorted(set(ours) ^ set(theirs)))}"
-    for name, array in ours.items():
-        other = theirs[name]
+    for leaf, array in ours.items():
+        other = theirs[leaf]
         if (array.dtype, array.shape) != (other.dtype, other.shape):
-            return compared, f"{name}: another shape or dtype"
-        differ = np.frombuffer(array.tobytes(), np.uint8) != np.frombuffer(
-            other.tobytes(), np.uint8
-        )
+            return compared, f"{leaf}: another shape or dtype"
+        bits = [np.frombuffer(each.tobytes(), np.uint8) for each in (array, other)]
+        differ = bits[0] != bits[1]
         if differ.any():
-            apart = int(differ.reshape(array.size, -1).any(axis=1).sum())
-            return compared, f"{name}: {apart} of {array.size} numbers differ"
+            apart = differ.reshape(array.size, -1).any(axis=1).sum()
+            return compared, f"{leaf}: {apart} of {array.size} numbers differ"
     return compared, ""
 
 
-def _first(ours: dict[str, Any], theirs: dict[str, Any]) -> str:
+def _differ(ours: dict[str, Any], theirs: dict[str, Any]) -> str:
     for key in [*ours, *theirs]:
         if ours.get(key) != theirs.get(key):
             return f"{key} is {ours.get(key)}, {theirs.get(key)} in the repeat"

@@ -5,15 +5,15 @@ from __future__ import annotations
 import itertools
 import json
 import re
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
-from bpeq.config.loading import Config, ConfigError, load_config
+from bpeq.config.loading import Config, ConfigError
 from bpeq.config.overrides import read_pair
 from bpeq.config.problem import build
-from bpeq.experiment import resume
 from bpeq.experiment.distributed import device_mesh
+from bpeq.experiment.saved_run import identity
 
 Grid = dict[str, list[str]]
 """Key of a setting -> the texts of its values, in the form of `--set`."""
@@ -49,13 +49,16 @@ def read_grids(texts: Sequence[str]) -> Grid:
       The texts of the values of each key.
 
     Raises:
-      ConfigError: a text has another form, or names a key or a value twice.
+      ConfigError: there is no text, or one has another form or names a key or a value twice.
 
     Example:
       >>> read_grids(["network.layers.0=dense(4, bias=false),dense(8)"])
       {'network.layers.0': ['dense(4, bias=false)', 'dense(8)']}
     """
     grid: Grid = {}
+    if not texts:
+        remedy = "is missing; allowed: key=value,value such as rule.beta=0.1,0.2"
+        raise ConfigError("--grid", remedy=remedy)
     for text in texts:
         key, sign, listed = (part.strip() for part in text.partition("="))
         values = _split_values(listed)
@@ -102,12 +105,11 @@ def read_range(key: str, texts: Sequence[str]) -> list[str] | tuple[float, float
     return low, high, log
 
 
-def grid_runs(path: Path, overrides: Sequence[str], grid: Grid) -> list[SweepRun]:
+def grid_runs(config: Config, grid: Grid) -> list[SweepRun]:
     """Makes every run of a grid. The last key varies fastest.
 
     Args:
-      path: the config file.
-      overrides: `key=value` texts of `--set`. The grid takes precedence over them.
+      config: the config. The grid takes precedence over its `--set`.
       grid: the texts of the values of each key.
 
     Returns:
@@ -117,17 +119,14 @@ def grid_runs(path: Path, overrides: Sequence[str], grid: Grid) -> list[SweepRun
       ConfigError: the config does not allow a key or a value.
     """
     combinations = itertools.product(*grid.values())
-    return [
-        sweep_run(path, overrides, dict(zip(grid, values, strict=True))) for values in combinations
-    ]
+    return [sweep_run(config, dict(zip(grid, values, strict=True))) for values in combinations]
 
 
-def sweep_run(path: Path, overrides: Sequence[str], chosen: dict[str, str]) -> SweepRun:
+def sweep_run(config: Config, chosen: dict[str, str]) -> SweepRun:
     """Makes the run with one value for each key.
 
     Args:
-      path: the config file.
-      overrides: `key=value` texts of `--set`.
+      config: the config that the sweep varies.
       chosen: the text of one value for each key of the grid.
 
     Returns:
@@ -137,12 +136,9 @@ def sweep_run(path: Path, overrides: Sequence[str], chosen: dict[str, str]) -> S
       ConfigError: a setting is wrong. The message names `--grid` if the value comes from the grid.
     """
     pairs = [f"{key}={value}" for key, value in chosen.items()]
-    try:
-        config = load_config(path, [*overrides, *pairs])
-    except ConfigError as error:
-        raise _grid_error(error, chosen) from None
-    name = resume.identity(config)["config"][:12]
-    return SweepRun(name, dict(map(read_pair, pairs)), config)
+    with _blame_grid(chosen):
+        config = config.override(*pairs)
+    return SweepRun(identity(config)["config"][:12], dict(map(read_pair, pairs)), config)
 
 
 def check_runs(runs: Sequence[SweepRun]) -> None:
@@ -166,19 +162,20 @@ def check_runs(runs: Sequence[SweepRun]) -> None:
         names[run.name] = run
         if run.config.experiment is None:
             key = json.dumps([run.config.data.as_dict(), run.config.precision])
-            try:
+            with _blame_grid(run.settings):
                 datasets[key] = build(run.config, datasets.get(key)).data
                 device_mesh(run.config)
-            except ConfigError as error:
-                raise _grid_error(error, run.settings) from None
 
 
-def _grid_error(error: ConfigError, chosen: dict[str, Any]) -> ConfigError:
-    """Renames an error to `--grid` if its key belongs to the grid."""
-    message = str(error).removeprefix("--set ")
-    key = message.partition(" ")[0].rstrip(":")
-    in_grid = message != str(error) and any(f"{key}.".startswith(f"{k}.") for k in chosen)
-    return ConfigError(f"--grid {message}") if in_grid else error
+@contextmanager
+def _blame_grid(keys: Iterable[str]) -> Iterator[None]:
+    """Turns an error of `--set` into one of `--grid` if its key is one of the grid."""
+    try:
+        yield
+    except ConfigError as error:
+        if error.place != "--set" or not any(f"{error.setting}.".startswith(f"{k}.") for k in keys):
+            raise
+        raise ConfigError("--grid", error.setting, error.value, error.remedy) from None
 
 
 def _split_values(listed: str) -> list[str]:
