@@ -7,16 +7,15 @@ from typing import Annotated
 
 import typer
 
-from bpeq.cli import signals
-from bpeq.cli.app import ConfigFile, Out, Set, app, load, result_folder, rule_names, say
+from bpeq.cli import options, signals
 
 NUMERICAL = 4
 """The exit code for a gradient past its tolerance, or a repeat with other bits."""
 
 
-@app.command()
+@options.app.command()
 def fidelity(
-    config: ConfigFile,
+    config: options.ConfigFile,
     rules: Annotated[
         str | None,
         typer.Option(help="names, separated by commas; the config's rule if not given"),
@@ -25,27 +24,27 @@ def fidelity(
         Path | None,
         typer.Option("--run", help="a run folder, for its weights; initial weights if not given"),
     ] = None,
-    set_: Set = None,
-    out: Out = None,
+    set_: options.Set = None,
+    out: options.Out = None,
 ) -> None:
     """Compare each rule's gradient, layer by layer, with the exact one of the same function."""
     from bpeq.cli.terminal import bar, console, print_text
     from bpeq.experiment import fidelity
     from bpeq.report import fidelity_table, write_report
 
-    checked = load(config, set_)
-    names = rule_names(rules) if rules is not None else [checked.rule.name]
-    folder = result_folder(out, f"{checked.name}-fidelity")
+    checked = options.load(config, set_)
+    names = options.rule_names(rules) if rules is not None else [checked.rule.name]
+    folder = options.result_folder(out, f"{checked.name}-fidelity")
     with bar("measurements") as track:
         result = fidelity.measure_fidelity(checked, names, folder, trained, track("fidelity"))
     console.print(fidelity_table(result))
     print_text(write_report(folder))
 
 
-@app.command()
+@options.app.command()
 def check(
-    config: ConfigFile,
-    set_: Set = None,
+    config: options.ConfigFile,
+    set_: options.Set = None,
     energy: Annotated[
         bool, typer.Option("--energy", help="also check what EP demands of the system's energy")
     ] = False,
@@ -54,7 +53,7 @@ def check(
     from bpeq.cli.terminal import print_table, verdict
     from bpeq.experiment.check import check_problem, check_system
 
-    checked = load(config, set_)
+    checked = options.load(config, set_)
     contract = check_system(checked) if energy else ()  # errors come before the table
     rows = check_problem(checked)
     print_table(
@@ -76,25 +75,25 @@ def check(
         faults.append(f"{len(wrong)} of {len(rows)} rows are past tolerance: {', '.join(wrong)}")
     if broken := [finding.name for finding in contract if finding.passed is False]:
         faults.append(f"the energy breaks its contract: {', '.join(broken)}")
-    return say(f"{config}: {'; '.join(faults)}", NUMERICAL) if faults else 0
+    return options.say(f"{config}: {'; '.join(faults)}", NUMERICAL) if faults else 0
 
 
-@app.command()
+@options.app.command()
 def audit(
-    config: ConfigFile,
+    config: options.ConfigFile,
     rules: Annotated[
         str | None, typer.Option(help="names, separated by commas; all if not given")
     ] = None,
     markdown: Annotated[bool, typer.Option("--markdown", help="tables for a document")] = False,
-    set_: Set = None,
+    set_: options.Set = None,
 ) -> None:
     """List what each weight's update needs: states, phases, transposed weights, error passes."""
     from bpeq.analysis import locality
     from bpeq.cli.terminal import print_table, print_text
     from bpeq.experiment.check import audit_rules
 
-    checked = load(config, set_)
-    audits, excluded = audit_rules(checked, None if rules is None else rule_names(rules))
+    checked = options.load(config, set_)
+    audits, excluded = audit_rules(checked, None if rules is None else options.rule_names(rules))
     short = [column.split()[0] for column in locality.COLUMNS]
     if markdown:
         print_text(locality.markdown(audits))
@@ -110,7 +109,7 @@ def audit(
         print_text(f"{name} is left out: {reason}")
 
 
-@app.command()
+@options.app.command()
 def verify(
     folder: Annotated[Path, typer.Argument(metavar="RUN", help="the folder of a finished run")],
     files: Annotated[
@@ -131,10 +130,12 @@ def verify(
     rows = [(each.file, each.compared, each.difference or EQUAL) for each in findings]
     print_table("a repeat of the run, bit by bit", ("file", "compared", ""), rows)
     wrong = [f"{each.file}: {each.difference}" for each in findings if each.difference]
-    return say(f"{folder}: its repeat differs: {'; '.join(wrong)}", NUMERICAL) if wrong else 0
+    return (
+        options.say(f"{folder}: its repeat differs: {'; '.join(wrong)}", NUMERICAL) if wrong else 0
+    )
 
 
-@app.command()
+@options.app.command()
 def report(folders: Annotated[list[Path], typer.Argument(metavar="DIR...")]) -> None:
     """Write the reports of finished runs or comparisons again."""
     from bpeq.cli.terminal import print_text
@@ -151,11 +152,11 @@ def report(folders: Annotated[list[Path], typer.Argument(metavar="DIR...")]) -> 
         print_text(path)
 
 
-@app.command()
+@options.app.command()
 def show(
     what: Annotated[str, typer.Argument(help="rules, layers, data, … or rule, layer, …, config")],
     name: Annotated[str, typer.Argument(help="which one, or the config's file")] = "",
-    set_: Set = None,
+    set_: options.Set = None,
 ) -> None:
     """List rules, layers and other parts, or show one part's settings, or a resolved config."""
     from bpeq.cli.terminal import print_text

@@ -35,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if supervisor.supervised():
         supervisor.settle_in()
     from bpeq.cli import check, train  # noqa: F401  their commands join the app
-    from bpeq.cli.app import CommandError, app, say
+    from bpeq.cli.options import CommandError, app, say
 
     arguments = list(sys.argv[1:] if argv is None else argv) or ["--help"]
     try:
@@ -114,7 +114,7 @@ def _one_line(others: Callable[..., Any]) -> Callable[..., Any]:
     A killed run may leave an incomplete program in the cache. JAX compiles it again, so its warning
     is dropped.
     """
-    from bpeq.cli.app import say
+    from bpeq.cli.options import say
     from bpeq.types import Caution
 
     seen: set[str] = set()

@@ -8,29 +8,17 @@ from typing import Annotated
 
 import typer
 
-from bpeq.cli import signals, supervisor
-from bpeq.cli.app import (
-    ConfigFile,
-    Out,
-    Resume,
-    Seeds,
-    Set,
-    app,
-    load,
-    result_folder,
-    rule_names,
-    say,
-)
+from bpeq.cli import options, signals, supervisor
 
 
-@app.command()
+@options.app.command()
 def run(
     context: typer.Context,
-    config: ConfigFile,
-    set_: Set = None,
-    out: Out = None,
-    seeds: Seeds = None,
-    resume: Resume = False,
+    config: options.ConfigFile,
+    set_: options.Set = None,
+    out: options.Out = None,
+    seeds: options.Seeds = None,
+    resume: options.Resume = False,
     processes: Annotated[
         int | None, typer.Option(help="processes on this machine that share each batch")
     ] = None,
@@ -49,9 +37,9 @@ def run(
     from bpeq.runs import manifest
 
     # Load the config, or that of the run to resume, and choose the folder.
-    checked = load(config, set_, seeds, resume)
+    checked = options.load(config, set_, seeds, resume)
     same = config if resume and config.is_dir() else None
-    folder = out or same or result_folder(None, checked.name, resume)
+    folder = out or same or options.result_folder(None, checked.name, resume)
     # Check the options for several processes. A finished run needs nothing more.
     if None not in (coordinator, processes) and not supervisor.supervised():
         remedy = "means processes of this machine alone; leave out --coordinator"
@@ -83,25 +71,25 @@ def run(
     return 0
 
 
-@app.command()
+@options.app.command()
 def compare(
-    config: ConfigFile,
+    config: options.ConfigFile,
     rules: Annotated[str, typer.Option(help="names, separated by commas")],
-    set_: Set = None,
-    out: Out = None,
-    seeds: Seeds = None,
+    set_: options.Set = None,
+    out: options.Out = None,
+    seeds: options.Seeds = None,
     tune: Annotated[
         int | None, typer.Option(help="tuning trials of each rule, ranked by validation error")
     ] = None,
-    resume: Resume = False,
+    resume: options.Resume = False,
 ) -> None:
     """Train a config under several rules and the null controls, and compare the results."""
     from bpeq.cli.terminal import bar, console, print_text
     from bpeq.experiment import compare
     from bpeq.report import comparison_table, tuning_table, write_report
 
-    checked, names = load(config, set_, seeds), rule_names(rules)
-    folder = result_folder(out, f"{checked.name}-compare", resume)
+    checked, names = options.load(config, set_, seeds), options.rule_names(rules)
+    folder = options.result_folder(out, f"{checked.name}-compare", resume)
     signals.begin_saving()
     advice = f"go on with: the same command, --out {shlex.quote(str(folder))} --resume"
     with bar("epochs", advice) as track:
@@ -114,15 +102,15 @@ def compare(
     compare.raise_diverged(result)
 
 
-@app.command()
+@options.app.command()
 def sweep(
-    config: ConfigFile,
+    config: options.ConfigFile,
     grid: Annotated[
         list[str] | None,
         typer.Option(metavar="KEY=VALUE,...", help="the values of a setting to run"),
     ] = None,
-    set_: Set = None,
-    seeds: Seeds = None,
+    set_: options.Set = None,
+    seeds: options.Seeds = None,
     out: Annotated[
         Path | None, typer.Option(help="the sweep's folder; runs/NAME-sweep if not given")
     ] = None,
@@ -137,7 +125,7 @@ def sweep(
     from bpeq.runs import run_folder
 
     # Read the config and the grid, and check every run before the first starts.
-    checked, grids = load(config, set_, seeds), sweep_grid.read_grids(grid or ())
+    checked, grids = options.load(config, set_, seeds), sweep_grid.read_grids(grid or ())
     if search is None:
         runs = sweep_grid.grid_runs(checked, grids)
         sweep_grid.check_runs(runs)
@@ -177,4 +165,4 @@ def sweep(
     if not failed:
         return 0
     words = f"{len(failed)} of {len(result['runs'])} runs failed; the first, {failed[0]['run']}: "
-    return say(f"{folder}: {words}{failed[0]['failed']}", failed[0]["code"])
+    return options.say(f"{folder}: {words}{failed[0]['failed']}", failed[0]["code"])

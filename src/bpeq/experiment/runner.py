@@ -198,9 +198,13 @@ class Runner:
           Interrupted: a signal came. The runner saves first.
         """
         prefix = f"{name}_" if name else ""
-        path = self.folder / f"params{'-' if name else ''}{name}.safetensors"
-        checkpoints = self._checkpoints(name, inputs, total=total, every=every)
-        start = host_arrays.to_host(carry)
+        ending = f"-{name}" if name else ""
+        path = self.folder / f"params{ending}.safetensors"
+        # Continue from the newest checkpoint of this loop, or begin.
+        self._loops += 1
+        part, identity = f"{self._loops}{ending}", self._identity | {"total": total, "every": every}
+        keys, start = host_arrays.random_keys(inputs), host_arrays.to_host(carry)
+        checkpoints = Checkpoints(self.folder / FOLDER, part, identity, keys)
         last, rows = self._begin(checkpoints, carry, start)
         # A state may be infinite at the start, such as the best loss. That is no divergence.
         excused = _not_finite(start, "state")
@@ -233,8 +237,7 @@ class Runner:
                 why = _lost(trained, values, unit, row, first, done)
                 leaves = _not_finite(kept, "parameter") + _not_finite(host, "state", excused)
                 if leaves:
-                    why = f"{why}, " if why else f"{when}: "
-                    why += f"{leaves[0]} is not finite"
+                    why = (f"{why}, " if why else f"{when}: ") + f"{leaves[0]} is not finite"
             if why and remedy:
                 why += f"; try {remedy(values)}"
             if not why and refuse and (reason := refuse(trained, when)):
@@ -265,13 +268,6 @@ class Runner:
         if name:
             path.unlink(missing_ok=True)  # an earlier interruption left it
         return carry, values, rows
-
-    def _checkpoints(self, name: str, inputs: Any, **length: int) -> Checkpoints:
-        """The checkpoints of the next loop, which its place in the order of loops identifies."""
-        self._loops += 1
-        part = f"{self._loops}{'-' if name else ''}{name}"
-        keys = host_arrays.random_keys(inputs)
-        return Checkpoints(self.folder / FOLDER, part, self._identity | length, keys)
 
     def _begin(
         self, checkpoints: Checkpoints, carry: Any, start: Any
