@@ -66,8 +66,8 @@ def supervise(argv: Sequence[str], places: Sequence[Sequence[str]], folder: Path
         who = max(range(len(codes)), key=lambda i: _blame(codes[i]))
         which = f"process {who} of {len(codes)}" if len(codes) > 1 else "the process"
         words = "" if codes[who] == -signal.SIGKILL else _last_words(files[who])
-        said = f"{which} {_ending(codes[who])}{words}"
-    print(f"bpeq: {said}; what was saved is in {folder}", file=sys.stderr)
+        reason = f"{which} {_ending(codes[who])}{words}"
+    print(f"bpeq: {reason}; what was saved is in {folder}", file=sys.stderr)
     return 1 if codes[who] == 1 else LOST
 
 
@@ -99,8 +99,8 @@ def supervised() -> bool:
 def settle_in() -> None:
     """Prepares a supervised process: native output goes to the log, and it ends with its parent."""
     for name in ("stdout", "stderr"):
-        own = os.dup(getattr(sys, name).fileno())
-        setattr(sys, name, os.fdopen(own, "w", buffering=1, encoding="utf-8"))
+        terminal = os.dup(getattr(sys, name).fileno())
+        setattr(sys, name, os.fdopen(terminal, "w", buffering=1, encoding="utf-8"))
     log = os.open(os.environ[SUPERVISED], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(log, 1)
     os.dup2(log, 2)
@@ -156,11 +156,11 @@ def _start(argv: Sequence[str], log: Path, first: bool) -> subprocess.Popen:
 
 def _watch(children: Sequence[subprocess.Popen]) -> list[int | None]:
     """The exit codes when all processes have ended, or `GRACE` seconds after one has failed."""
-    told, until = False, float("inf")
+    forwarded, until = False, float("inf")
     while any(child.poll() is None for child in children) and time.monotonic() < until:
         number = signals.asked_to_stop()
-        if number is not None and not told:
-            told = True
+        if number is not None and not forwarded:
+            forwarded = True
             for child in children:
                 child.send_signal(number)
         if until == float("inf") and any(child.poll() for child in children):
@@ -193,5 +193,5 @@ def _last_words(log: Path) -> str:
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     lines = [line for line in lines if not line.startswith("[Gloo]")]
     ours = [line.removeprefix("bpeq: ") for line in lines if line.startswith("bpeq: ")]
-    said = (ours or lines)[-1:]
-    return f" ({said[0][:200]})" if said else ""
+    last = (ours or lines)[-1:]
+    return f" ({last[0][:200]})" if last else ""

@@ -11,13 +11,34 @@ study needs from here and from `bpeq.config` is public here:
 * `run`, `run_comparison`, `load_run`: they start whole runs inside a study and read finished runs.
 """
 
-from bpeq import config
-from bpeq.config import *  # noqa: F403  (all that `bpeq.config` lists)
+from bpeq.config.errors import ConfigError
+from bpeq.config.loading import Config, load_config
+from bpeq.config.networks import Network, build_networks, build_optimizer, learner
+from bpeq.config.problem import Problem, build, build_data, seed_keys
 from bpeq.experiment.compare import run_comparison
 from bpeq.experiment.runner import Diverged, Interrupted, Progress, Runner
 from bpeq.experiment.saved_run import LoadedRun, load_run
 from bpeq.experiment.train import run, statistics
 
-__all__ = ["Diverged", "Interrupted", "LoadedRun", "Progress", "Runner"]
-__all__ += ["load_run", "run", "run_comparison", "statistics"]
-__all__ += config.__all__
+__all__ = [
+    "Config",
+    "ConfigError",
+    "Diverged",
+    "Interrupted",
+    "LoadedRun",
+    "Network",
+    "Problem",
+    "Progress",
+    "Runner",
+    "build",
+    "build_data",
+    "build_networks",
+    "build_optimizer",
+    "learner",
+    "load_config",
+    "load_run",
+    "run",
+    "run_comparison",
+    "seed_keys",
+    "statistics",
+]

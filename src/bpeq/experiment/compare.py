@@ -268,11 +268,12 @@ def _function(config: Config, usual: Config, problem: Problem) -> str:
     """Describes the function that a row differentiates, and its differences from the config."""
     reference = problem.rule.info.reference
     settled = "the settled system" if problem.relaxes else "the feed-forward map"
-    said = settled if reference is None else function_of(reference)
-    own = []
-    for section in ["cost", *(["system"] if said == "the settled system" else [])]:
-        here, there = getattr(config, section).as_dict(), getattr(usual, section).as_dict()
-        keys = ["name"] if here["name"] != there["name"] else here
-        own += [f"{section}.{key} = {here[key]!r}" for key in keys if here[key] != there.get(key)]
-    own += ["another network"] * (config.network != usual.network)
-    return f"{said} with {', '.join(own)}" if own else said
+    function = settled if reference is None else function_of(reference)
+    differences = []
+    for section in ["cost", *(["system"] if function == "the settled system" else [])]:
+        here, usually = getattr(config, section).as_dict(), getattr(usual, section).as_dict()
+        keys = ["name"] if here["name"] != usually["name"] else here
+        changed = [key for key in keys if here[key] != usually.get(key)]
+        differences += [f"{section}.{key} = {here[key]!r}" for key in changed]
+    differences += ["another network"] * (config.network != usual.network)
+    return f"{function} with {', '.join(differences)}" if differences else function
