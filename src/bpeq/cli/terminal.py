@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from bpeq.experiment.runner import Interrupted
-from bpeq.report.tables import Column, Group, Table, TableCell, to_rich
+from bpeq.report.tables import Column, Group, Table, TableCell
 
 console = Console()
 
@@ -82,7 +82,7 @@ def print_table(title: str, headers: Sequence[str], rows: Sequence[Sequence[Any]
       rows: the cells of each row, texts or TableCells.
     """
     columns = [Column(header, align="left") for header in headers]
-    console.print(to_rich(Table(columns, [Group(rows)], title)))
+    console.print(Table(columns, [Group(rows)], title))
 
 
 def verdict(passed: bool | None) -> TableCell:
