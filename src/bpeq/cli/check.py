@@ -88,7 +88,7 @@ def audit(
     set_: options.Set = None,
 ) -> None:
     """List what each weight's update needs: states, phases, transposed weights, error passes."""
-    from bpeq.analysis import locality
+    from bpeq.analysis.locality import rows as locality
     from bpeq.cli.terminal import print_table, print_text
     from bpeq.experiment.check import audit_rules
 

@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 
 from bpeq.analysis.energy_contract import EnergyContract, check_energy
-from bpeq.analysis.locality import Locality, audit_locality
+from bpeq.analysis.locality import audit_locality
+from bpeq.analysis.locality.rows import Locality
 from bpeq.config.errors import ConfigError
 from bpeq.config.loading import Config
 from bpeq.config.networks import build_networks
