@@ -46,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except CommandError as error:
         return say(getattr(error, "format_message", error.__str__)(), BAD_INPUT)
     except Exception as error:
-        if (reason := _import_failure()) is not None:
+        if (reason := _import_failure(error)) is not None:
             return say(reason, BAD_INPUT)
         from bpeq.config.errors import exit_code
 
@@ -97,11 +97,15 @@ def keep_memory() -> None:
         library.mallopt(M_TRIM_THRESHOLD, large)
 
 
-def _import_failure() -> str | None:
-    """Imports JAX; if this fails, returns the message with the environment variable at fault."""
+def _import_failure(error: Exception) -> str | None:
+    """The message if `error` comes from an import of JAX that fails; None if JAX can be imported.
+
+    It names the environment variable at fault. A second import may fail in another way, so that
+    the first error gives the reason.
+    """
     try:
         import jax  # noqa: F401
-    except Exception as error:
+    except Exception:
         known = {k: v for k, v in os.environ.items() if k.startswith("JAX_")}
         named = [f"{k} = {v}" for k, v in known.items() if k.lower() in str(error).lower()]
         return f"{', '.join(named) or 'jax cannot be imported'}: {error}"
