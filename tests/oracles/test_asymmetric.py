@@ -190,7 +190,7 @@ def test_float32_stays_float32_and_the_second_call_compiles_nothing():
 
 
 @pytest.mark.parametrize(
-    ("setting", "words"), [({"beta": -0.1}, "> 0"), ({"nudging": "random-sign"}, "allowed")]
+    ("setting", "words"), [({"beta": -0.1}, "> 0"), ({"nudging": "random-sign"}, "must be")]
 )
 def test_a_setting_out_of_range_is_refused(setting, words):
     system, cost, *_ = rates("rate")

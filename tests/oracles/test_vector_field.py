@@ -297,7 +297,7 @@ def test_kolen_pollack_without_feedback_weights_is_refused():
 
 @pytest.mark.parametrize(
     ("setting", "words"),
-    [({"beta": 0.0}, "> 0"), ({"homeostasis": -1.0}, ">= 0"), ({"nudging": "both"}, "allowed")],
+    [({"beta": 0.0}, "> 0"), ({"homeostasis": -1.0}, ">= 0"), ({"nudging": "both"}, "must be")],
 )
 def test_a_setting_out_of_range_is_refused(setting, words):
     system, cost, *_ = untied()
