@@ -226,7 +226,7 @@ def test_a_beta_that_is_not_positive_is_refused(beta):
 
 def test_an_unknown_nudging_names_the_permitted_ones():
     system, cost, _, _ = problem()
-    with pytest.raises(ValueError, match="'one-sided' . 'centered' . 'random-sign'"):
+    with pytest.raises(ValueError, match=r"'one-sided' . 'centered' . 'random-sign'"):
         eqprop(system, cost, nudging="twosided")
 
 
