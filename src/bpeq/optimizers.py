@@ -1,7 +1,6 @@
 """Optimizers and schedules by their usual names: the public face of `bpeq.training.optimizers`."""
 
 from bpeq.training.optimizers import (
-    Schedule,
     adam,
     adamw,
     constant,
@@ -13,6 +12,7 @@ from bpeq.training.optimizers import (
     sgd,
     with_rates,
 )
+from bpeq.types import Schedule
 
 __all__ = [
     "Schedule",

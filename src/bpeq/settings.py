@@ -40,6 +40,29 @@ Whole = Annotated[int, Ge(0), INT32]
 LayerTable = dict[str, dict[str, Any]]
 """A setting that maps keys to layers: one spec for each key, as in [network]."""
 
+OTHER_NAMES = {
+    "Linear": "dense",
+    "fc": "dense",
+    "mse": "squared_error",
+    "ce": "softmax_cross_entropy",
+    "nll": "softmax_cross_entropy",
+    "crossentropy": "softmax_cross_entropy",
+    "bp": "backprop",
+    "backpropagation": "backprop",
+    "ep": "eqprop",
+    "equilibrium_propagation": "eqprop",
+    "dfa": "direct_feedback_alignment",
+    "fa": "feedback_alignment",
+    "chl": "contrastive_hebbian",
+    "pc": "predictive_coding",
+    "lr": "learning_rate",
+    "eta": "learning_rate",
+    "bs": "batch_size",
+    "wd": "weight_decay",
+    "n_epochs": "epochs",
+}
+"""Names of other libraries and papers -> ours, for `nearest`."""
+
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -162,17 +185,23 @@ def phrase(hint: Any, value: Any = None, none: bool = False) -> str:
 
 
 def nearest(allowed: Iterable[str], name: str) -> str:
-    """Suggests the permitted name nearest to a mistyped one.
+    """Suggests the permitted name nearest to a mistyped one, or to one of another library.
 
     Args:
       allowed: the permitted names.
-      name: the mistyped name.
+      name: the mistyped name. Capital letters do not matter.
 
     Returns:
       `; did you mean …?`, or an empty text if no name is near.
+
+    Example:
+      >>> nearest(["learning_rate", "relu"], "lr"), nearest(["learning_rate", "relu"], "ReLU")
+      ("; did you mean 'learning_rate'?", "; did you mean 'relu'?")
     """
-    near = difflib.get_close_matches(name, list(allowed), n=1)
-    return f"; did you mean {near[0]!r}?" if near else ""
+    names = {each.lower(): each for each in allowed}
+    other = OTHER_NAMES.get(name, OTHER_NAMES.get(name.lower(), ""))
+    near = [other] if other in names else difflib.get_close_matches(name.lower(), names, n=1)
+    return f"; did you mean {names[near[0]]!r}?" if near else ""
 
 
 _NOUNS: dict[Any, str] = {

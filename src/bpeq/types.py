@@ -2,7 +2,6 @@
 
 Read this page first. Layers, costs, systems, solvers and rules are *values*. Build them once, close
 over them and jit once. Never pass them as jit arguments. Only arrays pass through jit.
-
 Shapes: `batch` is always the first axis. `PyTree` is any nest of tuples and dicts of arrays.
 """
 
@@ -10,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -219,10 +218,18 @@ class SolveInfo(NamedTuple):
     end: PyTree | None = None
 
 
+@runtime_checkable
 class Solver(Protocol):
     """(step, state) -> (state, SolveInfo), with step: state -> state an undamped sweep."""
 
     def __call__(self, step: Callable[[State], State], state: State) -> tuple[State, SolveInfo]: ...
+
+
+@runtime_checkable
+class Schedule(Protocol):
+    """progress -> factor on the learning rate; progress runs from 0 at the first step to 1."""
+
+    def __call__(self, progress: Array, /) -> Array: ...
 
 
 class Memory(NamedTuple):
@@ -252,10 +259,7 @@ class Batch(NamedTuple):
 
 
 class PerExample(NamedTuple):
-    """A record of each example, for an estimate's `info`.
-
-    value: a tree with `[batch, ...]` leaves.
-    """
+    """A record of each example, for an estimate's `info`: a tree with `[batch, ...]` leaves."""
 
     value: PyTree
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import inspect
 import os
 import platform
 import re
@@ -13,11 +14,13 @@ import warnings
 from pathlib import Path
 
 import numpy as np
+import optax
 import platformdirs
 import pytest
 
 from bpeq.cli import entry
 from bpeq.config import registry
+from bpeq.config.loading import load_config
 from bpeq.config.registry import KINDS
 
 CONFIG = """\
@@ -146,7 +149,39 @@ IN_FILE = [
         "trainning = {'epochs': 2, 'batch_size': 4}",
         f"unknown key; allowed: {TOP}, {SECTIONS}; did you mean 'training'?",
     ),
-    ('name = "xor"', 'name = "xor"\nrows = 3', "data.rows = 3", "unknown key; allowed: none here"),
+    (
+        "learning_rate = 0.01",
+        "layer_rate = [0.1, 0.1]",
+        "optimizer.layer_rate = [0.1, 0.1]",
+        "unknown key; allowed: learning_rate, b1, b2, eps, layer_rates, clip_norm, name; "
+        "did you mean 'layer_rates'?",
+    ),
+    (
+        "learning_rate = 0.01",
+        "lr = 0.01",
+        "optimizer.lr = 0.01",
+        "unknown key; allowed: learning_rate, b1, b2, eps, layer_rates, clip_norm, name; "
+        "did you mean 'learning_rate'?",
+    ),
+    (
+        NETWORK,
+        'layer = ["dense(1)"]',
+        "network.layer = ['dense(1)']",
+        "unknown key; allowed: layers; did you mean 'layers'?",
+    ),
+    (
+        'name = "eqprop"',
+        'name = "backprop"\nbeta = 0.1',
+        "rule.beta = 0.1",
+        "unknown key; allowed: name",
+    ),
+    (
+        "[training]",
+        "[schedule]\nname = 'constant'\nwarmup = 0.1\n[training]",
+        "schedule.warmup = 0.1",
+        "unknown key; allowed: name",
+    ),
+    ('name = "xor"', 'name = "xor"\nrows = 3', "data.rows = 3", "unknown key; allowed: name"),
     (
         NETWORK,
         f"{NETWORK}\nlayer = 3",
@@ -157,7 +192,7 @@ IN_FILE = [
         'name = "eqprop"',
         'name = "eqprop"\nbta = 0.1',
         "rule.bta = 0.1",
-        f"unknown key; allowed: {EQPROP}; did you mean 'beta'?",
+        f"unknown key; allowed: {EQPROP}, name; did you mean 'beta'?",
     ),
     (
         "beta = 0.2",
@@ -169,13 +204,13 @@ IN_FILE = [
         "steps = 4",
         "step = 4",
         "solvers.free.step = 4",
-        "unknown key; allowed: steps, tolerance, damping, record; did you mean 'steps'?",
+        "unknown key; allowed: steps, tolerance, damping, record, name; did you mean 'steps'?",
     ),
     (
         "steps = 2",
         "steps = 2\nmax_steps = 9",
         "solvers.nudged.max_steps = 9",
-        "unknown key; allowed: steps, tolerance, damping, record; did you mean 'steps'?",
+        "unknown key; allowed: steps, tolerance, damping, record, name; did you mean 'steps'?",
     ),
     (
         "[solvers.free]",
@@ -187,7 +222,7 @@ IN_FILE = [
         "learning_rate = 0.01",
         "learning_rate = 0.01\nmomentum = 0.9",
         "optimizer.momentum = 0.9",
-        "unknown key; allowed: learning_rate, b1, b2, eps",
+        "unknown key; allowed: learning_rate, b1, b2, eps, layer_rates, clip_norm, name",
     ),
     (
         "epochs = 2",
@@ -200,20 +235,20 @@ IN_FILE = [
         "[training]",
         '[cost]\nname = "squared_error"\nhalf = true\n[training]',
         "cost.half = true",
-        "unknown key; allowed: none here",
+        "unknown key; allowed: name",
     ),
     (
         "[training]",
         '[system]\nname = "hopfield"\noutputs = "state"\n[training]',
         "system.outputs = 'state'",
-        "unknown key; allowed: output, schedule, skips, feedback, angle, nudge, gain; "
+        "unknown key; allowed: output, schedule, skips, feedback, angle, nudge, gain, name; "
         "did you mean 'output'?",
     ),
     (
         "[training]",
         '[schedule]\nname = "cosine"\nwarm = 0.1\n[training]',
         "schedule.warm = 0.1",
-        "unknown key; allowed: warmup, final; did you mean 'warmup'?",
+        "unknown key; allowed: warmup, final, name; did you mean 'warmup'?",
     ),
     (
         "[training]",
@@ -691,7 +726,7 @@ COMMANDS = [
     ),
     (
         ["compare", "c.toml", "--rules", "backprop", "--set", "rule.bta=1"],
-        f"--set rule.bta = 1: unknown key; allowed: {EQPROP}; did you mean 'beta'?",
+        f"--set rule.bta = 1: unknown key; allowed: {EQPROP}, name; did you mean 'beta'?",
     ),
     (["check"], "Missing argument 'CONFIG'."),
     (["check", "no.toml"], "no.toml: cannot read the config: No such file or directory"),
@@ -889,18 +924,31 @@ def test_images_held_out_must_leave_some_to_train_on(call, tmp_path, offline):
 # --- dotted paths ------------------------------------------------------------------------------
 
 MODULE = """\
+from bpeq.data import Dataset
 from bpeq.layers import dense
-from bpeq.types import Layer
+from bpeq.types import Layer, Schedule
 
 number = 3
 
 def nothing() -> Layer:
     return None
 
+def no_data() -> Dataset:
+    return None
+
 def needs(cost_: Layer) -> Layer:
     return cost_
 
+def follows(cost_: Layer) -> Schedule:
+    return cost_
+
 def unreadable(gain: Missing) -> Layer:
+    return dense(1)
+
+def unreadable_result(gain: float = 1.0) -> Missing:
+    return dense(1)
+
+def perhaps() -> Layer | None:
     return dense(1)
 """
 MODULE = "from __future__ import annotations\n" + MODULE
@@ -913,17 +961,8 @@ PATHS = [
     ("rule.name", ":rule", "':rule' is no dotted path such as 'package.module:factory'"),
     ("rule.name", "..a:rule", "'..a:rule' is no dotted path such as 'package.module:factory'"),
     ("data.name", "builtins:exec", "'builtins' is Python's own module, which holds no factories"),
-    (
-        "cost.name",
-        "cli_parts:unreadable",
-        "the signature of 'cli_parts:unreadable' cannot be read: name 'Missing' is not defined",
-    ),
-    ("schedule.name", "cli_parts:needs", "missing a required argument: 'cost_'"),
-    ("optimizer.name", "bpeq.layers:flatten", None),
-    ("data.name", "cli_parts:nothing", "gives a NoneType; it must give a Dataset"),
-    ("cost.name", "bpeq.layers:tanh", "gives a Layer; it must give a Cost"),
-    ("system.name", "bpeq.layers:tanh", "gives a Layer; it must give a System"),
-    ("rule.name", "bpeq.layers:tanh", "gives a Layer; it must give a LearningRule"),
+    ("schedule.name", "cli_parts:follows", "missing a required argument: 'cost_'"),
+    ("data.name", "cli_parts:no_data", "gives a NoneType; it must give a Dataset"),
     ("network.layers.1", "cli_parts:nothing", "gives a NoneType; it must give a Layer"),
     (
         "network.layers.1",
@@ -939,9 +978,70 @@ def test_a_dotted_path_that_gives_no_such_part_is_refused(
 ):
     write(tmp_path, MODULE, "cli_parts.py")
     line = f"bpeq: --set {key} = {name!r}: {remedy}"
-    if remedy is None:
-        line = f"bpeq: {config}:optimizer.learning_rate = 0.01: unknown key; allowed: none here"
     assert refused(call, tmp_path, "run", config, "--set", f"{key}={name}") == (2, line)
+
+
+UNDECLARED = [
+    ("layers", "numpy:savetxt", "declares no result"),
+    ("layers", "pip._internal.cli.main:main", "declares the result int"),
+    ("optimizers", "bpeq.layers:flatten", "declares the result Layer"),
+    ("optimizers", "optax:cosine_decay_schedule", "from optax"),
+    ("rules", "bpeq.layers:tanh", "def tanh(...) -> LearningRule, from bpeq.types"),
+    ("systems", "bpeq.layers:tanh", "-> System, from bpeq.types"),
+    ("costs", "bpeq.layers:tanh", "-> Cost, from bpeq.types"),
+    ("data", "bpeq.layers:tanh", "-> Dataset, from bpeq.data"),
+    ("solvers", "bpeq.layers:tanh", "-> Solver, from bpeq.types"),
+    ("schedules", "bpeq.layers:tanh", "-> Schedule, from bpeq.types"),
+    ("imperfections", "bpeq.layers:tanh", "-> System | LearningRule, from bpeq.types"),
+    ("layers", "bpeq.types:Layer", "declares no result"),
+    ("layers", "cli_parts:perhaps", "def perhaps(...) -> Layer, from"),
+    ("layers", "cli_parts:unreadable_result", "cannot be read (name 'Missing' is not defined)"),
+]
+
+
+@pytest.mark.parametrize(("kind", "name", "reason"), UNDECLARED, ids=[r[1] for r in UNDECLARED])
+def test_a_factory_that_does_not_declare_its_result_is_not_a_factory(
+    tmp_path, monkeypatch, kind, name, reason
+):
+    write(tmp_path, MODULE, "cli_parts.py")
+    with pytest.raises(ValueError, match=re.escape(reason)):
+        registry.resolve(kind, name, tmp_path)
+
+
+def test_every_registered_factory_and_optaxs_own_declare_their_result():
+    for kind, table in registry.KINDS.items():
+        for name, factory in table.items():
+            path = f"{inspect.unwrap(factory).__module__}:{name}"
+            assert registry.resolve(kind, path) is factory
+    for name in ("lion", "adamw", "adafactor", "chain"):
+        assert registry.resolve("optimizers", f"optax:{name}") is getattr(optax, name)
+
+
+def test_a_function_of_another_package_is_refused_before_it_is_called(call, tmp_path, config):
+    for layer in ("numpy:savetxt('PWN', [1.0])", "numpy:savetxt(fname='PWN', X=[1.0])"):
+        pair = f'network.layers=["{layer}", "dense(1)"]'
+        code, line = refused(call, tmp_path, "run", config, "--set", pair)
+        assert (code, "declares no result" in line) == (2, True)
+
+
+def test_an_annotation_that_cannot_be_read_is_an_error_where_its_value_is_needed(
+    call, tmp_path, config
+):
+    write(tmp_path, MODULE, "cli_parts.py")
+    pair = 'network.layers=["cli_parts:unreadable"]'
+    code, line = refused(call, tmp_path, "run", config, "--set", pair)
+    assert line.endswith("its annotation cannot be read: name 'Missing' is not defined")
+    assert (code, "network.layers.0.gain" in line) == (2, True)
+
+
+def test_an_optimizer_of_optax_trains_from_a_config(call, tmp_path, config):
+    """One of its annotations cannot be read, and the config need not set it."""
+    hints = registry.read_annotations(optax.lion)
+    assert isinstance(hints["mask"], registry.Unreadable)
+    said = call("run", config, "--set", "optimizer.name=optax:lion", "--out", tmp_path / "out")
+    assert (said.code, said.err) == (0, [])
+    kept = load_config(tmp_path / "out" / "config.toml").optimizer.settings
+    assert (kept["learning_rate"], kept["b1"], "mask" in kept) == (0.01, 0.9, False)
 
 
 @pytest.mark.parametrize(
@@ -1084,7 +1184,9 @@ def test_two_modules_of_one_name_are_told_apart(tmp_path):
     name = "one_name_for_two_modules"
     for folder in ("a", "b"):
         (tmp_path / folder).mkdir()
-        (tmp_path / folder / f"{name}.py").write_text("def make():\n    return None\n")
+        (tmp_path / folder / f"{name}.py").write_text(
+            "from bpeq.types import Layer\n\ndef make() -> Layer:\n    return None\n"
+        )
     try:
         first = registry.resolve("layers", f"{name}:make", tmp_path / "a")
         assert registry.resolve("layers", f"{name}:make", tmp_path / "a") is first

@@ -457,6 +457,23 @@ def test_validate_says_what_a_setting_may_be(given, key, remedy):
     assert (caught.value.setting, caught.value.remedy) == (f"place.{key}", remedy)
 
 
+@pytest.mark.parametrize(
+    ("kind", "name", "meant"),
+    [
+        ("layers", "ReLU", "relu"),
+        ("layers", "Linear", "dense"),
+        ("layers", "Conv2d", "conv"),
+        ("costs", "mse", "squared_error"),
+        ("costs", "CrossEntropy", "softmax_cross_entropy"),
+        ("rules", "BP", "backprop"),
+        ("optimizers", "AdamW", "adamw"),
+    ],
+)
+def test_a_name_of_another_library_suggests_ours(kind, name, meant):
+    with pytest.raises(ValueError, match=f"did you mean '{meant}'"):
+        registry.resolve(kind, name)
+
+
 def test_validate_fills_in_defaults_and_makes_numbers_floats():
     assert validate(factory, {"a": 1, "b": 2}, "") == {"a": 1, "b": 2.0}
     assert isinstance(validate(factory, {"a": 1, "b": 2}, "")["b"], float)

@@ -97,7 +97,7 @@ def test_a_run_on_a_noisy_device_trains_and_says_that_nothing_settles(call, path
         ("imperfections.name=perfect", "imperfections.name = 'perfect': allowed: imperfect"),
         (
             "imperfections.name=bpeq.costs:squared_error",
-            "gives a Cost; it must give a System or a LearningRule",
+            "declares the result Cost, so it is not called",
         ),
     ],
 )

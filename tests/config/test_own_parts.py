@@ -411,7 +411,7 @@ TYPOS = [
         "system.name=own_parts.net",
         "allowed: hopfield, predictive, resistive; a path is written 'own_parts:net'",
     ),
-    ("system.hiden=3", "unknown key; allowed: hidden, gain; did you mean 'hidden'?"),
+    ("system.hiden=3", "unknown key; allowed: hidden, gain, name; did you mean 'hidden'?"),
     ("system.hidden=0", "must be a whole number >= 1"),
     ("system.gain=-1.0", "must be a number > 0"),
     (

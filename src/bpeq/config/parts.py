@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from bpeq.config import registry
-from bpeq.config.schema import layer_tables, validate, wires
+from bpeq.config.schema import fields, fits_toml, layer_tables, validate, wires
 from bpeq.settings import LayerTable, SettingError, phrase
 
 _CALL = re.compile(r"\s*([A-Za-z_][\w.]*(?::[A-Za-z_]\w*)?)\s*(?:\((.*)\))?\s*", re.DOTALL)
@@ -85,8 +85,8 @@ def read_part(
       spec: a table with `name` and settings, or, for a layer, a call such as "dense(128)".
       place: its key in the config.
       folder: where dotted paths are looked up; None: only where Python looks.
-      beside: a NamedTuple of settings that the section has besides those of the factory; None: no
-        such settings.
+      beside: a NamedTuple of settings that the section has besides those of the factory; a setting
+        that the factory has too is the factory's. None: no such settings.
 
     Returns:
       The part.
@@ -101,9 +101,14 @@ def read_part(
     tables = layer_tables(factory)
     inside = {*tables, *(wires(factory) if kind == "layers" else ())}
     plain = {k: v for k, v in spec.items() if k != "name" and k not in inside}
-    others = {k: plain.pop(k) for k in list(plain) if beside and k in beside._fields}
+    own = fields(factory)
+    more = [key for key in beside._fields if key not in own] if beside else []
+    others = {key: plain.pop(key) for key in more if key in plain}
     # Tables of layers are read below; here they only count as given.
-    settings = validate(factory, {**plain, **{k: {} for k in tables if k in spec}}, place)
+    read = {**plain, **{key: {} for key in tables if key in spec}}
+    also = [*more, *(key for key in inside if key not in own)]
+    also += [] if kind == "layers" else ["name"]  # a layer's name stands before its settings
+    settings = validate(factory, read, place, beside=also)
     if beside:
         settings |= validate(beside, others, place)
     parameters = inspect.signature(factory).parameters
@@ -227,12 +232,12 @@ def _argument(node: ast.expr, layer: bool) -> Any:
 
 def _as_toml(value: Any) -> Any:
     """Converts a literal to TOML types: a tuple becomes a list; None, bytes and sets are errors."""
+    if not fits_toml(value):
+        raise ValueError(value)
     if isinstance(value, list | tuple):
         return [_as_toml(part) for part in value]
-    if isinstance(value, dict) and all(isinstance(key, str) for key in value):
+    if isinstance(value, dict):
         return {key: _as_toml(part) for key, part in value.items()}
-    if not isinstance(value, bool | int | float | str):
-        raise ValueError(value)
     return value
 
 

@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterable
 from functools import cache
 from importlib.machinery import PathFinder
 from pathlib import Path
-from typing import Any, get_type_hints
+from types import UnionType
+from typing import Any, NamedTuple, Union, get_args, get_origin, get_type_hints
 
 import optax
 
@@ -50,25 +51,66 @@ KINDS: dict[str, dict[str, Factory]] = {
     "schedules": _table(optimizers, "constant cosine linear_decay exponential"),
 }
 
-WORDS: dict[str, Any] = {
+WORDS: dict[str, tuple[type, ...]] = {
     "layers": (types.Layer,),
     "costs": (types.Cost,),
     "systems": (types.System,),
     "imperfections": (types.System, types.LearningRule),
-    "solvers": (Callable,),
+    "solvers": (types.Solver,),
     "rules": (types.LearningRule,),
     "data": (data.Dataset,),
     "optimizers": (optax.GradientTransformation,),
-    "schedules": (Callable,),
+    "schedules": (types.Schedule,),
 }
-"""Kind of factory -> the types that it may return."""
+"""Kind of factory -> the words that it may declare as its result."""
+
+
+class Unreadable(NamedTuple):
+    """An annotation that cannot be read.
+
+    Args:
+      reason: the error, in one line.
+    """
+
+    reason: str
+
+
+@cache
+def read_annotations(factory: Factory) -> dict[str, Any]:
+    """Reads the annotations of a factory.
+
+    Args:
+      factory: the factory.
+
+    Returns:
+      Argument, or "return" -> its annotation, or `Unreadable`.
+    """
+    try:
+        return get_type_hints(factory, include_extras=True)
+    except Exception:  # an annotation may be any expression: read each by itself
+        function = inspect.unwrap(factory)
+    names = getattr(function, "__globals__", {})
+    annotations: dict[str, Any] = {}
+
+    def one() -> None:
+        """Holds one annotation at a time."""
+
+    for name, annotation in getattr(function, "__annotations__", {}).items():
+        one.__annotations__ = {name: annotation}
+        try:
+            annotations |= get_type_hints(one, names, include_extras=True)
+        except Exception as error:
+            annotations[name] = Unreadable(str(error).partition("\n")[0])
+    return annotations
 
 
 def resolve(kind: str, name: str, folder: Path | None = None) -> Factory:
     """Finds the factory of a kind by its name, or by a dotted path `package.module:factory`.
 
-    A dotted path imports the user's module, which runs its code. The module is looked up where
-    Python looks, then in the working directory, then in `folder`.
+    A dotted path imports the user's module, which runs the code at its top level. The module is
+    looked up where Python looks, then in the working directory, then in `folder`. The factory must
+    declare its result by a word of the kind, such as `-> LearningRule`. Other functions are never
+    called.
 
     Args:
       kind: a key of `KINDS`.
@@ -79,10 +121,11 @@ def resolve(kind: str, name: str, folder: Path | None = None) -> Factory:
       The factory.
 
     Raises:
-      ValueError: there is no such name. The message lists the permitted names and the nearest one.
+      ValueError: there is no such name, and the message lists the permitted names and the nearest
+        one; or the factory of a dotted path does not declare its result.
     """
     if ":" in name:
-        return _import(name, folder)
+        return _import(kind, name, folder)
     if name not in KINDS[kind]:
         module, _, attribute = name.rpartition(".")
         dotted = f"; a path is written '{module}:{attribute}'" if module else ""
@@ -128,7 +171,9 @@ def _executed(path: Path, _changed: int) -> Factory:
     run = getattr(module, "run", None)
     if not inspect.isfunction(run) or len(inspect.signature(run).parameters) < 2:
         raise ValueError("has no function run(config, runner, ...)")
-    _check_readable("its run", run)
+    for annotation in read_annotations(run).values():
+        if isinstance(annotation, Unreadable):
+            raise ValueError(f"the signature of its run cannot be read: {annotation.reason}")
     return run
 
 
@@ -146,8 +191,8 @@ def choices(allowed: Iterable[str], name: str) -> str:
     return f"allowed: {', '.join(allowed) or 'none here'}{nearest(allowed, name)}"
 
 
-def _import(name: str, folder: Path | None) -> Factory:
-    """Imports a user's factory by its dotted path."""
+def _import(kind: str, name: str, folder: Path | None) -> Factory:
+    """Imports a user's factory by its dotted path, and checks what it declares."""
     module_name, _, attribute = name.partition(":")
     if not all(part.isidentifier() for part in [*module_name.split("."), attribute]):
         raise ValueError(f"{name!r} is no dotted path such as 'package.module:factory'")
@@ -171,15 +216,40 @@ def _import(name: str, folder: Path | None) -> Factory:
         names = [n for n, value in vars(module).items() if inspect.isroutine(value)]
         near = nearest(names, attribute)
         raise ValueError(f"the module {module_name!r} has no factory {attribute!r}{near}")
-    _check_readable(repr(name), factory)
+    _check_declared(kind, attribute, factory)
     return factory
 
 
-def _check_readable(name: str, factory: Factory) -> None:
-    """Raises ValueError if the signature or the type hints of a factory cannot be read."""
+def _check_declared(kind: str, name: str, factory: Factory) -> None:
+    """Raises ValueError if a factory does not declare that it makes a part of this kind."""
+    declared = read_annotations(factory).get("return")
+    union = get_origin(declared) in (Union, UnionType)
+    if all(_is_word(kind, option) for option in (get_args(declared) if union else (declared,))):
+        _check_signature(repr(name), factory)
+        return
+    words = WORDS[kind]
+    if declared is None:
+        problem = "declares no result"
+    elif isinstance(declared, Unreadable):
+        problem = f"declares a result that cannot be read ({declared.reason})"
+    else:
+        problem = f"declares the result {getattr(declared, '__name__', declared)}"
+    result = " | ".join(word.__name__ for word in words)
+    module = words[0].__module__.partition("._")[0]  # the public one
+    raise ValueError(
+        f"{problem}, so it is not called; write def {name}(...) -> {result}, from {module}"
+    )
+
+
+def _is_word(kind: str, declared: Any) -> bool:
+    """Whether a declared result is a word of this kind, or a class made of it."""
+    return isinstance(declared, type) and any(word in declared.__mro__ for word in WORDS[kind])
+
+
+def _check_signature(name: str, factory: Factory) -> None:
+    """Raises ValueError if the signature of a factory cannot be read."""
     try:
         inspect.signature(factory)
-        get_type_hints(factory, include_extras=True)
     except Exception as error:
         raise ValueError(f"the signature of {name} cannot be read: {error}") from error
 

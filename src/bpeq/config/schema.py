@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 
-from bpeq.config.registry import choices
+from bpeq.config.registry import Unreadable, choices, read_annotations
 from bpeq.settings import LayerTable, SettingError, phrase
 from bpeq.types import Cost, Layer, LearningRule, Solver, System
 
@@ -26,7 +26,7 @@ def wires(factory: Callable[..., Any]) -> dict[str, type]:
     Returns:
       Argument -> its type, such as Layer or Cost.
     """
-    hints = get_type_hints(factory)
+    hints = read_annotations(factory)
     wired: dict[str, type] = {}
     for name in inspect.signature(factory).parameters:
         options = (hints.get(name), *get_args(hints.get(name)))
@@ -47,7 +47,7 @@ def layer_tables(factory: Callable[..., Any]) -> tuple[str, ...]:
       The names of the arguments.
     """
     names = []
-    for name, hint in get_type_hints(factory).items():
+    for name, hint in read_annotations(factory).items():
         for option in (hint, *get_args(hint)):
             if get_origin(option) in (dict, Mapping) and get_args(option)[1] is Layer:
                 names.append(name)
@@ -64,7 +64,7 @@ def fields(factory: Callable[..., Any]) -> dict[str, tuple[Any, Any]]:
     Returns:
       Name -> (annotation, default). The default is `...` if a value is required.
     """
-    hints, settings = get_type_hints(factory, include_extras=True), {}
+    hints, settings = read_annotations(factory), {}
     for name, parameter in inspect.signature(factory).parameters.items():
         variadic = parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
         if name not in wires(factory) and not variadic:
@@ -75,7 +75,11 @@ def fields(factory: Callable[..., Any]) -> dict[str, tuple[Any, Any]]:
 
 
 def validate(
-    factory: Callable[..., Any], values: Mapping[str, Any], place: str, skip: int = 0
+    factory: Callable[..., Any],
+    values: Mapping[str, Any],
+    place: str,
+    skip: int = 0,
+    beside: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Checks the settings of a factory and fills in the defaults.
 
@@ -85,21 +89,28 @@ def validate(
       place: the key of the section. It begins the keys in error messages; empty at the top level.
       skip: the number of leading arguments that are no settings, such as 2 of a study's
         `run(config, runner, *, ...)`.
+      beside: other keys that the section may have. They are not in `values`; error messages list
+        them as allowed.
 
     Returns:
-      The settings. A setting whose value is None is absent.
+      The settings. A setting is absent if its value is None, or a default that TOML cannot hold.
 
     Raises:
-      SettingError: the first setting that is unknown, missing, of the wrong type or out of range.
+      SettingError: the first setting that is unknown, missing, of the wrong type or out of range;
+        or a needed setting has an annotation that cannot be read.
     """
     known = dict(list(fields(factory).items())[skip:])
     before = f"{place}." if place else ""
     for key, value in values.items():
         if key not in known:
-            raise SettingError("", before + key, value, f"unknown key; {choices(known, key)}")
+            allowed = choices([*known, *beside], key)
+            raise SettingError("", before + key, value, f"unknown key; {allowed}")
     settings = {}
     for key, (hint, default) in known.items():
         settings[key] = values.get(key, default)
+        if isinstance(hint, Unreadable) and (key in values or default is ...):
+            remedy = f"its annotation cannot be read: {hint.reason}"
+            raise SettingError("", before + key, values.get(key), remedy)
         if settings[key] is ...:
             remedy = "; ".join(filter(None, ("is missing", phrase(hint))))
             raise SettingError("", before + key, None, remedy)
@@ -109,7 +120,23 @@ def validate(
             except ValidationError as error:
                 remedy = phrase(hint, values[key]) or error.errors()[0]["msg"].lower()
                 raise SettingError("", before + key, values[key], remedy) from None
-    return {key: value for key, value in settings.items() if value is not None}
+    return {key: value for key, value in settings.items() if key in values or fits_toml(value)}
+
+
+def fits_toml(value: Any) -> bool:
+    """Whether TOML can hold a value: a number, a text, true or false, a list or a table of these.
+
+    Args:
+      value: the value; a tuple counts as a list.
+
+    Returns:
+      False for None, functions, types and other objects.
+    """
+    if isinstance(value, list | tuple):
+        return all(map(fits_toml, value))
+    if isinstance(value, dict):
+        return all(isinstance(key, str) and fits_toml(each) for key, each in value.items())
+    return isinstance(value, bool | int | float | str)
 
 
 @cache

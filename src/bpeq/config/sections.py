@@ -217,17 +217,18 @@ def _read_network(values: Any, place: str, folder: Path) -> NetworkSettings:
     """Reads [network] or one [networks.NAME]."""
     if not isinstance(values, dict):
         raise SettingError("", place, values, "must be a section")
-    texts = values.get("layers")
+    known, texts = ["layers", *(() if place == "network" else Inputs._fields)], values.get("layers")
+    for key, value in values.items():
+        if key not in known:
+            remedy = f"unknown key; {registry.choices(known, key)}"
+            raise SettingError("", f"{place}.{key}", value, remedy)
     if not isinstance(texts, list) or not texts:
         remedy = 'must be a list of layers such as ["dense(128)"]'
         raise SettingError("", f"{place}.layers", texts, remedy)
     layers = (read_part("layers", x, f"{place}.layers.{i}", folder) for i, x in enumerate(texts))
-    beside = {key: value for key, value in values.items() if key != "layers"}
     if place == "network":
-        for key, value in beside.items():
-            remedy = f"unknown key; {registry.choices(['layers'], key)}"
-            raise SettingError("", f"{place}.{key}", value, remedy)
         return NetworkSettings(tuple(layers))
+    beside = {key: value for key, value in values.items() if key != "layers"}
     inputs = Inputs(**validate(Inputs, beside, place))
     return NetworkSettings(tuple(layers), tuple(inputs.input), inputs.tokens)
 

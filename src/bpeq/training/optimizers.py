@@ -17,10 +17,7 @@ from jaxtyping import Array
 from bpeq.core import trees
 from bpeq.layers import cut
 from bpeq.settings import Fraction, NonNegative, Positive, SettingError, checked
-from bpeq.types import Layer, Params
-
-Schedule = Callable[[Array], Array]
-"""progress -> factor on the learning rate; progress runs from 0 at the first step to 1."""
+from bpeq.types import Layer, Params, Schedule
 
 
 @checked
