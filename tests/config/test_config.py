@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from bpeq.config import registry
 from bpeq.config.loading import Config, ConfigError, load_config
-from bpeq.config.overrides import merge, put
+from bpeq.config.overrides import merge, put, read_pair
 from bpeq.config.parts import parse_layer, read_part
 from bpeq.config.schema import phrase, validate
 from bpeq.settings import Count, NonNegative, SettingError, complaint
@@ -472,6 +472,28 @@ def test_validate_says_what_a_setting_may_be(given, key, remedy):
 def test_a_name_of_another_library_suggests_ours(kind, name, meant):
     with pytest.raises(ValueError, match=f"did you mean '{meant}'"):
         registry.resolve(kind, name)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        (".001", 0.001),
+        ("-.5", -0.5),
+        ("5.", 5.0),
+        ("5.e-3", 0.005),
+        ("[.1, 2., 0.3]", [0.1, 2.0, 0.3]),
+        ("0.1", 0.1),
+        ("3", 3),
+        ("1e-3", 1e-3),
+        ("./x.5", "./x.5"),
+        ('".5"', ".5"),
+        ("1.2.3", "1.2.3"),
+        ("0.1..1", "0.1..1"),
+    ],
+)
+def test_a_number_of_an_override_may_begin_or_end_with_its_point(text, value):
+    key, read = read_pair(f"rule.beta={text}")
+    assert (key, read, type(read)) == ("rule.beta", value, type(value))
 
 
 def test_validate_fills_in_defaults_and_makes_numbers_floats():

@@ -25,7 +25,7 @@ from hypothesis import strategies as st
 from bpeq.data import Dataset, csv, fashion_mnist, mnist, npz, read_idx
 from bpeq.data import _mnist as fetch
 from bpeq.data._mnist import read_pair
-from bpeq.types import DataError
+from bpeq.types import Caution, DataError
 
 USER_DATA = os.environ.get("BPEQ_DATA")
 needs_mnist = pytest.mark.skipif(
@@ -112,7 +112,7 @@ BAD_CONTENT = {
     "float type": (idx(IMAGES, 0x0D), "type code 0x0d, expected 0x08: unsigned bytes"),
     "short": (SOUND[:-1], "the header says 2 × 3 × 4 = 24 bytes, there are only 23"),
     "only header": (SOUND[:16], "the header says 2 × 3 × 4 = 24 bytes, there are only 0"),
-    "long": (SOUND + b"x", "the header says 2 × 3 × 4 = 24 bytes, there are more"),
+    "long": (SOUND + b"x", "the header says 2 × 3 × 4 = 24 bytes, there are 1 more after them"),
     "zero": (idx(np.zeros((0, 3, 4))), "the header says 0 × 3 × 4 bytes: allowed are 1 to"),
     "absurd": (
         b"\0\0\x08\x03" + b"\xff" * 12 + b"x",
@@ -367,6 +367,18 @@ def test_a_failed_download_says_where_files_belong(places, mirror) -> None:
     )
 
 
+@pytest.mark.parametrize("root", [True, False])
+def test_an_uncompressed_file_beside_a_missing_one_is_read(places, root: bool) -> None:
+    user, _ = places
+    (user / "set").mkdir()
+    (user / "set" / "a").write_bytes(SOUND)
+    path = fetch.find(remote("http://127.0.0.1:9/"), str(user) if root else None)
+    assert path == user / "set" / "a"
+    assert np.array_equal(read_idx(path), IMAGES)
+    (user / "set" / "a.gz").write_bytes(ZIPPED)
+    assert fetch.find(remote("http://127.0.0.1:9/"), str(user)) == user / "set" / "a.gz"
+
+
 def test_an_unset_bpeq_data_is_not_a_place(places, mirror, monkeypatch) -> None:
     for value in (None, ""):
         monkeypatch.delenv("BPEQ_DATA") if value is None else monkeypatch.setenv("BPEQ_DATA", value)
@@ -437,6 +449,29 @@ def test_npz_labels_of_any_whole_type_are_int32(save, labels: np.ndarray) -> Non
     data = npz(save(x=INPUTS, y=labels), validation=0.25)
     assert data.y.dtype == np.int32
     assert np.array_equal(data.y, labels)
+
+
+def test_npz_labels_in_a_column_or_one_hot_are_the_same_labels(save) -> None:
+    plain = npz(save(x=INPUTS, y=LABELS), validation=0.25)
+    assert npz(save(x=INPUTS, y=LABELS[:, None]), validation=0.25).checksum == plain.checksum
+    for dtype in (np.int64, np.float32, bool):
+        path = save(x=INPUTS, y=np.eye(4)[LABELS].astype(dtype))
+        data = npz(path, task="classification", validation=0.25)
+        assert (data.checksum, data.outputs) == (plain.checksum, 4)
+    wide = npz(save(x=INPUTS, y=np.eye(5)[LABELS]), task="classification", validation=0.25)
+    assert wide.outputs == 5  # one class without an example
+
+
+@pytest.mark.parametrize(
+    ("targets", "reason"),
+    [(LABELS * 1.0, "0.0, 1.0, 2.0"), (LABELS[:, None] * 1.0, "0.0"), (np.eye(4)[LABELS], "one-h")],
+    ids=["floats", "column", "one-hot"],
+)
+def test_npz_floats_that_look_like_labels_are_named(save, targets, reason: str) -> None:
+    path = save(x=INPUTS, y=targets)
+    with pytest.warns(Caution, match=f"y holds {reason}.* set task = 'classification'"):
+        assert npz(path).task == "regression"
+    assert npz(path, task="regression").task == "regression"  # an error if it warned
 
 
 def test_npz_floats_are_regression_targets(save) -> None:
@@ -515,7 +550,7 @@ BAD_ARRAYS = {
     "complex": ({**PLAIN, "x": INPUTS * 1j}, "x holds complex128, not real numbers"),
     "text": ({**PLAIN, "x": INPUTS.astype(str)}, "x holds <U32, not real numbers"),
     "names": ({**PLAIN, "y": LABELS.astype(str)}, "y holds <U21 of shape (40,): labels are whole"),
-    "columns": ({**PLAIN, "y": LABELS[:, None]}, "y holds int64 of shape (40, 1): labels are who"),
+    "columns": ({**PLAIN, "y": LABELS[:, None] * [1, 2]}, "y holds int64 of shape (40, 2): labels"),
     "cube": ({**PLAIN, "y": INPUTS[:, :, None]}, "targets of shapes [(3, 1)] a row, [outputs] is"),
     "objects": (
         {**PLAIN, "y": LABELS.astype(object)},
@@ -583,9 +618,9 @@ def test_npz_names_a_label_that_the_task_does_not_allow(save) -> None:
     assert refusal(lambda: npz(path, task="classification")).startswith(
         f"{path}: y[1] is 0.5, not a whole number"
     )
-    path = save(x=INPUTS, y=LABELS[:, None])
-    assert refusal(lambda: npz(path, task="classification")) == (
-        f"{path}: y has shape (40, 1): labels are one a row, [n]"
+    path = save(x=INPUTS, y=LABELS[:, None] * [1, 2])
+    assert refusal(lambda: npz(path, task="classification")).startswith(
+        f"{path}: y has shape (40, 2): labels are one a row"
     )
 
 
@@ -695,7 +730,7 @@ def test_csv_tasks(sheet) -> None:
     binary = csv(path, task="binary")
     assert (binary.task, binary.y.shape) == ("binary", (20, 1))
     assert csv(path, classes=3, validation=0.2).outputs == 3
-    assert csv(sheet("a,b", *(f"{i},{i % 2}.0" for i in range(20)))).task == "regression"
+    assert csv(sheet("a,b", *(f"{i},{i % 2}.5" for i in range(20)))).task == "regression"
 
 
 def test_csv_reads_quotes_blank_lines_and_byte_order_marks(sheet) -> None:
@@ -724,7 +759,7 @@ BAD_SHEETS: dict[str, tuple[list[str], str]] = {
     "target hole": ([HEAD, ROWS[0], "1,2,"], "line 3, column 'kind' is empty"),
     "target mix": (
         [HEAD, ROWS[0], "1,2,cat"],
-        "line 3, column 'kind' is 'cat' where others are numbers",
+        "line 3, column 'kind' is 'cat', a name, where others are numbers",
     ),
     "target nan": ([HEAD, *ROWS, "1,2,nan"], "line 22, column 'kind' is nan, not a finite number"),
     "negative": ([HEAD, ROWS[0], "1,2,-1"], "line 3, column 'kind' is -1.0, negative: labels are"),
@@ -739,6 +774,22 @@ def test_csv_says_what_is_wrong(sheet, write, case: str) -> None:
     lines, reason = BAD_SHEETS[case]
     path = sheet(*lines) if lines else str(write("mine.csv", b""))
     assert refusal(lambda: csv(path)).startswith(f"{path}: {reason}")
+
+
+def test_csv_blames_the_cell_that_is_empty_or_of_the_rarer_kind(sheet) -> None:
+    names = [f"1,2,{name}" for name in ("cat", "dog", "cat")]
+    for task in ("auto", "classification"):
+        for cell, reason in (("", "is empty"), ("7", "is '7', a number, where others are names")):
+            path = sheet(HEAD, *names, f"1,2,{cell}")
+            message = refusal(lambda path=path, task=task: csv(path, task=task))
+            assert message == f"{path}: line 5, column 'kind' {reason}"
+
+
+def test_csv_floats_that_look_like_labels_are_named(sheet) -> None:
+    path = sheet(HEAD, *(f"1,{i},{i % 3}.0" for i in range(30)))
+    with pytest.warns(Caution, match="column 'kind' holds 0.0, 1.0, .* task = 'classification'"):
+        assert csv(path).task == "regression"
+    assert csv(path, task="classification", validation=0.2).outputs == 3
 
 
 def test_csv_labels_that_the_task_does_not_allow_are_refused(sheet) -> None:
@@ -773,6 +824,7 @@ def test_csv_target_that_is_no_column_is_a_wrong_setting(sheet) -> None:
     assert "must be a whole number >= 2" in setting_error(lambda: csv(path, classes=1))
 
 
+@pytest.mark.filterwarnings("ignore::bpeq.types.Caution")
 @settings(max_examples=200, deadline=None, derandomize=True)
 @given(content=st.binary(max_size=40) | st.text('a1,.\n\r" -\0', max_size=60).map(str.encode))
 def test_any_bytes_are_a_table_or_a_data_error(tmp_path_factory, content: bytes) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 import tomllib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -34,6 +35,7 @@ TABLES = (
     *(*SECTIONS, "network", "networks", "solvers", "training", "fidelity"),
     *("rules", "controls", "study"),
 )
+_NUMBERS = re.compile(r"[\s\d.,eE+\-\[\]]+")
 _OWN = (
     *("cost", "system", "imperfections", "optimizer", "schedule", "network", "solvers"),
     "training",
@@ -236,7 +238,7 @@ def check_tables(tree: Tree, pairs: Sequence[Pair] = ()) -> None:
 
 
 def read_pair(text: str) -> Pair:
-    """Parses `key=value`. A value that is not TOML stays plain text.
+    """Parses `key=value`. A value that is not TOML stays plain text, except numbers such as `.5`.
 
     Args:
       text: the text of one `--set`.
@@ -251,10 +253,17 @@ def read_pair(text: str) -> Pair:
     if not sign or not all(key.split(".")):
         raise ConfigError("--set", text, None, "must be key=value, such as rule.beta=0.1")
     try:
-        parsed = tomllib.loads(f"v = {value}")
+        parsed = tomllib.loads(f"v = {_as_toml_numbers(value)}")
     except (ValueError, RecursionError):  # not TOML, or beyond the limits of its numbers and lists
         return key, value
     return key, parsed["v"] if len(parsed) == 1 else value
+
+
+def _as_toml_numbers(value: str) -> str:
+    """Writes numbers such as `.5` and `5.` as TOML does, 0.5 and 5.0, also in a list."""
+    if not _NUMBERS.fullmatch(value):
+        return value
+    return re.sub(r"(?<=\d)\.(?![\d.])", ".0", re.sub(r"(?<![\d.])\.(?=\d)", "0.", value))
 
 
 def put(tree: Tree, key: str, value: Any, folder: Path | None = None) -> None:

@@ -100,7 +100,8 @@ def as_labels(array: np.ndarray, name: Name, classes: int | None) -> Int[np.ndar
         or >= `classes`.
     """
     if array.ndim != 1:
-        raise DataError(f"{name(())} has shape {array.shape}: labels are one a row, [n]")
+        form = "labels are one a row, [n] or [n, 1], or one-hot, [n, classes]"
+        raise DataError(f"{name(())} has shape {array.shape}: {form}")
     _require_numbers(array, name)
     whole = np.isfinite(array) & (array == np.floor(array))
     top = LABEL_LIMIT if classes is None else classes

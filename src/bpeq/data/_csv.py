@@ -11,7 +11,7 @@ import numpy as np
 
 from bpeq.data._checks import Name, reading
 from bpeq.data._dataset import Dataset
-from bpeq.data._npz import TEST, VALIDATION, Classes, Part, TaskChoice, table
+from bpeq.data._npz import TEST, VALIDATION, Classes, Part, TaskChoice, table, warn_of_labels
 from bpeq.settings import Count, DataError, Fraction, SettingError, checked
 
 _WHOLE = re.compile(r"[+-]?[0-9]+")
@@ -66,7 +66,8 @@ def csv(
       path: the file.
       target: the name of the target column; "" is the last column.
       task: "classification", "binary" or "regression"; "auto" is classification if the targets are
-        whole numbers (1, not 1.0) or names, and regression for other numbers.
+        whole numbers (1, not 1.0) or names, and regression for other numbers. A Caution says so
+        if the numbers are 0.0, 1.0, 2.0, …
       classes: the number of classes, >= 2; None: the highest label + 1, and every class must have
         an example.
       validation: the fraction of the examples outside the test set, in [0, 1).
@@ -138,15 +139,23 @@ def _target(sheet: Sheet, aim: int, task: TaskChoice) -> tuple[TaskChoice, np.nd
     """The task, with "auto" resolved, and the target column as numbers."""
     cells = [row[aim] for row in sheet.rows]
     numeric = [_number(cell) is not None for cell in cells]
-    if task in ("auto", "classification") and "" not in cells and not all(numeric):
-        if any(numeric):
-            row = numeric.index(False)
-            raise DataError(f"{sheet.place(row, aim)} is {cells[row]!r} where others are numbers")
+    if "" in cells:
+        raise DataError(f"{sheet.place(cells.index(''), aim)} is empty")
+    if task in ("auto", "classification") and not all(numeric):
+        if any(numeric):  # the rarer kind is probably the mistake
+            names_are_rare = 2 * sum(numeric) >= len(numeric)
+            row = numeric.index(not names_are_rare)
+            kind, others = ("name", "numbers") if names_are_rare else ("number", "names")
+            problem = f"is {cells[row]!r}, a {kind}, where others are {others}"
+            raise DataError(f"{sheet.place(row, aim)} {problem}")
         numbers = {name: number for number, name in enumerate(sorted(set(cells)))}
         return "classification", np.array([numbers[cell] for cell in cells])
     if task == "auto":
         whole = all(_WHOLE.fullmatch(cell) for cell in cells)
-        task = "classification" if whole else "regression"
+        if whole:
+            return "classification", _numbers(sheet, aim)
+        warn_of_labels(_name(sheet, [aim])(()), [_numbers(sheet, aim)])
+        task = "regression"
     return task, _numbers(sheet, aim)
 
 

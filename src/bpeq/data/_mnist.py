@@ -61,7 +61,8 @@ def mnist(validation: HeldOut = 5000, root: str | None = None) -> Dataset:
 
     The files `mnist/NAME.gz` are looked up in `root` if it is given. Otherwise they are looked up
     in `$BPEQ_DATA`, then in the user's cache folder, and then downloaded into it. The md5 of the
-    uncompressed bytes is checked, so any gzip copy of the published files is accepted.
+    uncompressed bytes is checked, so any copy of the published files is accepted, compressed by
+    gzip or not (`NAME` without `.gz`).
 
     Args:
       validation: the number of training images for validation, >= 0 and < 60,000.
@@ -125,7 +126,7 @@ class Remote(NamedTuple):
 
 
 def find(remote: Remote, root: str | None) -> Path:
-    """Finds `folder/file` of a data set, or downloads it.
+    """Finds `folder/file` of a data set, or downloads it. An uncompressed file counts too.
 
     Without `root` these places are tried in order: `$BPEQ_DATA`, the user's cache folder
     (`~/.cache/bpeq` on Linux), and a download into that cache. A download with a wrong checksum is
@@ -144,17 +145,16 @@ def find(remote: Remote, root: str | None) -> Path:
     place = Path(remote.folder) / remote.file
     if root is not None:
         path = Path(root).expanduser() / place
-        if not path.is_file():
+        if (file := _present(path)) is None:
             raise DataError(f"{path}: no such file (root = {root!r} is the only place looked in)")
-        return path
+        return file
     import pooch
 
     cache = Path(pooch.os_cache("bpeq"))
     user = os.environ.get("BPEQ_DATA")
     paths = [Path(base).expanduser() / place for base in (user, cache) if base]
-    for path in paths:
-        if path.is_file():
-            return path
+    for file in filter(None, map(_present, paths)):
+        return file
     problem = _download(remote, cache / remote.folder)
     if problem:
         raise DataError(
@@ -162,6 +162,11 @@ def find(remote: Remote, root: str | None) -> Path:
             f"{remote.mirror} failed ({problem}); set BPEQ_DATA to the folder that holds {place}"
         )
     return cache / place
+
+
+def _present(path: Path) -> Path | None:
+    """The file itself, or its uncompressed copy without the `.gz`; None if there is neither."""
+    return next((file for file in (path, path.with_suffix("")) if file.is_file()), None)
 
 
 def _download(remote: Remote, folder: Path) -> str:
@@ -292,9 +297,10 @@ def _read(file: BinaryIO, path: Path, dimensions: int | None, md5: str | None) -
     size = math.prod(shape)
     if not 1 <= size <= _LIMIT:
         raise DataError(f"{path}: the header says {_by(shape)} bytes: allowed are 1 to {_LIMIT}")
-    body = _take(file, size + 1)
-    if len(body) != size:
-        found = f"only {len(body)}" if len(body) < size else "more"
+    body = _take(file, size)
+    more = sum(map(len, iter(lambda: file.read(_CHUNK), b"")))
+    if more or len(body) < size:
+        found = f"{more} more after them" if more else f"only {len(body)}"
         raise DataError(f"{path}: the header says {_by(shape)} = {size} bytes, there are {found}")
     if md5 is not None:
         digest = hashlib.md5(magic + header + body, usedforsecurity=False).hexdigest()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple
 
@@ -12,10 +14,13 @@ from annotated_types import Interval
 from bpeq.data import _checks as checks
 from bpeq.data._dataset import Dataset, Splits, Task, TooFew, carve, finish, shuffled, single
 from bpeq.settings import Count, DataError, Fraction, SettingError, checked
+from bpeq.types import Caution
 
 TaskChoice = Literal["auto", "classification", "binary", "regression"]
 Classes = Annotated[int, Interval(ge=2, lt=checks.LABEL_LIMIT)]
 VALIDATION, TEST = 0.1, 0.2
+_LOOK_LIKE_LABELS = 1000
+"""Whole floats below this look like labels of classes."""
 
 
 @checked
@@ -36,13 +41,15 @@ def npz(
     Inputs are converted to float32 and not scaled. Divide images of bytes 0 … 255 before.
 
     The file's x is `[n, ...]` of real numbers (images `[n, height, width, channels]`). Its y is
-    `[n]` of labels 0 … K − 1 for classification, `[n]` or `[n, outputs]` of numbers for regression,
-    and of 0 and 1 for binary.
+    `[n]` or `[n, 1]` of labels 0 … K − 1 for classification, or one-hot rows `[n, K]` with `task =
+    "classification"`. It is `[n]` or `[n, outputs]` of numbers for regression, and of 0 and 1 for
+    binary.
 
     Args:
       path: the file.
       task: "classification", "binary" or "regression"; "auto" is classification for whole numbers
-        y `[n]`, and regression for floats.
+        y `[n]` or `[n, 1]`, and regression for floats. A Caution says so if the floats look like
+        labels: 0.0, 1.0, 2.0, …, or one-hot rows.
       classes: the number of classes, >= 2; None: the highest label + 1, and every class must have
         an example.
       validation: the fraction of the examples outside the test set, in [0, 1).
@@ -198,24 +205,70 @@ def _guess(path: str, parts: list[Part]) -> Task:
     """Resolves "auto": whole numbers `[n]` are labels, floats are regression targets."""
     kinds: set[Task] = set()
     for part in parts:
-        if part.y.dtype.kind in "biu" and part.y.ndim == 1:
+        if part.y.dtype.kind in "biu" and part.y.size == len(part.y):
             kinds.add("classification")
         elif part.y.dtype.kind == "f":
             kinds.add("regression")
         else:
             raise DataError(
                 f"{part.y_name(())} holds {part.y.dtype} of shape {part.y.shape}: labels are whole "
-                "numbers [n], regression targets floats; else set task"
+                "numbers [n], regression targets floats; else set task, such as 'classification' "
+                "for one-hot rows"
             )
     if len(kinds) > 1:
         raise DataError(f"{path}: y is whole numbers in one part and floats in another: set task")
-    return kinds.pop()
+    task = kinds.pop()
+    if task == "regression":
+        warn_of_labels(f"{path}: y", [part.y for part in parts])
+    return task
+
+
+def warn_of_labels(name: str, targets: Sequence[np.ndarray]) -> None:
+    """Warns if floats that "auto" reads as regression targets look like labels.
+
+    Args:
+      name: the name of the targets.
+      targets: the targets of each part.
+
+    Warns:
+      Caution: all are whole numbers 0, 1, 2, …, in one column; or all rows are one-hot.
+    """
+    whole = all(np.isin(y, np.arange(_LOOK_LIKE_LABELS)).all() for y in targets)
+    if whole and all(y.size == len(y) for y in targets):
+        kind = "0.0, 1.0, 2.0, …"
+    elif all(_one_hot(y) for y in targets):
+        kind = "one-hot rows"
+    else:
+        return
+    remedy = "set task = 'classification' if they are labels, or task = 'regression'"
+    warnings.warn(f"{name} holds {kind} as floats, read as a regression: {remedy}", Caution, 2)
+
+
+def _one_hot(y: np.ndarray) -> bool:
+    """Whether each row holds a single 1, and zeros."""
+    table = y.dtype.kind in "biuf" and y.ndim == 2 and y.shape[1] > 1
+    rows = table and np.isin(y, (0, 1)).all()
+    return bool(rows and (y.sum(axis=1) == 1).all())
+
+
+def _labels(part: Part) -> Part:
+    """The part with labels `[n]` in place of `[n, 1]` or one-hot rows."""
+    if part.y.dtype.kind in "biuf" and part.y.ndim == 2:
+        if part.y.shape[1] == 1:
+            return part._replace(y=part.y[:, 0])
+        if _one_hot(part.y):
+            return part._replace(y=part.y.argmax(axis=1))
+    return part
 
 
 def _targets(
     factory: str, path: str, parts: list[Part], task: Task, classes: int | None
 ) -> tuple[np.ndarray, int]:
     if task == "classification":
+        widths = {part.y.shape[1] for part in parts if _one_hot(part.y)}
+        if classes is None and len(widths) == 1:  # a class may have no example
+            classes = widths.pop()
+        parts = [_labels(part) for part in parts]
         labels = np.concatenate([checks.as_labels(part.y, part.y_name, classes) for part in parts])
         return labels, checks.count_classes(labels, checks.named(path, "labels"), classes)
     if classes is not None:
