@@ -71,7 +71,8 @@ def run(
         60 if smoke else 600,
     )
     (runner.folder / "samples.txt").write_text(
-        f"# sha256 of the text: {text.checksum}\n# {bits[0]:.3f} bits per character\n{sample}\n"
+        f"# sha256 of the text: {text.checksum}\n# {bits[0]:.3f} bits per character\n{sample}\n",
+        encoding="utf-8",
     )
     metrics |= {"bits_per_character": bits, "baseline_bits_per_character": baseline}
     draw(curves, baseline, sample).savefig(runner.folder / "language.png", dpi=130)

@@ -28,7 +28,7 @@ def run(config: Config, runner: Runner) -> dict[str, Any]:
         at_rate = config.changed(optimizer={"learning_rate": rate})
         ours = runner.folder / f"rate-{rate}"
         summary = run_config(at_rate, ours, resume=runner.resume)
-        rows = [json.loads(line) for line in (ours / "metrics.jsonl").read_text().splitlines()]
+        rows = [json.loads(line) for line in (ours / "metrics.jsonl").read_bytes().splitlines()]
         curve = np.array([row["values"]["test_loss"] for row in rows])
         epochs = [row["epoch"] for row in rows]
         with runner.clock("textbook"):

@@ -39,6 +39,9 @@ training = {epochs = 4, batch_size = 4}
 HALF = "half/checkpoints/1-000000002.safetensors"
 GRID = "--grid rule.beta=0.1,0.2"
 MINE = "run c.toml --out new --set data.name"
+NORMED = (
+    """--set rule.name=backprop --set 'network.layers=["dense(3)", "batch_norm", "dense(1)"]'"""
+)
 
 
 class Bad(NamedTuple):
@@ -206,6 +209,16 @@ TABLE: dict[str, list[Bad]] = {
     "batch": [
         Bad("run c.toml --set training.batch_size=5", 2,
             "--set training.batch_size = 5: must be 1 to 4, the training set"),
+        Bad(f"run c.toml {NORMED} --set training.batch_size=1", 2,
+            "--set training.batch_size = 1: batch_norm: one value for each channel has no varia"),
+        Bad(f"run c.toml {NORMED} --set fidelity.examples=1", 2,
+            "--set fidelity.examples = 1: batch_norm: one value for each channel has no varianc"),
+        Bad(f"compare c.toml --rules backprop {NORMED} --set training.batch_size=1", 2,
+            "--set training.batch_size = 1: batch_norm: one value for each channel has no varia"),
+        Bad(f"fidelity c.toml --rules autodiff {NORMED} --set fidelity.examples=1", 2,
+            "--set fidelity.examples = 1: batch_norm: one value for each channel has no varianc"),
+        Bad(f"sweep c.toml {NORMED} --grid training.batch_size=2,1", 2,
+            "--grid training.batch_size = 1: batch_norm: one value for each channel has no vari"),
         Bad("sweep c.toml --grid training.batch_size=2,8", 2,
             "--grid training.batch_size = 8: must be 1 to 4, the training set"),
         Bad("compare c.toml --rules eqprop --set training.batch_size=5", 2,

@@ -200,17 +200,17 @@ ENERGIES = [
     (
         '"o": jnp.zeros(1)}',
         '"o": jnp.zeros(1, int)}',
-        "init_state gives h float32[3, 3], o int32[3, 1]: states must be floating-point",
+        "init_state gives h float32[4, 3], o int32[4, 1]: states must be floating-point",
     ),
     (
         'lambda w, s: s["o"]',
         "lambda w, s: s",
-        "readout gives, of 3 examples, h float32[3, 3], o float32[3, 1], not float32[3, 1]",
+        "readout gives, of 4 examples, h float32[4, 3], o float32[4, 1], not float32[4, 1]",
     ),
     (
         'lambda w, s: s["o"]',
         'lambda w, s: s["h"]',
-        "readout gives, of 3 examples, float32[3, 3], not float32[3, 1]",
+        "readout gives, of 4 examples, float32[4, 3], not float32[4, 1]",
     ),
     ('lambda w, s: s["o"]', 'lambda w, s: s["out"]', at("return from_energy") + "KeyError: 'out'"),
     (
@@ -254,7 +254,7 @@ def test_outputs_of_another_width_are_the_systems_fault_though_there_is_a_networ
 
 
 RULES = [
-    ("Estimate(grads,", "Estimate(dx,", f"grads are float32[3, 2], not {PARAMS}"),
+    ("Estimate(grads,", "Estimate(dx,", f"grads are float32[4, 2], not {PARAMS}"),
     (
         "Estimate(grads,",
         "Estimate(list(grads),",
@@ -265,14 +265,14 @@ RULES = [
         "Estimate(jax.tree.map(lambda g: g[:1], grads),",
         "grads are 0.b float32[1], not 0.b float32[3]",
     ),
-    (".mean()\n", "\n", "loss is float32[3], not float32[]"),
+    (".mean()\n", "\n", "loss is float32[4], not float32[]"),
     ("return Estimate(", "return (", "estimate gives a tuple; it must give an Estimate"),
     ("return Estimate(", "Estimate(", "estimate gives a NoneType; it must give an Estimate"),
     ("output, {})", "output, None)", "info is a NoneType; it must be a dict"),
     (
         "params, x, key)[0]",
         "params, x, key)[0][:, 0]",
-        "apply gives, of 3 examples, float32[3], not float32[3, 1]",
+        "apply gives, of 4 examples, float32[4], not float32[4, 1]",
     ),
     (
         "error = gain *",
@@ -337,14 +337,14 @@ OTHERS = [
         ")",
         "cost.name=own_parts:cost",
         2,
-        COST + "value gives, of 3 examples, float32[], not float32[3]",
+        COST + "value gives, of 4 examples, float32[], not float32[4]",
     ),
     (
         "2 * (o - y)",
         "(o - y)[:, 0]",
         "cost.name=own_parts:cost",
         2,
-        COST + "error gives float32[3], not float32[3, 1]",
+        COST + "error gives float32[4], not float32[4, 1]",
     ),
     (
         "2 * (o - y)",
@@ -447,6 +447,27 @@ def test_every_command_builds_the_parts_and_so_finds_the_fault(call, own):
     assert not (folder / "runs").exists()
 
 
+EXITS = ["sys.exit(0)", "raise SystemExit", "raise KeyboardInterrupt"]
+PLACES = {
+    "the module": ("def net(", "{}\n\n\ndef net("),
+    "the factory": ("    def energy", "    {}\n\n    def energy"),
+    "a function in the trace": ("        h = jnp.tanh", "        {}\n        h = jnp.tanh"),
+}
+
+
+@pytest.mark.parametrize("code", EXITS)
+@pytest.mark.parametrize("place", PLACES)
+def test_own_code_that_exits_is_one_line_with_exit_code_2(call, own, place, code):
+    old, new = PLACES[place]
+    folder = own(("import jax\n", "import sys\n\nimport jax\n"), (old, new.format(code)))
+    done = call("run", "c.toml")
+    (line,) = done.err
+    assert done.code == 2
+    assert line.startswith(f"bpeq: {SYSTEM}")
+    assert ("SystemExit" if "Exit" in code or "exit" in code else "KeyboardInterrupt") in line
+    assert not (folder / "runs").exists()
+
+
 def test_a_bug_of_ours_keeps_its_traceback(own, monkeypatch):
     """Only where a config has parts of the user's own may an error be theirs."""
     own(config=CONFIG.replace("own_parts:net", "hopfield"))
@@ -506,7 +527,7 @@ def test_a_network_beside_an_own_system_is_for_other_rules_and_the_controls(call
     assert build(config).network is None
     assert build(config.with_rule("backprop")).network is not None
     rows = [line for line in call("check", "c.toml").out.splitlines() if "float" in line]
-    assert [row.split("│")[1].strip()[:6] for row in rows] == ["energy", "energy"]
+    assert [row.strip()[:6] for row in rows] == ["energy", "energy"]
     done = call("compare", "c.toml", "--rules", "eqprop,own_parts:rule", "--out", "out")
     assert (done.code, done.err) == (0, [])
     made = json.loads(Path("out/comparison.json").read_text())["rules"]

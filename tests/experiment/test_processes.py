@@ -17,6 +17,7 @@ import pytest
 from bpeq.cli import supervisor
 from bpeq.config.loading import ConfigError, load_config
 from bpeq.experiment import distributed
+from bpeq.runs.resume import resume_command
 from bpeq.types import DataError
 
 CONFIG = """\
@@ -106,7 +107,7 @@ def test_a_process_that_is_killed_ends_the_run_with_one_line(config, tmp_path, w
     assert parent.returncode == 3
     lines = [line for line in err.splitlines() if line.startswith("bpeq: ")]
     said = f"bpeq: process {who} of 2 was ended by SIGKILL; what was saved is in {tmp_path / 'run'}"
-    assert lines == [said]
+    assert lines == [f"{said}; go on with: bpeq run {tmp_path / 'run'} --resume --processes 2"]
     assert "Traceback" not in err
     assert ended(pids)
     assert list((tmp_path / "run" / "checkpoints").glob("*.safetensors"))
@@ -154,6 +155,7 @@ def test_a_signal_stops_all_processes_after_the_same_stretch(config, tmp_path):
     _, err = parent.communicate(timeout=120)
     assert parent.returncode == 143
     assert "stopped after epoch" in err
+    assert f"go on with: bpeq run {tmp_path / 'run'} --resume --processes 2" in err
     assert (tmp_path / "run" / "params.safetensors").exists()
     assert ended(pids)
 
@@ -164,6 +166,37 @@ def test_processes_end_with_their_launcher(config, tmp_path):
     parent.kill()
     parent.communicate()
     assert ended(pids)
+
+
+def test_the_command_that_continues_a_run_has_its_processes(tmp_path):
+    folder = tmp_path / "a run"
+    folder.mkdir()
+    start = f"bpeq run '{folder}' --resume"
+    assert resume_command(folder) == start
+    (folder / "environment.json").write_text('{"processes": 3}')
+    assert resume_command(folder) == f"{start} --processes 3"
+    options = {"--coordinator": "h:1", "--process-count": 2, "--process-id": 0}
+    words = "--coordinator h:1 --process-count 2 --process-id 0"
+    assert resume_command(folder, options) == f"{start} {words}"
+
+
+def test_a_lost_process_leaves_the_whole_command_that_continues_its_run(
+    call, config, tmp_path, monkeypatch
+):
+    """The processes are played by programs that end at once; the folder holds a begun run."""
+    folder = tmp_path / "run"
+
+    def start(argv: list[str], log: Path, first: bool) -> subprocess.Popen:
+        folder.mkdir(exist_ok=True)
+        (folder / "config.toml").touch()
+        program = [sys.executable, "-c", "import os; os.kill(os.getpid(), 9)"]
+        return subprocess.Popen(program, stdin=subprocess.PIPE)
+
+    monkeypatch.setattr(supervisor, "_start", start)
+    said = call("run", config, "--out", folder, "--processes", 2)
+    assert said.code == 3
+    (line,) = said.err
+    assert line.endswith(f"; go on with: bpeq run {folder} --resume --processes 2")
 
 
 @pytest.mark.parametrize(

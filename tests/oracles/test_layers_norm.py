@@ -206,7 +206,7 @@ def test_a_shape_that_does_not_fit_is_refused(oracle):
             factory().forward(params, jnp.zeros((2, 4)))
         with pytest.raises(ValueError, match="needs one axis"):
             factory().init(key, ())
-    with pytest.raises(ValueError, match="one value a channel has no variance"):
+    with pytest.raises(ValueError, match="batch_size = 1: one value for each channel"):
         batch_norm().forward(oracle.draw(batch_norm(), (3,)), jnp.zeros((1, 3)), key)
     with pytest.raises(ValueError, match=r"rate = 1.0: must be a number >= 0 and < 1"):
         dropout(1.0)

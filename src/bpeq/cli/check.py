@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -20,10 +19,7 @@ def fidelity(
         str | None,
         typer.Option(help="names, separated by commas; the config's rule if not given"),
     ] = None,
-    trained: Annotated[
-        Path | None,
-        typer.Option("--run", help="a run folder, for its weights; initial weights if not given"),
-    ] = None,
+    trained: options.Weights = None,
     set_: options.Set = None,
     out: options.Out = None,
 ) -> None:
@@ -111,7 +107,7 @@ def audit(
 
 @options.app.command()
 def verify(
-    folder: Annotated[Path, typer.Argument(metavar="RUN", help="the folder of a finished run")],
+    folder: options.RunFolder,
     files: Annotated[
         bool, typer.Option("--files", help="check the files only; no repeat of the run")
     ] = False,
@@ -136,7 +132,7 @@ def verify(
 
 
 @options.app.command()
-def report(folders: Annotated[list[Path], typer.Argument(metavar="DIR...")]) -> None:
+def report(folders: options.Folders) -> None:
     """Write the reports of finished runs or comparisons again."""
     from bpeq.cli.terminal import print_text
     from bpeq.config.errors import ConfigError

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import io
 import os
 import sys
 import warnings
@@ -30,6 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         1.
     """
     signals.watch()
+    _replace_unknown_characters()
     _keep_programs()
     keep_memory()
     if supervisor.supervised():
@@ -61,6 +63,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         if isinstance(error, OSError) and error.filename is not None:
             return say(f"{error.filename}: {error.strerror}", code)
         return say(str(error), code)
+
+
+def _replace_unknown_characters() -> None:
+    """Makes output replace the characters that the encoding of the terminal lacks, such as β."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
 
 
 def _keep_programs() -> None:
@@ -137,4 +146,6 @@ def _one_line(others: Callable[..., Any]) -> Callable[..., Any]:
 
 def script() -> None:
     """The console entry point. It ends the process with the exit code of `main`."""
-    sys.exit(supervisor.leave(main()))
+    code = main()
+    signals.ignore()
+    sys.exit(supervisor.leave(code))

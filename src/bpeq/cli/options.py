@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, cast
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
+
+from bpeq.core.paths import user_path
 
 if TYPE_CHECKING:
     from bpeq.config.loading import Config
 
 app = typer.Typer(
     help="Train networks by backpropagation, equilibrium propagation and their kin, from configs.",
-    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -22,17 +24,74 @@ app = typer.Typer(
 CommandError = cast(type[Exception], typer.BadParameter.__base__)
 """The base class of errors in the use of a command. Up to typer 0.25 it is a class of click."""
 
-ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="a TOML config")]
+
+def expand_paths(value: Any) -> Any:
+    """Expands `~` in the value of an option or argument. Each one that takes a path calls this.
+
+    Args:
+      value: a path, a list of paths, or None.
+
+    Returns:
+      The same with expanded paths.
+    """
+    if isinstance(value, list | tuple):
+        return [user_path(path) for path in value]
+    return None if value is None else user_path(value)
+
+
+ConfigFile = Annotated[
+    Path, typer.Argument(metavar="CONFIG", help="a TOML config", callback=expand_paths)
+]
+RunFolder = Annotated[
+    Path,
+    typer.Argument(metavar="RUN", help="the folder of a finished run", callback=expand_paths),
+]
+Folders = Annotated[list[Path], typer.Argument(metavar="DIR...", callback=expand_paths)]
 Set = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="override a setting, such as rule.beta=0.1"),
 ]
-Out = Annotated[Path | None, typer.Option("--out", help="the run folder; runs/NAME if not given")]
+Out = Annotated[
+    Path | None,
+    typer.Option("--out", help="the run folder; runs/NAME if not given", callback=expand_paths),
+]
+SweepOut = Annotated[
+    Path | None,
+    typer.Option(
+        "--out", help="the sweep's folder; runs/NAME-sweep if not given", callback=expand_paths
+    ),
+]
+Weights = Annotated[
+    Path | None,
+    typer.Option(
+        "--run",
+        help="a run folder, for its weights; initial weights if not given",
+        callback=expand_paths,
+    ),
+]
 Resume = Annotated[
     bool,
     typer.Option("--resume", help="continue what --out holds; CONFIG may be the folder of a run"),
 ]
 Seeds = Annotated[int | None, typer.Option("--seeds", help="initialisations trained side by side")]
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        print(f"bpeq {version('bpeq')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options_of_all_commands(
+    version: Annotated[
+        bool,
+        typer.Option("--version", help="show the version", callback=_print_version, is_eager=True),
+    ] = False,
+) -> None:
+    pass
 
 
 def say(message: str, code: int) -> int:

@@ -22,6 +22,16 @@ def begin_saving() -> None:
     _saving = True
 
 
+def ignore() -> None:
+    """Ignores SIGINT and SIGTERM from now on. Call it when nothing is left but to exit.
+
+    While Python shuts down it removes handlers, and a signal would then replace the exit code. It
+    keeps signals ignored.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
 def asked_to_stop() -> int | None:
     """The signal that asks the run to stop.
 

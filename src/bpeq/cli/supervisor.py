@@ -34,7 +34,9 @@ _NATIVE = {
 """What JAX's C++ code prints when it aborts a process, and what the text means."""
 
 
-def supervise(argv: Sequence[str], places: Sequence[Sequence[str]], folder: Path) -> int:
+def supervise(
+    argv: Sequence[str], places: Sequence[Sequence[str]], folder: Path, again: str
+) -> int:
     """Runs `bpeq ARGV PLACE` for every place. If one process fails, the others are ended.
 
     Only the first process writes to the terminal. A signal goes to all processes, so that they save
@@ -44,6 +46,7 @@ def supervise(argv: Sequence[str], places: Sequence[Sequence[str]], folder: Path
       argv: the arguments that all processes share.
       places: the arguments of each process, as `local_places` returns them.
       folder: the run folder, for the message.
+      again: the command that continues the run, for the message.
 
     Returns:
       The exit code. If a process was lost, one line on stderr says so.
@@ -67,7 +70,8 @@ def supervise(argv: Sequence[str], places: Sequence[Sequence[str]], folder: Path
         which = f"process {who} of {len(codes)}" if len(codes) > 1 else "the process"
         words = "" if codes[who] == -signal.SIGKILL else _last_words(files[who])
         reason = f"{which} {_ending(codes[who])}{words}"
-    print(f"bpeq: {reason}; what was saved is in {folder}", file=sys.stderr)
+    advice = f"; go on with: {again}" if (folder / "config.toml").exists() else ""
+    print(f"bpeq: {reason}; what was saved is in {folder}{advice}", file=sys.stderr)
     return 1 if codes[who] == 1 else LOST
 
 
@@ -99,8 +103,9 @@ def supervised() -> bool:
 def settle_in() -> None:
     """Prepares a supervised process: native output goes to the log, and it ends with its parent."""
     for name in ("stdout", "stderr"):
-        terminal = os.dup(getattr(sys, name).fileno())
-        setattr(sys, name, os.fdopen(terminal, "w", buffering=1, encoding="utf-8"))
+        stream = getattr(sys, name)
+        how = {"buffering": 1, "encoding": stream.encoding, "errors": stream.errors}
+        setattr(sys, name, os.fdopen(os.dup(stream.fileno()), "w", **how))
     log = os.open(os.environ[SUPERVISED], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(log, 1)
     os.dup2(log, 2)
@@ -186,7 +191,7 @@ def _ending(code: int | None) -> str:
 
 def _last_words(log: Path) -> str:
     """The last line of a log: a line of bpeq if there is one, without the lines of Gloo."""
-    text = log.read_text(errors="replace")
+    text = log.read_text(encoding="utf-8", errors="replace")
     for mark, meaning in _NATIVE.items():
         if mark in text:
             return f" ({meaning})"

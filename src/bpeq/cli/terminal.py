@@ -6,13 +6,27 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, ConsoleDimensions
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from bpeq.experiment.runner import Interrupted
 from bpeq.report.tables import Column, Group, Table, TableCell
 
-console = Console()
+LEAST_WIDTH = 40
+"""Columns. In a narrower terminal lines are longer than it is wide, and no text is lost."""
+
+
+class Terminal(Console):
+    """A console that is never too narrow for its texts. COLUMNS=0 counts as an unknown width."""
+
+    @property  # type: ignore[misc]
+    def size(self) -> ConsoleDimensions:
+        """The size of the terminal, at least `LEAST_WIDTH` columns wide."""
+        width, height = super().size
+        return ConsoleDimensions(max(width or 80, LEAST_WIDTH), height)
+
+
+console = Terminal()
 
 Track = Callable[[str], Callable[[int, int, dict[str, Any]], None]]
 EQUAL = TableCell("equal", style="green")
@@ -39,7 +53,7 @@ def bar(unit: str, advice: str = "") -> Iterator[Track]:
         TimeElapsedColumn(),
         TimeRemainingColumn(),
         TextColumn("{task.fields[said]}"),
-        console=Console(stderr=True),
+        console=Terminal(stderr=True),
     )
 
     def track(name: str) -> Callable[[int, int, dict[str, Any]], None]:

@@ -35,6 +35,7 @@ def run(
     from bpeq.experiment.saved_run import has_started, is_finished
     from bpeq.report import run_table, write_report
     from bpeq.runs import manifest
+    from bpeq.runs.resume import resume_command
 
     # Load the config, or that of the run to resume, and choose the folder.
     checked = options.load(config, set_, seeds, resume)
@@ -48,18 +49,26 @@ def run(
     if resume and has_started(checked, folder) and is_finished(folder, "report.html"):
         print_text(f"{folder} is finished; nothing was changed")
         return 0
-    # Start several processes, or join them.
+    # Start several processes, or join them. The command that continues the run needs their options.
+    shared: dict[str, object] = {"--processes": processes}
+    if processes is None:
+        shared = {
+            "--coordinator": coordinator,
+            "--process-count": process_count,
+            "--process-id": process_id,
+        }
+    again = resume_command(folder, shared)
     signals.begin_saving()
     if several and not supervisor.supervised():
         places = [[]] if coordinator is not None else supervisor.local_places(processes or 1)
-        return supervisor.supervise([*context.obj, "--out", str(folder)], places, folder)
+        argv = [*context.obj, "--out", str(folder)]
+        return supervisor.supervise(argv, places, folder, again)
     if coordinator is not None:
         distributed.join_processes(coordinator, process_id, process_count)
     # Train in this process.
     study = checked.experiment is not None
     unit, name = ("steps", checked.name) if study else ("epochs", checked.rule.name)
-    advice = f"go on with: bpeq run {shlex.quote(str(folder))} --resume"
-    with bar(unit, advice) as track, distributed.run_folder_of(folder) as place:
+    with bar(unit, f"go on with: {again}") as track, distributed.run_folder_of(folder) as place:
         progress = track(name) if distributed.is_main_process() else None
         summary = train.run(checked, place, progress, signals.asked_to_stop, resume=resume)
     # The main process writes the report.
@@ -111,9 +120,7 @@ def sweep(
     ] = None,
     set_: options.Set = None,
     seeds: options.Seeds = None,
-    out: Annotated[
-        Path | None, typer.Option(help="the sweep's folder; runs/NAME-sweep if not given")
-    ] = None,
+    out: options.SweepOut = None,
     search: Annotated[
         int | None, typer.Option(help="the number of trials that optuna chooses from the grid")
     ] = None,

@@ -27,11 +27,15 @@ Wording = Callable[[str, Any, str], ConfigError]
 
 
 @contextmanager
-def reworded(kind: type[Exception], reword: Callable[[Any], Exception]) -> Iterator[None]:
+def reworded(
+    kind: type[BaseException] | tuple[type[BaseException], ...],
+    reword: Callable[[Any], Exception],
+) -> Iterator[None]:
     """Turns an error of the block into another one. Errors of `EXPECTED` are raised unchanged.
 
     Args:
-      kind: the type of error.
+      kind: the type of error, or several types. For a user's code it is BaseException, so that a
+        `sys.exit` in it does not end bpeq.
       reword: makes the new error from it.
     """
     try:
@@ -81,7 +85,7 @@ def build_part(word: Wording, part: Part, wired: Mapping[str, Any]) -> Any:
         raise
     except ValueError as error:
         raise part_error(word, part, error) from error
-    except Exception as error:
+    except BaseException as error:  # a user's code may also call sys.exit
         if not part.is_users_own:
             raise
         if part.kind == "data" and isinstance(error, OSError):
@@ -94,13 +98,13 @@ def build_part(word: Wording, part: Part, wired: Mapping[str, Any]) -> Any:
     return guard_functions(word, part, built) if part.is_users_own else built
 
 
-def part_error(word: Wording, part: Part, error: ValueError) -> ConfigError:
-    """Makes the error for a ValueError of a part. It names the setting if the ValueError names one.
+def part_error(word: Wording, part: Part, error: Exception) -> ConfigError:
+    """Makes the error for an error of a part. It names the setting if the error names one.
 
     Args:
       word: `config.error`, which makes the error for a key.
       part: the part.
-      error: the ValueError of the part's factory, or of a function that the factory returned.
+      error: the error of the part's factory, or of a function that the factory returned.
 
     Returns:
       The error.
@@ -133,7 +137,7 @@ def guard_functions(word: Wording, part: Part, built: Any) -> Any:
 
         @functools.wraps(built)
         def call(*args: Any, **kwargs: Any) -> Any:
-            with reworded(Exception, functools.partial(user_error, word, part)):
+            with reworded(BaseException, functools.partial(user_error, word, part)):
                 return built(*args, **kwargs)
 
         return call
@@ -146,7 +150,7 @@ def guard_functions(word: Wording, part: Part, built: Any) -> Any:
     return built._replace(**changed)
 
 
-def user_error(word: Wording, part: Part, error: Exception) -> ConfigError:
+def user_error(word: Wording, part: Part, error: BaseException) -> ConfigError:
     """Makes the error for a user's part, with the innermost line of the user's code.
 
     Args:

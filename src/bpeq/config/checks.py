@@ -1,31 +1,32 @@
-"""Checks before training: the devices and the memory of this machine, and one update on shapes.
+"""Checks before training: the devices and the memory of this machine, and a trace of one update.
 
-The update is tried if a config has parts of the user's own. If they do not fit, the user gets one
-line. JAX traces the update and compiles nothing. Errors that shapes do not show, such as a NaN,
-appear in training.
+JAX traces the update with the shapes of the run and compiles nothing. If parts do not fit, the user
+gets one line. Errors that shapes do not show, such as a NaN, appear in training.
 """
 
 from __future__ import annotations
 
 import os
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from bpeq.config.building import reworded, user_error
+from bpeq.config.building import part_error, reworded, user_error
 from bpeq.config.errors import ConfigError
 from bpeq.config.loading import Config
 from bpeq.core import trees
 from bpeq.data import Dataset
+from bpeq.settings import SettingError
 from bpeq.training.evaluation import evaluator
 from bpeq.training.loops import start, supervised
 from bpeq.types import Batch, Cost, Estimate, Key, LearningRule, Params, Shape, State, System
 
-EXAMPLES = 3
-"""The number of examples in the update."""
+UNTRACEABLE = (ValueError, TypeError, NotImplementedError)
+"""Errors of bpeq and of JAX for shapes, types and operations that do not fit. Others are bugs."""
 
 
 def check_devices(config: Config) -> None:
@@ -82,53 +83,95 @@ def check_memory(config: Config, params: Params, rows: int) -> None:
         raise config.error(key, value, f"{sizes}; use a smaller network, or fewer seeds")
 
 
-def dry_run(
-    config: Config,
-    data: Dataset,
-    init: Any,
-    system: System | None,
-    cost: Cost,
-    rule: LearningRule,
-    optimizer: Any,
-) -> None:
-    """Traces one update on shapes if the config has parts of the user's own.
+class Parts(NamedTuple):
+    """The built parts of a config that one update needs.
+
+    Args:
+      data: the data set.
+      init: (key, shape) -> (params, output shape); it makes the parameters to train.
+      system: the system; None if the rule relaxes none.
+      cost: the cost.
+      rule: the rule.
+      optimizer: the optimizer.
+    """
+
+    data: Dataset
+    init: Any
+    system: System | None
+    cost: Cost
+    rule: LearningRule
+    optimizer: Any
+
+
+def dry_run(config: Config, parts: Parts) -> None:
+    """Traces one update and one evaluation with the shapes of the run.
+
+    With a section [fidelity] it also traces the estimate and its references on the examples of that
+    section.
 
     Args:
       config: the config.
-      data: its data set.
-      init: (key, shape) -> (params, output shape); it makes the parameters to train.
-      system: the built system; None if the rule relaxes none.
-      cost: the built cost.
-      rule: the built rule.
-      optimizer: the built optimizer.
+      parts: its built parts.
 
     Raises:
-      ConfigError: a part does not fit the others.
+      ConfigError: a part does not fit the others, or a number of examples is too small.
     """
     users_parts = [part for part in config.parts() if part.is_users_own]
-    if not users_parts:
-        return
+    data, rule, system = parts.data, parts.rule, parts.system
 
     def blame(*sections: str) -> AbstractContextManager[None]:
-        """Turns an error into that of the first own part in these sections, else of the first."""
+        """Turns an error into that of the first own part in these sections, else of the first.
+
+        Without own parts it is an error of the rule.
+        """
+        if not users_parts:
+            return reworded(UNTRACEABLE, partial(part_error, config.error, config.rule))
         places = [part.place.partition(".")[0] for part in users_parts]
         named = [users_parts[places.index(section)] for section in sections if section in places]
-        return reworded(Exception, partial(user_error, config.error, (named or users_parts)[0]))
+        return reworded(BaseException, partial(user_error, config.error, (named or users_parts)[0]))
 
-    def trace_update(key: Key) -> None:
-        x, _ = examples(data)
-        params, shape = init(key, x.shape[1:])
-        with blame("system", "network"):
-            if system is not None:
-                try_system(system, params, x, shape)
-        with blame("cost"):
-            try_cost(cost, data)
-        used = ["network"] if system is None else ["system", "network", "solvers"]
-        with blame("rule", *used, "optimizer", "schedule"):
-            try_rule(rule, cost, optimizer, data, params)
+    @contextmanager
+    def sized(key: str, examples: int) -> Iterator[None]:
+        """Turns a refused number of examples into an error of the setting that chose it."""
+        try:
+            yield
+        except SettingError as error:
+            if isinstance(error, ConfigError) or error.setting != "batch_size":
+                raise
+            raise config.error(key, examples, f"{error.owner}: {error.remedy}") from error
 
+    used = ["network"] if system is None else ["system", "network", "solvers"]
+    size, rows = config.training.batch_size, data.train.shape[1]
+
+    def trace_update(key: Key, x: Any, y: Any) -> None:
+        params, shape = parts.init(key, x.shape[1:])
+        if users_parts:  # bpeq's own parts pass these checks in every config
+            with blame("system", "network"):
+                if system is not None:
+                    try_system(system, params, x[:size], shape)
+            with blame("cost"):
+                try_cost(parts.cost, data, y[:size])
+        with blame("rule", *used, "optimizer", "schedule"), sized("training.batch_size", size):
+            if not config.rule.is_users_own:  # the rule must accept the parameters
+                with reworded(ValueError, partial(part_error, config.error, config.rule)):
+                    rule.init(key, params)
+            try_rule(parts, params, x, y, size)
+        if config.fidelity_or_none is not None:
+            count = config.fidelity.examples or min(32, rows)
+            batch = Batch(x[:count], y[:count])
+            with blame("rule", *used), sized("fidelity.examples", count):
+                trained, state = rule.init(key, params)
+                if count != size:
+                    rule.estimate(trained, batch, state, key)
+                for exact in filter(None, (rule.info.reference, rule.info.objective)):
+                    weights, state = exact.init(key, trained)
+                    exact.estimate(weights, batch, state, key)
+
+    dtype = jnp.result_type(float)
+    x = jax.ShapeDtypeStruct(data.x.shape, dtype)
+    y = jax.ShapeDtypeStruct(data.y.shape, jnp.int32 if data.task == "classification" else dtype)
     with jax.numpy_dtype_promotion("standard"):  # optax needs this promotion
-        jax.eval_shape(trace_update, jax.random.key(0))
+        jax.eval_shape(trace_update, jax.random.key(0), x, y)
 
 
 def initial(init: Any, key: Key, shape: Shape) -> tuple[Params, Shape]:
@@ -177,42 +220,43 @@ def try_system(system: System, params: Params, x: Any, shape: Shape) -> None:
         _expect(f"energy gives, of {len(x)} examples,", energy, _like(len(x)))
 
 
-def try_cost(cost: Cost, data: Dataset) -> None:
-    """Computes a cost's values and errors for a few examples.
+def try_cost(cost: Cost, data: Dataset, y: Any) -> None:
+    """Computes a cost's values and errors for one batch, inside a trace.
 
     Args:
       cost: the cost.
-      data: the data set, for the shapes.
+      data: the data set, for the number of outputs.
+      y: targets `[batch, ...]`.
 
     Raises:
       ValueError: the value or the error has a wrong shape.
     """
-    output, y = jnp.zeros((EXAMPLES, data.outputs)), examples(data)[1]
-    _expect(f"value gives, of {EXAMPLES} examples,", cost.value(output, y), _like(EXAMPLES))
+    output = jnp.zeros((len(y), data.outputs))
+    _expect(f"value gives, of {len(y)} examples,", cost.value(output, y), _like(len(y)))
     _expect("error gives", cost.error(output, y), output)
 
 
-def try_rule(rule: LearningRule, cost: Cost, optimizer: Any, data: Dataset, params: Params) -> None:
+def try_rule(parts: Parts, params: Params, x: Any, y: Any, size: int) -> None:
     """Makes one update and evaluates once, inside a trace.
 
     Args:
-      rule: the rule.
-      cost: the cost.
-      optimizer: the optimizer.
-      data: the data set, for the shapes.
+      parts: the built parts of the config.
       params: the parameters to train.
+      x: all inputs `[n, ...]`.
+      y: all targets `[n, ...]`.
+      size: the number of examples of the update.
 
     Raises:
       ValueError: a function of the rule returns a wrong type, shape or dtype.
     """
-    x, y = examples(data)
+    data, _, _, cost, rule, optimizer = parts
 
     def init(key: Key, params: Params) -> tuple[Params, State]:
         return _pair("init", rule.init(key, params), "(params, state)")
 
     def apply(params: Params, x: Any, key: Key | None = None) -> Any:
         output = rule.apply(params, x)
-        _expect(f"apply gives, of {EXAMPLES} examples,", output, _like(EXAMPLES, data.outputs))
+        _expect(f"apply gives, of {len(x)} examples,", output, _like(len(x), data.outputs))
         return output
 
     def estimate(params: Params, batch: Batch, state: State, key: Key) -> tuple[Estimate, State]:
@@ -228,26 +272,11 @@ def try_rule(rule: LearningRule, cost: Cost, optimizer: Any, data: Dataset, para
         return pair
 
     tried = rule._replace(init=init, apply=apply, estimate=estimate)
-    key = jax.random.key(0)
-    carry = start(tried, optimizer, params, key)
-    after, _ = supervised(tried, optimizer)(carry, Batch(x, y), key)
+    key, rows = jax.random.key(0), jnp.arange(size)
+    carry = start(tried, optimizer, params, key, x, size)
+    after, _ = supervised(tried, optimizer)(carry, Batch(x[:size], y[:size], rows), key)
     _expect("an update makes of the params", after.params, carry.params)
-    evaluator(tried, cost, data.task)(after.params, x, y, jnp.arange(EXAMPLES))
-
-
-def examples(data: Dataset) -> tuple[Any, Any]:
-    """A few examples with the shapes of the data and with zeros as values.
-
-    Args:
-      data: the data set.
-
-    Returns:
-      Inputs and targets, `EXAMPLES` of each.
-    """
-    x = jnp.zeros((EXAMPLES, *data.x.shape[1:]))
-    if data.task == "classification":
-        return x, jnp.zeros(EXAMPLES, jnp.int32)
-    return x, jnp.zeros((EXAMPLES, data.outputs))
+    evaluator(tried, cost, data.task)(after.params, x, y, jnp.arange(data.train.shape[1]))
 
 
 def _like(*shape: int) -> Any:

@@ -75,7 +75,7 @@ def describe_error(error: BaseException, files: frozenset[str] = frozenset()) ->
     """
     places = traceback.extract_tb(error.__traceback__)
     last = [place for place in places if place.filename in files or not files]
-    text = f"{type(error).__name__}: {error}".splitlines()[0]
+    text = f"{type(error).__name__}: {error}".splitlines()[0].removesuffix(": ")
     if isinstance(error, SettingError) or (type(error) is ValueError and not last):
         return str(error)  # a check of bpeq, whose message is for the user
     if not last or isinstance(error, SyntaxError):  # a SyntaxError names its file and line

@@ -22,6 +22,7 @@ from bpeq.config.sections import (
     read_section,
     read_sections,
 )
+from bpeq.core.paths import user_path
 from bpeq.settings import SettingError
 
 _FIELDS = {"data": "data_or_none", "training": "training_or_none", "fidelity": "fidelity_or_none"}
@@ -264,7 +265,7 @@ def load_config(path: Path | str, overrides: Sequence[str] = ()) -> Config:
     Raises:
       ConfigError: the file cannot be read, or a setting is wrong. The message is one line.
     """
-    path = Path(path)
+    path = user_path(path)
     return _assemble_checked(Source(path, _read_toml(path)).add(overrides))
 
 

@@ -14,6 +14,7 @@ from bpeq.config import registry
 from bpeq.config.errors import ConfigError
 from bpeq.config.parts import parse_layer, resolve
 from bpeq.config.schema import fields
+from bpeq.core.paths import user_path
 from bpeq.settings import SettingError
 
 Tree = dict[str, Any]
@@ -103,7 +104,7 @@ class Source(NamedTuple):
     def folder(self) -> Path:
         """The folder where dotted paths are looked up."""
         home = self.file.get("folder", ".")
-        return self.path.parent / (home if isinstance(home, str) else ".")
+        return self.path.parent / user_path(home if isinstance(home, str) else ".")
 
     @contextmanager
     def locate_errors(self) -> Iterator[None]:

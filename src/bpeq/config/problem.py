@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from bpeq.config.building import EXPECTED, part_error, reworded
-from bpeq.config.checks import check_devices, check_memory, dry_run, initial
+from bpeq.config.building import EXPECTED, part_error
+from bpeq.config.checks import Parts, check_devices, check_memory, dry_run, initial
 from bpeq.config.errors import ConfigError
 from bpeq.config.loading import Config
 from bpeq.config.networks import build_optimizer
@@ -124,10 +124,7 @@ def build(config: Config, data: Dataset | None = None) -> Problem:
         def init(key: Key) -> Params:
             return start(key, data.x.shape[1:])[0]
 
-        if not config.rule.is_users_own:  # the rule must accept the parameters
-            with reworded(ValueError, partial(part_error, config.error, config.rule)):
-                jax.eval_shape(lambda key: rule.init(key, init(key)), jax.random.key(0))
-        # Choose the rows of each seed, build the optimizer, and try one update on shapes.
+        # Choose the rows of each seed, build the optimizer, and trace one update.
         rows, validation, test = (  # with more seeds than splits, the splits repeat
             splits[np.arange(config.seeds) % len(splits)]
             for splits in (data.train, data.validation, data.test)
@@ -137,7 +134,7 @@ def build(config: Config, data: Dataset | None = None) -> Problem:
         if examples is not None and examples > rows.shape[1]:
             remedy = f"must be 1 to {rows.shape[1]}, the training set"
             raise config.error("fidelity.examples", examples, remedy)
-        dry_run(config, data, start, system, cost, rule, optimizer)
+        dry_run(config, Parts(data, start, system, cost, rule, optimizer))
         parts = (network, cost, rule, system, solvers, data, optimizer, init)
         return Problem(*parts, rows, validation, test)
 

@@ -17,6 +17,7 @@ import optax
 
 from bpeq import costs, data, layers, rules, solvers, systems, types
 from bpeq.config.errors import describe_error
+from bpeq.core.paths import user_path
 from bpeq.settings import nearest
 from bpeq.systems import devices
 from bpeq.training import optimizers
@@ -87,7 +88,7 @@ def read_annotations(factory: Factory) -> dict[str, Any]:
     """
     try:
         return get_type_hints(factory, include_extras=True)
-    except Exception:  # an annotation may be any expression: read each by itself
+    except BaseException:  # an annotation may be any expression: read each by itself
         function = inspect.unwrap(factory)
     names = getattr(function, "__globals__", {})
     annotations: dict[str, Any] = {}
@@ -99,7 +100,7 @@ def read_annotations(factory: Factory) -> dict[str, Any]:
         one.__annotations__ = {name: annotation}
         try:
             annotations |= get_type_hints(one, names, include_extras=True)
-        except Exception as error:
+        except BaseException as error:
             annotations[name] = Unreadable(str(error).partition("\n")[0])
     return annotations
 
@@ -149,7 +150,7 @@ def load_study(path: str, folder: Path) -> Factory:
     Raises:
       ValueError: the file does not exist, its code fails, or it has no `run(config, runner, ...)`.
     """
-    file = next((p for p in (folder / path, Path(path)) if p.is_file()), None)
+    file = next((p for p in (folder / user_path(path), user_path(path)) if p.is_file()), None)
     if file is None:
         raise ValueError("no such study file beside the config or here")
     return _executed(file.resolve(), file.stat().st_mtime_ns)
@@ -166,7 +167,7 @@ def _executed(path: Path, _changed: int) -> Factory:
     sys.modules[spec.name] = module  # get_type_hints and dataclasses look here
     try:
         spec.loader.exec_module(module)
-    except (Exception, SystemExit) as error:
+    except BaseException as error:  # also a sys.exit
         raise ValueError(f"cannot be run: {describe_error(error)}") from error
     run = getattr(module, "run", None)
     if not inspect.isfunction(run) or len(inspect.signature(run).parameters) < 2:
@@ -207,7 +208,7 @@ def _import(kind: str, name: str, folder: Path | None) -> Factory:
         module = importlib.import_module(module_name)
     except ImportError as error:
         raise ValueError(f"cannot import {module_name!r}: {error}") from error
-    except Exception as error:
+    except BaseException as error:  # also a sys.exit
         raise ValueError(f"cannot import {module_name!r}: {describe_error(error)}") from error
     finally:
         sys.path[:] = [entry for entry in sys.path if entry in before or entry not in extra]
@@ -250,7 +251,7 @@ def _check_signature(name: str, factory: Factory) -> None:
     """Raises ValueError if the signature of a factory cannot be read."""
     try:
         inspect.signature(factory)
-    except Exception as error:
+    except BaseException as error:  # its reading may run the user's code
         raise ValueError(f"the signature of {name} cannot be read: {error}") from error
 
 

@@ -15,6 +15,7 @@ from bpeq.config import registry
 from bpeq.config.overrides import LEFT_OUT, SECTIONS, TABLES
 from bpeq.config.parts import Part, read_part, to_toml
 from bpeq.config.schema import validate, wires
+from bpeq.core.paths import user_path
 from bpeq.settings import Count, NonNegative, Positive, SettingError
 from bpeq.types import Solver
 
@@ -207,9 +208,10 @@ def read_section(name: str, values: Any, folder: Path, rule: Part | None = None)
     beside = Rates if name == "optimizer" else None
     part = read_part(kind, {"name": default, **(values or {})}, name, folder, beside)
     path = part.settings.get("path")
-    if name == "data" and isinstance(path, str) and path and os.path.exists(folder / path):
-        whole = str((folder / path).resolve())  # a copy elsewhere must find it
-        part = replace(part, settings={**part.settings, "path": whole})
+    if name == "data" and isinstance(path, str) and path:
+        file = folder / user_path(path)
+        if os.path.exists(file):  # a copy of the config elsewhere must find it
+            part = replace(part, settings={**part.settings, "path": str(file.resolve())})
     return part
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float, Int
 
+from bpeq.core.paths import user_path
 from bpeq.settings import DataError
 
 Name = Callable[[tuple[int, ...]], str]
@@ -31,7 +32,7 @@ def reading(path: str | Path) -> Iterator[None]:
       DataError: the file is absent, cannot be read, or is not a file.
     """
     try:
-        _refuse_endless(os.path.expanduser(path))
+        _refuse_endless(str(user_path(path)) if path else "")
         yield
     except FileNotFoundError:
         raise DataError(f"{path}: no such file") from None

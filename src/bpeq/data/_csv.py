@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import csv as files
-import os
 import re
 from typing import NamedTuple
 
 import numpy as np
 
+from bpeq.core.paths import user_path
 from bpeq.data._checks import Name, reading
 from bpeq.data._dataset import Dataset
 from bpeq.data._npz import TEST, VALIDATION, Classes, Part, TaskChoice, table, warn_of_labels
@@ -97,9 +97,8 @@ def csv(
 
 def _read(path: str) -> Sheet:
     rows, lines = [], []
-    file_path = os.path.expanduser(path)
     try:
-        with reading(path), open(file_path, newline="", encoding="utf-8-sig") as file:
+        with reading(path), open(user_path(path), newline="", encoding="utf-8-sig") as file:
             reader = files.reader(file, strict=True)
             for cells in reader:
                 if cells:

@@ -16,6 +16,7 @@ import numpy as np
 from annotated_types import Interval
 from jaxtyping import UInt8
 
+from bpeq.core.paths import user_path
 from bpeq.data._checks import reading
 from bpeq.data._dataset import Dataset, finish, single
 from bpeq.settings import DataError, checked
@@ -144,7 +145,7 @@ def find(remote: Remote, root: str | None) -> Path:
     """
     place = Path(remote.folder) / remote.file
     if root is not None:
-        path = Path(root).expanduser() / place
+        path = user_path(root) / place
         if (file := _present(path)) is None:
             raise DataError(f"{path}: no such file (root = {root!r} is the only place looked in)")
         return file
@@ -152,7 +153,7 @@ def find(remote: Remote, root: str | None) -> Path:
 
     cache = Path(pooch.os_cache("bpeq"))
     user = os.environ.get("BPEQ_DATA")
-    paths = [Path(base).expanduser() / place for base in (user, cache) if base]
+    paths = [user_path(base) / place for base in (user, cache) if base]
     for file in filter(None, map(_present, paths)):
         return file
     problem = _download(remote, cache / remote.folder)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Annotated, Literal, NamedTuple
 import numpy as np
 from annotated_types import Interval
 
+from bpeq.core.paths import user_path
 from bpeq.data import _checks as checks
 from bpeq.data._dataset import Dataset, Splits, Task, TooFew, carve, finish, shuffled, single
 from bpeq.settings import Count, DataError, Fraction, SettingError, checked
@@ -144,7 +144,7 @@ def table(
 
 
 def _load(path: str) -> dict[str, np.ndarray]:
-    with checks.reading(path), open(os.path.expanduser(path), "rb") as file:
+    with checks.reading(path), open(user_path(path), "rb") as file:
         try:
             loaded = np.load(file, allow_pickle=False)
         except Exception:  # zipfile and NumPy raise many types of errors

@@ -15,6 +15,7 @@ from bpeq.analysis.compare_rules import function_of, functions_note, remark
 from bpeq.analysis.gradient_cost import CompiledGradient, compiled_gradient, measure_gradients
 from bpeq.config.loading import Config, ConfigError
 from bpeq.config.problem import Problem, build, build_data
+from bpeq.core.paths import user_path
 from bpeq.experiment import train, tune
 from bpeq.experiment.distributed import device_mesh
 from bpeq.experiment.rule_fidelity import before_and_after, first_examples, initial_point
@@ -68,7 +69,7 @@ def run_comparison(
     """
     if trials is not None and trials < 1:
         raise ConfigError("--tune", "", trials, "must be a whole number >= 1")
-    data = build_data(config)
+    folder, data = user_path(folder), build_data(config)
     configs = {name: config.with_rule(name) for name in rules}
     configs |= _controls(config.for_controls())
     problems: dict[str, Problem] = {}

@@ -16,6 +16,7 @@ from bpeq.analysis.equilibrium import curvature, jumped
 from bpeq.analysis.gdu import gdu_mismatch
 from bpeq.config.loading import Config
 from bpeq.config.problem import build
+from bpeq.core.paths import user_path
 from bpeq.experiment.fidelity_grids import Job, RuleUnderTest, grid_jobs
 from bpeq.experiment.rule_fidelity import estimate_row, fidelity_row, initial_point, state_names
 from bpeq.experiment.runner import Progress, silent
@@ -56,6 +57,7 @@ def measure_fidelity(
       DataError: the data or the run folder are at fault. Nothing was measured.
       FileExistsError: the folder is not empty. Nothing was measured.
     """
+    folder, trained = user_path(folder), None if trained is None else user_path(trained)
     tested = [_rule_under_test(config.with_rule(name), trained) for name in rules]
     result: dict[str, Any] = {"rules": {}, "grid": [], "notes": []}
     jobs: list[Job] = [(rule.name, partial(_measure_rule, result, rule)) for rule in tested]

@@ -19,6 +19,7 @@ from bpeq.config.errors import ConfigError
 from bpeq.config.loading import Config, load_config
 from bpeq.config.problem import Problem, build
 from bpeq.core import trees
+from bpeq.core.paths import user_path
 from bpeq.data import Dataset
 from bpeq.runs import checkpoints, manifest, run_folder
 from bpeq.types import Caution, DataError, Key, Layer, LearningRule, Params
@@ -45,7 +46,7 @@ def start_folder(config: Config, folder: Path, resume: bool, checksum: str = "")
       DataError: the run started with other data.
     """
     path, text = folder / "config.toml", tomli_w.dumps(as_written(config))
-    if not (resume and path.exists() and path.read_text() == text):
+    if not (resume and path.exists() and path.read_text(encoding="utf-8") == text):
         run_folder.write_text(path, text)
     path = folder / "environment.json"
     if resume and path.exists():
@@ -63,6 +64,7 @@ def start_folder(config: Config, folder: Path, resume: bool, checksum: str = "")
         "seeds": config.seeds,
         **({"data_checksum": checksum} if checksum else {}),
         **({"study_sha256": _study(config)} if config.experiment else {}),
+        **({"processes": jax.process_count()} if jax.process_count() > 1 else {}),
         **_revision(config.path.parent),
     }
     run_folder.write_json(path, environment)
@@ -89,7 +91,7 @@ def has_started(config: Config, folder: Path) -> bool:
         run_folder.refuse_if_used(folder)
         return False
     try:
-        theirs = tomllib.loads((folder / "config.toml").read_text())
+        theirs = tomllib.loads((folder / "config.toml").read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"{folder / 'config.toml'}: cannot read: {error}") from error
     kept = folder / checkpoints.FOLDER
@@ -192,7 +194,7 @@ def as_written(config: Config) -> dict[str, Any]:
     """
     tree = config.as_dict()
     if "path" in tree.get("data", {}):
-        tree["data"]["path"] = str(Path(tree["data"]["path"]).resolve())
+        tree["data"]["path"] = str(user_path(tree["data"]["path"]).resolve())
     return tree
 
 
@@ -251,7 +253,7 @@ def load_run(folder: Path | str, seed: int = 0) -> LoadedRun:
       ConfigError: the config of the run cannot be built.
       ValueError: the run has no such seed.
     """
-    folder = Path(folder)
+    folder = user_path(folder)
     summary = read_summary(folder)
     config = load_config(folder / "config.toml")
     problem = build(config)

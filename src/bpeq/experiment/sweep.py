@@ -216,7 +216,7 @@ def _log(folder: Path, run: SweepRun, event: str, said: str = "") -> None:
     worker = f"{socket.gethostname()}:{os.getpid()}"
     row = {"time": time.time(), "run": run.name, "event": event, "worker": worker, "said": said}
     try:
-        with (folder / LOG).open("a") as file:
+        with (folder / LOG).open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
     except OSError as error:
         raise DataError(f"{folder / LOG}: cannot write: {error.strerror or error}") from error

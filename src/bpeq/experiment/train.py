@@ -21,6 +21,7 @@ from bpeq.config.loading import Config
 from bpeq.config.problem import Problem, build, seed_keys
 from bpeq.config.registry import load_study
 from bpeq.core import trees
+from bpeq.core.paths import user_path
 from bpeq.experiment import saved_run
 from bpeq.experiment.distributed import any_process, assert_same_config, device_mesh
 from bpeq.experiment.rule_fidelity import before_and_after
@@ -72,7 +73,7 @@ def run(
       DataError: the data or the files of the folder are at fault. Nothing was trained.
       FileExistsError: the folder holds something else. Nothing was trained.
     """
-    began = time.perf_counter()
+    began, folder = time.perf_counter(), user_path(folder)
     resume = resume and saved_run.has_started(config, folder)
     if resume and saved_run.is_finished(folder):
         return saved_run.read_summary(folder)
@@ -254,7 +255,7 @@ def _run_study(
         for name, values in metrics.items():
             if values.ndim > 1 or not values.size:
                 raise TypeError(f"metric {name} has shape {values.shape}, not a number or [seeds]")
-    except (Exception, SystemExit) as error:
+    except BaseException as error:  # a study's code may also call sys.exit
         disk = isinstance(error, OSError) and not isinstance(error, FileNotFoundError)
         known = isinstance(error, _KNOWN) or disk or "RESOURCE_EXHAUSTED" in str(error)
         if not known or isinstance(error, ConfigError | DataError):

@@ -12,10 +12,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from bpeq.config.errors import ConfigError
+from bpeq.core.paths import user_path
 from bpeq.experiment import saved_run, train
 from bpeq.experiment.runner import Interrupted, Progress
 from bpeq.runs import manifest, run_folder
 from bpeq.runs.checkpoints import FOLDER
+from bpeq.runs.resume import resume_command
 from bpeq.types import Caution, DataError
 
 
@@ -61,10 +63,13 @@ def verify(
       DataError: a file was changed or is missing.
       Interrupted: `stop` returned a signal. The run folder is unchanged.
     """
+    folder = user_path(folder)
     summary = folder / "summary.json"
     if not manifest.has_manifest(folder) and not summary.exists():
         begun = (folder / "config.toml").exists()
-        how = f"its run is not finished: bpeq run {folder} --resume" if begun else "holds no run"
+        how = "holds no run"
+        if begun:
+            how = f"its run is not finished: {resume_command(folder)}"
         raise ConfigError(str(folder), remedy=how)
     if not manifest.has_manifest(folder):
         raise DataError(f"{folder / manifest.NAME}: is missing: nothing vouches for the files")
@@ -108,7 +113,7 @@ def _contents(folder: Path) -> dict[str, Any]:
 
 def _read_rows(path: Path) -> list[dict[str, Any]]:
     try:
-        rows = [json.loads(line) for line in path.read_text().splitlines()]
+        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"{path}: cannot read: {error}") from error
     return [saved_run.flatten(row) for row in rows]

@@ -9,7 +9,7 @@ from jax import lax
 from jaxtyping import Array
 
 from bpeq.core import sharding
-from bpeq.settings import Fraction, Positive, checked
+from bpeq.settings import Fraction, Positive, SettingError, checked
 from bpeq.types import Key, Layer, Params, Shape
 
 
@@ -38,7 +38,8 @@ def batch_norm(epsilon: Positive = 1e-5, decay: Fraction = 0.9) -> Layer:
       decay: what a running average keeps of itself at each `absorb`, in [0, 1).
 
     Raises:
-      ValueError: a setting is out of range, or in training a channel has a single value.
+      SettingError: a setting is out of range, or in training a channel has a single value (its
+        `setting` is then "batch_size").
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -68,10 +69,8 @@ def batch_norm(epsilon: Positive = 1e-5, decay: Fraction = 0.9) -> Layer:
             normal = _normalise(x, params["mean"], params["variance"], epsilon)
             return params["gain"] * normal + params["bias"], (x, None)
         if x.size * sharding.count() == x.shape[-1]:
-            raise ValueError(
-                f"batch_norm: training on an input of shape {x.shape}: one value a channel has no "
-                "variance; give it two examples or more"
-            )
+            remedy = "one value for each channel has no variance; use two or more examples"
+            raise SettingError("batch_norm", "batch_size", x.shape[0] * sharding.count(), remedy)
         mean, variance = _statistics(x)
         normal = (x - mean) * lax.rsqrt(variance + epsilon)
         return params["gain"] * normal + params["bias"], (normal, (mean, variance))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from bpeq.core.paths import user_path
 from bpeq.report import page
 from bpeq.report.comparison import comparison_page, tuning_table
 from bpeq.report.comparison_tables import comparison_table
@@ -51,7 +52,7 @@ def write_report(folder: Path) -> Path:
       DataError: a file is truncated or corrupt. The message names the file, and the line of
         metrics.jsonl.
     """
-    folder = Path(folder)
+    folder = user_path(folder)
     if not folder.is_dir():
         raise ValueError(f"{folder}: no such folder")
     for name, page_of in _PAGES.items():

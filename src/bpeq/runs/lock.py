@@ -91,7 +91,8 @@ def lock_folder(folder: Path, resume: bool = False) -> Iterator[None]:
             run_folder.create_folder(folder)  # another process may have run here meanwhile
         holder = folder / run_folder.HOLDER
         with suppress(OSError):  # the lock also works on a full disk
-            holder.write_text(json.dumps({"pid": os.getpid(), "host": socket.gethostname()}))
+            owner = {"pid": os.getpid(), "host": socket.gethostname()}
+            holder.write_text(json.dumps(owner), encoding="utf-8")
         if resume:
             for part in (folder / run_folder.PROBE, *folder.rglob("*.part")):
                 part.unlink(missing_ok=True)
@@ -120,7 +121,7 @@ def refuse_if_locked(folder: Path) -> None:
 def _refusal(folder: Path) -> str:
     # The holder has its own file: filelock may empty the locked file, and Windows hides it.
     try:
-        holder = json.loads((folder / run_folder.HOLDER).read_text())
+        holder = json.loads((folder / run_folder.HOLDER).read_bytes())
         who = f"process {holder['pid']} on {holder['host']}"
     except (OSError, ValueError, KeyError, TypeError):
         who = "another process"

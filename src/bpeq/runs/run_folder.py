@@ -20,6 +20,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from bpeq.runs import host_arrays
+from bpeq.runs.resume import resume_command
 from bpeq.types import DataError
 
 LOCK, HOLDER, PROBE = ".lock", ".holder", ".writable"
@@ -71,7 +72,12 @@ def refuse_if_used(folder: Path) -> None:
     names -= {LOCK, HOLDER, PROBE}
     if names:
         kind = "already holds a run" if names & {*MARKS} else "is not empty"
-        raise FileExistsError(f"the folder {folder} {kind}; name a new one")
+        more = ""
+        if "config.toml" in names:
+            more = f", or continue it: {resume_command(folder)}"
+        elif "comparison.json" in names:
+            more = ", or continue the comparison with --resume"
+        raise FileExistsError(f"the folder {folder} {kind}; name a new one{more}")
 
 
 def remove_if_unstarted(folder: Path) -> None:
@@ -131,7 +137,7 @@ def write_text(path: Path, text: str) -> None:
     Raises:
       DataError: the disk is full or the folder cannot be written.
     """
-    write_bytes(path, text.encode())
+    write_bytes(path, text.encode("utf-8", "surrogateescape"))
 
 
 def write_bytes(path: Path, content: bytes) -> None:
