@@ -219,7 +219,7 @@ def _read_network(values: Any, place: str, folder: Path) -> NetworkSettings:
     """Reads [network] or one [networks.NAME]."""
     if not isinstance(values, dict):
         raise SettingError("", place, values, "must be a section")
-    known, texts = ["layers", *(() if place == "network" else Inputs._fields)], values.get("layers")
+    known, texts = [*(() if place == "network" else Inputs._fields), "layers"], values.get("layers")
     for key, value in values.items():
         if key not in known:
             remedy = f"unknown key; {registry.choices(known, key)}"
