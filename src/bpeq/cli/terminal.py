@@ -12,8 +12,8 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from bpeq.experiment.runner import Interrupted
 from bpeq.report.tables import Column, Group, Table, TableCell
 
-LEAST_WIDTH = 40
-"""Columns. In a narrower terminal lines are longer than it is wide, and no text is lost."""
+LEAST_WIDTH = 80
+"""Columns. A narrower terminal breaks the lines itself, so that no figure is cut off."""
 
 
 class Terminal(Console):
@@ -23,7 +23,7 @@ class Terminal(Console):
     def size(self) -> ConsoleDimensions:
         """The size of the terminal, at least `LEAST_WIDTH` columns wide."""
         width, height = super().size
-        return ConsoleDimensions(max(width or 80, LEAST_WIDTH), height)
+        return ConsoleDimensions(max(width, LEAST_WIDTH), height)
 
 
 console = Terminal()
@@ -53,7 +53,7 @@ def bar(unit: str, advice: str = "") -> Iterator[Track]:
         TimeElapsedColumn(),
         TimeRemainingColumn(),
         TextColumn("{task.fields[said]}"),
-        console=Terminal(stderr=True),
+        console=Console(stderr=True),
     )
 
     def track(name: str) -> Callable[[int, int, dict[str, Any]], None]:
