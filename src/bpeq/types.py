@@ -301,6 +301,8 @@ class RuleInfo(NamedTuple):
     beta:       the key in the rule's state of the setting that a grid over β varies, "beta" or
         "eta"; empty if there is none.
     beta_max:   the largest value that this setting may take.
+    order:      the theoretical order of the bias in this setting; 0 if there is none or it is
+        unknown.
     nudgings:   the nudgings that a grid compares, such as "centered" or "holomorphic-4"; empty if
         the grid uses the nudging that the rule has.
     sweep_settings: n -> the settings, besides its solvers, with which the rule runs n sweeps; None
@@ -319,6 +321,7 @@ class RuleInfo(NamedTuple):
     device_weights: tuple[Callable[[Params], Params], Callable[[Params], Params]] | None = None
     beta: str = ""
     beta_max: float = math.inf
+    order: int = 0
     nudgings: tuple[str, ...] = ()
     sweep_settings: Callable[[int], dict[str, int]] | None = None
     nudged_system: Callable[[System, Params, Any], System] | None = None

@@ -21,6 +21,7 @@ from bpeq.report import (
     comparison_table,
     curves,
     numbers,
+    pairs_table,
     run_table,
     tuning_table,
     write_report,
@@ -131,7 +132,8 @@ def write_comparison(folder: Path, whole: dict, curves: dict[str, dict]) -> Path
 
 LEVELS = {"linear_readout": 0.032, "frozen_hidden": 0.027, "backprop": 0.0209, "eqprop": 0.0222}
 PAIR = {"a": "eqprop", "b": "backprop", "metric": "test_error", "mean": 0.0013, "low": -0.002}
-PAIRED = [{**PAIR, "high": 0.0046, "level": 0.95, "n": 5}]
+VERDICT = {"verdict": "not distinguishable", "comparisons": 28, "correction": "Holm"}
+PAIRED = [{**PAIR, "high": 0.0046, "level": 0.95, "n": 5, **VERDICT}]
 
 
 def digits_comparison(folder: Path, seeds: int = 5, **more: Any) -> Path:
@@ -240,10 +242,11 @@ def test_comparison_table_sets_the_controls_apart(tmp_path: Path) -> None:
     assert [start for start in starts if start in order] == order
     row = re.split(r"\s{2,}", lines[starts.index("eqprop")])
     assert row == ["eqprop", "2.21 ± 0.07", "2.11 – 2.30", "157", "1.2 M", "12.1 ms", "1.2 MiB"]
-    caption = " ".join(lines)
-    assert "eqprop − backprop, test error: +0.13 points, 95 % interval −0.20 to +0.46" in caption
-    assert "not distinguishable" in caption
-    assert NOTE in caption
+    assert NOTE in " ".join(lines)
+    lines = show(pairs_table(whole))
+    row = re.split(r"\s{2,}", next(line for line in lines if line.startswith("eqprop")))
+    assert row == ["eqprop", "+0.13", "−0.20 to +0.46", "5", "not distinguishable"]
+    assert "less the best rule, backprop" in lines
 
 
 def test_comparison_table_fits_80_columns_whatever_the_names() -> None:
@@ -293,13 +296,14 @@ def test_comparison_page_says_what_the_json_says(written: Path) -> None:
     assert "2.09 2.12 2.03 2.17 1.98" in page.text  # each seed of backprop
     assert '"name": "adam"' in page.text
     assert "cpu_count 2" in page.text
-    dots, differences, macs, seconds, error, loss = page.alts
+    dots, differences, macs, seconds, error, train, loss = page.alts
     assert "backprop 2.08 ± 0.07 %; eqprop 2.21 ± 0.07 %; linear_readout 3.19" in dots
     assert "eqprop − backprop +0.13" in differences
     assert macs.startswith("Test error, % over multiply-accumulates of a gradient, millions: ")
     assert "backprop 2.08 ± 0.07 % at 1.23; eqprop 2.21 ± 0.07 % at 1.23; linear_readout" in macs
     assert "backprop 2.08 ± 0.07 % at 8.21; eqprop 2.21 ± 0.07 % at 12.1" in seconds
     assert error.startswith("test error, % from epoch 1 to 30.")
+    assert train.startswith("train error, % from epoch 1 to 30.")
     assert "linear_readout: " in loss
 
 
@@ -454,51 +458,78 @@ def test_of_a_repeated_epoch_the_later_line_counts(tmp_path: Path) -> None:
     ]
 
 
-def test_pairs_with_the_frozen_control_come_first_and_long_lists_are_cut(tmp_path: Path) -> None:
+def many_pairs(names: list[str]) -> dict[str, Any]:
+    """A comparison of rules, of which rule0 is the best; names with an underscore are controls."""
+    pairs = [{**PAIRED[0], "a": a, "b": b} for i, a in enumerate(names) for b in names[i + 1 :]]
+    levels = {name: 0.02 + 0.001 * i for i, name in enumerate(names)}
+    made = {name: (digits(level=level)[0], "_" in name) for name, level in levels.items()}
+    return comparison(made, paired=pairs[::-1])
+
+
+def test_the_page_has_all_pairs_and_the_terminal_the_controls_and_the_best(tmp_path: Path) -> None:
     names = [*(f"rule{i}" for i in range(6)), "linear_readout", "frozen_hidden"]
-    pairs = [{**PAIRED[0], "a": a, "b": b} for i, a in enumerate(names) for b in names[i + 1 :]]
-    rules = {name: (digits()[0], name in names[6:]) for name in names}
-    whole = comparison(rules, paired=pairs[::-1])
+    whole = many_pairs(names)
     page = Page(write_report(write_comparison(tmp_path, whole, {})))
-    shown = re.findall(r"(\w+) − (\w+) \+0\.13 −0\.20 to", page.text)
-    assert len(shown) == 12
-    assert sorted(shown[:6]) == [(f"rule{i}", "frozen_hidden") for i in range(6)]
-    assert sorted(shown[6:11]) == [("rule0", f"rule{i}") for i in range(1, 6)]
-    assert not {"linear_readout", "frozen_hidden"} & set(shown[11])
-    assert "12 of 28 pairs; all are in comparison.json." in page.text
-    assert "6 of 28 pairs; all are in comparison.json." in " ".join(show(comparison_table(whole)))
+    shown = re.findall(r"(\w+) − (\w+) [+−]0\.13 −0\.\d\d to", page.text)
+    rules = names[:6]
+    assert len(shown) == len({frozenset(pair) for pair in shown}) == 28
+    assert sorted(shown[:6]) == [(rule, "frozen_hidden") for rule in rules]
+    assert sorted(shown[6:12]) == [(rule, "linear_readout") for rule in rules]
+    assert sorted(shown[12:17]) == [(rule, "rule0") for rule in rules[1:]]  # the best one
+    assert "corrected for 28 comparisons by Holm's method" in page.text
+    assert "The picture shows the first 12 of 28 pairs." in page.text
+    lines = show(pairs_table(whole))
+    heads = re.findall(r"less the (?:null control|best rule,)\s+(\w+)", " ".join(lines))
+    assert heads == ["frozen_hidden", "linear_readout", "rule0"]
+    assert [sum(line.startswith(f"{rule} ") for line in lines) for rule in rules] == [2, *[3] * 5]
+    assert "corrected for 28 comparisons by Holm's method" in " ".join(lines)
+    assert "17 of 28 pairs; report.html and comparison.json have all." in " ".join(lines)
 
 
-def test_every_rule_is_set_against_the_frozen_control_however_many_they_are(tmp_path: Path) -> None:
-    names = [*(f"rule{i}" for i in range(20)), "frozen_hidden"]
-    pairs = [{**PAIRED[0], "a": a, "b": b} for i, a in enumerate(names) for b in names[i + 1 :]]
-    whole = comparison({n: (digits(1)[0], n == names[-1]) for n in names}, paired=pairs)
+def test_a_pair_that_is_turned_has_the_other_sign_and_verdict() -> None:
+    names = ["rule0", "rule1", "frozen_hidden"]
+    whole = many_pairs(names)
+    whole["paired"] = [{**PAIRED[0], "a": "rule0", "b": "rule1", "low": 0.001, "verdict": "higher"}]
+    row = next(line for line in show(pairs_table(whole)) if line.startswith("rule1"))
+    assert re.split(r"\s{2,}", row) == ["rule1", "−0.13", "−0.46 to −0.10", "5", "better"]
+
+
+def test_pairs_without_a_verdict_show_their_difference_and_the_reason(tmp_path: Path) -> None:
+    whole = many_pairs(["rule0", "rule1", "frozen_hidden"])
+    reasons = ["too few seeds", "no spread", "not finite"]
+    none = {"low": None, "high": None, "comparisons": 0}
+    for pair, reason in zip(whole["paired"], reasons, strict=True):
+        pair |= {**none, "verdict": reason}
+    del whole["paired"][2]["verdict"]  # a file of an earlier version
     page = Page(write_report(write_comparison(tmp_path, whole, {})))
-    shown = re.findall(r"(\w+) − (\w+) \+0\.13 −0\.20 to", page.text)
-    assert sorted(shown) == sorted((name, "frozen_hidden") for name in names[:-1])
+    for reason in (*reasons[:2], "not judged"):
+        assert f"0.13 — 5 {reason}" in page.text
+        assert f"1 pair: {reason}" in page.text
+    assert "Verdicts" not in page.text
+    lines = show(pairs_table(whole))
+    assert sum(line.rstrip().endswith(tuple(reasons)) for line in lines) >= 2
 
 
-def test_rules_that_beat_the_frozen_control_and_those_that_do_not_are_told_by_interval() -> None:
-    """By mean, `close` and `luck` are better than the control; by interval neither is."""
+def test_rules_that_beat_the_frozen_control_and_those_that_do_not_are_told_by_verdict() -> None:
+    """By mean, `close` and `luck` are better than the control; by the paired test neither is."""
     rules = {"good": 0.015, "close": 0.025, "luck": 0.02, "bad": 0.04, "frozen_hidden": 0.027}
-    intervals = {"good": (-0.02, -0.004), "close": (-0.006, 0.002), "luck": (-0.02, 1e-9)}
+    verdicts = {"good": "lower", "close": "", "luck": "", "bad": "higher"}
     paired = [
-        {"a": name, "b": "frozen_hidden", "metric": "test_error", "mean": rules[name] - 0.027,
-         "low": low, "high": high, "level": 0.9, "n": 5}
-        for name, (low, high) in {**intervals, "bad": (0.001, 0.02)}.items()
+        {**PAIRED[0], "a": name, "b": "frozen_hidden", "mean": rules[name] - 0.027,
+         "verdict": verdict or "not distinguishable"}
+        for name, verdict in verdicts.items()
     ]  # fmt: skip
     paired.append({**paired[3], "a": "good", "b": "bad"})  # says nothing of the control
     made = {n: (digits(level=v)[0], n == "frozen_hidden") for n, v in rules.items()}
-    said = " ".join(show(comparison_table(comparison(made, paired=paired))))
+    text = " ".join(show(comparison_table(comparison(made, paired=paired))))
     assert (
-        "Beat the null control frozen_hidden (2.69 % test error) by the 90 % interval: good."
-        in said
+        "Beat the null control frozen_hidden (2.69 % test error) by the paired test: good." in text
     )
     assert (
         "Do not beat the null control frozen_hidden (2.69 % test error), whose hidden layers stay "
-        "random: close, luck (the 90 % interval of the difference contains 0); bad (worse)." in said
+        "random: close, luck (not distinguishable); bad (worse)." in text
     )
-    assert "No better than" not in said
+    assert "No better than" not in text
 
 
 def near(relative: float, cosine: float, **layers: tuple[float, float]) -> dict[str, Any]:
@@ -706,7 +737,11 @@ def test_the_folder_of_a_dotted_rule_is_found(tmp_path: Path) -> None:
     whole = comparison({LONG: (metrics, False)})
     write_run(tmp_path / LONG.replace(":", "."), metrics, curves)
     page = Page(write_report(write_comparison(tmp_path, whole, {})))
-    assert [alt.partition(" from")[0] for alt in page.alts[3:]] == ["test error, %", "train loss"]
+    assert [alt.partition(" from")[0] for alt in page.alts[3:]] == [
+        "test error, %",
+        "train error, %",
+        "train loss",
+    ]
 
 
 def test_sweeps_share_a_panel_where_they_vary(tmp_path: Path) -> None:

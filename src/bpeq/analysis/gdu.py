@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bpeq.analysis.gradient_fidelity import grouped
+from bpeq.analysis.power_law import PowerLaw, power_law
 from bpeq.core import trees
 from bpeq.rules import Free, free_phase, nudged_phases
 from bpeq.rules._references import follows
@@ -31,8 +32,8 @@ class Gdu(NamedTuple):
       total: `[betas]`, the root of the summed squares of all differences, divided by that of BPTT.
       floor: `[betas]`, the approximate part of `total` due to round-off and the free phase's
         residual.
-      slope: the slope of log total over log β, where total exceeds 10 times its floor; NaN for
-        fewer than three such points.
+      fit: the power law of `total` in β, over the range where total exceeds 10 times its floor and
+        neighbouring slopes agree.
       settled: whether the free phase met its tolerance.
       residual: the largest residual of the free phase.
     """
@@ -44,9 +45,14 @@ class Gdu(NamedTuple):
     mismatch: np.ndarray
     total: np.ndarray
     floor: np.ndarray
-    slope: float
+    fit: PowerLaw
     settled: bool
     residual: float
+
+    @property
+    def slope(self) -> float:
+        """The fitted power of β; NaN if no range holds."""
+        return np.nan if self.fit.order is None else self.fit.order
 
 
 @checked
@@ -253,8 +259,6 @@ def _compare(
     # cancels it.
     noise = np.finfo(np.float64).eps + (residual if nudging == "one-sided" else 0.0)
     floor = noise * np.sqrt(sweeps) / (grid * size)
-    fit = total > 10 * floor
-    slope = np.polyfit(np.log(grid[fit]), np.log(total[fit]), 1)[0] if fit.sum() >= 3 else np.nan
     return Gdu(
         betas=grid,
         layers=names,
@@ -263,7 +267,7 @@ def _compare(
         mismatch=gap / of_bptt.max(axis=0),
         total=total,
         floor=floor,
-        slope=float(slope),
+        fit=power_law(grid.tolist(), total.tolist(), floor.tolist()),
         settled=bool(np.all(info.converged)),
         residual=residual,
     )

@@ -95,7 +95,7 @@ def compare(
     """Train a config under several rules and the null controls, and compare the results."""
     from bpeq.cli.terminal import bar, console, print_text
     from bpeq.experiment import compare
-    from bpeq.report import comparison_table, tuning_table, write_report
+    from bpeq.report import comparison_table, pairs_table, tuning_table, write_report
 
     checked, names = options.load(config, set_, seeds), options.rule_names(rules)
     folder = options.result_folder(out, f"{checked.name}-compare", resume)
@@ -105,6 +105,8 @@ def compare(
         how = (track, signals.asked_to_stop, tune, resume)
         result = compare.run_comparison(checked, names, folder, *how)
     console.print(comparison_table(result))
+    if result["paired"]:
+        console.print(pairs_table(result))
     if tune is not None:
         console.print(tuning_table(result))
     print_text(write_report(folder))

@@ -54,6 +54,8 @@ class Training(NamedTuple):
       epochs: the number of passes over the data.
       batch_size: the number of examples of an update.
       evaluate_every: the number of epochs between two evaluations.
+      evaluate_train: whether each evaluation also covers the training examples, so that the curves
+        show the training error. The default does so only at the end, which takes less time.
       unsettled: what the run does if a phase ends above its solver's tolerance. Each row records
         the share of such phases. "record" does nothing more. "warn" prints one line at the first
         such row. "stop" ends the run there.
@@ -62,6 +64,7 @@ class Training(NamedTuple):
     epochs: Count
     batch_size: Count
     evaluate_every: Count = 1
+    evaluate_train: bool = False
     unsettled: Literal["record", "warn", "stop"] = "record"
 
 

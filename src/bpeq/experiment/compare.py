@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import itertools
-import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 
 from bpeq.analysis.compare_rules import function_of, functions_note, remark
 from bpeq.analysis.gradient_cost import CompiledGradient, compiled_gradient, measure_gradients
+from bpeq.analysis.paired_differences import paired
 from bpeq.config.loading import Config, ConfigError
 from bpeq.config.problem import Problem, build, build_data
 from bpeq.core.paths import user_path
@@ -176,47 +174,6 @@ def raise_diverged(comparison: dict[str, Any]) -> None:
         first, *others = lost
         also = f"; also diverged: {', '.join(others)}" if others else ""
         raise train.Diverged(f"{lost[first]}{also}")
-
-
-def paired(rows: dict[str, Any], level: float = 0.95) -> list[dict[str, Any]]:
-    """Computes a − b for every two rows, seed by seed, with Student's interval for the mean.
-
-    The metric is test_error, or test_rmse for a regression.
-
-    Args:
-      rows: the rows of comparison.json by name, each with `metrics`.
-      level: the confidence level of the interval, 0 to 1.
-
-    Returns:
-      One entry for each pair: `a`, `b`, `metric`, `mean`, `low`, `high`, `level` and `n`, the
-      number of seeds. `low` and `high` are None for one seed. A pair without a common metric has
-      no entry.
-
-    Example:
-      >>> rows = {n: {"metrics": {"test_error": {"values": v}}} for n, v in
-      ...         {"a": [0.1, 0.2], "b": [0.0, 0.2]}.items()}
-      >>> [(p["a"], p["b"], round(p["mean"], 3), round(p["high"], 3)) for p in paired(rows)]
-      [('a', 'b', 0.05, 0.685)]
-    """
-    from scipy import stats
-
-    pairs = []
-    for a, b in itertools.combinations(rows, 2):
-        metrics = [rows[name]["metrics"] for name in (a, b)]
-        shared = (m for m in ("test_error", "test_rmse") if all(m in each for each in metrics))
-        if (metric := next(shared, None)) is None:
-            continue
-        values = [np.array(each[metric]["values"]) for each in metrics]
-        gap, n = values[0] - values[1], len(values[0])
-        pair = {"a": a, "b": b, "metric": metric, "mean": float(gap.mean()), "low": None}
-        pair |= {"high": None, "level": level, "n": n}
-        if n > 1:
-            with warnings.catch_warnings():  # scipy warns of equal differences
-                warnings.simplefilter("ignore", RuntimeWarning)
-                interval = stats.ttest_1samp(gap, 0.0).confidence_interval(level)
-            pair |= {"low": float(interval.low), "high": float(interval.high)}
-        pairs.append(pair)
-    return pairs
 
 
 def _controls(config: Config) -> dict[str, Config]:

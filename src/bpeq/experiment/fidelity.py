@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -163,12 +162,13 @@ def _measure_gdu(result: dict[str, Any], rule: RuleUnderTest) -> None:
         except ValueError as error:
             notes.append(f"The GDU check is left out: {error}.")
             return
-        entry[nudging] = {"slope": gdu.slope, "betas": betas, "mismatch": gdu.total.tolist()}
-        slope = "unknown" if math.isnan(gdu.slope) else f"{gdu.slope:.2f}"
-        if not abs(gdu.slope - order) < 0.25 and np.max(gdu.total) > 1e-6:
+        fit = {**gdu.fit._asdict(), "theory": order}
+        slope, mismatch = fit.pop("order"), gdu.total.tolist()
+        entry[nudging] = {"slope": slope, "betas": betas, "mismatch": mismatch, "fit": fit}
+        if slope is not None and not abs(slope - order) < 0.25 and max(mismatch) > 1e-6:
             notes.append(
-                f"GDU, {nudging}: the mismatch has slope {slope} in β, not {order}: EP's updates "
-                "are not BPTT's, sweep by sweep, in this system."
+                f"GDU, {nudging}: the mismatch has slope {slope:.2f} in β, not {order}: EP's "
+                "updates are not BPTT's, sweep by sweep, in this system."
             )
     if system.ideal.traits.reverse is not None:
         notes.append("GDU: sweeps alternate here; the nudged ones ran their halves in reverse.")

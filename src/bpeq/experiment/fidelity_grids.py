@@ -138,7 +138,8 @@ def _add_rows(
                     state = {**state, rule.info.beta: jnp.asarray(beta, jnp.result_type(float))}
                 gradients, _ = estimate(params, batch, state, key)
                 fidelity = judge(gradients, exact(rule.name, precision), rule.problem.network)
-                setting = {"rule": rule.name, **variant.setting, "beta": beta}
+                order = variant.rule.info.order or None
+                setting = {"rule": rule.name, **variant.setting, "beta": beta, "order": order}
                 rows.append({**fidelity_entry(fidelity), **setting, **varied})
 
 

@@ -147,6 +147,10 @@ def _train(config: Config, problem: Problem, mesh: Mesh | None, runner: Runner) 
         for split, chosen in (("validation", problem.validation), ("test", problem.test)):
             if chosen.shape[1]:
                 metrics |= _named(split, evaluate(carry.params, x, y, put(jnp.asarray(chosen))))
+        if settings.evaluate_train:  # the row's train_loss stays that of the updates
+            train = evaluate(carry.params, x, y, rows)
+            train.pop("loss")
+            metrics = _named("train", train) | metrics
         return metrics
 
     def remedy(values: dict[str, Any]) -> str:
@@ -181,7 +185,7 @@ def _train(config: Config, problem: Problem, mesh: Mesh | None, runner: Runner) 
         remedy=remedy,
         refuse=unsettled,
     )
-    # The training error is evaluated once, at the end.
+    # Without `evaluate_train` the training error is evaluated once, here.
     with runner.clock("evaluate"):
         values |= jax.device_get(_named("train", evaluate(carry.params, x, y, rows)))
     kept = ("train", "val", "test", "solved")

@@ -10,7 +10,7 @@ from pathlib import Path
 from bpeq.core.paths import user_path
 from bpeq.report import page
 from bpeq.report.comparison import comparison_page, tuning_table
-from bpeq.report.comparison_tables import comparison_table
+from bpeq.report.comparison_tables import comparison_table, pairs_table
 from bpeq.report.fidelity import fidelity_page, fidelity_table
 from bpeq.report.run import run_page, run_table
 from bpeq.report.sweep import sweep_page, sweep_table
@@ -18,6 +18,7 @@ from bpeq.report.sweep import sweep_page, sweep_table
 __all__ = [
     "comparison_table",
     "fidelity_table",
+    "pairs_table",
     "run_table",
     "sweep_table",
     "tuning_table",

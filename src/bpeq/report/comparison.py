@@ -15,7 +15,7 @@ from bpeq.report.numbers import plural, setting
 from bpeq.report.page import Detail, Page, Section, Tile, origin, title_of
 from bpeq.report.pairs import Rules
 from bpeq.report.tables import Column, Group, Table, TableCell
-from bpeq.runs.results import Comparison, Difference, History, Trial, read_history
+from bpeq.runs.results import Comparison, History, Trial, read_history
 from bpeq.types import DataError
 
 _MOST_TILES, _MOST_PAIRS = 4, 12
@@ -50,11 +50,13 @@ def comparison_page(folder: Path) -> Page:
     places = {name: _folder_of(folder, name) for name in rules}
     histories = {name: read_history(place / "metrics.jsonl") for name, place in places.items()}
     m = comparison_tables.leading_metric(rules)
-    shown = _shown(pairs.pairs_of(comparison))
+    groups = pairs.groups_of(comparison)
+    drawn = [pair for group in groups for pair in group.pairs]
+    drawn = drawn[: max(_MOST_PAIRS, len(groups[0].pairs))] if groups else []
     # 2. Draw the pictures.
     plotted = _plotted(rules, m)
     finals = None if plotted is None else comparison_plots.final_values(rules, plotted)
-    differences = comparison_plots.paired(shown)
+    differences = comparison_plots.paired(drawn)
     against_cost = [] if m is None else comparison_plots.tradeoffs(rules, m)
     controls = [name for name, row in rules.items() if row.control]
     learning = curves.rule_panels(histories, controls, _logged(histories, m))
@@ -69,7 +71,7 @@ def comparison_page(folder: Path) -> Page:
         [] if m is None else _tiles(rules, m),
         [
             Section("Results", _RESULTS, [finals, differences], table),
-            _differences(shown, len(comparison.paired)),
+            _differences(comparison, groups, len(drawn)),
             Section("Notes", notes=comparison_tables.notes_of(comparison)),
             Section("Accuracy against cost", figures=against_cost),
             Section("Learning curves", figures=learning),
@@ -168,25 +170,20 @@ def _plotted(rules: Rules, m: Metric | None) -> Metric | None:
 
 
 def _logged(histories: Mapping[str, History], m: Metric | None) -> list[str]:
-    """The metrics whose curves are drawn: the solved share or the leading one; the loss."""
+    """The metrics whose curves are drawn: the solved share or the leading one; on training data."""
     logged = {name for history in histories.values() for name in history.series}
     leading = "solved" if "solved" in logged else "" if m is None else m.name
-    return [name for name in dict.fromkeys((leading, "train_loss")) if name in logged]
+    train = "" if m is None else f"train_{m.family}"
+    return [name for name in dict.fromkeys((leading, train, "train_loss")) if name in logged]
 
 
-def _shown(listed: Sequence[Difference]) -> Sequence[Difference]:
-    """The first pairs, as many as a page holds, and all pairs with the frozen control."""
-    return listed[: max(_MOST_PAIRS, sum(pairs.FROZEN in (p.a, p.b) for p in listed))]
-
-
-def _differences(shown: Sequence[Difference], of: int) -> Section:
-    measured = {metric(p.metric) for p in shown}
-    units = {f"{m.label} in {m.unit_of_difference}".removesuffix(" in ") for m in measured}
-    lead = f"The mean difference of {' or '.join(sorted(units))}; each pair shares its seed."
-    if len(shown) > 1:
-        lead += " Each interval stands for itself: of twenty, one is expected to miss."
-    lead = f"{lead} {pairs.omitted(len(shown), of)}".strip()
-    return Section("Paired differences", lead, table=comparison_tables.differences_table(shown))
+def _differences(comparison: Comparison, groups: Sequence[pairs.PairGroup], drawn: int) -> Section:
+    """The table of all pairs. The picture above it has the first `drawn` of them."""
+    units, of = " or ".join(sorted(pairs.units(comparison.paired))), len(comparison.paired)
+    lead = f"The mean difference of {units}; each pair shares its seed. "
+    lead += pairs.correction(comparison.paired)
+    lead += f" The picture shows the first {drawn} of {of} pairs." if drawn < of else ""
+    return Section("Paired differences", lead, table=comparison_tables.differences_table(groups))
 
 
 def _fidelity(rules: Rules) -> Section:

@@ -11,7 +11,7 @@ import numpy as np
 from bpeq.report import colours, figures
 from bpeq.report.metrics import Metric, mean_of, metric, spread, with_unit
 from bpeq.report.numbers import format_number
-from bpeq.report.pairs import Rules, reason
+from bpeq.report.pairs import Rules, verdict
 from bpeq.runs.results import ComparisonRow, Difference
 
 _ROW = 0.44  # inches of a row: its name above, its dots below
@@ -105,10 +105,10 @@ def paired(pairs: Sequence[Difference]) -> figures.Panel | None:
                 axes.plot(span, [y + 0.22] * 2, color=colour, lw=2, solid_capstyle="butt")
             axes.plot(m.scale * p.mean, y + 0.22, "o", color=colour, mfc=face, ms=6)
 
-    alt = "; ".join(f"{p.title} {m.show(p.mean, signed=True)}, {reason(p)}" for p in shown)
+    alt = "; ".join(f"{p.title} {m.show(p.mean, signed=True)}, {verdict(p)}" for p in shown)
     caption = (
         f"Dot: mean over pairs of the same seed; line: its {100 * shown[0].level:g} % interval. "
-        "Hollow: the interval contains 0."
+        "Hollow: not distinguishable, or without a verdict."
     )
     return figures.Panel(draw, f"{label.capitalize()}: {alt}.", caption, _ROW * len(shown) + 0.65)
 

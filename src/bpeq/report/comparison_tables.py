@@ -23,15 +23,14 @@ COSTS = {
     "seconds": Column("time", format=duration),
     "bytes": Column("memory", format=memory),
 }
-_MOST_PAIRS = 6  # the largest number of pairs in a caption
 
 
 def comparison_table(comparison: dict[str, Any] | Comparison) -> Table:
     """A table of the rules of a comparison: the leading metric, fidelity, the cost of one gradient.
 
-    Null controls stand below the rules, under their own heading. The caption holds the paired
-    differences and the comparison's notes. A known fidelity replaces the best and the worst seed,
-    because a table is 80 columns wide.
+    Null controls stand below the rules, under their own heading. The caption holds the comparison's
+    notes. A known fidelity replaces the best and the worst seed, because a table is 80 columns
+    wide.
 
     Args:
       comparison: the content of comparison.json.
@@ -97,7 +96,7 @@ def notes_of(comparison: Comparison) -> list[str]:
     if m is None:
         notes = ["No rule has any result: none of the runs finished."]
     else:
-        notes = pairs.against_controls(pairs.pairs_of(comparison), rules, m)
+        notes = pairs.against_controls(comparison.paired, rules, m)
     for name, row in rules.items():
         stat = None if m is None else row.metrics.get(m.name)
         if row.diverged:
@@ -137,22 +136,61 @@ def results_table(rules: Rules, m: Metric) -> Table:
     return Table(columns, _grouped(rules, cells, "Null controls: what any rule must beat"))
 
 
-def differences_table(shown: Sequence[Difference]) -> Table:
+def pairs_table(comparison: dict[str, Any] | Comparison) -> Table:
+    """A table of each rule less each null control, and less the best rule.
+
+    Args:
+      comparison: the content of comparison.json.
+
+    Returns:
+      The table for a terminal; empty without such a pair.
+
+    Raises:
+      DataError: an entry has the wrong type.
+    """
+    comparison = Comparison.parse(comparison)
+    groups = pairs.groups_of(comparison)
+    shown = [group for group in groups if group.label != pairs.OTHERS]
+    number, of = sum(len(group.pairs) for group in shown), len(comparison.paired)
+    rest = f"{number} of {of} pairs; report.html and comparison.json have all." * (number < of)
+    caption = " ".join(filter(None, [pairs.correction(comparison.paired), rest]))
+    table = differences_table(shown, lambda pair: pair.a)
+    measured = " and ".join(sorted(pairs.units(comparison.paired)))
+    return table._replace(title=f"Paired differences of {measured}", caption=caption)
+
+
+def differences_table(
+    groups: Sequence[pairs.PairGroup], name: Callable[[Difference], str] = lambda pair: pair.title
+) -> Table:
     """A table with one row for each pair: the mean difference, its interval, the verdict.
 
     Args:
-      shown: the paired differences.
+      groups: the paired differences.
+      name: the text of the first column of a pair; the default is "a − b".
 
     Returns:
       The table.
     """
-    level = f"{100 * shown[0].level:g} % interval" if shown else "interval"
+    rows = [
+        Group(
+            [
+                [
+                    name(pair),
+                    metric(pair.metric).show(pair.mean, signed=True),
+                    pairs.interval(pair) or None,
+                    pair.number,
+                    pairs.verdict(pair),
+                ]
+                for pair in group.pairs
+            ],
+            group.label,
+        )
+        for group in groups
+    ]
+    first = next((pair for group in groups for pair in group.pairs), Difference())
+    level = f"{100 * first.level:g} % interval"
     columns = [Column("difference"), Column("mean"), Column(level), Column("pairs", format=str)]
-    rows = []
-    for p in shown:
-        mean, interval = metric(p.metric).show(p.mean, signed=True), pairs.interval(p) or None
-        rows.append([p.title, mean, interval, p.number, pairs.verdict(p)])
-    return Table([*columns, Column("the first is", align="left")], [Group(rows)])
+    return Table([*columns, Column("the first is", align="left")], rows)
 
 
 def costs_table(rules: Rules) -> Table:
@@ -241,7 +279,7 @@ def _grouped(
 ) -> list[Group]:
     """The rules, and the null controls as a separate group."""
     parts = [[cells(k, row) for k, row in rules.items() if row.control == c] for c in (False, True)]
-    return [Group(parts[0]), Group(parts[1], label)]
+    return [Group(parts[0]), Group(parts[1], label, quiet=True)]
 
 
 def _caption(comparison: Comparison) -> str:
@@ -253,7 +291,4 @@ def _caption(comparison: Comparison) -> str:
             "grad. error: of the gradient, relative to the exact one of the rule's own function, "
             "with trained parameters; worst cosine: of the layer that is furthest off."
         )
-    listed = pairs.pairs_of(comparison)
-    lines += [pairs.sentence(pair) for pair in listed[:_MOST_PAIRS]]
-    lines += [pairs.omitted(_MOST_PAIRS, len(listed)), *notes_of(comparison)]
-    return "\n".join(filter(None, lines))
+    return "\n".join([*lines, *notes_of(comparison)])

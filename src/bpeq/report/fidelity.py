@@ -14,6 +14,10 @@ from bpeq.report.tables import Table
 from bpeq.runs.fidelity_results import Fidelity, RuleFidelity, TrainingFidelity
 
 _MOST_TILES = 5
+_FITS = (
+    "A fit uses the longest range of β (or of N) in which the slopes between neighbouring points "
+    "agree. ± is the difference between the largest and the smallest of these slopes."
+)
 
 
 def fidelity_table(result: dict[str, Any] | Fidelity) -> Table:
@@ -168,7 +172,11 @@ def _grids(result: Fidelity) -> Section:
     against = {f"{p.rule} by {p.against}" for p in result.grid if p.against}
     if against:
         parts.append(f"Set against the gradient of what it follows: {'; '.join(sorted(against))}.")
-    return Section("Bias and round-off", " ".join(filter(None, parts)))
+    table = fidelity_tables.fits_table(result)
+    fitted = any(table.rows)
+    parts += [_FITS] if fitted else []
+    lead = " ".join(filter(None, parts))
+    return Section("Bias and round-off", lead, table=table if fitted else None)
 
 
 def _equilibrium(result: Fidelity) -> Section:

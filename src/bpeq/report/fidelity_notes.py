@@ -7,10 +7,9 @@ from collections.abc import Callable, Mapping, Sequence
 
 from bpeq.report.fidelity_plots import RUNAWAY
 from bpeq.report.numbers import count, format_number, setting, share
-from bpeq.runs.fidelity_results import Equilibrium, Fidelity, RuleFidelity
+from bpeq.runs.fidelity_results import Equilibrium, Fidelity, Fit, RuleFidelity
 
 _AXES = {"beta": "β", "points": "N", "sweeps": "sweeps"}
-_THEORY = {"one-sided": 1, "centered": 2}
 
 
 def worst_layer(r: RuleFidelity) -> str:
@@ -45,7 +44,7 @@ def objectives(rules: Mapping[str, RuleFidelity]) -> str:
 
 
 def orders(result: Fidelity) -> str:
-    """The fitted orders of the bias in one sentence.
+    """The fitted orders of the bias in one sentence, each with its error bar and the theory's.
 
     Args:
       result: the fidelity result.
@@ -53,12 +52,11 @@ def orders(result: Fidelity) -> str:
     Returns:
       The sentence; empty without a fit.
     """
-    known = [
-        f"{name} {format_number(order, decimals=2)}"
+    parts = [
+        _fitted(name, order, result.fit.get(name, Fit()))
         for name, order in result.bias_order.items()
-        if math.isfinite(order)
     ]
-    return _sentence("Bias order, the power of β by which the error grows", known)
+    return _sentence("Bias order, the power of β by which the error grows", parts, "; ")
 
 
 def pole(result: Fidelity) -> str:
@@ -68,10 +66,12 @@ def pole(result: Fidelity) -> str:
       result: the fidelity result.
 
     Returns:
-      The sentence; empty if the distance is unknown.
+      The sentence; empty if the distance was not fitted.
     """
-    radius = result.radius
-    return "" if radius is None else f"Nearest pole in β: {format_number(radius)} away."
+    radius, fit = result.radius, result.pole
+    if radius is None:
+        return f"Nearest pole in β: no fit holds: {fit.reason}." if fit.reason else ""
+    return f"Nearest pole in β: {format_number(radius)}{_error_bar(fit.error, None)} away."
 
 
 def precisions(rules: Mapping[str, RuleFidelity]) -> str:
@@ -99,11 +99,9 @@ def gdu(result: Fidelity) -> str:
     Returns:
       The sentence; empty if there was no check.
     """
-    parts = []
-    for name, one in result.gdu.items():
-        theory = f" (theory {_THEORY[name]})" if name in _THEORY else ""
-        parts.append(f"{name} {format_number(one.slope, decimals=2)}{theory}")
-    return _sentence("GDU, the slope over β of EP's updates less BPTT's, sweep by sweep", parts)
+    parts = [_fitted(name, one.slope, one.fit) for name, one in result.gdu.items()]
+    head = "GDU, the slope over β of EP's updates less BPTT's, sweep by sweep"
+    return _sentence(head, parts, "; ")
 
 
 def equilibrium(result: Fidelity) -> str:
@@ -180,6 +178,19 @@ def notes(result: Fidelity) -> list[str]:
     texts.append(_sentence(f"Errors above {count(RUNAWAY)}, left out of the plots", away, "; "))
     texts.append(_sentence("Not finite", _not_finite(result), "; "))
     return [text for text in texts if text]
+
+
+def _fitted(name: str, order: float, fit: Fit) -> str:
+    """A fitted power of β, such as "centered 2.00 ± 0.01 (theory 2)"."""
+    theory = "" if fit.theory is None else f" (theory {setting(fit.theory)})"
+    if not math.isfinite(order):
+        return f"{name}{theory} no fit holds{fit.reason and f', {fit.reason}'}"
+    return f"{name} {format_number(order, decimals=2)}{_error_bar(fit.error, 2)}{theory}"
+
+
+def _error_bar(error: float | None, decimals: int | None) -> str:
+    """ " ± 0.01"; empty if the error bar is unknown."""
+    return "" if error is None else f" ± {format_number(error, 2, decimals=decimals)}"
 
 
 def _sentence(head: str, parts: Sequence[str], separator: str = ", ") -> str:

@@ -152,7 +152,9 @@ def gdu_panel(gdu: Mapping[str, Gdu]) -> figures.Panel | None:
                 x, scale = float(line.x[last]), float(line.y[last] / line.x[last] ** order) / 3
                 guide(axes, partial(_power, scale, order), x, f"slope {order}")
 
-    slopes = ", ".join(f"{name} {format_number(g.slope, decimals=2)}" for name, g in gdu.items())
+    texts = {name: format_number(g.slope, decimals=2) for name, g in gdu.items()}
+    holds = {name: math.isfinite(g.slope) for name, g in gdu.items()}
+    slopes = ", ".join(f"{k} {text if holds[k] else 'no fit holds'}" for k, text in texts.items())
     caption = (
         "EP's update in every nudged sweep against BPTT's gradient in that time step. Fitted "
         f"slopes: {slopes}. Dotted: the slopes of theory."

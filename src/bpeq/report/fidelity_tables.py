@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -136,6 +136,45 @@ def references_table(result: Fidelity, looks: Mapping[str, str]) -> Table:
     columns = [Column("rule"), Column("exact gradient by", align="left")]
     columns += [Column("settled", "%", format=percent), Column("largest residual")]
     return Table(columns, [Group(rows)])
+
+
+def fits_table(result: Fidelity) -> Table:
+    """A table of the fits: the fitted value, its error bar, the theory, the range, the residuals.
+
+    Args:
+      result: the fidelity result.
+
+    Returns:
+      The table, with one row for each order of a bias, each slope of the GDU check, and the pole.
+    """
+    powers = [(f"bias order, {k}", v, result.fit.get(k)) for k, v in result.bias_order.items()]
+    powers += [(f"GDU slope, {name}", one.slope, one.fit) for name, one in result.gdu.items()]
+    rows: list[list[Any]] = []
+    for label, order, fit in powers:
+        if fit is not None:
+            fitted = order if math.isfinite(order) else None
+            ends = (min(fit.betas), max(fit.betas)) if fit.betas else (None, None)
+            over = "β = {} to {}".format(*map(setting, ends)) if fit.betas else fit.reason
+            rows.append([label, fitted, fit.error, fit.theory, over, _largest(fit.residuals)])
+    pole = result.pole
+    if pole.points or pole.reason:
+        ends = [setting(n) for n in pole.points]
+        over = f"N = {ends[0]} to {ends[-1]}" if ends else pole.reason
+        residual = _largest(pole.residuals)
+        rows.append(["nearest pole in β", result.radius, pole.error, None, over, residual])
+    columns = [
+        Column("fit"),
+        Column("fitted"),
+        Column("±", format=partial(format_number, digits=2)),
+    ]
+    columns += [Column("theory", format=setting), Column("over", align="left")]
+    columns.append(Column("largest residual", "%", format=partial(format_number, digits=2)))
+    return Table(columns, [Group(rows)])
+
+
+def _largest(residuals: Sequence[float]) -> float | None:
+    """The largest residual of log10 of an error, as a change of the error in percent."""
+    return 100.0 * (10.0 ** max(map(abs, residuals)) - 1.0) if residuals else None
 
 
 def equilibrium_table(result: Fidelity) -> Table:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from bpeq.report import colours
 from bpeq.report.figures import Panel, png, svg
 from bpeq.report.numbers import plural
-from bpeq.report.tables import Table, as_cell, to_csv
+from bpeq.report.tables import Table, to_csv
 from bpeq.runs import run_folder
 from bpeq.runs.json_models import Holder, Result, read_text
 from bpeq.types import DataError
@@ -127,9 +127,7 @@ def write(page: Page, path: Path) -> Path:
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters.update(
-        variable=colours.variable, breaks=breaks, cell=as_cell, source=_source
-    )
+    environment.filters.update(variable=colours.variable, breaks=breaks, source=_source)
     here = resources.files("bpeq.report")
     numbers = itertools.count()
 

@@ -1,17 +1,33 @@
-"""Paired differences of a comparison, and the verdicts that their intervals allow."""
+"""Paired differences of a comparison: which of them are shown where, and their verdicts."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 from bpeq.report.metrics import Metric, mean_of, metric
+from bpeq.report.numbers import plural
 from bpeq.runs.results import Comparison, ComparisonRow, Difference
 
 FROZEN = "frozen_hidden"
 """The null control with random hidden layers. A rule whose hidden layers learn must beat it."""
 
+OTHERS = "other pairs"
+"""The label of the pairs that have neither a null control nor the best rule in them."""
 Rules = Mapping[str, ComparisonRow]
+
+
+class PairGroup(NamedTuple):
+    """Pairs that answer one question.
+
+    Args:
+      label: the question, such as "less the null control frozen_hidden".
+      pairs: the paired differences.
+    """
+
+    label: str
+    pairs: Sequence[Difference]
 
 
 def interval(pair: Difference) -> str:
@@ -34,87 +50,106 @@ def verdict(pair: Difference) -> str:
       pair: the paired difference.
 
     Returns:
-      "better", "worse", "not distinguishable" or "not judged". If neither direction is better, it
-      is "higher" or "lower".
+      "better", "worse" or "not distinguishable", or why there is no verdict, such as "too few
+      seeds". If neither direction of the metric is better, it is "higher" or "lower".
     """
-    if not pair.is_judged:
-        return "not judged"
-    if not pair.is_resolved:
-        return "not distinguishable"
     better = metric(pair.metric).better
-    if not better:
-        return "higher" if pair.mean > 0 else "lower"
-    return "better" if pair.mean * better > 0 else "worse"
+    if not pair.is_resolved or not better:
+        return pair.verdict
+    return "better" if (pair.verdict == "higher") == (better > 0) else "worse"
 
 
-def reason(pair: Difference) -> str:
-    """The verdict with its reason, as a clause.
-
-    Args:
-      pair: the paired difference.
-
-    Returns:
-      The clause.
-    """
-    reasons = {
-        "not judged": "not judged: too few finite pairs of seeds",
-        "not distinguishable": "not distinguishable: the interval contains 0",
-    }
-    return reasons.get(verdict(pair), f"{pair.a} is {verdict(pair)}")
-
-
-def sentence(pair: Difference) -> str:
-    """The difference, its interval and its verdict in one line.
-
-    Args:
-      pair: the paired difference.
-
-    Returns:
-      The line.
-    """
-    m = metric(pair.metric)
-    unit = f" {m.unit_of_difference}".rstrip().replace(" percentage", "")
-    between = f", {100 * pair.level:g} % interval {interval(pair)}" if pair.is_judged else ""
-    size = f"{m.show(pair.mean, signed=True)}{unit}{between}, n\u00a0=\u00a0{pair.number}"
-    return f"{pair.title}, {m.label}: {size}; {reason(pair)}."
-
-
-def pairs_of(comparison: Comparison) -> list[Difference]:
-    """Sorts paired differences: rules against the frozen control, rules against rules, others.
-
-    Within each kind, pairs with the first rule come first.
+def best_rule(comparison: Comparison) -> str:
+    """The rule with the best mean of the metric of the paired differences.
 
     Args:
       comparison: the comparison.
 
     Returns:
-      The pairs.
+      The name of the rule; empty without a pair of finite values.
     """
-    rules = comparison.rules
-    controls = {name for name, row in rules.items() if row.control}
+    names = {name: p.metric for p in comparison.paired for name in (p.a, p.b)}
+    means = {
+        name: metric(names[name]).better * mean_of(row.metrics, metric(names[name]))
+        for name, row in comparison.rules.items()
+        if name in names and not row.control
+    }
+    return max((k for k, v in means.items() if math.isfinite(v)), key=means.__getitem__, default="")
 
-    def rank(pair: Difference) -> tuple[bool, int, bool]:
-        both = {pair.a, pair.b}
-        return controls & both != {FROZEN}, len(controls & both), next(iter(rules)) not in both
 
-    return sorted(comparison.paired, key=rank)
+def groups_of(comparison: Comparison) -> list[PairGroup]:
+    """Groups the pairs: each rule less each null control, each rule less the best rule, others.
 
-
-def omitted(shown: int, of: int) -> str:
-    """The sentence below a shortened list of pairs.
+    The frozen control comes first. Pairs are turned so that the rule in question comes first.
 
     Args:
-      shown: the number of pairs in the list.
-      of: the number of all pairs.
+      comparison: the comparison.
 
     Returns:
-      The sentence; empty if the list is complete.
+      The groups that have pairs. The label of the last one is `OTHERS`.
     """
-    return f"{shown} of {of} pairs; all are in comparison.json." if shown < of else ""
+    rules, best = comparison.rules, best_rule(comparison)
+    controls = sorted((k for k, row in rules.items() if row.control), key=lambda k: k != FROZEN)
+    labels = {name: f"less the null control {name}" for name in controls}
+    labels[best] = f"less the best rule, {best}"
+    labels[""] = OTHERS
+    groups: dict[str, list[Difference]] = {name: [] for name in labels}
+
+    def rank(name: str) -> int:
+        return 2 if name in controls else 1 if name == best else 0
+
+    for pair in comparison.paired:
+        turned = pair.reversed if rank(pair.a) > rank(pair.b) else pair
+        against = turned.b if rank(turned.b) > rank(turned.a) else ""
+        groups[against].append(turned)
+    return [PairGroup(labels[name], pairs) for name, pairs in groups.items() if pairs]
+
+
+def units(pairs: Sequence[Difference]) -> set[str]:
+    """The metrics of paired differences, such as "test error in percentage points".
+
+    Args:
+      pairs: the paired differences.
+
+    Returns:
+      Their names, with the unit of a difference.
+    """
+    measured = {metric(pair.metric) for pair in pairs}
+    return {f"{m.label} in {m.unit_of_difference}".removesuffix(" in ") for m in measured}
+
+
+def correction(pairs: Sequence[Difference]) -> str:
+    """Says how verdicts and intervals are corrected for the number of comparisons.
+
+    Args:
+      pairs: all paired differences.
+
+    Returns:
+      The sentences; empty without a pair.
+    """
+    judged = next((pair for pair in pairs if pair.is_judged), None)
+    text = ""
+    if judged is not None:
+        level, number = f"{100 * judged.level:g} %", int(judged.comparisons)
+        many = number > 1
+        text = f"Verdicts: Student's paired t test at {100 - 100 * judged.level:.3g} %"
+        text += (
+            f", corrected for {number} comparisons by {judged.correction}'s method."
+            if many
+            else "."
+        )
+        text += f" Intervals: {level}"
+        text += " for all comparisons together (Bonferroni)." if many else "."
+    reasons = [pair.verdict for pair in pairs if not pair.is_judged]
+    counts = [f"{plural(reasons.count(k), 'pair')}: {k}" for k in dict.fromkeys(reasons)]
+    if counts:
+        text += f" No verdict for {'; '.join(counts)}."
+        text += " A verdict needs three seeds, and differences that are not all equal."
+    return text.strip()
 
 
 def against_controls(pairs: Sequence[Difference], rules: Rules, m: Metric) -> list[str]:
-    """Says which rules beat the null controls: by the interval, or by the mean without intervals.
+    """Says which rules beat the null controls: by the verdict, or by the mean without verdicts.
 
     Args:
       pairs: the paired differences.
@@ -139,7 +174,7 @@ def against_controls(pairs: Sequence[Difference], rules: Rules, m: Metric) -> li
         if p.b == FROZEN and p.metric == m.name and p.a in rules and p.a not in controls
     ]
     if any(p.is_judged for p in judged):
-        return _by_interval(judged, bar(FROZEN))
+        return _by_verdict(judged, bar(FROZEN))
     best = max(controls, key=lambda name: m.better * means[name])
     weak = [
         name
@@ -149,16 +184,16 @@ def against_controls(pairs: Sequence[Difference], rules: Rules, m: Metric) -> li
     return [f"No better than the null control {bar(best)}: {', '.join(weak)}."] if weak else []
 
 
-def _by_interval(pairs: Sequence[Difference], bar: str) -> list[str]:
+def _by_verdict(pairs: Sequence[Difference], bar: str) -> list[str]:
     """The verdicts of rules against the frozen control. `bar` is the control with its value."""
-    level = f"{100 * pairs[0].level:g} %"
-    better, same, worse = (
-        ", ".join(p.a for p in pairs if verdict(p) == wanted)
-        for wanted in ("better", "not distinguishable", "worse")
+    better, same, worse, unknown = (
+        ", ".join(p.a for p in pairs if verdict(p) in wanted)
+        for wanted in (["better"], ["not distinguishable"], ["worse"], ["no spread"])
     )
-    weak = [f"{same} (the {level} interval of the difference contains 0)"] if same else []
+    weak = [f"{same} (not distinguishable)"] if same else []
     weak += [f"{worse} (worse)"] if worse else []
-    notes = [f"Beat the null control {bar} by the {level} interval: {better}."] if better else []
+    weak += [f"{unknown} (no verdict)"] if unknown else []
+    notes = [f"Beat the null control {bar} by the paired test: {better}."] if better else []
     if weak:
         notes.append(
             f"Do not beat the null control {bar}, whose hidden layers stay random: "

@@ -152,7 +152,11 @@ def _tiles(rows: Sequence[SweepRow]) -> list[Tile]:
 
 
 def _panel(rows: Sequence[SweepRow], m: Metric) -> figures.Panel | None:
-    """Draws the metric over the first numeric setting, one line for each choice of the others."""
+    """Draws the metric over the first numeric setting, one line for each choice of the others.
+
+    The validation metric of the same family is a dashed line. A ring marks the run that validation
+    selects.
+    """
     keys = _keys(rows)
     over = next((k for k in keys if _is_numeric(rows, k)), keys[0] if keys else None)
     drawn = [row for row in rows if over in row.settings and math.isfinite(mean_of(row.metrics, m))]
@@ -160,24 +164,34 @@ def _panel(rows: Sequence[SweepRow], m: Metric) -> figures.Panel | None:
         return None
     numeric = _is_numeric(rows, over)
     places = list(dict.fromkeys(str(row.settings[over]) for row in drawn))
-    # the other settings -> x, y and the standard deviation of each run
-    lines: dict[str, list[tuple[float, float, float]]] = {}
-    for row in drawn:
+    twin = next((other for other in _shown(rows) if other != m), None)
+    best = best_run(rows)
+
+    def place(row: SweepRow) -> float:
+        return float(row.settings[over]) if numeric else places.index(str(row.settings[over]))
+
+    # the other settings -> the runs of a line
+    lines: dict[str, list[SweepRow]] = {}
+    for row in sorted(drawn, key=place):
         label = ", ".join(f"{_short(k)} {v}" for k, v in row.settings.items() if k != over)
-        x = float(row.settings[over]) if numeric else places.index(str(row.settings[over]))
-        std = row.metrics[m.name].std
-        point = (x, m.scale * mean_of(row.metrics, m), m.scale * std if math.isfinite(std) else 0.0)
-        lines.setdefault(label, []).append(point)
-    shown = [*lines.items()][:_MOST_LINES]
+        lines.setdefault(label, []).append(row)
+    shown = dict([*lines.items()][:_MOST_LINES])
 
     def draw(axes: figures.Axes) -> None:
         names = []
-        for i, (label, points) in enumerate(shown):
-            x, y, std = np.asarray(sorted(points)).T
-            colour = colours.series(i)
-            bars = axes.errorbar(x, y, yerr=std, color=colour, marker="o", ms=4, lw=1.2, capsize=2)
+        for i, (label, line) in enumerate(shown.items()):
+            x = [place(row) for row in line]
+            style: dict[str, Any] = {"color": colours.series(i), "marker": "o", "ms": 4, "lw": 1.2}
+            if twin is not None:
+                y, std = _means(line, twin)
+                axes.errorbar(x, y, yerr=std, ls="--", capsize=2, **style)
+            y, std = _means(line, m)
+            bars = axes.errorbar(x, y, yerr=std, capsize=2, **style)
             names.append((label, bars[0], float(y[-1])))
-        xs = np.asarray([point[0] for _, points in shown for point in points])
+            for at, height, row in zip(x, y, line, strict=True):
+                if row is best:
+                    axes.plot(at, height, "o", mfc="none", color=colours.INK, ms=10)
+        xs = np.asarray([place(row) for line in shown.values() for row in line])
         if numeric and xs.min() > 0 and xs.max() >= 10 * xs.min():
             figures.log_axis(axes.xaxis, xs)
         if not numeric:
@@ -186,10 +200,21 @@ def _panel(rows: Sequence[SweepRow], m: Metric) -> figures.Panel | None:
         if len(shown) > 1:
             figures.name_lines(axes, names)
 
-    caption = "Bars: standard deviation over seeds."
+    caption, alt = "Bars: standard deviation over seeds.", f"{m.label} over {over}"
+    caption += f" Dashed: {twin.label}." if twin is not None else ""
+    if best is not None and any(row is best for line in shown.values() for row in line):
+        caption += f" Ring: {best.run}, the run that validation selects."
+        alt += f"; validation selects {best.run}"
     if len(lines) > len(shown):
         caption += f" The first {len(shown)} of {len(lines)} combinations; sweep.csv has all."
-    return figures.Panel(draw, f"{m.label} over {over}", caption)
+    return figures.Panel(draw, alt, caption)
+
+
+def _means(rows: Sequence[SweepRow], m: Metric) -> tuple[np.ndarray, np.ndarray]:
+    """The mean and the standard deviation of a metric, in its unit; NaN and 0 where absent."""
+    means = [mean_of(row.metrics, m) for row in rows]
+    stds = [row.metrics[m.name].std if m.name in row.metrics else 0.0 for row in rows]
+    return m.scale * np.asarray(means), m.scale * np.nan_to_num(stds)
 
 
 def _short(key: str) -> str:

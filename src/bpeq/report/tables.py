@@ -89,10 +89,12 @@ class Group(NamedTuple):
     Args:
       rows: the cells of each row.
       label: a heading that separates these rows from others; empty: no heading.
+      quiet: whether the rows are references and so drawn in grey.
     """
 
     rows: Sequence[Sequence[Any]]
     label: str = ""
+    quiet: bool = False
 
 
 class Table(NamedTuple):
@@ -114,6 +116,20 @@ class Table(NamedTuple):
     def rows(self) -> Iterator[Sequence[Any]]:
         """The rows of all groups."""
         return (row for group in self.groups for row in group.rows)
+
+    def cells(self, row: Sequence[Any]) -> list[tuple[Column, TableCell]]:
+        """Pairs the cells of a row with their columns.
+
+        Args:
+          row: the cells.
+
+        Returns:
+          The pairs.
+
+        Raises:
+          ValueError: the row has more or fewer cells than the table has columns.
+        """
+        return [(column, as_cell(cell)) for column, cell in zip(self.columns, row, strict=True)]
 
     def without_empty_columns(self) -> Table:
         """Removes the columns in which no row has a value, except the first.
@@ -138,8 +154,7 @@ class Table(NamedTuple):
         Returns:
           The labels of the columns, then the texts of each row.
         """
-        rows = [zip(self.columns, row, strict=True) for row in self.rows]
-        texts = [[column.text(cell) for column, cell in row] for row in rows]
+        texts = [[column.text(cell) for column, cell in self.cells(row)] for row in self.rows]
         return [[column.label for column in self.columns], *texts]
 
     def __rich__(self) -> rich.table.Table:
@@ -189,7 +204,7 @@ class Table(NamedTuple):
                 first = as_cell(row[0])
                 inset = "  " * first.indent
                 name = fold_name(self.columns[0].text(first), width - len(inset))
-                quiet = "dim" if group.label or first.indent else ""
+                quiet = "dim" if group.quiet or first.indent else ""
                 cells = [Text(inset + name.replace("\n", f"\n{inset}"), quiet or first.style)]
                 for column, cell in zip(self.columns[1:], row[1:], strict=True):
                     cells.append(Text(column.text(cell), as_cell(cell).style or quiet))

@@ -90,7 +90,12 @@ def asymmetric_eqprop(
     init = settings_init("asymmetric_eqprop", "beta", beta=beta)
 
     gradient = response_gradient(system, cost, nudged, nudging, transposed)
-    about = RuleInfo(beta="beta", nudged_system=transposed, pushes_away=nudging == "centered")
+    about = RuleInfo(
+        beta="beta",
+        order=2 if nudging == "centered" else 1,
+        nudged_system=transposed,
+        pushes_away=nudging == "centered",
+    )
     return relaxing_rule(
         "asymmetric_eqprop", system, cost, free, gradient, init, about, start, evaluation
     )

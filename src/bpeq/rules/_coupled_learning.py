@@ -110,7 +110,9 @@ def coupled_learning(
             weights = jnp.concatenate([weights, -weights])
         return denergy(params, rest.clamped, phases, weights)[0], {"clamped": info}, state
 
-    about = RuleInfo(objective=_weighed_error(system.ideal), beta="eta", beta_max=1.0)
+    order = 2 if nudging == "centered" else 1
+    objective = _weighed_error(system.ideal)
+    about = RuleInfo(objective=objective, beta="eta", beta_max=1.0, order=order)
     return relaxing_rule(
         "coupled_learning", system, cost, free, gradient, init, about, start, evaluation
     )

@@ -130,5 +130,7 @@ def dual_propagation(
         return Estimate(tuple(grads), loss, start[-1], {"inference": info}), state
 
     note = "with alpha = 0.5 backprop up to an error of order beta²" if alpha == 0.5 else ""
-    about: dict[str, Any] = {"beta": "beta", "sweep_settings": lambda n: {"sweeps": n}}
+    order = 2 if alpha == 0.5 else 1
+    about: dict[str, Any] = {"beta": "beta", "order": order}
+    about["sweep_settings"] = lambda n: {"sweeps": n}
     return network_rule("dual_propagation", network, cost, estimate, init, note=note, **about)

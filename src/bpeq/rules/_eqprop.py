@@ -190,6 +190,7 @@ def eqprop(
     about = RuleInfo(
         objective=followed(system, cost),
         beta="beta",
+        order=_ORDER.get(nudging, points),
         nudgings=("one-sided", "centered", *smooth),
         pushes_away=nudging != "one-sided",
     )

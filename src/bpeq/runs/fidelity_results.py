@@ -141,10 +141,27 @@ class GridRow(models.Result):
 
 
 class Fit(models.Result):
-    """log10 error = intercept + order · log10 β, fitted over `betas`."""
+    """log10 error = intercept + order · log10 β, fitted over `betas`.
+
+    `error` is the error bar of the order, `theory` the theoretical order. `residuals` are log10 of
+    the error less the line. `reason` says why no range of β holds.
+    """
 
     betas: models.Items[models.Number] = []
     intercept: models.MaybeNumber = None
+    error: models.MaybeNumber = None
+    residuals: models.Items[models.Number] = []
+    theory: models.MaybeNumber = None
+    reason: models.Text = ""
+
+
+class Pole(models.Result):
+    """The fit of the distance to the nearest pole over `points` of N. `error` is its error bar."""
+
+    points: models.Items[models.Number] = []
+    error: models.MaybeNumber = None
+    residuals: models.Items[models.Number] = []
+    reason: models.Text = ""
 
 
 class Curvature(models.Result):
@@ -205,6 +222,7 @@ class Gdu(OverBetas):
     """EP's updates against BPTT's gradients: their mismatch over β, and its slope."""
 
     slope: models.Number = math.nan
+    fit: Fit = Fit()
     mismatch: models.Items[models.Number] = []
 
 
@@ -219,6 +237,7 @@ class Fidelity(models.Holder):
     bias_order: models.Objects[models.Number] = {}
     fit: models.Objects[Fit] = {}
     radius: models.MaybeNumber = None
+    pole: Pole = Pole()
     equilibrium: Equilibrium | None = None
     gdu: models.Objects[Gdu] = {}
 

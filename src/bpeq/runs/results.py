@@ -97,7 +97,12 @@ class ComparisonRow(models.Result):
 
 
 class Difference(models.Result):
-    """a − b of one metric, seed by seed: the mean, and its interval at `level` for `n` pairs."""
+    """a − b of one metric, seed by seed, of `n` pairs: the mean, its interval, the verdict.
+
+    `level` is that of all intervals of the metric together. `comparisons` is their number, and
+    `correction` the method by which `verdict` is corrected for it. `verdict` is "lower", "higher",
+    "not distinguishable", or why there is none.
+    """
 
     a: models.Text = "?"
     b: models.Text = "?"
@@ -107,6 +112,10 @@ class Difference(models.Result):
     high: models.Number = math.nan
     level: models.Number = 0.95
     n: models.Number = 0.0
+    p_corrected: models.Number = math.nan
+    comparisons: models.Number = 1.0
+    correction: models.Text = ""
+    verdict: models.Text = "not judged"
 
     @property
     def title(self) -> str:
@@ -120,13 +129,20 @@ class Difference(models.Result):
 
     @property
     def is_judged(self) -> bool:
-        """Whether the interval is finite."""
-        return math.isfinite(self.low + self.high)
+        """Whether there is a verdict, and so an interval."""
+        return self.is_resolved or self.verdict == "not distinguishable"
 
     @property
     def is_resolved(self) -> bool:
-        """Whether the interval is finite and excludes zero."""
-        return self.is_judged and (self.low > 0 or self.high < 0)
+        """Whether the verdict is that the two differ."""
+        return self.verdict in ("lower", "higher")
+
+    @property
+    def reversed(self) -> Difference:
+        """b − a."""
+        other = {"lower": "higher", "higher": "lower"}.get(self.verdict, self.verdict)
+        ends = {"mean": -self.mean, "low": -self.high, "high": -self.low, "verdict": other}
+        return self.model_copy(update={"a": self.b, "b": self.a, **ends})
 
 
 class Trial(models.Result):
