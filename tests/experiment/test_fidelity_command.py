@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -99,7 +100,9 @@ def test_more_sweeps_and_more_points_are_nearer(measured):
     assert by_sweeps[-2] > 10 * by_sweeps[-1]
     by_points = [row["relative_error"] for row in grid if row["varied"] == "points"]
     assert by_points[0] > 10 * by_points[1] > 100 * by_points[2]
-    assert found["radius"] > 0.05
+    # The error at N = 6 is near round-off: either a fit holds, or the reason stands there.
+    pole = found["pole"]
+    assert pole["reason"] if found["radius"] is None else found["radius"] > 0.05
 
 
 def test_the_equilibrium_and_the_gdu_check_are_there(measured):
@@ -121,7 +124,7 @@ def test_it_leaves_a_picture_and_a_page_and_says_where(measured):
     assert str(folder / "report.html") in said.out
     assert "recurrent_backprop" in said.out
     told = " ".join(said.out.split())
-    assert "sweep by sweep: one-sided 1.00 (theory 1), centered 2.00 (theory 2)." in told
+    assert re.search(r"sweep by sweep: one-sided 1\.00 ± [\d.]+ \(theory 1\); centered 2\.00", told)
     assert "none jumps up to β = 0.1" in told
     assert "not in the grid over it: recurrent_backprop, backprop." in told  # betas
 

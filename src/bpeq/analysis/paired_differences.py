@@ -53,7 +53,7 @@ def paired(rows: Mapping[str, Any], level: float = 0.95) -> list[dict[str, Any]]
             continue
         values = [np.array(rows[name]["metrics"][metric]["values"]) for name in (a, b)]
         difference = values[0] - values[1]
-        entry = {"a": a, "b": b, "metric": metric, "mean": float(difference.mean())}
+        entry: dict[str, Any] = {"a": a, "b": b, "metric": metric, "mean": float(difference.mean())}
         entry |= dict.fromkeys(("low", "high", "p", "p_corrected"))
         entry |= {"level": level, "n": len(difference), "correction": "Holm"}
         entry["verdict"] = _no_verdict(difference, float(np.max(np.abs(values))))

@@ -153,13 +153,15 @@ def fits_table(result: Fidelity) -> Table:
     for label, order, fit in powers:
         if fit is not None:
             fitted = order if math.isfinite(order) else None
-            ends = (min(fit.betas), max(fit.betas)) if fit.betas else (None, None)
-            over = "β = {} to {}".format(*map(setting, ends)) if fit.betas else fit.reason
+            over = fit.reason
+            if fit.betas:
+                over = f"β = {setting(min(fit.betas))} to {setting(max(fit.betas))}"
             rows.append([label, fitted, fit.error, fit.theory, over, _largest(fit.residuals)])
     pole = result.pole
     if pole.points or pole.reason:
-        ends = [setting(n) for n in pole.points]
-        over = f"N = {ends[0]} to {ends[-1]}" if ends else pole.reason
+        over = pole.reason
+        if pole.points:
+            over = f"N = {setting(min(pole.points))} to {setting(max(pole.points))}"
         residual = _largest(pole.residuals)
         rows.append(["nearest pole in β", result.radius, pole.error, None, over, residual])
     columns = [
