@@ -68,7 +68,8 @@ def policy_error(
     Source: Schulman et al. 2017, Proximal policy optimization algorithms, eq. 7; Williams 1992 for
     the derivative of log p_a.
     """
-    log_p = log_softmax(logits)
+    # A probability of 0 has the log −∞; the least number keeps p log p at 0.
+    log_p = jnp.maximum(log_softmax(logits), jnp.finfo(logits.dtype).min)
     p, chosen = jnp.exp(log_p), jax.nn.one_hot(actions, logits.shape[-1], dtype=logits.dtype)
     ratio = jnp.exp(jnp.sum(log_p * chosen, axis=-1) - before)
     spread = -jnp.sum(p * log_p, axis=-1)

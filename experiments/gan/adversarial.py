@@ -30,14 +30,16 @@ def cross_entropy(
 ) -> tuple[Float[Array, " batch"], Float[Array, "batch 1"]]:
     """−log of the probability that the critic gives the truth, and its error at the logits.
 
-        C = log(1 + e^o) − y o        ∂C/∂o = σ(o) − y
+        C = log(1 + e^o) − y o = log(1 + e^((1 − 2y) o))        ∂C/∂o = σ(o) − y
+
+    The second form is right at any size of o.
 
     y is 1 for a real example and 0 for a made one. The generator's own cost is the critic's with
     y = 1 on what it made: −log σ(o), which has a slope where the critic is sure.
 
     Source: Goodfellow et al. 2014, Generative adversarial nets, eq. 1 and the remark below it.
     """
-    cost = jnp.logaddexp(logits, 0.0) - real * logits
+    cost = jnp.logaddexp((1.0 - 2.0 * real) * logits, 0.0)
     return cost[:, 0], jax.nn.sigmoid(logits) - real
 
 

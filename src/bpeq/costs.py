@@ -36,6 +36,9 @@ def squared_error() -> Cost:
 def softmax_cross_entropy() -> Cost:
     """C = −Σ_k y_k log p_k with p = softmax(o) over the last axis; ∂C/∂o = p Σ_k y_k − y.
 
+    A term with y_k = 0 is 0, also if p_k is 0. So an output may be −∞, if its class is not the
+    label.
+
     Shapes: output `[batch, ..., classes]`; y the same (each row a distribution), or integer labels
     `[batch, ...]`. Sums over the axes between, such as the positions of a sequence.
 
@@ -47,7 +50,10 @@ def softmax_cross_entropy() -> Cost:
     """
 
     def value(output: Array, y: Array) -> Float[Array, " batch"]:
-        terms = targets(output, y) * log_softmax(output)
+        target, log_p = targets(output, y), log_softmax(output)
+        # 0 log 0 is 0. The mask is inside the product, so that the derivative has no NaN either.
+        impossible = (target == 0) & (log_p.real == -jnp.inf)
+        terms = target * jnp.where(impossible, 0.0, log_p)
         return -jnp.sum(terms, axis=tuple(range(1, output.ndim)))
 
     def error(output: Array, y: Array) -> Array:

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bpeq import costs
+from bpeq import costs, layers
 from bpeq.core import numerics
 
 COSTS = ["squared_error", "softmax_cross_entropy"]
@@ -43,6 +43,72 @@ def test_cross_entropy_survives_logits_of_ten_thousand():
     output, y = jnp.array([[1e4, -1e4, 0.0]]), jnp.array([1])
     assert cost.value(output, y).tolist() == [2e4]
     assert cost.error(output, y).tolist() == [[1.0, -1.0, 0.0]]
+
+
+INF, HUGE = np.inf, 3e38
+EXTREMES = [  # outputs, label, C, p
+    ([-INF, 0.0, 0.0], 1, np.log(2), [0.0, 0.5, 0.5]),
+    ([-INF, 0.0, 0.0], 0, INF, [0.0, 0.5, 0.5]),
+    ([HUGE, -HUGE], 0, 0.0, [1.0, 0.0]),
+    ([HUGE, HUGE, -HUGE], 1, np.log(2), [0.5, 0.5, 0.0]),
+    ([-HUGE, -HUGE], 0, np.log(2), [0.5, 0.5]),
+]
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
+@pytest.mark.parametrize(("output", "label", "value", "p"), EXTREMES)
+def test_cross_entropy_is_that_of_the_limit_at_outputs_without_bound(
+    dtype, output, label, value, p
+):
+    """Value, written error and jax.grad, for a label and for its one-hot vector."""
+    scale = 5e269 if dtype == jnp.float64 and HUGE in np.abs(output) else 1.0  # 1.5e308
+    cost, output = costs.softmax_cross_entropy(), jnp.array([output], dtype) * scale
+    one_hot = np.eye(output.shape[1])[label]
+    rtol = 1e-6 if dtype == jnp.float32 else 1e-14
+    for y in (jnp.array([label]), jnp.array([one_hot], dtype)):
+        np.testing.assert_allclose(cost.value(output, y), [value], rtol=rtol)
+        np.testing.assert_allclose(cost.error(output, y)[0], p - one_hot, rtol, rtol)
+        if np.isfinite(value):
+            grad = jax.grad(lambda o, y=y: cost.value(o, y).sum())(output)
+            np.testing.assert_allclose(grad[0], p - one_hot, rtol, rtol)
+
+
+def test_squared_error_of_outputs_without_bound_has_no_nan():
+    cost, y = costs.squared_error(), jnp.zeros((1, 2), jnp.float32)
+    for output in ([-INF, 0.0], [HUGE, -HUGE]):
+        output = jnp.array([output], jnp.float32)
+        grad = jax.grad(lambda o: cost.value(o, y).sum())(output)
+        assert cost.value(output, y).tolist() == [INF]
+        assert cost.error(output, y).tolist() == grad.tolist() == output.tolist()
+
+
+def test_log_sum_exp_of_nothing_is_minus_infinity_with_derivative_zero():
+    nothing = jnp.full(2, -INF)
+    assert numerics.logsumexp(nothing) == -INF
+    assert jax.grad(numerics.logsumexp)(nothing).tolist() == [0.0, 0.0]
+    far = jnp.array([HUGE, -HUGE], jnp.float32)
+    assert numerics.logsumexp(far) == np.float32(HUGE)
+    assert jax.grad(numerics.logsumexp)(far).tolist() == [1.0, 0.0]
+
+
+@pytest.mark.parametrize("low", [-INF, -HUGE])
+def test_soft_pool_gives_no_weight_to_a_pixel_without_bound(low):
+    layer = layers.soft_pool(2)
+    x = jnp.array([[low, 0.0], [0.0, low]], jnp.float32).reshape(1, 2, 2, 1)
+    y, kept = layer.forward((), x)
+    by_hand = layer.backward((), (), kept, jnp.ones_like(y))[1]
+    by_jax = jax.grad(lambda x: layer.forward((), x)[0].sum())(x)
+    assert y.item() == 0.0
+    assert by_hand.ravel().tolist() == by_jax.ravel().tolist() == [0.0, 0.5, 0.5, 0.0]
+    top = jnp.array([[-low if low > -INF else 0.0, low], [low, low]], jnp.float32)
+    y, kept = layer.forward((), top.reshape(1, 2, 2, 1))
+    assert y.item() == top[0, 0]
+    assert layer.backward((), (), kept, jnp.ones_like(y))[1].ravel().tolist() == [
+        1.0,
+        0.0,
+        0.0,
+        0.0,
+    ]
 
 
 def test_cross_entropy_of_uniform_outputs_is_log_classes():

@@ -187,3 +187,19 @@ def test_fixed_steps_look_for_what_rests_only_where_that_can_pay(steps, examples
     system, params, x, _ = net(40, 3, examples=examples)
     program = jax.make_jaxpr(lambda x: free_phase(system, fixed_steps(steps), params, x).output)(x)
     assert str(program).split("jvp_jaxpr")[0].count("while[") == loops
+
+
+def test_a_solve_keeps_no_tracer_of_its_program():
+    """16 examples and 8 sweeps: the solver then traces the sweep apart from the caller."""
+
+    def settled(drive, state):
+        def some(rows):
+            return Sweep(lambda s, n: 0.5 * s + drive[rows])
+
+        step = Sweep(lambda s, n: 0.5 * s + drive, some)
+        return fixed_steps(8)(step, state)[0]
+
+    drive = jnp.ones((16, 2))
+    with jax.checking_leaks():
+        state = jax.jit(settled)(drive, jnp.zeros((16, 2)))
+    np.testing.assert_allclose(state, 2.0 * (1.0 - 0.5**8))

@@ -11,6 +11,7 @@ from bpeq.core import trees
 from bpeq.costs import squared_error
 from bpeq.layers import chain, dense
 from bpeq.rules import backprop, eqprop
+from bpeq.settings import SettingError
 from bpeq.solvers import fixed_steps
 from bpeq.systems import hopfield
 from bpeq.training.evaluation import evaluator
@@ -242,6 +243,23 @@ def test_clip_norm_scales_gradients_down_to_the_norm_and_never_up():
         grads = {"a": jnp.array([0.6, 0.8]) * norm}
         updates, _ = optimizer.update(grads, optimizer.init(grads), grads)
         np.testing.assert_allclose(jnp.linalg.norm(updates["a"]), expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize("clip", [0.0, -1.0])
+def test_a_clip_norm_that_is_not_positive_is_refused(clip):
+    with pytest.raises(SettingError) as error:
+        optimizers.with_rates(optimizers.sgd(1.0), learning_rate=1.0, total_steps=1, clip_norm=clip)
+    assert (error.value.setting, error.value.value) == ("clip_norm", clip)
+
+
+@pytest.mark.parametrize("clip", [1e-30, 1.0])
+def test_a_gradient_of_zero_gives_an_update_of_zero_at_any_clip_norm(clip):
+    optimizer = optimizers.with_rates(
+        optimizers.sgd(1.0), learning_rate=1.0, total_steps=1, clip_norm=clip
+    )
+    grads = {"a": jnp.zeros(2, jnp.float32), "b": jnp.zeros(3, jnp.float32)}
+    updates, _ = optimizer.update(grads, optimizer.init(grads), grads)
+    assert [u.tolist() for u in updates.values()] == [[0.0] * 2, [0.0] * 3]
 
 
 def test_train_leaves_the_given_parameters_alone():

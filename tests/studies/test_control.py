@@ -101,6 +101,15 @@ def test_the_policys_error_is_the_gradient_of_its_cost(study):
     np.testing.assert_allclose(error, jax.grad(total)(logits), rtol=1e-10, atol=1e-13)
 
 
+def test_an_impossible_action_adds_nothing_to_the_entropy(study):
+    logits = jnp.array([[1e308, -1e308], [0.0, -jnp.inf]])
+    cost, error = study.ppo.policy_error(
+        logits, jnp.zeros(2, int), jnp.zeros(2), jnp.ones(2), 0.2, 0.01
+    )
+    assert cost.tolist() == [-1.0, -1.0]
+    assert error.tolist() == [[0.0, 0.0]] * 2
+
+
 def test_advantages_are_discounted_sums_within_each_episode(study):
     rng = np.random.default_rng(0)
     values, after = rng.normal(size=(2, 12, 3))

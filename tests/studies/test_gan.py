@@ -34,6 +34,15 @@ def test_the_critics_error_is_the_gradient_of_its_cost(study):
     np.testing.assert_allclose(error, jax.grad(total)(logits), rtol=1e-12, atol=1e-15)
 
 
+def test_a_critic_that_is_sure_and_right_has_no_cost(study):
+    sure, real = jnp.array([[jnp.inf], [-jnp.inf], [3e300]]), jnp.array([[1.0], [0.0], [1.0]])
+    cost, error = study.opponents.cross_entropy(sure, real)
+    assert cost.tolist() == [0.0] * 3
+    assert error.tolist() == [[0.0]] * 3
+    grad = jax.grad(lambda o: study.opponents.cross_entropy(o, real)[0].sum())(sure)
+    assert grad.tolist() == [[0.0]] * 3
+
+
 def test_both_networks_descend_their_costs_the_generator_through_the_new_critic(study):
     generator = Network(chain(dense(5), tanh(), dense(2)), (3,), None)
     critic = Network(chain(dense(6), tanh(), dense(1)), (2,), None)

@@ -73,11 +73,11 @@ class Rates(NamedTuple):
 
     Args:
       layer_rates: one learning rate for each layer; None: one rate for all.
-      clip_norm: the largest norm of the gradient; None: no limit.
+      clip_norm: the largest norm of the gradient, > 0; None: no limit.
     """
 
     layer_rates: list[NonNegative] | None = None
-    clip_norm: NonNegative | None = None
+    clip_norm: Positive | None = None
 
 
 class Fidelity(NamedTuple):

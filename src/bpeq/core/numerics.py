@@ -24,9 +24,11 @@ def logsumexp(z: Array, axis: int = -1, keepdims: bool = False) -> Array:
     >>> round(float(logsumexp(jnp.array([1000.0, 1000.0]))), 2)
     1000.69
     """
-    top = lax.stop_gradient(jnp.max(z.real, axis=axis, keepdims=True))
-    top = jnp.where(jnp.isfinite(top), top, 0.0).astype(z.dtype)
-    total = jnp.log(jnp.sum(jnp.exp(z - top), axis=axis, keepdims=True)) + top
+    top = _top(z, axis)
+    total = jnp.sum(jnp.exp(z - top), axis=axis, keepdims=True)
+    # Without a term the sum is zero. The inner `where` keeps NaN out of the derivative of its log.
+    none = total == 0
+    total = jnp.where(none, -jnp.inf, jnp.log(jnp.where(none, 1.0, total))) + top
     return total if keepdims else jnp.squeeze(total, axis)
 
 
@@ -50,7 +52,9 @@ def softmax(z: Array, axis: int = -1) -> Array:
 
 
 def log_softmax(z: Array, axis: int = -1) -> Array:
-    """z − log Σ exp(z) along `axis`.
+    """z − log Σ exp(z) along `axis`. The largest real part is subtracted from z first.
+
+    So the result is right where the sum's logarithm is small against z.
 
     Args:
       z: real or complex, any shape.
@@ -58,8 +62,19 @@ def log_softmax(z: Array, axis: int = -1) -> Array:
 
     Returns:
       An array in the shape of z.
+
+    >>> import jax.numpy as jnp
+    >>> [round(float(p), 3) for p in log_softmax(jnp.array([3e38, 3e38, -3e38]))]
+    [-0.693, -0.693, -inf]
     """
-    return z - logsumexp(z, axis=axis, keepdims=True)
+    shifted = z - _top(z, axis)
+    return shifted - jnp.log(jnp.sum(jnp.exp(shifted), axis=axis, keepdims=True))
+
+
+def _top(z: Array, axis: int) -> Array:
+    """The largest real part along `axis`, in the dtype of z; 0 if it is not finite."""
+    top = lax.stop_gradient(jnp.max(z.real, axis=axis, keepdims=True))
+    return jnp.where(jnp.isfinite(top), top, 0.0).astype(z.dtype)
 
 
 def xlogy(x: Array, y: Array) -> Array:

@@ -187,6 +187,8 @@ def soft_pool(window: Count, stride: Count | None = None, temperature: Positive 
         top = lax.stop_gradient(_reduce(jnp.maximum, jnp.max, pixels.real)).astype(x.dtype)
         weight = jnp.exp((pixels - top) / temperature)
         norm = _reduce(jnp.add, jnp.sum, weight)
+        # A pixel without weight may be −∞; 0 times it would be NaN.
+        pixels = jnp.where(weight == 0, 0.0, pixels)
         y = _reduce(jnp.add, jnp.sum, weight * pixels) / norm
         slope = weight / norm * (1.0 + (pixels - y) / temperature)
         return y, (slope, jnp.empty((0, *x.shape[1:]), x.dtype))

@@ -236,8 +236,10 @@ def unsettled(first: Params, second: Params, third: Params) -> Array:
       A scalar, relative to the norm of `first`.
     """
     step, after = _norm(trees.sub(second, first)), _norm(trees.sub(third, second))
-    ratio = jnp.where(step > 0, after / step, 0.0)
-    return step / (1.0 - jnp.minimum(ratio, 0.9)) / _norm(first)
+    # Gradients can be exactly zero. The divisors are then 1, so that no NaN appears.
+    ratio = jnp.where(step > 0, after / jnp.where(step > 0, step, jnp.ones_like(step)), 0.0)
+    size = _norm(first)
+    return step / (1.0 - jnp.minimum(ratio, 0.9)) / jnp.where(step == 0, jnp.ones_like(size), size)
 
 
 def _norm(tree: Any) -> Array:

@@ -12,7 +12,7 @@ from jax.core import eval_jaxpr
 from jaxtyping import Array
 
 from bpeq.core import trees
-from bpeq.core.jaxprs import live
+from bpeq.core.jaxprs import Program, live, opened
 from bpeq.core.tracing import carries_all
 from bpeq.settings import SettingError
 from bpeq.types import State
@@ -200,23 +200,26 @@ def with_derivatives_of(
     """
     leaves, structure = jax.tree.flatten(argument)
 
-    def traced(f: Callable[[Any], Any]) -> Any:
-        return jax.make_jaxpr(lambda *leaves: f(jax.tree.unflatten(structure, leaves)))(*leaves)
+    def traced(f: Callable[[Any], Any]) -> Program:
+        return opened(
+            jax.make_jaxpr(lambda *leaves: f(jax.tree.unflatten(structure, leaves)))(*leaves)
+        )
 
-    fast_program, slow_program = traced(fast), traced(slow)
+    # The constants are arguments: a closure over them would keep tracers beyond their trace.
+    (fast_jaxpr, fast_constants), (slow_jaxpr, slow_constants) = traced(fast), traced(slow)
 
     @jax.custom_jvp
     def value(known: Any, leaves: Any) -> Any:
-        return eval_jaxpr(fast_program.jaxpr, known[0], *leaves)
+        return eval_jaxpr(fast_jaxpr, known[0], *leaves)
 
     @value.defjvp
     def derivative(primals: Any, tangents: Any) -> Any:
         def slowly(known: Any, leaves: Any) -> Any:
-            return eval_jaxpr(slow_program.jaxpr, known[1], *leaves)
+            return eval_jaxpr(slow_jaxpr, known[1], *leaves)
 
         return jax.jvp(slowly, primals, tangents)
 
-    return jax.tree.unflatten(structure, value((fast_program.consts, slow_program.consts), leaves))
+    return jax.tree.unflatten(structure, value((fast_constants, slow_constants), leaves))
 
 
 def _numbers(count: int) -> Array:

@@ -16,7 +16,7 @@ from jaxtyping import Array
 
 from bpeq.core import trees
 from bpeq.layers import cut
-from bpeq.settings import Fraction, NonNegative, Positive, SettingError, checked
+from bpeq.settings import Count, Fraction, NonNegative, Positive, SettingError, checked
 from bpeq.types import Layer, Params, Schedule
 
 
@@ -221,15 +221,16 @@ def _warmed(warmup: float, fall: Schedule) -> Schedule:
     return factor
 
 
+@checked
 def with_rates(
     optimizer: optax.GradientTransformation,
     *,
-    learning_rate: float,
-    total_steps: int,
+    learning_rate: Positive,
+    total_steps: Count,
     schedule: Schedule | None = None,
     layer_rates: Sequence[float] | None = None,
     network: Layer | None = None,
-    clip_norm: float | None = None,
+    clip_norm: Positive | None = None,
 ) -> optax.GradientTransformation:
     """An optimizer whose rate follows a schedule and may differ between the blocks of a network.
 
@@ -244,14 +245,15 @@ def with_rates(
         freezes the block. A skip has the rate of the block that it drives. Feedback weights have
         the rate of the block of their forward weights. None: `learning_rate` for all.
       network: the network with those blocks; needed for `layer_rates` only.
-      clip_norm: the largest global norm of the gradients; larger gradients are scaled down to it
-        first. None: no clipping.
+      clip_norm: the largest global norm of the gradients, > 0; larger gradients are scaled down to
+        it first. Gradients that are all zero stay zero. None: no clipping.
 
     Returns:
       The optax optimizer.
 
     Raises:
-      ValueError: the number of rates is not the number of blocks, or rates come without a network.
+      ValueError: a setting is out of range, the number of rates is not the number of blocks, or
+        rates come without a network.
 
     Example:
       >>> import jax.numpy as jnp, optax
