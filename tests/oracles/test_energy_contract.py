@@ -15,7 +15,8 @@ from bpeq.analysis.energy_contract._context import Context
 from bpeq.analysis.energy_contract._corners import corner_finding
 from bpeq.analysis.energy_contract._derivatives import symmetry_finding
 from bpeq.analysis.energy_contract._equilibria import batch_independence_finding
-from bpeq.analysis.energy_contract._holomorphy import piecewise_operations
+from bpeq.analysis.energy_contract._holomorphy import holomorphic_finding
+from bpeq.analysis.energy_contract._pieces import piecewise_operations
 from bpeq.analysis.gradient_fidelity import gradient_fidelity
 from bpeq.costs import softmax_cross_entropy, squared_error
 from bpeq.layers import chain, conv, dense, flatten, max_pool
@@ -307,11 +308,74 @@ def test_a_systems_own_word_on_being_holomorphic_is_checked():
     params = jax.tree.map(lambda p: 0.3 * p, system.init(KEY, (5,))[0])
     honest = check_energy(system, params, X, **FEW)
     assert honest.holomorphic.passed is None
-    lying = check_energy(
-        system._replace(traits=system.traits._replace(not_holomorphic="")), params, X, **FEW
-    )
-    assert failing(lying) == ["holomorphic"]
-    assert lying.holomorphic.words.endswith("the system says that it is")
+    lying = system._replace(traits=system.traits._replace(not_holomorphic=""))
+    for needed in (True, False):  # a note, unless a complex β is asked for
+        found = check_energy(lying, params, X, **FEW, holomorphic=needed)
+        assert failing(found) == (["holomorphic"] if needed else [])
+        assert found.holomorphic.words.endswith("the system says that it is")
+
+
+def holomorphy_of(coupling, needed=True):
+    energy = plain(coupling)
+    return holomorphic_finding(looked_at(made(energy), energy=energy), needed, KEY)
+
+
+def stable_logsumexp(s):
+    top = jnp.max(s)
+    return top + jnp.log(jnp.sum(jnp.exp(s - top)))
+
+
+def stable_softmax(s):
+    powers = jnp.exp(s - jnp.max(s))
+    return powers @ s / jnp.sum(powers)
+
+
+def stable_pair(s):
+    a, b = s[:2], s[2:]
+    high, low = jnp.where(a >= b, a, b), jnp.where(a >= b, b, a)
+    return jnp.sum(high + jnp.log1p(jnp.exp(low - high)))
+
+
+def guarded_sinc(s):
+    small = jnp.abs(s) < 1e-3
+    series = 1 - s**2 / 6 + s**4 / 120
+    return jnp.sum(jnp.where(small, series, jnp.sin(s) / jnp.where(small, 1.0, s)))
+
+
+ONE_FUNCTION = {
+    "stable log-sum-exp": (stable_logsumexp, "reduce_max"),
+    "stable softmax": (stable_softmax, "reduce_max"),
+    "a choice by order": (stable_pair, "ge"),
+    "a series near zero": (guarded_sinc, "abs"),
+    "a symmetric function of sorted units": (lambda s: jnp.exp(jnp.sort(s)).sum(), "sort"),
+}
+
+
+@pytest.mark.parametrize(("coupling", "name"), ONE_FUNCTION.values(), ids=ONE_FUNCTION)
+def test_pieces_of_one_holomorphic_function_are_holomorphic(coupling, name):
+    found = holomorphy_of(coupling)
+    assert found.passed is True, found.words
+    assert found.figure < 1e-8
+    assert f"the pieces of {name} (test_energy" in found.words
+
+
+SEVERAL = {
+    "relu": lambda s: jnp.sum(jnp.maximum(s, 0.1)),
+    "squared relu": lambda s: jnp.sum(jnp.maximum(s, 0.1) ** 2),
+    "cube of relu": lambda s: jnp.sum(jnp.maximum(s, 0.1) ** 3),
+    "largest": jnp.max,
+    "in a window": lambda s: jnp.sum(
+        jax.lax.reduce_window(s, -jnp.inf, jax.lax.max, (2,), (2,), "VALID")
+    ),
+    "beside a stable log-sum-exp": lambda s: stable_logsumexp(s) + jnp.sum(jnp.maximum(s, 0.1)),
+    "|s|²": lambda s: jnp.sum(jnp.abs(s) ** 2),
+}
+
+
+@pytest.mark.parametrize("name", SEVERAL)
+def test_pieces_of_several_functions_are_not_holomorphic(name):
+    assert holomorphy_of(SEVERAL[name]).passed is False
+    assert holomorphy_of(SEVERAL[name], needed=False).passed is None
 
 
 CORNERS = {  # what the literature calls clip(s, 0, 1), and the derivative that JAX gives it there

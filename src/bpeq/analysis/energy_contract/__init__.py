@@ -89,10 +89,12 @@ def check_energy(
         unique       random starts settle in the same state to 1e-4. It also fails if one of them
                      does not settle in `sweeps`.
         holomorphic  E (of a system: its sweep, readout and denergy) is complex-differentiable in
-                     the state. If not, the finding names the operation and its line. The traced
-                     program shows piecewise functions such as max, abs or a choice by an order of
-                     the state. Cauchy and Riemann's equations show the rest. It is a note, unless
-                     `holomorphic` is set or the system declares otherwise.
+                     the state. Cauchy and Riemann's equations are tested at a complex state. The
+                     traced program shows piecewise functions such as max, abs or a choice by an
+                     order of the state. Around places where they change their piece, circles of
+                     complex states show if the pieces are one function, as in the stable form of
+                     log Σ eˢ. If E is not complex-differentiable, the finding names the operation
+                     and its line. It is a note, unless `holomorphic` is set.
         corners      the places where one-sided derivatives differ, and the derivative that autodiff
                      takes there. The check tries common numbers and the program's own numbers. If
                      none is a corner, it looks for piecewise operations that change their piece on

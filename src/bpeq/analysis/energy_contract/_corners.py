@@ -12,7 +12,7 @@ from jax.extend.core import Literal
 from jaxtyping import Array
 
 from bpeq.analysis.energy_contract._context import Context, Finding, flat_rows, idle_weights
-from bpeq.analysis.energy_contract._holomorphy import IGNORED, Operation, piecewise_operations
+from bpeq.analysis.energy_contract._pieces import IGNORED, Operation, piecewise_operations
 from bpeq.core import trees
 from bpeq.core.jaxprs import Interpreter, all_equations, source_line
 from bpeq.types import State

@@ -1,192 +1,39 @@
-"""Finds the operations of a program that are not complex-differentiable, and their lines."""
+"""Tests whether a program is complex-differentiable in the state."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array
 
 from bpeq.analysis.energy_contract._context import Context, Finding, normal_like
-from bpeq.core import jaxprs, trees
+from bpeq.analysis.energy_contract._pieces import (
+    IGNORED,
+    PARTS,
+    Operation,
+    piecewise_operations,
+)
+from bpeq.core import trees
+from bpeq.core.jaxprs import Interpreter, source_line
 from bpeq.types import State
 
 TOLERANCE = 1e-6  # the largest error of Cauchy and Riemann's equations
-_PIECES = """
-    abs sign max min clamp floor ceil round rem nextafter reduce_max reduce_min argmax argmin sort
-    top_k approx_top_k reduce_window_max reduce_window_min select_and_scatter_add
-    select_and_gather_add cummax cummin
-"""
-PIECES = frozenset(_PIECES.split())
-"""Piecewise functions of real numbers. Each piece is holomorphic, but the whole is not."""
-PARTS = frozenset(["real", "imag", "conj", "abs"])
-"""Operations that split complex numbers."""
-IGNORED = (os.path.join(os.path.dirname(os.path.abspath(__file__)), ""),)
-"""Folders whose lines do not belong to the user."""
-_STEPS = frozenset(["sign", "floor", "ceil", "round"])  # constant between their jumps
-_LOGIC = frozenset(["and", "or", "not", "broadcast_in_dim", "reshape", "squeeze", "transpose"])
-_ORDER = frozenset(["lt", "le", "gt", "ge"])
-_GUARDS = frozenset(["eq", "ne", "is_finite", "stop_gradient"])
-_HOLOMORPHIC = frozenset(["logaddexp", "softplus", "spence", "xlogy", "xlog1py"])
-_POSITIVE = frozenset(["exp", "exp2", "cosh", "logistic"])
-_KEEP_POSITIVE = """
-    add mul div sqrt reduce_sum reduce_prod broadcast_in_dim reshape transpose squeeze slice
-    concatenate convert_element_type dot_general
-"""
-_STAYS_POSITIVE = frozenset(_KEEP_POSITIVE.split())
-
-
-class Operation(NamedTuple):
-    """A primitive, and the line of the program that uses it.
-
-    Args:
-      name: the name of the primitive.
-      where: the file and the line; empty if unknown.
-    """
-
-    name: str
-    where: str
-
-    def __str__(self) -> str:
-        return f"{self.name} ({self.where})" if self.where else self.name
-
-
-class _Known(NamedTuple):
-    """What is known of an array.
-
-    depends: whether it depends on the state. positive: whether all entries are positive. order: the
-    comparison that produced it; None if it is not from a comparison.
-    """
-
-    depends: bool = False
-    positive: bool = False
-    order: Operation | None = None
-
-
-def piecewise_operations(
-    fn: Callable[..., Any], state: Any, names: frozenset[str] = PIECES
-) -> list[Operation]:
-    """Finds the primitives in `names` that fn(state) applies to arrays that depend on the state.
-
-    With `PIECES` it also finds choices, loops and integers that depend on comparisons of the state.
-    An order comparison counts at the operation that chooses by it. These do not count: == and ≠,
-    which differ at single points only; anything that reaches the result only through
-    `stop_gradient` (otherwise autodiff would be wrong); the inside of functions known to be
-    holomorphic, such as log(eᵃ + eᵇ).
-
-    Args:
-      fn: a function of the state that JAX can trace.
-      state: a tree of arrays.
-      names: the names of primitives.
-
-    Returns:
-      The operations, each once, in the order of the program.
-
-    Example:
-      >>> import jax.numpy as jnp
-      >>> [each.name for each in piecewise_operations(lambda s: jnp.abs(s).sum(), jnp.ones(2))]
-      ['abs']
-    """
-    jaxpr = jaxprs.without_dead_code(jax.make_jaxpr(fn)(state).jaxpr)
-    walk = _Walk(names)
-    walk.run(jaxpr, [_Known()] * len(jaxpr.constvars), [_Known(True)] * len(jaxpr.invars))
-    return list(walk.operations)
-
-
-class _Walk(jaxprs.Walker[_Known]):
-    """Follows arrays that depend on the state. It keeps an order comparison until it is used."""
-
-    def __init__(self, names: frozenset[str]) -> None:
-        self._names, self._choices = names, names >= PIECES
-        self.operations: dict[Operation, None] = {}
-        self._line = ""
-        self._matters: set[Any] = set()
-
-    def literal(self, literal: Any) -> _Known:
-        return _Known(positive=bool(jnp.all(literal.val > 0)))
-
-    def run(self, jaxpr: Any, consts: Sequence[_Known], args: Sequence[_Known]) -> list[_Known]:
-        outside, self._matters = self._matters, jaxprs.live(jaxpr, _GUARDS)[0]
-        results = super().run(jaxpr, consts, args)
-        self._matters = outside
-        return results
-
-    def equation(self, eqn: Any, values: list[_Known]) -> list[_Known]:
-        if eqn not in self._matters:
-            return [_Known()] * len(eqn.outvars)
-        outer, self._line = self._line, jaxprs.source_line(eqn, IGNORED) or self._line
-        results = self._results(eqn, values)
-        self._line = outer
-        return results
-
-    def _results(self, eqn: Any, values: list[_Known]) -> list[_Known]:
-        name, outs = eqn.primitive.name, len(eqn.outvars)
-        positive = name in _POSITIVE
-        positive |= name in _STAYS_POSITIVE and all(value.positive for value in values)
-        touched = [value for value in values if value.depends]
-        if not touched or name in _GUARDS:
-            return [_Known(positive=positive)] * outs
-        if name in ("while", "scan"):
-            return self._loop(eqn, values)
-        if inner := jaxprs.inner_programs(eqn):
-            if name == "cond":
-                return self._branches(inner, values)
-            if _is_holomorphic(inner[0].jaxpr):
-                return [_Known(True)] * outs
-            return self._inside(inner[0], values)
-        if name in _ORDER and self._choices:
-            return [_Known(True, order=Operation(name, self._line))]
-        orders = [value.order for value in values if value.order is not None]
-        if orders and name in _LOGIC:
-            return [_Known(True, order=orders[0])]
-        self.operations.update(dict.fromkeys(orders))
-        if name in self._names and not (name == "abs" and touched[0].positive):
-            self._add(name)
-        only_orders = orders and all(value.order is not None for value in touched)
-        whole = not all(jnp.issubdtype(var.aval.dtype, jnp.inexact) for var in eqn.outvars)
-        if whole and not only_orders and name == "convert_element_type" and self._choices:
-            self._add("convert_element_type to whole numbers")
-        return [_Known(not (only_orders or whole or name in _STEPS), positive)] * outs
-
-    def _add(self, name: str) -> None:
-        self.operations[Operation(name, self._line)] = None
-
-    def _inside(self, program: Any, values: Sequence[_Known]) -> list[_Known]:
-        return self.run(program.jaxpr, [_Known()] * len(program.jaxpr.constvars), values)
-
-    def _branches(self, branches: Sequence[Any], values: list[_Known]) -> list[_Known]:
-        if values[0].depends and self._choices:
-            self.operations[values[0].order or Operation("cond", self._line)] = None
-        rows = [self._inside(branch, values[1:]) for branch in branches]
-        return [_Known(any(v.depends for v in column)) for column in zip(*rows, strict=True)]
-
-    def _loop(self, eqn: Any, values: list[_Known]) -> list[_Known]:
-        inner, (tested, consts, carry, slices) = (
-            jaxprs.inner_programs(eqn),
-            jaxprs.split_operands(eqn, values),
-        )
-        state, results = [_Known(value.depends) for value in carry], list[_Known]()
-        for _ in range(len(state) + 1):  # a round carries what depends one step further at least
-            results = self._inside(inner[-1], [*consts, *state, *slices])
-            state = [_Known(a.depends or b.depends) for a, b in zip(state, results, strict=False)]
-        if len(inner) > 1 and self._choices:
-            condition = _Walk(self._names)
-            if condition._inside(inner[0], [*tested, *state])[0].depends:
-                self._add("while")
-        return [*state, *results[len(state) :]]
-
-
-def _is_holomorphic(jaxpr: Any) -> bool:
-    """Whether it is a holomorphic function of JAX that is computed in pieces."""
-    name, _, place = (getattr(jaxpr.debug_info, "func_src_info", None) or "").partition(" at ")
-    return name in _HOLOMORPHIC and place.startswith(os.path.dirname(jax.__file__))
+SPREADS = (0.3, 1.0, 3.0)  # standard deviations of the ends of the searched lines
+STEPS = 33  # points of a line, between which an operation can change its piece
+CIRCLE = 64  # points of a circle
+RADII = (0.3, 0.1)
 
 
 def holomorphic_finding(context: Context, needed: bool, key: jax.Array) -> Finding:
-    """Looks for piecewise operations in the program, and tests Cauchy and Riemann's equations.
+    """Tests Cauchy and Riemann's equations, and looks for piecewise operations in the program.
+
+    A piecewise operation does not count if its pieces are one holomorphic function, as in the
+    stable form of log Σ eˢ, which subtracts the maximum. A system that declares that it is not
+    holomorphic is not searched for such operations.
 
     Args:
       context: the system and its states.
@@ -199,7 +46,11 @@ def holomorphic_finding(context: Context, needed: bool, key: jax.Array) -> Findi
     at = context.draw(key)
     operations = piecewise_operations(lambda s: context.program(context.params, context.x, s), at)
     gap, error = _cauchy_riemann_gap(context, at, key)
-    rough = not gap <= TOLERANCE
+    rough, declared = not gap <= TOLERANCE, context.system.traits.not_holomorphic
+    joined = list[Operation]()
+    if operations and not rough and not declared:
+        joined = _joined_operations(context, operations, key)
+        operations = [each for each in operations if each not in joined]
     if rough and not operations and not error:
         operations = _complex_parts(context, at)
     holds = not operations and not rough
@@ -210,12 +61,120 @@ def holomorphic_finding(context: Context, needed: bool, key: jax.Array) -> Findi
         words = f"cannot be computed on complex numbers: {error}"
     elif rough:
         words = f"Cauchy and Riemann's equations fail by {gap:.1e}"
-    declared = context.system.traits.not_holomorphic
-    passed = holds or (False if needed else None)
+    elif joined:
+        words += f"; the pieces of {', '.join(map(str, joined[:4]))} are one function"
     if context.user_energy is None and holds == bool(declared):
         words += f"; the system says {declared or 'that it is'}"
-        passed = None if holds else False
+    if holds:
+        passed = None if declared and context.user_energy is None else True
+    else:
+        passed = False if needed else None
     return Finding("holomorphic", passed, gap, words)
+
+
+def _joined_operations(
+    context: Context, operations: Sequence[Operation], key: jax.Array
+) -> list[Operation]:
+    """The piecewise operations whose pieces are one holomorphic function.
+
+    On lines between real states it finds places where an operation changes its piece. Around each
+    it takes a circle of complex states along the line. A function f that is holomorphic inside has
+    no negative powers on it: Σ_k f(z_k) e^{inθ_k} = 0 for n > 0. An operation that changes on no
+    line stays unproved, and is not in the list.
+    """
+    run = lambda s: context.program(context.params, context.x, s)  # noqa: E731
+    closed = jax.make_jaxpr(run)(context.interior)
+    params, x = trees.cast((context.params, context.x), jnp.complex128)
+    turns = np.exp(2j * np.pi * (np.arange(CIRCLE) + 0.5) / CIRCLE)
+
+    @jax.jit
+    def pieces(at: State) -> dict[Operation, Array]:
+        search = _Pieces(operations)
+        search.run(closed.jaxpr, closed.consts, jax.tree.leaves(at))
+        return {one: jnp.concatenate(parts) for one, parts in search.pieces.items() if parts}
+
+    @jax.jit
+    def around(at: State, line: State, radius: Any) -> Array:
+        def value(turn: Any) -> Array:
+            step = trees.scale(radius * turn, trees.cast(line, jnp.complex128))
+            moved = trees.add(trees.cast(at, jnp.complex128), step)
+            leaves = jax.tree.leaves(context.program(params, x, moved))
+            return jnp.concatenate([leaf.ravel() for leaf in leaves])
+
+        return jax.lax.map(value, turns)
+
+    def is_holomorphic(at: State, line: State) -> bool:
+        for radius in RADII:  # a singularity may lie inside a large circle
+            values = np.asarray(around(at, line, radius))
+            with np.errstate(invalid="ignore"):
+                powers = np.abs(np.fft.fft(values - values.mean(axis=0), axis=0))
+            if powers[-CIRCLE // 4 :].max() <= TOLERANCE * max(float(powers.max()), 1e-300):
+                return True
+        return False
+
+    proved: dict[Operation, bool] = {}
+    for i, spread in enumerate(SPREADS):
+        end = context.draw(jax.random.fold_in(key, i), spread)
+        line = trees.sub(end, context.interior)
+
+        def state(t: float, line: State = line) -> State:
+            return trees.add(context.interior, trees.scale(t, line))
+
+        rows = [pieces(state(t)) for t in np.linspace(0.0, 1.0, STEPS)]
+        unit = trees.scale(1.0 / float(jnp.max(trees.max_abs(line))), line)
+        for operation in (each for each in rows[0] if proved.get(each, True)):
+            values = [np.asarray(row[operation]) for row in rows]
+            j = next((j for j in range(1, STEPS) if (values[j] != values[j - 1]).any()), None)
+            if j is None:
+                continue
+            low, high = (j - 1) / (STEPS - 1), j / (STEPS - 1)
+            for _ in range(40):  # bisection
+                middle = 0.5 * (low + high)
+                same = (np.asarray(pieces(state(middle))[operation]) == values[j - 1]).all()
+                low, high = (middle, high) if same else (low, middle)
+            with jax.numpy_dtype_promotion("standard"):
+                proved[operation] = is_holomorphic(state(high), unit)
+    return [each for each in operations if proved.get(each, False)]
+
+
+class _Pieces(Interpreter):
+    """Runs a program on real numbers, and keeps which piece each entry of an operation takes.
+
+    It knows no pieces of windows and of conversions to integers, and does not enter loops.
+    """
+
+    def __init__(self, operations: Sequence[Operation]) -> None:
+        self._operations = operations
+        self.pieces: dict[Operation, list[Array]] = {}
+        self._line = ""
+
+    def equation(self, eqn: Any, values: list[Any]) -> Sequence[Any]:
+        outer, self._line = self._line, source_line(eqn, IGNORED) or self._line
+        results = super().equation(eqn, values)
+        operation = Operation(eqn.primitive.name, self._line)
+        if operation in self._operations:
+            pieces = _pieces_of(eqn, values, results)
+            self.pieces.setdefault(operation, []).extend(jnp.ravel(p).astype(int) for p in pieces)
+        self._line = outer
+        return results
+
+
+def _pieces_of(eqn: Any, values: list[Any], results: Sequence[Any]) -> list[Any]:
+    """Numbers that say which piece each entry takes; empty for an unknown operation."""
+    name = eqn.primitive.name
+    if name in ("lt", "le", "gt", "ge", "argmax", "argmin", "floor", "ceil", "round"):
+        return [results[0]]
+    if name in ("max", "min"):
+        return [values[0] > values[1]]
+    if name in ("abs", "sign"):
+        return [values[0] > 0]
+    if name == "clamp":
+        return [values[1] > values[0], values[1] > values[2]]
+    if name in ("reduce_max", "reduce_min"):
+        return [values[0] == jnp.expand_dims(results[0], eqn.params["axes"])]
+    if name == "sort":
+        return [jnp.argsort(values[0], axis=eqn.params["dimension"])]
+    return [results[1]] if name == "top_k" else []
 
 
 def _cauchy_riemann_gap(context: Context, at: State, key: jax.Array) -> tuple[float, str]:

@@ -69,14 +69,16 @@ def audit_locality(
                   to activity, such as a nudge through a readout. `no`: an output's own error needs
                   no pass.
     global_signal what the gradient uses from beyond the two ends of its weight: `a number` pooled
-                  from units of other layers; a `batch statistic`, pooled over examples and used by
-                  each, such as a β chosen from all gradients; an `error` that skips layers.
+                  from units of other layers, or one unit of them that many units read, by whatever
+                  sums, slices or loops; a `batch statistic`, pooled over examples and used by
+                  each, such as a β chosen from all gradients; an `error` that skips layers;
+                  `unknown`, what a primitive gives that the audit does not know.
 
     The audit does not see:
 
     * values. A zero counts as its sources.
     * when and how a loop stops, and what its solver's tolerance reads.
-    * sums inside a layer, such as a softmax over it.
+    * sums inside a layer, such as a softmax or a cumulative sum over it.
     * that two different weights are equal.
     * which of two phases is which, if a rule puts them on another axis than the first. Both then
       count as read together.
@@ -85,9 +87,10 @@ def audit_locality(
     * what a nonlinearity does to a row of a weight that was added to activity, and how a weight is
       used behind a random matrix.
 
-    The audit follows a fixed or random matrix of the rule, but gives it no row. If the axes of a
-    weight are lost on the way to a gradient, the weight is `unknown` under transposed, and `unseen`
-    names the primitive with its line. `unseen` also names primitives that the audit does not know.
+    The audit follows a fixed or random matrix of the rule, but gives it no row. A matrix of one
+    column, or of equal columns, is a sum. If the axes of a
+    weight are lost on the way to a gradient, the weight is `unknown` under transposed. `unseen`
+    names the primitive with its line, and so all other primitives that the audit does not know.
     A rule reads what it writes into its own state one step later: a weight in this state counts as
     used where it is used, with the mark `(a step late)`.
 
@@ -133,12 +136,11 @@ def audit_locality(
     lost = {pair for value in values for pair in value.lost if pair[0] < traced.count}
     unknown, places = {leaf for leaf, _ in lost}, {place for _, place in lost}
     rows = [writer.row(leaf, v.content, leaf in unknown) for leaf, v in enumerate(values)]
-    unseen = places | (walk.unseen - {place.partition(" ")[0] for place in places})
     carried = [
         f"{names[leaf]} ({_contents_of(names, value, leaf)})"
         for leaf, value in ((traced.count + i, value) for i, value in renewed)
     ]
-    return Locality(rule.name, tuple(rows), tuple(sorted(unseen)), tuple(carried))
+    return Locality(rule.name, tuple(rows), tuple(sorted(places | walk.unseen)), tuple(carried))
 
 
 def weight_names(params: Params, network: Layer | None = None) -> list[str]:
@@ -248,9 +250,10 @@ class _TracedEstimate:
         noise = Content(Kind.CONSTANT, frozenset({frozenset({Atom("noise")})}))
         consts = []
         for i, (const, aval) in enumerate(zip(closed.consts, fixed, strict=True)):
-            value = held(const)  # a matrix of the program, unless it is zero
+            value = held(const)  # a matrix of the program, unless all its columns are equal
+            varying = len(aval.shape) - len(value.spread)
             matrix = _leaf(end + i, aval, 2)._replace(places=value.places)
-            consts.append(matrix if value.content.kind else value)
+            consts.append(matrix if varying > 1 else value)
         args = [
             *(_leaf(i, aval, 1)._replace(places=places[i]) for i, aval in enumerate(weights)),
             _data(x, Kind.ACTIVITY, "input", 0),

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import NamedTuple
 
-from bpeq.analysis.locality._contents import Content, Label, either
+from bpeq.analysis.locality._contents import Content, Label, either, signalled
 from bpeq.analysis.locality._places import Places
 
 Dims = tuple[frozenset[Label], ...]
@@ -15,6 +15,8 @@ Owners = frozenset[Owner]
 BATCH: Label = (-1, 0)
 NO_LABELS: frozenset[Label] = frozenset()
 NO_OWNERS: Owners = frozenset()
+Pick = tuple[Label, Hashable]
+"""Units without an axis any more, and the index of the one that an array holds; None: unknown."""
 LATE = "a step late"
 """The function of a weight that a rule's state holds: the rule reads it one step late."""
 ADDED = "added"
@@ -35,6 +37,7 @@ class Value(NamedTuple):
       lost: leaves that are in the array in an unknown way, and the places where they were lost.
       spread: axes along which the array was just repeated.
       places: computes the array without data; None: impossible.
+      picked: units whose axis was cut to one entry. The array holds one of them, or a sum of some.
     """
 
     contents: tuple[Content, ...]
@@ -46,6 +49,7 @@ class Value(NamedTuple):
     lost: Owners = NO_OWNERS
     spread: frozenset[int] = frozenset()
     places: Places | None = None
+    picked: frozenset[Pick] = frozenset()
 
     @property
     def content(self) -> Content:
@@ -77,6 +81,11 @@ class Value(NamedTuple):
     def per_example(self) -> bool:
         """Whether the batch axis is one of its axes."""
         return any(BATCH in dim for dim in self.dims)
+
+    @property
+    def signalled(self) -> Value:
+        """The value as other units read it: picked units are a signal."""
+        return self.mapped(signalled)._replace(picked=frozenset()) if self.picked else self
 
 
 def beside(values: Sequence[Value], pieces: int) -> list[tuple[Content, ...]]:
@@ -160,17 +169,20 @@ class Units:
         """
         return tuple(dim if len({self.find(i) for i in dim}) < 2 else NO_LABELS for dim in dims)
 
-    def of(self, dims: Dims) -> Label | None:
-        """The units of an array, found from its last axis first.
+    def of(self, value: Value) -> Label | None:
+        """The units of an array, found from its last axis first, or those picked from it.
 
         Args:
-          dims: the dims of the array.
+          value: the value of the array.
 
         Returns:
           The label; None if no weight shows the units.
         """
-        known = labels(dims)
-        return self.find(known[0]) if known else None
+        known = labels(value.dims)
+        if known:
+            return self.find(known[0])
+        picked = {self.find(label) for label, _ in value.picked}
+        return picked.pop() if len(picked) == 1 else None
 
 
 def united(several: Sequence[Dims], rank: int) -> Dims:

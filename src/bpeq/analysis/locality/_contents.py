@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from enum import IntEnum
 from typing import NamedTuple
 
@@ -38,12 +38,13 @@ class Atom(NamedTuple):
     """One thing that a gradient reads.
 
     Args:
-      what: "input", "target", "noise" (a random number), "state", "number" (units pooled into one)
-        or "batch" (examples pooled, then read by a single example).
+      what: "input", "target", "noise" (a random number), "state", "number" (units pooled into one),
+        "signal" (one of several units, or a sum over some, read by other units), "batch" (examples
+        pooled, then read by a single example) or "unknown" (an unknown primitive).
       where: the units of the state, as an axis that they index; None if no weight shows them.
       phase: of a state: "forward", "free", "nudged", "target", "output error" or "error".
       source: of an error: the units from which its last step came.
-      inner: of a number: the terms that were pooled into it.
+      inner: of a number or a signal: its terms.
       pooled: whether examples were pooled.
     """
 
@@ -97,19 +98,49 @@ NOTHING = Content(Kind.ZERO, frozenset())
 
 
 def unpooled(terms: frozenset[Term]) -> frozenset[Term]:
-    """Replaces numbers by the terms that were pooled into them.
+    """Replaces numbers and signals by their terms.
 
     Args:
       terms: the terms.
 
     Returns:
-      The terms without numbers.
+      The terms without numbers and signals.
+    """
+    return replaced(terms, lambda a: a.inner if a.inner else frozenset({frozenset({a})}))
+
+
+def replaced(terms: frozenset[Term], inside: Callable[[Atom], frozenset[Term]]) -> frozenset[Term]:
+    """Replaces every atom of products by a sum of products.
+
+    Args:
+      terms: the products.
+      inside: the sum for an atom.
+
+    Returns:
+      The products, multiplied out.
     """
     products: set[Term] = set()
     for term in terms:
-        factors = [atom.inner if atom.what == "number" else {frozenset({atom})} for atom in term]
+        factors = map(inside, term)
         products |= {frozenset[Atom]().union(*chosen) for chosen in itertools.product(*factors)}
     return frozenset(products)
+
+
+def signalled(content: Content) -> Content:
+    """The content as a signal that other units read.
+
+    Args:
+      content: a content.
+
+    Returns:
+      The content with a single atom; the content itself if it does not depend on data.
+    """
+    if not content.known:
+        return content
+    examples = any(atom.pooled for term in content.terms for atom in term)
+    inner = unpooled(content.terms)
+    atom = Atom("signal", inner=inner, pooled=content.pooled or examples)
+    return content._replace(terms=frozenset({frozenset({atom})}))
 
 
 def add(a: Content, b: Content) -> Content:

@@ -5,13 +5,24 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
+
 from bpeq.analysis.locality import _arrays, _contents
 from bpeq.analysis.locality._arrays import BATCH, NO_LABELS, NO_OWNERS, Dims, Units, Value
 from bpeq.analysis.locality._contents import Atom, Content, Kind, Label, bent, chosen, either, times
 from bpeq.analysis.locality._places import ENTRYWISE
 
-_APART = ("pad", "select_and_scatter_add", "reduce_window_max", "reduce_window_sum")
-_KNOWN = (*_APART, "stack", "concatenate", "dynamic_update_slice", "scatter", "scatter-add")
+_WINDOWS = ("reduce_window", "reduce_window_max", "reduce_window_min", "reduce_window_sum")
+_APART = ("pad", "select_and_scatter_add", *_WINDOWS)
+_KNOWN = (
+    *_APART,
+    "stack",
+    "concatenate",
+    "dynamic_update_slice",
+    "scatter",
+    "scatter-add",
+    "top_k",
+)
 _ALONG = ("cumsum", "cumprod", "cummax", "cummin", "cumlogsumexp", "sort")
 _NAMED = ("sign", "round", "abs")  # functions of a weight that a row names
 _UNMOVED = """
@@ -41,7 +52,9 @@ def entries(eqn: Any, values: Sequence[Value], units: Units) -> Value:
             place = _followed(eqn, value.axis, sum(value.sizes))
             value, axis = (value.whole, 0) if place is None else (value, place)
         dims = _MOVED[name](eqn, value.dims)
-        return value._replace(dims=dims, axis=axis, spread=_repeated(eqn, [value]))
+        result = value._replace(dims=dims, axis=axis, spread=_repeated(eqn, [value]))
+        return cut_units(eqn, [value], result, units)
+    values = _as_signals(name, values)
     operands, several = zip(*_operands(eqn, values), strict=True)
     dims = units.unite_axes(operands, several, rank)
     sizes, axis, rows = _aligned(eqn, values)
@@ -55,7 +68,80 @@ def entries(eqn: Any, values: Sequence[Value], units: Units) -> Value:
         result = result._replace(spread=_repeated(eqn, values))
     if name in ENTRYWISE or name in ("gather", "pad"):
         result = result._replace(summand=NO_OWNERS.union(*(value.summand for value in values)))
-    return _with_output_errors(meeting(result, values, units), units)
+    result = cut_units(eqn, values, meeting(result, values, units), units, signals=False)
+    result = _with_output_errors(result, units)
+    return result.signalled if _arrays.labels(result.dims) else result
+
+
+def cut_units(
+    eqn: Any, values: Sequence[Value], result: Value, units: Units, signals: bool = True
+) -> Value:
+    """Takes note of units that have no axis any more, or an axis cut to one entry.
+
+    Such as those of d in `d[:, :1]` or in the last column of a cumulative sum. They are a signal
+    as soon as other units read them.
+
+    Args:
+      eqn: the equation.
+      values: the operands.
+      result: the value of the result.
+      units: which axes index the same units.
+      signals: whether the picked units become a signal if the result has other units.
+
+    Returns:
+      The value of the result.
+    """
+    name, shape = eqn.primitive.name, eqn.outvars[0].aval.shape
+    picked = {pick for value in values for pick in value.picked}
+    if len(shape) != len(result.dims) or not result.content.known:
+        return result
+    narrow, wide = set[Label](), set[Label]()
+    for n, dim in zip(shape, result.dims, strict=True):
+        (wide if n > 1 else narrow).update(map(units.find, dim))
+    cut = set[Label]()
+    for var, value in zip(eqn.invars, values, strict=True):
+        if not value.content.known or value.weights or value.summand:
+            continue
+        for axis, (n, dim) in enumerate(zip(var.aval.shape, value.dims, strict=True)):
+            # Every m-th entry of examples and units on one axis: the units are cut.
+            fewer = name == "slice" and shape[axis] < n and BATCH in dim
+            for label in {units.find(i) for i in dim if i != BATCH} - (set() if fewer else wide):
+                if n > 1 or label not in narrow:
+                    cut.add(label)
+                    picked.add((label, _index(eqn, values, axis, n)))
+    dims = tuple(
+        dim if n > 1 and BATCH not in dim else frozenset(i for i in dim if units.find(i) not in cut)
+        for n, dim in zip(shape, result.dims, strict=True)
+    )
+    wide = {units.find(i) for n, dim in zip(shape, dims, strict=True) if n > 1 for i in dim}
+    left = frozenset(pick for pick in picked if units.find(pick[0]) not in wide)
+    result = result._replace(dims=dims, picked=left)
+    return result.signalled if signals and _arrays.labels(dims) else result
+
+
+def _index(eqn: Any, values: Sequence[Value], axis: int, n: int) -> int | None:
+    """Which entry of an axis a primitive picks; None: unknown."""
+    name = eqn.primitive.name
+    if n == 1:
+        return 0
+    if name == "slice":
+        return int(eqn.params["start_indices"][axis])
+    at = {"dynamic_slice": axis + 1, "gather": 1}.get(name)
+    places = None if at is None else values[at].places
+    if places is None or np.size(places.array) != 1:
+        return None
+    return int(np.ravel(places.array)[0])
+
+
+def _as_signals(name: str, values: Sequence[Value]) -> Sequence[Value]:
+    """The operands of a primitive that works entry by entry, where one unit meets several."""
+    if name not in ENTRYWISE:
+        return values
+    many = [not v.weights and (v.content.random or bool(_arrays.labels(v.dims))) for v in values]
+    return [
+        value.signalled if any(many[:i]) or any(many[i + 1 :]) else value
+        for i, value in enumerate(values)
+    ]
 
 
 def follows(eqn: Any) -> bool:
@@ -86,7 +172,7 @@ def meeting(result: Value, values: Sequence[Value], units: Units) -> Value:
     if not result.per_example:
         return result
     statistics = frozenset(
-        Atom("batch", units.of(value.dims))
+        Atom("batch", units.of(value))
         for value in values
         if value.content.pooled and not value.per_example and not value.weights
         if _arrays.labels(value.dims)
@@ -151,8 +237,8 @@ def _repeated(eqn: Any, values: Sequence[Value]) -> frozenset[int]:
 def _picked(eqn: Any, table: Value, index: Value) -> Dims:
     """The dims of a look-up that come from its indices. In weights they pick from axes."""
     numbers, over = eqn.params["dimension_numbers"], NO_LABELS
-    if table.weights or table.summand:
-        axes = {*numbers.start_index_map, *numbers.operand_batching_dims}
+    axes = {*numbers.start_index_map, *numbers.operand_batching_dims}
+    if table.weights or table.summand or len(axes) == 1:
         over = over.union(*(table.dims[axis] for axis in axes))
     dims, rank = iter(index.dims[:-1]), len(eqn.outvars[0].aval.shape)
     return tuple(
@@ -216,15 +302,30 @@ def _laid(eqn: Any, values: Sequence[Value], units: Units) -> Value:
     else:
         contents, sizes, along = (either(contents),), (), 0
     summand = NO_OWNERS.union(*(value.summand for value in values))
+    back = _rejoined(values)
+    dims = (*dims[:axis], dims[axis] | back, *dims[axis + 1 :])
     result = Value(contents, dims, sizes, summand=summand, axis=along)
+    result = cut_units(eqn, values, result, units)
     if result.per_example:
         return result
     return result._replace(weights=NO_OWNERS.union(*(value.weights for value in values)))
 
 
+def _rejoined(values: Sequence[Value]) -> frozenset[Label]:
+    """The units of which each piece holds one, another one in each piece."""
+    labels = frozenset[Label].intersection(*(frozenset(p[0] for p in v.picked) for v in values))
+    back = set[Label]()
+    for label in labels if len(values) > 1 else ():
+        indices = [[index for other, index in v.picked if other == label] for v in values]
+        single = all(len(each) == 1 and each[0] is not None for each in indices)
+        if single and len({each[0] for each in indices}) == len(values):
+            back.add(label)
+    return frozenset(back)
+
+
 def _with_output_errors(result: Value, units: Units) -> Value:
     """Replaces the state and the target inside an output's error by the error."""
-    where = units.of(result.dims)
+    where = units.of(result)
     error = Atom("state", where, "output error")
 
     def inside(atom: Atom) -> bool:

@@ -8,7 +8,7 @@ from typing import Any
 from bpeq.analysis.locality import _arrays
 from bpeq.analysis.locality._arrays import BATCH, NO_LABELS, NO_OWNERS, Dims, Owner, Value, axes_of
 from bpeq.analysis.locality._contents import Atom, Content, Kind, Label, bent, times, unpooled
-from bpeq.analysis.locality._entries import entries, meeting
+from bpeq.analysis.locality._entries import cut_units, entries, meeting
 from bpeq.analysis.locality._places import ENTRYWISE
 from bpeq.analysis.locality._weights import Weights, named
 
@@ -27,7 +27,8 @@ def dot(weights: Weights, eqn: Any, left: Value, right: Value) -> Value:
     (lc, rc), (lb, rb) = eqn.params["dimension_numbers"]
     both = left.content.known and right.content.known
     left, right = summed_over(weights, left, lc, both), summed_over(weights, right, rc, both)
-    sides = _with_matrices(weights, (left, lc, lb), (right, rc, rb))
+    shapes = [var.aval.shape for var in eqn.invars]
+    sides = _with_matrices(weights, shapes, (left, lc, lb), (right, rc, rb))
     left, right = sides[0][0], sides[1][0]
     # Axes that are summed over together index the same units.
     gone, pairs = NO_LABELS, [*zip(lc, rc, strict=True), *zip(lb, rb, strict=True)]
@@ -52,7 +53,10 @@ def dot(weights: Weights, eqn: Any, left: Value, right: Value) -> Value:
             weights.met |= {leaf for leaf, _ in owners}
             return Value((content,), dims)
         return Value((content,), (*batch, *_mixed_axes(*sides)), weights=owners)
+    if both:
+        left, right = left.signalled, right.signalled
     product = meeting(_product([left, right], dims, pairs, places), [left, right], weights.units)
+    product = product._replace(picked=left.picked | right.picked)
     repeated = [axis in side[0].spread for side, axes in zip(sides, free, strict=True)
                 for axis in axes]  # fmt: skip
     spread = frozenset(len(batch) + i for i, flag in enumerate(repeated) if flag)
@@ -108,18 +112,22 @@ def summed_over(weights: Weights, value: Value, axes: Sequence[int], both: bool 
     return sent._replace(weights=value.weights - due, summand=value.summand - due)
 
 
-def _with_matrices(weights: Weights, left: Side, right: Side) -> tuple[Side, Side]:
+def _with_matrices(
+    weights: Weights, shapes: Sequence[Sequence[int]], left: Side, right: Side
+) -> tuple[Side, Side]:
     """The operands. A matrix without data, such as a random one, becomes a weight.
 
-    It sends the other's units to its own units, unless the sum is over the batch.
+    It sends the other's units to its own units, unless the sum is over the batch. A matrix whose
+    columns are equal, or that has only one, pools the units into a number.
     """
     sides = []
-    for side, (other, summed, _) in ((left, right), (right, left)):
+    for shape, side, (other, summed, _) in zip(shapes, (left, right), (right, left), strict=True):
         value, contracted, shared = side
         over_batch = any(BATCH in other.dims[axis] for axis in summed)
         sends = other.content.known and not over_batch and not other.weights
         plain = value.content.kind == Kind.CONSTANT and not value.weights
-        if plain and sends and contracted and _free(side):
+        several = any(shape[axis] > 1 and axis not in value.spread for axis in _free(side))
+        if plain and sends and contracted and several:
             value = weights.nameless(value)
         sides.append((value, contracted, shared))
     return sides[0], sides[1]
@@ -149,8 +157,12 @@ def convolution(weights: Weights, eqn: Any, left: Value, right: Value) -> Value:
         summed, free = [right.dims[into]], [right.dims[out]]
         sent = weights.send(right.weights, left, dims, summed, free, places[0])
         return sent._replace(summand=left.summand)
-    result = _product([left, right], dims, [(channel, into)], places)
-    return pooled(eqn, meeting(result, [left, right], weights.units), gone)
+    values = [left, right]
+    if left.content.known and right.content.known:
+        values = [left.signalled, right.signalled]
+    result = _product(values, dims, [(channel, into)], places)
+    result = result._replace(picked=values[0].picked | values[1].picked)
+    return pooled(eqn, meeting(result, values, weights.units), gone)
 
 
 def looked_up(weights: Weights, eqn: Any, table: Value, index: Value) -> Value:
@@ -207,7 +219,7 @@ def _scaled(
     along = {axis for axis, dim in enumerate(values[i].dims) if axes_of(leaf, [dim])}
     if len(here) == rank < 2:  # a gain
         if not any(v.weights for v, _ in others) and eqn.primitive.name == "mul":
-            units = weights.units.of(others[0][0].dims)
+            units = weights.units.of(others[0][0])
             weights.note(leaf, frozenset(), (units, units), through, others[0][0])
         weights.met.add(leaf)
         return result
@@ -250,7 +262,8 @@ def reduction(weights: Weights, eqn: Any, value: Value) -> Value:
       weights, eqn: the uses of weights so far, to which this one is added; the equation.
       value: the operand.
     """
-    shape, axes = eqn.invars[0].aval.shape, eqn.params["axes"]
+    shape = eqn.invars[0].aval.shape
+    axes = eqn.params["dimensions" if eqn.primitive.name == "reduce" else "axes"]
     adds = eqn.primitive.name == "reduce_sum"
     whole = {leaf for leaf, _ in value.weights if _all_of(weights, shape, value, leaf, axes)}
     weights.met |= whole  # a number that uses all entries has no direction
@@ -259,12 +272,31 @@ def reduction(weights: Weights, eqn: Any, value: Value) -> Value:
         value = summed_over(weights, value, axes)
     gone = NO_LABELS.union(*(value.dims[axis] for axis in axes))
     dims = tuple(dim for axis, dim in enumerate(value.dims) if axis not in axes)
-    result = Value((value.content if adds else bent(value.content),), dims)
+    result = Value((value.content if adds else bent(value.content),), dims, picked=value.picked)
     if any(shape[axis] != 1 for axis in axes):
+        left = {weights.units.find(label) for label in _arrays.labels(dims)}
+        if left and value.content.known and not value.weights and not value.summand:
+            lost = {weights.units.find(label) for label in _arrays.labels((gone,))} - left
+            result = result.mapped(lambda content: _summed_atoms(weights, content, lost))
         result = pooled(eqn, result, gone)
+    else:
+        result = cut_units(eqn, [value], result, weights.units)
     kept = value.weights if not value.per_example else NO_OWNERS
     pending = frozenset(pair for pair in value.summand if not axes_of(pair[0], [gone]))
     return result._replace(weights=kept, summand=pending)
+
+
+def _summed_atoms(weights: Weights, content: Content, lost: set[Label]) -> Content:
+    """The content after a sum over the units `lost`, whose states become signals to the others."""
+
+    def one(atom: Atom) -> Atom:
+        if atom.what != "state" or atom.where is None or weights.units.find(atom.where) not in lost:
+            return atom
+        inner = frozenset({frozenset({atom})})
+        return Atom("signal", inner=inner, pooled=content.pooled)
+
+    terms = frozenset(frozenset(map(one, term)) for term in content.terms)
+    return content._replace(terms=terms)
 
 
 def _all_of(
@@ -299,7 +331,7 @@ def pooled(eqn: Any, result: Value, gone: frozenset[Label]) -> Value:
         # the terms say whether errors are in it
         return content._replace(terms=frozenset({frozenset({atom})}), errors=False)
 
-    return result.mapped(one)
+    return result.mapped(one)._replace(picked=frozenset() if number else result.picked)
 
 
 def _product(

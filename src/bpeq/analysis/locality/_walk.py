@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any
 
 import jax
@@ -33,6 +33,7 @@ class Walk(Walker[Value]):
         self.weights = Weights(shapes, self.units)
         self.drives: set[Label] = set()
         self.unseen: set[str] = set()
+        self._around: list[Any] = []  # the present equation, after those around it
         self._bodies: dict[int, tuple[Program, Program]] = {}  # with the original, for its id
 
     def literal(self, literal: Any) -> Value:
@@ -58,13 +59,21 @@ class Walk(Walker[Value]):
           One value for each result.
         """
         outside, self.weights.at = self.weights.at, (*self.weights.at, id(eqn))
+        self._around.append(eqn)
         results = self._inside(eqn, values)
         if results is None:
             self.weights.met, self.weights.tangled = set(), set()
             results = self._primitive(eqn, values)
             results = [self._kept(eqn, values, value, i) for i, value in enumerate(results)]
         self.weights.at = outside
+        self._around.pop()
         return results
+
+    def _described(self) -> str:
+        """The present primitive, with the line of the user's code from which it comes."""
+        name = str(self._around[-1].primitive.name)
+        line = next(filter(None, map(source_line, reversed(self._around))), "")
+        return f"{name} ({line})" if line else name
 
     def _call(self, program: Program, values: Sequence[Value]) -> list[Value]:
         return self.run(program.jaxpr, list(map(held, program.consts)), values)
@@ -87,7 +96,7 @@ class Walk(Walker[Value]):
         lost = ({leaf for leaf, _ in came} - stay - self.weights.met) | self.weights.tangled
         if lost and result.content.known:
             result = self.weights.passed(result, None, (-3, 0))
-        new = {(leaf, _described(eqn)) for leaf in lost}
+        new = {(leaf, self._described()) for leaf in lost}
         return result._replace(lost=result.lost.union(new, *(value.lost for value in values)))
 
     def _inside(self, eqn: Any, values: list[Value]) -> list[Value] | None:
@@ -95,9 +104,9 @@ class Walk(Walker[Value]):
         name, inner = eqn.primitive.name, jaxprs.inner_programs(eqn)
         if name in ("while", "scan"):
             _, consts, carry, arrays = jaxprs.split_operands(eqn, values)
-            slices = [array.again._replace(dims=array.dims[1:]) for array in arrays]
+            slices = list(map(self._slice, arrays))
             carry, outputs = self._loop(inner[-1], consts, carry, slices)
-            rounds = [each.again._replace(dims=(NO_LABELS, *each.dims)) for each in outputs]
+            rounds = list(map(self._stacked, outputs))
             return [*carry, *(_products.across(self.weights, y, [y, y], 0) for y in rounds)]
         if name == "cond":
             return self._branches(inner, values)
@@ -106,7 +115,7 @@ class Walk(Walker[Value]):
             skip = sizes.matvec + sizes.vecmat
             args = [*values[skip : skip + sizes.solve], *values[sum(sizes) :]]
             return self._call(jaxprs.opened(eqn.params["jaxprs"].solve), args)
-        if inner:
+        if inner and name not in ("reduce", "reduce_window"):
             return self._call(inner[0], values)
         return values if name in ("device_put", "optimization_barrier") else None
 
@@ -118,6 +127,8 @@ class Walk(Walker[Value]):
             return [_products.dot(weights, eqn, *values)]
         if name == "conv_general_dilated":
             return [_products.convolution(weights, eqn, *values)]
+        if name == "reduce":  # with a function of the user's; the second half are its starts
+            return [_products.reduction(weights, eqn, v) for v in values[: len(eqn.outvars)]]
         if name.startswith(("reduce_", "arg")) and "axes" in eqn.params:
             return [_products.reduction(weights, eqn, value) for value in values]
         index = values[1].content if name == "gather" else NOTHING
@@ -129,7 +140,8 @@ class Walk(Walker[Value]):
             result = _products.across(weights, result, values, axis)
         result = _products.combined(weights, eqn, values, result)
         if not follows(eqn) and any(v.content.known or v.weights for v in values):
-            self.unseen.add(name)
+            self.unseen.add(self._described())
+            result = result.mapped(_unknown)
         if len(eqn.outvars) == len(values) > 1:  # such as a sort of several arrays by the first
             return [result._replace(dims=value.dims) for value in values]
         ranks = [len(var.aval.shape) for var in eqn.outvars]
@@ -140,7 +152,7 @@ class Walk(Walker[Value]):
         result = self._call(branches[0], values[1:])
         for branch in branches[1:]:
             result = list(map(self._merged, result, self._call(branch, values[1:])))
-        which, lost = values[0].content, values[0].lost
+        which, lost = values[0].signalled.content, values[0].lost
         return [
             v._replace(contents=(chosen(which, v.content),), sizes=(), lost=v.lost | lost)
             for v in result
@@ -175,11 +187,29 @@ class Walk(Walker[Value]):
         self.weights.loops = around
         if not relaxes:
             return left, outputs
-        if any(v.per_example and v.content.kind in MOVES for v in carry):
+        if any(v.per_example and v.content.kind in MOVES and not v.picked for v in carry):
             self.weights.moving[at] = None
             atoms = {a for value in consts for term in value.content.terms for a in term}
             self.drives |= {a.where for a in atoms if a.phase == "forward" and a.where}
         return list(map(_settled, left)), list(map(_settled, outputs))
+
+    def _slice(self, array: Value) -> Value:
+        """The value of a slice along axis 0, which a round of a loop reads."""
+        value = array.again._replace(dims=array.dims[1:])
+        if not value.content.known or value.weights or value.summand:
+            return value
+        units = set(_arrays.labels(array.dims[:1])) - set(_arrays.labels(value.dims))
+        picked = frozenset((label, self.weights.at) for label in units)
+        return value._replace(picked=value.picked | picked)
+
+    def _stacked(self, output: Value) -> Value:
+        """The value of a loop's stacked outputs. Slices are put together again."""
+        picks = dict[Label, set[Hashable]]()
+        for label, index in output.picked:
+            picks.setdefault(label, set()).add(index)
+        back = frozenset(label for label, at in picks.items() if at == {self.weights.at})
+        picked = frozenset(pick for pick in output.picked if pick[0] not in back)
+        return output.again._replace(dims=(back, *output.dims), picked=picked)
 
     def _state(self, value: Value, aval: Any) -> Value:
         """The value at the start of a round: the state of its units, whatever its sources are.
@@ -193,7 +223,7 @@ class Walk(Walker[Value]):
             terms = (frozenset(a for a in term if a.what != "number") for term in content.terms)
             return _replaced(value, terms=frozenset(terms))
         if content.kind in MOVES and jnp.issubdtype(aval.dtype, jnp.inexact):
-            atom = Atom("state", self.units.of(value.dims), self.weights.phase(content))
+            atom = Atom("state", self.units.of(value), self.weights.phase(content))
             return _replaced(value, terms=frozenset({frozenset({atom})}))
         return value
 
@@ -203,6 +233,7 @@ class Walk(Walker[Value]):
         for x, y in zip(*(self.units.apart(v.dims) for v in (a, b)), strict=True):
             self.units.unite(x | y)
         result = Value((_contents.join(a.content, b.content),), dims, summand=a.summand | b.summand)
+        result = result._replace(picked=a.picked | b.picked)
         weights, lost = a.weights | b.weights, a.lost | b.lost
         if result.per_example:
             wide = {leaf for leaf, _ in weights if len(axes_of(leaf, dims)) > 1}
@@ -238,13 +269,16 @@ def held(const: Any) -> Value:
     zero = hasattr(const, "any") and not bool(const.any())
     known = isinstance(const, jax.Array | np.ndarray | np.generic | int | float | bool)
     places = Places(lambda: jnp.asarray(const)) if known else None
-    return constant(jnp.shape(const), zero)._replace(places=places)
+    array = np.asarray(const) if known else np.zeros((0,))
+    equal = [k for k in range(array.ndim) if array.size and (array == array.take([0], k)).all()]
+    value = constant(jnp.shape(const), zero)
+    return value._replace(places=places, spread=frozenset(equal if known else ()))
 
 
-def _described(eqn: Any) -> str:
-    """A primitive, with the line of the user's code from which it comes."""
-    name, line = str(eqn.primitive.name), source_line(eqn)
-    return f"{name} ({line})" if line else name
+def _unknown(content: Content) -> Content:
+    """The content after a primitive that the walk does not know."""
+    mark = frozenset({Atom("unknown")} if content.known else ())
+    return content._replace(terms=frozenset(term | mark for term in content.terms))
 
 
 def _replaced(value: Value, **changes: Any) -> Value:

@@ -124,7 +124,7 @@ class Weights:
         Returns:
           The value of the result.
         """
-        came, within, lost = self.units.of(other.dims), (-3, 0), set[int]()
+        came, within, lost = self.units.of(other), (-3, 0), set[int]()
         for leaf, through in named(owners):
             gone, left = axes_of(leaf, summed), axes_of(leaf, free)
             rest = {*range(self.ranks[leaf])} - gone - left
@@ -185,7 +185,7 @@ class Weights:
             atom = Atom("state", within, self.phase(after), came if errs else None)
             return after._replace(terms=frozenset({frozenset({atom})}))
 
-        return value.mapped(one)
+        return value.mapped(one)._replace(picked=frozenset())
 
 
 def named(owners: Owners) -> list[tuple[int, str]]:

@@ -6,7 +6,16 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from bpeq.analysis.locality._arrays import LATE
-from bpeq.analysis.locality._contents import MOVES, Atom, Content, Kind, Label, Term, unpooled
+from bpeq.analysis.locality._contents import (
+    MOVES,
+    Atom,
+    Content,
+    Kind,
+    Label,
+    Term,
+    replaced,
+    unpooled,
+)
 from bpeq.analysis.locality._walk import Walk
 from bpeq.analysis.locality._weights import Use
 
@@ -44,9 +53,8 @@ class Locality(NamedTuple):
     Args:
       rule: the name of the rule.
       rows: one row for each weight, in the order of params.
-      unseen: primitives that the audit does not know, so that rows may be incomplete; and
-        primitives, with their lines, in which a weight was lost. Such a weight is `unknown` under
-        transposed.
+      unseen: primitives with their lines that the audit does not know, so that rows may be
+        incomplete, or in which a weight was lost. Such a weight is `unknown` under transposed.
       carried: leaves of the rule's state that it makes anew from weights or data, with their
         sources. The rule reads them one step late.
     """
@@ -178,7 +186,7 @@ class RowWriter:
         Returns:
           The row.
         """
-        terms = content.terms
+        terms = self._with_local_signals(leaf, content.terms)
         if self._ranks[leaf] == 0:  # the gradient of a scalar is a number without any pooling
             terms = unpooled(terms)
         atoms = frozenset[Atom]().union(*terms)
@@ -192,6 +200,23 @@ class RowWriter:
             "yes" if errors else inside,
             self._global(leaf, atoms),
         )
+
+    def _with_local_signals(self, leaf: int, terms: frozenset[Term]) -> frozenset[Term]:
+        """Signals of units at the ends of a weight are states there; others are numbers."""
+        ends = self._both_ends(leaf)
+
+        def inside(atom: Atom) -> frozenset[Term]:
+            if atom.what != "signal":
+                return frozenset({frozenset({atom})})
+            sources = {self._root(a.where) for term in atom.inner for a in term if a.where}
+            return atom.inner if sources <= ends else frozenset({frozenset({atom})})
+
+        return replaced(terms, inside)
+
+    def _both_ends(self, leaf: int) -> set[Label | None]:
+        """The units below and above a weight."""
+        below, above = self._ends(leaf)
+        return {*below, *above} if self._uses.get(leaf) else {self._units.find((leaf, 0))}
 
     def _root(self, label: Label | None) -> Label | None:
         return None if label is None else self._units.find(label)
@@ -274,10 +299,9 @@ class RowWriter:
             stored |= {phase for phase in phases if _PASSES[phase] < last}
         return tuple(sorted(stored, key=PHASES.index))
 
-    def _global(self, leaf: int, atoms: Iterable[Atom]) -> tuple[str, ...]:
-        below, above = self._ends(leaf)
-        ends = {*below, *above} if self._uses.get(leaf) else {self._units.find((leaf, 0))}
-        numbers = [atom for atom in atoms if atom.what == "number"]
+    def _global(self, leaf: int, atoms: frozenset[Atom]) -> tuple[str, ...]:
+        ends = self._both_ends(leaf)
+        numbers = [atom for atom in atoms if atom.what in ("number", "signal")]
         pooled, single = (
             {a for n in numbers if n.pooled is flag for term in n.inner for a in term}
             for flag in (True, False)
@@ -286,8 +310,12 @@ class RowWriter:
         signals = []
         if pooled or any(number.pooled for number in numbers):
             signals.append(f"batch statistic of {self._listed(pooled)}")
-        if not {self._root(a.where) for a in single if a.where is not None} <= ends:
-            signals.append(f"a number from {self._listed(single)}")
+        ends_in_data = {"target" if a.phase == "output error" else a.what for a in atoms}
+        data = {a.what for a in single if a.what in ("input", "target")} - ends_in_data
+        if data or not {self._root(a.where) for a in single if a.where is not None} <= ends:
+            signals.append(f"a number from {', '.join([*sorted(data), *self._named(single)])}")
+        if any(atom.what == "unknown" for term in unpooled(frozenset({atoms})) for atom in term):
+            signals.append("unknown")
         sources = {self._state(atom.source) for atom in atoms if self._skips(atom)}
         return (*signals, *(f"error of {s}, past the layers between" for s in sorted(sources)))
 
@@ -298,8 +326,10 @@ class RowWriter:
         return atom.phase == "error" and not beside
 
     def _listed(self, atoms: Iterable[Atom]) -> str:
-        names = {self._state(atom.where) for atom in atoms if atom.where is not None}
-        return ", ".join(sorted(names)) or "the data"
+        return ", ".join(self._named(atoms)) or "the data"
+
+    def _named(self, atoms: Iterable[Atom]) -> list[str]:
+        return sorted({self._state(atom.where) for atom in atoms if atom.where is not None})
 
 
 def _function(through: str) -> str:
