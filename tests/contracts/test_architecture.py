@@ -136,8 +136,10 @@ def test_library_code_neither_prints_nor_touches_files():
 
 
 def test_modules_stay_small():
+    """A module is as long as its idea: few are long, and a very long one has several ideas."""
     sizes = {p: len(p.read_text().splitlines()) for p in FILES}
-    assert {p.name: n for p, n in sizes.items() if n > 360} == {}
+    assert {p.name: n for p, n in sizes.items() if n > 450} == {}
+    assert sum(n > 300 for n in sizes.values()) < len(sizes) / 5
 
 
 def test_no_function_shares_its_name_with_a_room():
