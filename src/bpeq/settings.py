@@ -67,6 +67,10 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
+class Caution(UserWarning):
+    """The run continues, but this setting is probably a mistake."""
+
+
 class DataError(ValueError):
     """Data or files are at fault: absent, truncated, corrupt, out of range. Exit code 3."""
 

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
+from bpeq.settings import Caution as Caution
 from bpeq.settings import DataError as DataError
 
 Key = jax.Array
@@ -23,10 +24,6 @@ Shape = tuple[int, ...]
 """The shape of one example: the batch axis is left out."""
 Params = Any
 State = Any
-
-
-class Caution(UserWarning):
-    """The run continues, but this setting is probably a mistake."""
 
 
 class Activation(NamedTuple):

@@ -228,7 +228,7 @@ IN_FILE = [
         "epochs = 2",
         "epoch = 2",
         "training.epoch = 2",
-        "unknown key; allowed: epochs, batch_size, evaluate_every, unsettled; "
+        "unknown key; allowed: epochs, batch_size, evaluate_every, evaluate_train, unsettled; "
         "did you mean 'epochs'?",
     ),
     (
@@ -778,10 +778,10 @@ def test_a_folder_that_holds_a_run_stays_byte_for_byte(call, tmp_path, config, c
     (tmp_path / "old").mkdir()
     (tmp_path / "old" / mark).write_bytes(b"\x00 kept")
     argv = [command[0], config, *command[1:], "--out", "old"]
-    assert refused(call, tmp_path, *argv) == (
-        2,
-        "bpeq: the folder old already holds a run; name a new one",
-    )
+    code, line = refused(call, tmp_path, *argv)
+    assert (code, line.count("\n")) == (2, 0)
+    assert line.startswith("bpeq: the folder old already holds a run; name a new one")
+    assert "--resume" in line
 
 
 def test_a_folder_with_other_files_stays_as_it_is(call, tmp_path, config):

@@ -21,7 +21,7 @@ from bpeq.config.parts import parse_layer, read_part
 from bpeq.config.schema import phrase, validate
 from bpeq.settings import Count, NonNegative, SettingError, complaint
 
-REST = {"unsettled": "record"}  # of [training], by default
+REST = {"evaluate_train": False, "unsettled": "record"}  # of [training], by default
 SHIPPED = sorted((Path(__file__).parents[2] / "configs").glob("*.toml"))
 CONFIG = """\
 seeds = 3

@@ -124,8 +124,9 @@ batch_size = 4
 OWN_SYSTEM = """
 import jax.numpy as jnp
 from bpeq.systems import from_field
+from bpeq.types import System
 
-def {name}():
+def {name}() -> System:
     return from_field(
         field=lambda p, s, x: -s + x @ p["w"] if isinstance(p, dict) else -s + x @ p[0]["w"],
         init_state=lambda p, x: jnp.zeros(1),

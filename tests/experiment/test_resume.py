@@ -403,8 +403,8 @@ def test_an_environment_that_is_no_object_is_one_line(call, half, content):
 def test_a_comparison_does_not_go_on_in_a_runs_folder(call, half):
     before = files(half)
     said = call("compare", "c.toml", "--rules", "backprop", "--out", half, "--resume")
-    line = f"bpeq: the folder {half} already holds a run; name a new one"
-    assert (said.code, said.err) == (2, [line])
+    assert (said.code, len(said.err)) == (2, 1)
+    assert said.err[0].startswith(f"bpeq: the folder {half} already holds a run; name a new one")
     assert files(half) == before
 
 

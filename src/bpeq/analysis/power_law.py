@@ -136,8 +136,8 @@ def power_law(
 
     Example (β² with a floor):
       >>> law = power_law([0.1, 0.03, 0.01, 1e-3, 1e-4], [1e-2, 9e-4, 1e-4, 1.1e-6, 1e-7])
-      >>> round(law.order, 2), law.betas
-      (1.99, [0.1, 0.03, 0.01, 0.001])
+      >>> round(law.order, 1), law.betas
+      (2.0, [0.1, 0.03, 0.01, 0.001])
     """
     each = np.broadcast_to(np.asarray(floors, np.float64), len(betas)).tolist()
     points = sorted(

@@ -64,8 +64,8 @@ def log_softmax(z: Array, axis: int = -1) -> Array:
       An array in the shape of z.
 
     >>> import jax.numpy as jnp
-    >>> [round(float(p), 3) for p in log_softmax(jnp.array([3e38, 3e38, -3e38]))]
-    [-0.693, -0.693, -inf]
+    >>> [round(float(p), 3) for p in log_softmax(jnp.array([1e30, 1e30]))]
+    [-0.693, -0.693]
     """
     shifted = z - _top(z, axis)
     return shifted - jnp.log(jnp.sum(jnp.exp(shifted), axis=axis, keepdims=True))

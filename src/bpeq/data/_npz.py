@@ -13,8 +13,7 @@ from annotated_types import Interval
 from bpeq.core.paths import user_path
 from bpeq.data import _checks as checks
 from bpeq.data._dataset import Dataset, Splits, Task, TooFew, carve, finish, shuffled, single
-from bpeq.settings import Count, DataError, Fraction, SettingError, checked
-from bpeq.types import Caution
+from bpeq.settings import Caution, Count, DataError, Fraction, SettingError, checked
 
 TaskChoice = Literal["auto", "classification", "binary", "regression"]
 Classes = Annotated[int, Interval(ge=2, lt=checks.LABEL_LIMIT)]
