@@ -138,7 +138,7 @@ def test_library_code_neither_prints_nor_touches_files():
 def test_modules_stay_small():
     """A module is as long as its idea: few are long, and a very long one has several ideas."""
     sizes = {p: len(p.read_text().splitlines()) for p in FILES}
-    assert {p.name: n for p, n in sizes.items() if n > 450} == {}
+    assert {p.name: n for p, n in sizes.items() if n > 380} == {}
     assert sum(n > 300 for n in sizes.values()) < len(sizes) / 5
 
 

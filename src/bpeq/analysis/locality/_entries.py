@@ -1,4 +1,4 @@
-"""The values of primitives that are not contractions: moves, sums, choices, concatenations."""
+"""The values of primitives that are not contractions: sums, choices, look-ups, concatenations."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from bpeq.analysis.locality import _arrays, _contents
+from bpeq.analysis.locality import _arrays, _contents, _moves
 from bpeq.analysis.locality._arrays import BATCH, NO_LABELS, NO_OWNERS, Dims, Units, Value
 from bpeq.analysis.locality._contents import Atom, Content, Kind, Label, bent, chosen, either, times
 from bpeq.analysis.locality._places import ENTRYWISE
@@ -25,11 +25,6 @@ _KNOWN = (
 )
 _ALONG = ("cumsum", "cumprod", "cummax", "cummin", "cumlogsumexp", "sort")
 _NAMED = ("sign", "round", "abs")  # functions of a weight that a row names
-_UNMOVED = """
-    slice dynamic_slice rev split tile copy convert_element_type reduce_precision stop_gradient
-    real imag conj neg
-"""
-_MARK = frozenset({BATCH})
 
 
 def entries(eqn: Any, values: Sequence[Value], units: Units) -> Value:
@@ -46,13 +41,13 @@ def entries(eqn: Any, values: Sequence[Value], units: Units) -> Value:
     name, rank = eqn.primitive.name, len(eqn.outvars[0].aval.shape)
     if name in ("stack", "concatenate"):
         return _laid(eqn, values, units)
-    if name in _MOVED and len(values) == 1:
+    if name in _moves.MOVED and len(values) == 1:
         value, axis = values[0], 0
         if value.sizes:
-            place = _followed(eqn, value.axis, sum(value.sizes))
+            place = _moves.followed(eqn, value.axis, sum(value.sizes))
             value, axis = (value.whole, 0) if place is None else (value, place)
-        dims = _MOVED[name](eqn, value.dims)
-        result = value._replace(dims=dims, axis=axis, spread=_repeated(eqn, [value]))
+        dims = _moves.MOVED[name](eqn, value.dims)
+        result = value._replace(dims=dims, axis=axis, spread=_moves.repeated(eqn, [value]))
         return cut_units(eqn, [value], result, units)
     values = _as_signals(name, values)
     operands, several = zip(*_operands(eqn, values), strict=True)
@@ -65,7 +60,7 @@ def entries(eqn: Any, values: Sequence[Value], units: Units) -> Value:
         functions = {(leaf, name if name in _NAMED else function) for leaf, function in owners}
         result = result._replace(weights=frozenset(functions))
     if name in ENTRYWISE:
-        result = result._replace(spread=_repeated(eqn, values))
+        result = result._replace(spread=_moves.repeated(eqn, values))
     if name in ENTRYWISE or name in ("gather", "pad"):
         result = result._replace(summand=NO_OWNERS.union(*(value.summand for value in values)))
     result = cut_units(eqn, values, meeting(result, values, units), units, signals=False)
@@ -155,7 +150,7 @@ def follows(eqn: Any) -> bool:
     """
     shapes = [var.aval.shape for var in eqn.invars]
     fits = all(_fits(shape, out.aval.shape) for shape in shapes for out in eqn.outvars)
-    return fits or eqn.primitive.name in _KNOWN or eqn.primitive.name in _MOVED
+    return fits or eqn.primitive.name in _KNOWN or eqn.primitive.name in _moves.MOVED
 
 
 def meeting(result: Value, values: Sequence[Value], units: Units) -> Value:
@@ -194,44 +189,15 @@ def _operands(eqn: Any, values: Sequence[Value]) -> list[tuple[Value, Dims]]:
     """The operands, with their dims in the result."""
     name, pairs = eqn.primitive.name, [(value, value.dims) for value in values]
     if name == "gather":
-        return [(values[0], _gather(eqn, values[0].dims)), (values[1], _picked(eqn, *values))]
+        return [
+            (values[0], _moves.gathered(eqn, values[0].dims)),
+            (values[1], _picked(eqn, *values)),
+        ]
     if name.startswith("scatter"):
         return [pairs[0], (values[2], _scattered(eqn, values[2]))]
     if name == "dynamic_slice":
         return pairs[:1]
     return pairs[1:] if name == "select_and_scatter_add" else pairs
-
-
-def _followed(eqn: Any, axis: int, pieces: int) -> int | None:
-    """The axis of the result that holds the same pieces; None if they may be cut or merged.
-
-    If the first axis is merged with axes behind it, or split, its pieces stay in order.
-    """
-    name, before, after = eqn.primitive.name, eqn.invars[0].aval.shape, eqn.outvars[0].aval.shape
-    if name == "reshape":
-        return 0 if axis == 0 and after and after[0] % pieces == 0 else None
-    marked = [_MARK if place == axis else NO_LABELS for place in range(len(before))]
-    places = [place for place, dim in enumerate(_MOVED[name](eqn, tuple(marked))) if dim]
-    whole = name not in ("unstack", "rev", "tile") and places
-    return places[0] if whole and before[axis] == after[places[0]] else None
-
-
-def _repeated(eqn: Any, values: Sequence[Value]) -> frozenset[int]:
-    """The axes of a result along which all entries are equal."""
-    name, after, before = eqn.primitive.name, eqn.outvars[0].aval.shape, eqn.invars[0].aval.shape
-    every, spread = frozenset(range(len(after))), values[0].spread
-    if name in ("broadcast_in_dim", "transpose"):
-        marked = [NO_LABELS if axis in spread else _MARK for axis in range(len(before))]
-        moved = _MOVED[name](eqn, tuple(marked))
-        return frozenset(axis for axis in every if not moved[axis])
-    if name in _MOVED and len(spread) == len(before):
-        return every
-    if name not in ENTRYWISE:
-        return frozenset()
-    for var, value in zip(eqn.invars, values, strict=True):
-        shape = var.aval.shape
-        every &= {a for a in every if not shape or a in value.spread or shape[a] < after[a]}
-    return every
 
 
 def _picked(eqn: Any, table: Value, index: Value) -> Dims:
@@ -340,72 +306,6 @@ def _with_output_errors(result: Value, units: Units) -> Value:
         return content._replace(terms=frozenset(terms))
 
     return result.mapped(one)
-
-
-def _broadcast(eqn: Any, dims: Dims) -> Dims:
-    shape, after = eqn.invars[0].aval.shape, eqn.outvars[0].aval.shape
-    out = [NO_LABELS] * len(after)
-    for axis, place in enumerate(eqn.params["broadcast_dimensions"]):
-        if shape[axis] == after[place]:
-            out[place] = dims[axis]
-    return tuple(out)
-
-
-def _squeeze(eqn: Any, dims: Dims) -> Dims:
-    gone = eqn.params["dimensions"]
-    return tuple(dim for axis, dim in enumerate(dims) if axis not in gone)
-
-
-def _reshape(eqn: Any, dims: Dims) -> Dims:
-    """The dims after a reshape. Merged or split axes share what they index."""
-    before, after = eqn.invars[0].aval.shape, eqn.outvars[0].aval.shape
-    if 0 in before:
-        return (NO_LABELS,) * len(after)
-    out: list[frozenset[Label]] = []
-    i = j = 0
-    while i < len(before) or j < len(after):
-        left = [i] if i < len(before) else []
-        right = [j] if j < len(after) else []
-        if left and right and before[i] == after[j]:
-            i, j = i + 1, j + 1
-        elif left and before[i] == 1:
-            i, right = i + 1, []
-        elif right and after[j] == 1:
-            j, left = j + 1, []
-        else:
-            sizes = [before[i], after[j]]
-            i, j = i + 1, j + 1
-            while sizes[0] != sizes[1]:
-                if sizes[0] < sizes[1]:
-                    sizes[0] *= before[i]
-                    left, i = [*left, i], i + 1
-                else:
-                    sizes[1] *= after[j]
-                    right, j = [*right, j], j + 1
-        out += [NO_LABELS.union(*(dims[axis] for axis in left))] * len(right)
-    return tuple(out)
-
-
-def _gather(eqn: Any, dims: Dims) -> Dims:
-    numbers = eqn.params["dimension_numbers"]
-    gone = {*numbers.collapsed_slice_dims, *numbers.operand_batching_dims}
-    kept = [dim for axis, dim in enumerate(dims) if axis not in gone]
-    out = [NO_LABELS] * len(eqn.outvars[0].aval.shape)
-    for place, dim in zip(numbers.offset_dims, kept, strict=True):
-        out[place] = dim
-    return tuple(out)
-
-
-_MOVED: dict[str, Callable[[Any, Dims], Dims]] = {
-    "transpose": lambda eqn, dims: tuple(dims[axis] for axis in eqn.params["permutation"]),
-    "broadcast_in_dim": _broadcast,
-    "squeeze": _squeeze,
-    "reshape": _reshape,
-    "gather": _gather,
-    "unstack": lambda eqn, dims: dims[: eqn.params["axis"]] + dims[eqn.params["axis"] + 1 :],
-    **dict.fromkeys(_UNMOVED.split(), lambda eqn, dims: dims),
-}
-"""The dims of a result that rearranges its first operand."""
 
 
 def _choice(row: Sequence[Content]) -> Content:
