@@ -781,7 +781,8 @@ def test_a_folder_that_holds_a_run_stays_byte_for_byte(call, tmp_path, config, c
     code, line = refused(call, tmp_path, *argv)
     assert (code, line.count("\n")) == (2, 0)
     assert line.startswith("bpeq: the folder old already holds a run; name a new one")
-    assert "--resume" in line
+    # Only what a run or a comparison can continue from names the way to do so.
+    assert ("--resume" in line) == (mark in ("config.toml", "comparison.json"))
 
 
 def test_a_folder_with_other_files_stays_as_it_is(call, tmp_path, config):
